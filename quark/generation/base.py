@@ -1,0 +1,44 @@
+"""What a generator is: prompts in, completions out, token for token as sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pydantic import Field
+
+from quark.settings import Settings
+from quark.types import Completion, Prompt
+
+
+class SamplingConfig(Settings):
+    """How completions are sampled. Every value is passed explicitly, so no library default leaks in."""
+
+    max_new_tokens: int = Field(20, ge=1)
+    """Completion length limit, in tokens."""
+    min_new_tokens: int = Field(0, ge=0)
+    """End-of-sequence is forbidden for this many tokens (the published code: 3)."""
+    temperature: float = Field(1.0, ge=0.0)
+    """Softmax temperature; 0 is greedy."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Nucleus mass; 1 samples from the whole distribution."""
+    top_k: int = Field(0, ge=0)
+    """Keep only the k most likely tokens; 0 keeps all (the published code silently used 50)."""
+    batch_size: int = Field(128, ge=1)
+    """Completions sampled at once."""
+
+
+class Generator(Protocol):
+    """Samples completions from one model."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, quantile: int | None, seed: int
+    ) -> list[Completion]:
+        """One completion per prompt, in order.
+
+        Args:
+            prompts: repeat a prompt for several completions of it.
+            quantile: condition on this quantile's reward token (0 lowest); None gives no token.
+            seed: u64; the same seed, prompts and weights give the same completions.
+        """
+        ...

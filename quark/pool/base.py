@@ -1,0 +1,264 @@
+"""What a sample pool is: the contract that the Rust pool and the plain-Python specification share.
+
+A label ("this sample is in quantile k") is never stored: it is a view of (snapshot, number of
+quantiles, score column, tie rule, remainder rule). What is stored are raw scores.
+
+Order of the samples in a ranking: score descending (-0.0 equals 0.0), then, between equal scores, the
+tie rule. NaN is never ranked and gets the label -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class TieRule(StrEnum):
+    """How a block of equal scores is cut where a quantile boundary falls inside it."""
+
+    HASH = "hash"
+    """By a hash of the sample id seeded per pool, so that age does not leak into the label."""
+    OLDER_FIRST = "older_first"
+    """Older samples rank higher (the published code's stable sort)."""
+    TOGETHER = "together"
+    """Not at all: the whole block goes to the highest quantile that it touches."""
+
+
+class RemainderRule(StrEnum):
+    """Which quantiles get the N mod K samples that do not divide."""
+
+    SPREAD = "spread"
+    """Quantile k holds the ascending ranks floor(k N / K) .. floor((k + 1) N / K): sizes differ by at most 1."""
+    LOWEST = "lowest"
+    """All of them go to quantile 0 (the published code). With N < K every sample is in quantile 0."""
+
+
+class SamplingMode(StrEnum):
+    """How a sampler chooses the quantiles of a batch."""
+
+    STRATIFIED = "stratified"
+    """Exact counts (within one) per non-empty quantile, each quantile walked without replacement."""
+    IID = "iid"
+    """k uniform over the non-empty quantiles, then a sample of it, with replacement (Lu et al. 2022, eq. 1)."""
+    SHUFFLE = "shuffle"
+    """Epochs over all ranked samples in a keyed permutation (the published code); no strata."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRecord:
+    """A prompt as the pool stores it, once however many samples have it."""
+
+    token_ids: NDArray[np.uint32]
+    """[P] ids."""
+    text: str
+    metadata: str = "{}"
+    """User metadata as one JSON object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleBatch:
+    """N samples to append in one commit."""
+
+    key: str
+    """Idempotency key, e.g. ``"<run id>/<round>/<chunk>"``: a key that is already there is not appended again."""
+    prompts: Sequence[PromptRecord]
+    """The U distinct prompts of the batch; ones the pool already has are recognised by content."""
+    prompt_index: NDArray[np.uint32]
+    """[N] index into ``prompts``."""
+    completion_tokens: NDArray[np.uint32]
+    """[sum of lengths] all completions one after another, as sampled."""
+    completion_offsets: NDArray[np.int64]
+    """[N + 1] where each completion begins in ``completion_tokens``."""
+    completion_texts: Sequence[str] | None
+    """N texts, or None for a pool that stores no text."""
+    finish_reasons: NDArray[np.uint8]
+    """[N] ``FinishReason`` values."""
+    round: int
+    chunk: int
+    policy_step: int
+    """Optimizer steps that the sampling policy had taken."""
+    reward_tokens: NDArray[np.int16]
+    """[N] quantile whose token conditioned the sampling, -1 for none."""
+    settings: str
+    """Sampling settings as one JSON object; stored once per distinct value."""
+    seeds: NDArray[np.uint64]
+    """[N] seeds."""
+    logprob_policy: NDArray[np.float32]
+    """[N] nats, NaN = not computed."""
+    logprob_reference: NDArray[np.float32]
+    """[N] nats, NaN = not computed."""
+    scores: Mapping[str, NDArray[np.float32]]
+    """Score column name -> [N] values, NaN = not scored. Names match ``[a-z0-9_.-]{1,64}``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A commit: what a reader sees for as long as it likes."""
+
+    generation: int
+    """Number of commits so far; 0 is the empty pool."""
+    hash: str
+    """Hex SHA-256 of the manifest chain up to this commit."""
+    num_samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One stored sample with all its columns."""
+
+    id: int
+    prompt_id: int
+    prompt_text: str
+    prompt_tokens: NDArray[np.uint32]
+    prompt_metadata: str
+    completion_tokens: NDArray[np.uint32]
+    completion_text: str | None
+    finish_reason: int
+    round: int
+    chunk: int
+    policy_step: int
+    reward_token: int
+    settings: str
+    seed: int
+    logprob_policy: float
+    logprob_reference: float
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolBatch:
+    """A minibatch, padded and ready for torch (the arrays belong to the caller)."""
+
+    ids: NDArray[np.uint64]
+    """[B] sample ids."""
+    quantiles: NDArray[np.int16]
+    """[B] labels, 0 lowest; -1 when gathered by id without a quantization."""
+    prompt_tokens: NDArray[np.int64]
+    """[B, P] left-padded with ``pad_id``."""
+    prompt_lengths: NDArray[np.int32]
+    """[B]"""
+    completion_tokens: NDArray[np.int64]
+    """[B, T] right-padded with ``pad_id``."""
+    completion_lengths: NDArray[np.int32]
+    """[B] end-of-sequence token included."""
+    scores: NDArray[np.float32]
+    """[B] the score column that the ranking used."""
+
+
+class Sampler(Protocol):
+    """A stateless stream of minibatches: batch t is a pure function of (quantization, settings, seed, t)."""
+
+    def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
+        """Ids [B] and quantiles [B] of batch ``step``."""
+        ...
+
+    def batch(self, step: int, *, pad_id: int) -> PoolBatch:
+        """Batch ``step``, gathered."""
+        ...
+
+
+class Quantization(Protocol):
+    """The ranking of one snapshot, cut into quantiles."""
+
+    @property
+    def num_quantiles(self) -> int: ...
+
+    @property
+    def snapshot(self) -> Snapshot: ...
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """[K] samples per quantile."""
+        ...
+
+    @property
+    def lower_bounds(self) -> NDArray[np.float32]:
+        """[K] lowest score in each quantile; NaN where it is empty."""
+        ...
+
+    @property
+    def num_unranked(self) -> int:
+        """Samples whose score is NaN."""
+        ...
+
+    def labels(self) -> NDArray[np.int16]:
+        """[N] quantile of each sample in id order, -1 for unranked ones. One pass over the pool."""
+        ...
+
+    def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]:
+        """[M] quantiles of some samples. Raises IndexError for an id that the snapshot lacks."""
+        ...
+
+    def sampler(
+        self, *, batch_size: int, seed: int, mode: SamplingMode = SamplingMode.STRATIFIED
+    ) -> Sampler:
+        """Raises ValueError when nothing is ranked or ``batch_size`` < 1."""
+        ...
+
+
+class SamplePool(Protocol):
+    """An append-only store of samples; see ``docs/pool.md`` and ``quark_pool_rs/FORMAT.md``."""
+
+    @property
+    def path(self) -> Path | None: ...
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The commit that this handle sees."""
+        ...
+
+    @property
+    def score_columns(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def append(self, batch: SampleBatch) -> range:
+        """Commit ``batch`` and return its ids; on return the samples survive a power cut.
+
+        A key that the pool already has returns the ids it got the first time and writes nothing.
+
+        Raises:
+            ValueError: arrays that do not fit together, a token id outside the vocabulary, a bad name.
+            PoolPoisonedError: an earlier sync failed; reopen.
+            OSError: the disk refused; the pool is as before the call.
+        """
+        ...
+
+    def find(self, key: str) -> range | None:
+        """Ids that were appended under ``key``, or None."""
+        ...
+
+    def refresh(self) -> Snapshot:
+        """Move a reader to the newest commit."""
+        ...
+
+    def quantize(
+        self,
+        num_quantiles: int,
+        *,
+        score: str = "reward",
+        ties: TieRule = TieRule.HASH,
+        remainder: RemainderRule = RemainderRule.SPREAD,
+    ) -> Quantization:
+        """Raises KeyError for an unknown score column, ValueError for ``num_quantiles`` < 1."""
+        ...
+
+    def scores(self, name: str) -> NDArray[np.float32]:
+        """[N] a score column in id order."""
+        ...
+
+    def samples(self, ids: Sequence[int]) -> list[Sample]:
+        """Whole samples, for people and replay. Raises IndexError."""
+        ...
+
+    def gather(self, ids: NDArray[np.uint64], *, pad_id: int) -> PoolBatch:
+        """Some samples as a padded batch; ``quantiles`` are -1 and ``scores`` NaN."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,55 @@
+"""Every file name inside a run directory, in one place.
+
+    run/
+      run.json          who made this run: format version, run id, quark version
+      config.toml       the effective configuration
+      pool/             the sample pool
+      metrics.jsonl     one JSON object a line (docs/metrics.md)
+      checkpoints/      step-00000042/ ...
+      model/            the newest finished model, loadable with plain transformers
+      report.html       the report
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def identity(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def pool(self) -> Path:
+        return self.path / "pool"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def is_run(self) -> bool:
+        """Whether this directory holds a run of ours."""
+        return self.identity.is_file()

@@ -1,0 +1,98 @@
+"""What a run tells whoever watches it.
+
+The trainer knows no console: it reports to a ``TrainingListener``, which the CLI (tables, progress) and
+the tests implement. All values here are plain numbers and texts; texts are model output and hostile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+Phase = Literal["loading", "exploring", "scoring", "learning", "evaluating", "saving"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A step forward inside a phase."""
+
+    phase: Phase
+    round: int
+    done: int
+    total: int
+    """``done`` of ``total`` units: completions when exploring, optimizer steps when learning."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Newest figures, named as in ``metrics.jsonl`` (``reward_mean``, ``kl_policy_to_reference``, ``tokens_per_s``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleView:
+    """A stored sample for showing."""
+
+    id: int
+    prompt: str
+    completion: str
+    reward: float
+    quantile: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSummary:
+    """One round, finished and committed."""
+
+    round: int
+    num_rounds: int
+    metrics: Mapping[str, float]
+    """All figures of the round, named as in ``metrics.jsonl``."""
+    best_samples: Sequence[SampleView]
+    """A few of the round's new samples from the best quantile."""
+    worst_samples: Sequence[SampleView]
+    """A few of the round's new samples from the lowest quantile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeforeAfter:
+    """The same prompt answered by the original model and by the trained one under the best token."""
+
+    prompt: str
+    before: str
+    before_reward: float
+    after: str
+    after_reward: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """What a finished (or cleanly interrupted) run amounts to; ``quark train --json`` prints it."""
+
+    run_dir: Path
+    pool: Path
+    model: Path
+    report: Path | None
+    rounds: int
+    samples: int
+    reward_before: float
+    reward_after: float
+    kl_policy_to_reference: float
+    kl_reference_to_policy: float
+    control_curve: Sequence[float]
+    """Mean reward when conditioned on token 0 .. K-1."""
+    seconds: float
+    interrupted: bool
+    metrics: Mapping[str, float]
+    """Further final figures (``distinct_2_after``, ``vader_before`` ...)."""
+    before_after: Sequence[BeforeAfter] = ()
+
+
+class TrainingListener(Protocol):
+    """Watches a run."""
+
+    def on_message(self, text: str, *, level: Literal["info", "warning"] = "info") -> None:
+        """Something worth a line (resumed from step n, n rewards failed, falling back to ...)."""
+        ...
+
+    def on_progress(self, progress: Progress) -> None: ...
+
+    def on_round(self, summary: RoundSummary) -> None: ...
