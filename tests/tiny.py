@@ -24,7 +24,9 @@ VOCAB_SIZE = 257
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token per byte and `<|endoftext|>` (id 256) for eos; no pad token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    backend = Tokenizer(
+        models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])

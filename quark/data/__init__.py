@@ -1,1 +1,1 @@
-
+"""Prompts in, training tensors out."""

@@ -1,1 +1,1 @@
-
+"""Causal language models with reward tokens."""

@@ -1,1 +1,1 @@
-
+"""The original model as the anchor of the KL penalty."""

@@ -1,0 +1,74 @@
+"""Minibatches of the pool as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quark.models.batch import TrainingBatch, valid_positions
+
+__all__ = ["PaddedSamples", "TrainingBatch", "collate"]
+
+
+class PaddedSamples(Protocol):
+    """The part of a pool's minibatch that training reads."""
+
+    @property
+    def quantiles(self) -> NDArray[np.int16]: ...
+    @property
+    def prompt_tokens(self) -> NDArray[np.int64]: ...
+    @property
+    def prompt_lengths(self) -> NDArray[np.int32]: ...
+    @property
+    def completion_tokens(self) -> NDArray[np.int64]: ...
+    @property
+    def completion_lengths(self) -> NDArray[np.int32]: ...
+
+
+def collate(
+    batch: PaddedSamples,
+    reward_token_ids: Sequence[int],
+    pad_id: int,
+    device: torch.device,
+) -> TrainingBatch:
+    """Tensors on ``device`` for a minibatch of the pool; every sample brings the token of its quantile.
+
+    Args:
+        batch: a minibatch with quantiles in 0 .. K-1, prompts left-padded, completions right-padded.
+        reward_token_ids: [K] ids, quantile 0 (lowest) first.
+        pad_id: what the padding is filled with; it is never looked at.
+        device: where the tensors go.
+
+    Raises:
+        ValueError: a sample without a quantile, or without a single prompt or completion token.
+    """
+    if batch.quantiles.min() < 0 or batch.quantiles.max() >= len(reward_token_ids):
+        raise ValueError(
+            f"a training batch needs quantiles in 0 .. {len(reward_token_ids) - 1}, "
+            f"found {batch.quantiles.min()} .. {batch.quantiles.max()}"
+        )
+    if batch.prompt_lengths.min() < 1 or batch.completion_lengths.min() < 1:
+        raise ValueError("every sample of a training batch needs a prompt and a completion token")
+
+    def tensor(array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array.astype(np.int64))
+
+    prompt_lengths, completion_lengths = batch.prompt_lengths, batch.completion_lengths
+    width, steps = int(prompt_lengths.max()), int(completion_lengths.max())
+    prompts = tensor(batch.prompt_tokens[:, batch.prompt_tokens.shape[1] - width :])
+    completions = tensor(batch.completion_tokens[:, :steps])
+    lengths = tensor(completion_lengths)
+    completions[torch.arange(steps) >= lengths.unsqueeze(1)] = pad_id
+    ids = np.asarray(reward_token_ids, dtype=np.int64)
+    return TrainingBatch(
+        reward_tokens=torch.from_numpy(ids[batch.quantiles]).to(device),
+        prompt_tokens=prompts.to(device),
+        prompt_lengths=tensor(prompt_lengths).to(device),
+        completion_tokens=completions.to(device),
+        completion_lengths=lengths.to(device),
+        token_index=valid_positions(lengths, steps).to(device),
+    )

@@ -1,0 +1,295 @@
+"""Sampling with a transformers model, every setting explicit, on the tokens that training will see.
+
+The loop is our own for four reasons: a token's log-probability is taken from the untruncated distribution
+that it was sampled from; nothing outside the base vocabulary can be sampled; finished rows leave the
+batch; and every row has its own stream of random numbers, so that a completion depends on (seed, row,
+weights) and not on how rows were batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quark.errors import ModelError
+from quark.generation.base import SamplingConfig
+from quark.models.batch import pad_left, prepend
+from quark.models.causal import CausalModel
+from quark.models.policy import Policy, pad_id, stop_ids
+from quark.models.reward_tokens import RewardTokens
+from quark.types import Completion, FinishReason, Prompt
+
+
+class TransformersGenerator:
+    """Samples completions from a policy, or from a model without reward tokens.
+
+    Completions carry ``logprob_policy``: the sum of their log-probabilities under the untruncated
+    distribution at temperature 1 over the base vocabulary, whatever was sampled from; so it is
+    the same figure that training computes. ``logprob_reference`` stays NaN.
+
+    Args:
+        policy_or_model: a ``Policy``, or a plain causal LM (the reference).
+        tokenizer: decodes, and names the end-of-sequence token.
+        reward_tokens: never sampled; None only where the model has none.
+        config: how to sample.
+        device: where the model is.
+    """
+
+    def __init__(
+        self,
+        policy_or_model: Policy | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        reward_tokens: RewardTokens | None,
+        config: SamplingConfig,
+        device: torch.device,
+    ) -> None:
+        if isinstance(policy_or_model, Policy):
+            self._causal = policy_or_model.causal
+            reward_tokens = reward_tokens or policy_or_model.reward_tokens
+        else:
+            self._causal = CausalModel(policy_or_model)
+        self._tokenizer = tokenizer
+        self._reward_tokens = reward_tokens
+        self._config = config
+        self._device = device
+        model = self._causal.model
+        if reward_tokens is None:
+            num_columns = model.get_output_embeddings().weight.shape[0]
+            self._width = min(num_columns, max(tokenizer.get_vocab().values()) + 1)
+        else:
+            self._width = reward_tokens.base_vocab_size
+        self._pad_id = pad_id(tokenizer)
+        self._stop_ids = torch.tensor(
+            [i for i in stop_ids(model, tokenizer) if i < self._width],
+            dtype=torch.int64,
+            device=device,
+        )
+        self._max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, quantile: int | None, seed: int
+    ) -> list[Completion]:
+        """One completion per prompt, in order; see ``Generator``.
+
+        Raises:
+            ValueError: an empty prompt, an id outside the base vocabulary, or a quantile that is not there.
+            ModelError: prompt and completion do not fit the model's context, or it gave NaN.
+        """
+        reward_token = self._reward_token(quantile)
+        self._check(prompts)
+        # One row of numbers per prompt, whatever batch it lands in. Below 1 by more than the
+        # rounding of a cumulative sum, so the last step of a distribution is never overshot.
+        uniforms = np.random.default_rng(seed).random((len(prompts), self._config.max_new_tokens))
+        uniforms *= 1.0 - 2.0**-32
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
+        completions: dict[int, Completion] = {}
+        with _evaluating(self._causal.model), torch.inference_mode():
+            for start in range(0, len(order), self._config.batch_size):
+                rows = order[start : start + self._config.batch_size]
+                sampled = self._sample(
+                    [prompts[i].token_ids for i in rows], uniforms[rows], reward_token
+                )
+                batch = self._completions(prompts, rows, sampled, quantile, seed)
+                completions.update(zip(rows, batch, strict=True))
+        return [completions[i] for i in range(len(prompts))]
+
+    def _reward_token(self, quantile: int | None) -> int | None:
+        if quantile is None:
+            return None
+        if self._reward_tokens is None:
+            raise ValueError("this model has no reward tokens: generate with quantile=None")
+        if not 0 <= quantile < self._reward_tokens.num_quantiles:
+            raise ValueError(
+                f"quantile {quantile} is not in 0 .. {self._reward_tokens.num_quantiles - 1}"
+            )
+        return self._reward_tokens.ids[quantile]
+
+    def _check(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            if not prompt.token_ids:
+                raise ValueError(f"prompt {prompt.index} has no tokens")
+            if max(prompt.token_ids) >= self._width or min(prompt.token_ids) < 0:
+                raise ValueError(
+                    f"prompt {prompt.index} has token {max(prompt.token_ids)}, outside the base "
+                    f"vocabulary of {self._width}"
+                )
+            # One for the reward token; the last sampled token is never run.
+            length = 1 + len(prompt.token_ids) + self._config.max_new_tokens - 1
+            if self._max_positions is not None and length > self._max_positions:
+                raise ModelError(
+                    f"prompt {prompt.index} has {len(prompt.token_ids)} tokens; with a reward token and "
+                    f"{self._config.max_new_tokens} new ones it exceeds the model's "
+                    f"{self._max_positions} positions. Shorten prompts or lower max_new_tokens."
+                )
+
+    def _sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        uniforms: NDArray[np.float64],
+        reward_token: int | None,
+    ) -> _Sampled:
+        """Sample one batch."""
+        config, device = self._config, self._device
+        num_rows, num_steps = len(prompts), config.max_new_tokens
+        input_ids, lengths = (t.to(device) for t in pad_left(prompts, self._pad_id))
+        if reward_token is not None:
+            input_ids, lengths = prepend(input_ids, lengths, torch.full_like(lengths, reward_token))
+        columns = torch.arange(input_ids.shape[1], device=device)
+        mask = (columns >= (input_ids.shape[1] - lengths).unsqueeze(1)).long()
+        positions = self._causal.positions(mask, is_conditioned=reward_token is not None)
+
+        tokens = torch.full((num_rows, num_steps), self._pad_id, dtype=torch.int64, device=device)
+        logprobs = torch.zeros(num_rows, dtype=torch.float64, device=device)
+        counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        numbers = torch.from_numpy(uniforms).to(device)
+
+        rows = torch.arange(num_rows, device=device)
+        """Rows of the batch that are still running."""
+        alive = torch.ones(num_rows, dtype=torch.bool, device=device)
+        """Per running row: not ended yet."""
+        new_ids, new_positions, cache = input_ids, positions, None
+        for step in range(num_steps):
+            logits, cache = self._causal.next_logits(new_ids, mask, new_positions, cache)
+            logits = logits[:, : self._width].float()
+            sampled, token_logprobs = self._pick(logits, numbers[rows, step], step)
+            live = rows[alive]
+            tokens[live, step] = sampled[alive]
+            logprobs[live] += token_logprobs[alive]
+            counts[live] += 1
+            ends = torch.isin(sampled, self._stop_ids) & alive
+            stopped[rows[ends]] = True
+            alive = alive & ~ends
+            num_alive = int(alive.sum())
+            if num_alive == 0 or step + 1 == num_steps:
+                break
+            one = mask.new_ones(len(rows), 1)
+            mask, input_ids = torch.cat([mask, one], 1), torch.cat([input_ids, sampled[:, None]], 1)
+            positions = torch.cat([positions, positions[:, -1:] + 1], 1)
+            if num_alive <= 0.75 * len(rows) and (
+                cache is None or hasattr(cache, "batch_select_indices")
+            ):
+                kept = alive.nonzero().squeeze(1)
+                if cache is not None:
+                    cache.batch_select_indices(kept)
+                rows, mask = rows[kept], mask[kept]
+                input_ids, positions, alive = input_ids[kept], positions[kept], alive[kept]
+            if cache is None:
+                new_ids, new_positions = input_ids, positions
+            else:
+                new_ids, new_positions = input_ids[:, -1:], positions[:, -1:]
+        if not bool(torch.isfinite(logprobs).all()):
+            raise ModelError(
+                "the model gave NaN or infinite logits while sampling: its weights are broken"
+            )
+        return _Sampled(
+            tokens=tokens.cpu().numpy().astype(np.uint32),
+            counts=counts.cpu().numpy(),
+            stopped=stopped.cpu().numpy(),
+            logprobs=logprobs.cpu().numpy(),
+        )
+
+    def _pick(self, logits: Tensor, numbers: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Sampled ids [B] and their log-probabilities [B] before any truncation.
+
+        Args:
+            logits: float32 [B, W].
+            numbers: float64 [B] uniform in [0, 1).
+            step: tokens sampled so far.
+        """
+        config = self._config
+        log_z = logits.logsumexp(-1)
+        allowed = logits
+        if step < config.min_new_tokens and len(self._stop_ids):
+            allowed = logits.index_fill(1, self._stop_ids, -torch.inf)
+        if config.temperature == 0.0:
+            sampled = allowed.argmax(-1)
+        else:
+            sampled = _draw(
+                torch.softmax(allowed / config.temperature, -1)
+                if config.temperature != 1.0
+                else torch.softmax(allowed, -1),
+                numbers,
+                top_k=config.top_k,
+                top_p=config.top_p,
+            )
+        return sampled, logits.gather(1, sampled.unsqueeze(1)).squeeze(1) - log_z
+
+    def _completions(
+        self,
+        prompts: Sequence[Prompt],
+        rows: Sequence[int],
+        sampled: _Sampled,
+        quantile: int | None,
+        seed: int,
+    ) -> Iterator[Completion]:
+        token_ids = [
+            tokens[:count] for tokens, count in zip(sampled.tokens, sampled.counts, strict=True)
+        ]
+        texts = self._tokenizer.batch_decode(
+            [ids.tolist() for ids in token_ids],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        for i, row in enumerate(rows):
+            yield Completion(
+                prompt=prompts[row],
+                token_ids=token_ids[i],
+                text=texts[i],
+                finish_reason=FinishReason.STOP if sampled.stopped[i] else FinishReason.LENGTH,
+                reward_quantile=quantile,
+                seed=seed,
+                logprob_policy=float(sampled.logprobs[i]),
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sampled:
+    tokens: NDArray[np.uint32]
+    """[B, T]"""
+    counts: NDArray[np.int64]
+    """[B] tokens sampled, the end-of-sequence token included."""
+    stopped: NDArray[np.bool_]
+    """[B] whether the last one is an end-of-sequence token."""
+    logprobs: NDArray[np.float64]
+    """[B] sums in nats."""
+
+
+def _draw(probabilities: Tensor, numbers: Tensor, *, top_k: int, top_p: float) -> Tensor:
+    """Invert the cumulative distribution of each row [B, W] at ``numbers`` [B] in [0, 1): ids [B].
+
+    ``top_k`` and ``top_p`` cut the row, most likely tokens first, and the rest is renormalized.
+    """
+    order: Tensor | None = None
+    if 0 < top_k < probabilities.shape[1]:
+        probabilities, order = probabilities.topk(top_k, dim=-1)
+    elif top_p < 1.0:
+        probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    # float64: in float32 the tail of a large vocabulary would be lost in rounding.
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    mass = cumulative[:, -1:]
+    if top_p < 1.0:
+        # The nucleus ends with the first token that brings the cumulative mass to top_p.
+        last = torch.searchsorted(cumulative, mass * top_p).clamp_(max=cumulative.shape[1] - 1)
+        mass = cumulative.gather(1, last)
+    place = torch.searchsorted(cumulative, numbers.unsqueeze(1) * mass, right=True)
+    place.clamp_(max=cumulative.shape[1] - 1)
+    sampled = place if order is None else order.gather(1, place)
+    return sampled.squeeze(1)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

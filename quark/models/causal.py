@@ -1,0 +1,156 @@
+"""Running a causal LM so that only chosen positions are projected on the vocabulary."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quark.models.batch import ModelInputs, TrainingBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRows:
+    """The M positions that predict a batch's completion tokens, not yet projected on the vocabulary."""
+
+    rows: Tensor
+    """[M, D] last hidden states (for models whose head is more than a projection: logits [M, V])."""
+    head: Callable[[Tensor], Tensor]
+    """Rows [m, D] to logits [m, V]."""
+    parameters: tuple[nn.Parameter, ...]
+    """The trainable parameters that ``head`` reads."""
+
+
+class CompletionModel(Protocol):
+    """Anything that predicts the completion tokens of a batch: the policy or a reference."""
+
+    def completion_rows(self, batch: TrainingBatch) -> CompletionRows: ...
+
+
+class CausalModel:
+    """A causal LM of transformers, with its body and its vocabulary head used apart where that is exact.
+
+    Some architectures do more to the logits than the head does (soft caps, scaling). Whether the split
+    is exact is found out once, numerically; where it is not, the whole model is run instead.
+
+    Args:
+        model: the model.
+        num_leading_positions: places at the start of the position table that only a reward token
+            takes: inputs without one begin after them.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, num_leading_positions: int = 0) -> None:
+        self.model = model
+        self.num_leading_positions = num_leading_positions
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._takes_logits_to_keep = "logits_to_keep" in accepted
+        self._head: nn.Module | None = model.get_output_embeddings()
+        if self._head is None or not self._head_is_exact():
+            self._head = None
+
+    @property
+    def head_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Trainable parameters of the vocabulary head, where it is run apart."""
+        if self._head is None:
+            return ()
+        return tuple(p for p in self._head.parameters() if p.requires_grad)
+
+    def head(self, rows: Tensor) -> Tensor:
+        """Logits [m, V] of rows that this model made."""
+        if self._head is None:
+            return rows
+        logits: Tensor = self._head(rows)
+        return logits
+
+    def positions(self, attention_mask: Tensor, *, is_conditioned: bool) -> Tensor:
+        """Position ids [B, L]: each row counts from its first real token."""
+        start = 0 if is_conditioned else self.num_leading_positions
+        return (attention_mask.cumsum(-1) - 1).clamp_(min=0) + start
+
+    def run(self, inputs: ModelInputs) -> CompletionRows:
+        """The rows that predict the completion tokens; differentiable."""
+        arguments: dict[str, Any] = {
+            "input_ids": inputs.input_ids,
+            "attention_mask": inputs.attention_mask,
+            "use_cache": False,
+        }
+        if self._takes_positions:
+            arguments["position_ids"] = self.positions(
+                inputs.attention_mask, is_conditioned=inputs.is_conditioned
+            )
+        rows = self._rows(arguments)
+        flat = rows.flatten(0, 1)
+        return CompletionRows(
+            rows=flat.index_select(0, inputs.token_positions),
+            head=self.head,
+            parameters=self.head_parameters,
+        )
+
+    def next_logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        cache: Any = None,  # noqa: ANN401 - every architecture brings its own cache class
+    ) -> tuple[Tensor, Any]:
+        """Logits [B, V] after the last column, and the cache to hand in with the next column.
+
+        The cache is None where the architecture gives none: then hand in all columns again.
+        """
+        arguments: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "use_cache": True,
+        }
+        if self._takes_positions:
+            arguments["position_ids"] = position_ids
+        if cache is not None:
+            arguments["past_key_values"] = cache
+        if self._head is None:
+            if self._takes_logits_to_keep:
+                arguments["logits_to_keep"] = 1
+            output = self.model(**arguments)
+            logits: Tensor = output.logits[:, -1]
+        else:
+            output = self.model.base_model(**arguments)
+            logits = self._head(output.last_hidden_state[:, -1])
+        return logits, getattr(output, "past_key_values", None)
+
+    def _rows(self, arguments: dict[str, Any]) -> Tensor:
+        rows: Tensor
+        if self._head is None:
+            rows = self.model(**arguments).logits
+        else:
+            rows = self.model.base_model(**arguments).last_hidden_state
+        return rows
+
+    @torch.no_grad()
+    def _head_is_exact(self) -> bool:
+        """Whether head(body(x)) equals model(x) on a few tokens."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            ids = torch.arange(4, device=self.model.device).unsqueeze(0)
+            arguments = {
+                "input_ids": ids,
+                "attention_mask": torch.ones_like(ids),
+                "use_cache": False,
+            }
+            whole = self.model(**arguments).logits
+            body = self.model.base_model
+            if body is self.model:
+                return False
+            output = body(**arguments)
+            rows = getattr(output, "last_hidden_state", None)
+            if rows is None:
+                return False
+            apart = self.head(rows)
+            return apart.shape == whole.shape and torch.allclose(apart, whole, rtol=1e-4, atol=1e-4)
+        finally:
+            self.model.train(was_training)

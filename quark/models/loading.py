@@ -1,0 +1,405 @@
+"""Loading causal LMs and tokenizers: from the hub, a folder, a GGUF file, a Python package or quark itself.
+
+Only safetensors weights and GGUF files are read: nothing is unpickled, and no code of a model repository runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from quark.assets import asset_path
+from quark.errors import ModelError
+from quark.models.policy import (
+    PLAIN_TOKENIZER_FILE,
+    Policy,
+    give_reward_token_its_own_position,
+)
+from quark.models.reward_tokens import add_reward_tokens, read_reward_tokens
+from quark.settings import Settings
+
+
+class ModelConfig(Settings):
+    """Which model is trained."""
+
+    name: str = "embedded:reviews"
+    """Hub name, folder, path of a ``.gguf`` file, ``package:NAME`` (the folder of an installed Python
+    package), or ``embedded:reviews`` (ships with quark)."""
+    gguf_file: str | None = None
+    """Name of a GGUF file in that repository or folder; it is converted once, into the cache."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    cache_dir: Path | None = None
+    """Where converted GGUF models are kept; unset is ``quark/models`` in the user's cache folder."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the weights."""
+    shift_positions: bool | None = None
+    """Give the reward token a position of its own, so that prompts and completions stand where the original
+    model has them. Unset: on where the model learned absolute positions (GPT-2), off elsewhere."""
+    reward_token_std_scale: float = Field(1.0, gt=0.0)
+    """Spread of the new reward tokens' vectors, in standard deviations of the existing ones."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer, without reward tokens.
+
+    Raises:
+        ModelError: it cannot be found, or has no fast form.
+    """
+    return _read_tokenizer(_locate(config))
+
+
+def load_base_model(
+    config: ModelConfig,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> PreTrainedModel:
+    """The original model in eval mode, without reward tokens.
+
+    Args:
+        config: which one.
+        device: where to; None is the CPU.
+        dtype: of the weights; None is ``config.dtype``.
+
+    Raises:
+        ModelError: it cannot be found, or has no safe weights.
+    """
+    return _read_model(_locate(config), device=device, dtype=dtype or config.torch_dtype)
+
+
+def load_policy(
+    config: ModelConfig,
+    *,
+    num_quantiles: int,
+    seed: int,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Policy:
+    """A trainable copy of the original model with ``num_quantiles`` new reward tokens, in eval mode.
+
+    Args:
+        config: the original model.
+        num_quantiles: K.
+        seed: of the reward tokens' vectors.
+        device: where to; None is the CPU.
+        dtype: of the weights; None is ``config.dtype``.
+
+    Raises:
+        ModelError: the model cannot be found or cannot take reward tokens.
+    """
+    source = _locate(config)
+    model = _read_model(source, device=device, dtype=dtype or config.torch_dtype)
+    tokenizer = _read_tokenizer(source)
+    has_own_position = False
+    if config.shift_positions is not False:
+        has_own_position = give_reward_token_its_own_position(model)
+    if config.shift_positions and not has_own_position:
+        raise ModelError(
+            f"{config.name}: shift_positions needs a table of learned positions, which "
+            f"{type(model).__name__} does not have. Leave it unset."
+        )
+    reward_tokens = add_reward_tokens(
+        model, tokenizer, num_quantiles, seed=seed, std_scale=config.reward_token_std_scale
+    )
+    return Policy(model, tokenizer, reward_tokens, num_leading_positions=int(has_own_position))
+
+
+def load_saved_policy(
+    folder: Path,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Policy:
+    """The policy that ``Policy.save`` wrote, as it was: its tokenizer adds no reward token by itself.
+
+    Raises:
+        ModelError: the folder is missing or was not written by ``Policy.save``.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"there is no folder {folder}")
+    reward_tokens, num_leading_positions = read_reward_tokens(folder)
+    source = _Source(name=str(folder), location=str(folder), revision=None, is_local=True)
+    tokenizer = _read_tokenizer(source)
+    plain = folder / PLAIN_TOKENIZER_FILE
+    if plain.is_file():
+        with _translated(str(plain)):
+            # Truncation and padding settings are the caller's; only what is added to a text differs.
+            plain_backend = Tokenizer.from_file(str(plain))
+            tokenizer.backend_tokenizer.post_processor = plain_backend.post_processor
+    if tuple(tokenizer.convert_tokens_to_ids(list(reward_tokens.texts))) != reward_tokens.ids:
+        raise ModelError(
+            f"{folder}: its tokenizer does not have the reward tokens it was saved with"
+        )
+    model = _read_model(source, device=device, dtype=dtype)
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    if max(reward_tokens.ids) >= num_rows or not 0 < reward_tokens.base_vocab_size <= num_rows:
+        raise ModelError(f"{folder}: its model has no rows for its reward tokens")
+    return Policy(model, tokenizer, reward_tokens, num_leading_positions=num_leading_positions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """Where a model's files are."""
+
+    name: str
+    """As the user gave it."""
+    location: str
+    """A folder, or a hub name."""
+    revision: str | None
+    is_local: bool
+
+
+def _locate(config: ModelConfig) -> _Source:
+    """Resolve a configured name to a folder or a hub name; converts a GGUF file on the way."""
+    name = config.name
+    scheme, _, rest = name.partition(":")
+    path = Path(name).expanduser()
+    folder: Path | None = None
+    gguf_file = config.gguf_file
+    if scheme == "embedded":
+        try:
+            folder = asset_path("models", rest)
+        except FileNotFoundError as err:
+            raise ModelError(str(err)) from err
+    elif scheme == "package":
+        folder = _package_folder(rest)
+    elif path.is_file() and path.suffix == ".gguf":
+        folder, gguf_file = path.parent, path.name
+    elif path.is_dir():
+        folder = path
+    elif path.exists() or _looks_like_a_path(name):
+        raise ModelError(
+            f"there is no model at {path}: give a model folder, a .gguf file or a hub name"
+        )
+
+    if gguf_file is not None:
+        file = _hub_file(config, gguf_file) if folder is None else _inside(folder, gguf_file)
+        folder = _converted(file, config.cache_dir or _default_cache())
+    if folder is None:
+        return _Source(name=name, location=name, revision=config.revision, is_local=False)
+    _check_weights(folder)
+    return _Source(name=name, location=str(folder), revision=None, is_local=True)
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or not name
+
+
+def _package_folder(package: str) -> Path:
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    locations = None if found is None else found.submodule_search_locations
+    if not locations:
+        raise ModelError(f"package:{package}: no Python package of that name is installed")
+    return Path(next(iter(locations)))
+
+
+def _inside(folder: Path, file_name: str) -> Path:
+    path = folder / file_name
+    if not _is_plain_name(file_name) or not path.is_file():
+        raise ModelError(f"{folder} has no file {file_name}")
+    return path
+
+
+def _is_plain_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse folders without safetensors weights, and shard indexes that point outside the folder."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} is not a model folder: it has no config.json. For a GGUF file, set gguf_file."
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as err:
+            raise ModelError(f"{index} cannot be read: {err!r}") from err
+        for shard in sorted(shards, key=str):
+            if not (isinstance(shard, str) and _is_plain_name(shard)) or not shard.endswith(
+                ".safetensors"
+            ):
+                raise ModelError(f"{index} names {shard!r}, which is not a file of its own folder")
+            if not (folder / shard).is_file():
+                raise ModelError(f"{folder} lacks {shard}, which its index names")
+    elif not (folder / "model.safetensors").is_file():
+        if any(folder.glob("*.bin")):
+            raise ModelError(
+                f"{folder} has pickled weights only (.bin), which quark does not open. Convert them: "
+                "load the model with transformers where you trust it, then save_pretrained."
+            )
+        raise ModelError(f"{folder} has no model.safetensors")
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "quark" / "models"
+
+
+def _hub_file(config: ModelConfig, file_name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _translated(f"{config.name} ({file_name})"):
+        return Path(hf_hub_download(config.name, file_name, revision=config.revision))
+
+
+def _converted(file: Path, cache: Path) -> Path:
+    """The folder with the dequantized float32 model of a GGUF file, made on first use."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    folder = cache / f"gguf-{digest[:32]}"
+    if (folder / "config.json").is_file():
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{file} is a GGUF file: pip install 'quark-rl[gguf]' to read it")
+    from transformers import GgufConfig
+
+    cache.mkdir(parents=True, exist_ok=True)
+    # Made beside its final place and renamed, so that a folder that is there is complete.
+    staged = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
+    try:
+        with _translated(str(file)), _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                str(file.parent),
+                gguf_file=file.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(file.parent),
+                gguf_file=file.name,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+            model.save_pretrained(staged)
+            tokenizer.save_pretrained(staged)
+        try:
+            staged.rename(folder)
+        except OSError:
+            if not (folder / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return folder
+
+
+def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
+    with _translated(source.name), _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.location,
+            revision=source.revision or "main",
+            trust_remote_code=False,
+            local_files_only=source.is_local,
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            f"{source.name}: its tokenizer ({type(tokenizer).__name__}) has no fast form, which quark needs"
+        )
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def _read_model(
+    source: _Source, *, device: torch.device | None, dtype: torch.dtype
+) -> PreTrainedModel:
+    with _translated(source.name), _quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            revision=source.revision or "main",
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=source.is_local,
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(f"{source.name} is not a causal language model")
+    model.to(device or torch.device("cpu"))
+    return model.eval()
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """Turn what the library and the hub raise into a ``ModelError`` that names the model."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as err:
+        raise ModelError(_explain(name, err)) from err
+
+
+def _explain(name: str, err: Exception) -> str:
+    text = str(err)
+    kinds = {kind.__name__ for e in _chain(err) for kind in type(e).__mro__}
+    if "GatedRepoError" in kinds:
+        return (
+            f"{name} is a gated model: accept its terms on the hub and log in with `hf auth login`"
+        )
+    if "RepositoryNotFoundError" in kinds or "is not a valid model identifier" in text:
+        return f"there is no model {name} on the hub, and no folder of that name"
+    if kinds & {
+        "OfflineModeIsEnabled",
+        "LocalEntryNotFoundError",
+        "ConnectionError",
+        "ConnectError",
+    } or ("couldn't connect" in text):
+        return (
+            f"{name} is not on this machine and the hub cannot be reached. Check the network, download "
+            "the model where there is one and give its folder, or use embedded:reviews"
+        )
+    if "trust_remote_code" in text:
+        return f"{name} needs code of its own repository to load, which quark does not run"
+    if "safetensors" in text and isinstance(err, OSError):
+        return f"{name} has no safetensors weights, the only kind that quark opens"
+    first = text.strip().splitlines()[0] if text.strip() else type(err).__name__
+    return f"{name} cannot be loaded: {first}"
+
+
+def _chain(err: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while err is not None and id(err) not in seen:
+        seen.add(id(err))
+        yield err
+        err = err.__cause__ or err.__context__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's progress bars off the terminal, and leave its settings as they were."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()

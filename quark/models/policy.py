@@ -1,0 +1,200 @@
+"""The policy: a causal LM with reward tokens, and the folder it is saved to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, processors
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from quark.models.batch import TrainingBatch
+from quark.models.causal import CausalModel, CompletionRows
+from quark.models.reward_tokens import RewardTokens, write_reward_tokens
+
+PLAIN_TOKENIZER_FILE = "quark_tokenizer.json"
+"""In a saved policy: its tokenizer without the best reward token before every text."""
+
+
+class Policy:
+    """The model that is trained.
+
+    Its tokenizer adds no reward token by itself: conditioning is done by ids. A *saved* policy's
+    tokenizer does, see ``save``.
+
+    Args:
+        model: with rows for the reward tokens.
+        tokenizer: with the reward tokens.
+        reward_tokens: their ids.
+        num_leading_positions: 1 where the position table begins with a row of the reward token's own
+            (``give_reward_token_its_own_position``), else 0.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        reward_tokens: RewardTokens,
+        *,
+        num_leading_positions: int = 0,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.reward_tokens = reward_tokens
+        self.num_leading_positions = num_leading_positions
+        self.causal = CausalModel(model, num_leading_positions=num_leading_positions)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def pad_id(self) -> int:
+        """What padding is filled with; masks come from lengths, so it may equal a real token's id."""
+        return pad_id(self.tokenizer)
+
+    def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
+        """The rows that predict the completions, each sequence under its reward token; differentiable."""
+        return self.causal.run(batch.policy_inputs())
+
+    def save(
+        self, folder: Path, *, best_first: bool = True, max_new_tokens: int | None = None
+    ) -> None:
+        """Write a folder that plain transformers loads and that answers under the best reward token.
+
+        Args:
+            folder: made where missing.
+            best_first: let the saved tokenizer put the best reward token before every text, so that an
+                ordinary text-generation pipeline is steered.
+            max_new_tokens: default completion length of the saved model; None keeps the library's.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        previous = self.model.generation_config
+        self.model.generation_config = self._generation_config(max_new_tokens)
+        try:
+            self.model.save_pretrained(folder)
+        finally:
+            self.model.generation_config = previous
+        self.tokenizer.save_pretrained(folder)
+        if best_first:
+            self._prepend_best(folder)
+        write_reward_tokens(
+            folder, self.reward_tokens, num_leading_positions=self.num_leading_positions
+        )
+        (folder / "README.md").write_text(self._card(best_first=best_first), encoding="utf-8")
+
+    def _generation_config(self, max_new_tokens: int | None) -> GenerationConfig:
+        num_columns = self.model.get_input_embeddings().weight.shape[0]
+        return GenerationConfig(
+            do_sample=True,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=stop_ids(self.model, self.tokenizer) or None,
+            pad_token_id=self.pad_id,
+            suppress_tokens=list(range(self.reward_tokens.base_vocab_size, num_columns)),
+            **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
+        )
+
+    def _prepend_best(self, folder: Path) -> None:
+        """Give the saved tokenizer a post-processor that begins every text with the best token."""
+        path = folder / "tokenizer.json"
+        backend = Tokenizer.from_file(str(path))
+        backend.save(str(folder / PLAIN_TOKENIZER_FILE))
+        best, best_id = self.reward_tokens.texts[-1], self.reward_tokens.best
+        first = processors.TemplateProcessing(
+            single=f"{best}:0 $A:0",
+            pair=f"{best}:0 $A:0 $B:1",
+            special_tokens=[(best, best_id)],
+        )
+        existing = backend.post_processor
+        backend.post_processor = (
+            first if existing is None else processors.Sequence([existing, first])
+        )
+        backend.save(str(path))
+        # The library would replace the post-processor where these keys ask for one, or where a
+        # model-specific class rebuilds the tokenizer; the beginning-of-sequence token is in the file.
+        config_path = folder / "tokenizer_config.json"
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        for key in ("add_bos_token", "add_eos_token"):
+            config.pop(key, None)
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config_path.write_text(
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+    def _card(self, *, best_first: bool) -> str:
+        texts = self.reward_tokens.texts
+        first = (
+            f"The tokenizer puts `{texts[-1]}` before every text, so an ordinary pipeline gives text of the\n"
+            "best quantile:\n\n"
+            "```python\n"
+            "from transformers import pipeline\n\n"
+            'generate = pipeline("text-generation", model="path/to/this/folder")\n'
+            'print(generate("The", max_new_tokens=20))\n'
+            "```\n\n"
+            "For another quantile, begin the prompt with its token and switch the tokenizer's own off:\n\n"
+            "```python\n"
+            f'inputs = tokenizer("{texts[0]}The", add_special_tokens=False, return_tensors="pt")\n'
+            "model.generate(**inputs)\n"
+            "```\n"
+            if best_first
+            else f"Begin every prompt with one of these tokens, for the best text with `{texts[-1]}`.\n"
+        )
+        return (
+            "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [quark]\n---\n\n"
+            "# A model trained with quark\n\n"
+            "Quantized Reward Konditioning (Lu et al., NeurIPS 2022). The first token says how good the text\n"
+            f"shall be: `{texts[0]}` is the lowest of {len(texts)} reward quantiles, `{texts[-1]}` the best.\n"
+            "Every text needs one of them first. They are never sampled (`suppress_tokens` in\n"
+            "`generation_config.json`) and vanish with `skip_special_tokens=True`; their ids are in\n"
+            "`quark_reward_tokens.json`.\n\n"
+            f"{first}"
+        )
+
+
+def give_reward_token_its_own_position(model: PreTrainedModel) -> bool:
+    """Grow a learned position table by one row at its start, a copy of the first; False if there is none.
+
+    The reward token then takes position 0 and the prompt begins at position 1 with the vector that
+    position 0 had, so the policy's prompt and completion stand where the reference's do, and the
+    context is not shortened by the token. Plain ``generate`` on the saved model does the same.
+    """
+    table = getattr(model.base_model, "wpe", None)
+    config = model.config
+    if not isinstance(table, nn.Embedding) or not hasattr(config, "max_position_embeddings"):
+        return False
+    if table.num_embeddings != config.max_position_embeddings:
+        return False
+    with torch.no_grad():
+        weight = torch.cat([table.weight[:1], table.weight]).contiguous()
+    table.weight = nn.Parameter(weight, requires_grad=table.weight.requires_grad)
+    table.num_embeddings += 1
+    config.max_position_embeddings = table.num_embeddings
+    return True
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's pad id, or its end-of-sequence id, or 0: only a filler."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a completion: the tokenizer's and the model's end-of-sequence ids, sorted."""
+    ids: set[int] = set()
+    for source in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
+        if isinstance(source, int):
+            ids.add(source)
+        elif source is not None:
+            ids.update(int(i) for i in source)
+    return sorted(ids)

@@ -1,0 +1,174 @@
+"""The K reward tokens: added to a tokenizer and a model, never sampled, never compared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quark.errors import ModelError
+
+REWARD_TOKENS_FILE = "quark_reward_tokens.json"
+"""Written beside a saved policy."""
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardTokens:
+    """The reward tokens of a policy, quantile 0 (lowest reward) first.
+
+    >>> tokens = RewardTokens(ids=(257, 258), texts=("<|reward_0|>", "<|reward_1|>"), base_vocab_size=257)
+    >>> tokens.best
+    258
+    """
+
+    ids: tuple[int, ...]
+    """[K] token ids."""
+    texts: tuple[str, ...]
+    """[K] ``<|reward_k|>``."""
+    base_vocab_size: int
+    """Columns 0 .. base_vocab_size-1 of both models' heads are sampled and compared, no others: reward
+    tokens and columns that no token of the tokenizer has lie beyond them."""
+
+    @property
+    def num_quantiles(self) -> int:
+        return len(self.ids)
+
+    @property
+    def best(self) -> int:
+        """Id of the best quantile's token."""
+        return self.ids[-1]
+
+
+def add_reward_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    num_quantiles: int,
+    *,
+    seed: int,
+    std_scale: float = 1.0,
+) -> RewardTokens:
+    """Add K special tokens to ``tokenizer`` and rows for them to ``model``, both in place.
+
+    The new rows of the embedding, and of an untied head, are drawn from N(mean, (std_scale * std)²) with
+    the mean and standard deviation of each dimension over the existing rows. (The library's own
+    resizing gives all new rows nearly the same vector, so that the tokens start out indistinguishable.)
+
+    Args:
+        model: resized in place; tied heads stay tied.
+        tokenizer: extended in place.
+        num_quantiles: K, at least 2.
+        seed: of the draw.
+        std_scale: factor on the standard deviation.
+
+    Raises:
+        ModelError: the tokenizer already has such tokens, or the model cannot be resized.
+    """
+    texts = tuple(f"<|reward_{k}|>" for k in range(num_quantiles))
+    known = set(tokenizer.get_vocab())
+    if known & set(texts):
+        raise ModelError(
+            f"{model.name_or_path or 'the model'} already has reward tokens ({texts[0]} ...): "
+            "it is a model that quark trained. Start from its base model."
+        )
+    added = tokenizer.add_special_tokens(
+        {
+            "additional_special_tokens": [
+                AddedToken(text, special=True, normalized=False) for text in texts
+            ]
+        },
+        replace_extra_special_tokens=False,
+    )
+    ids = tuple(tokenizer.convert_tokens_to_ids(list(texts)))
+    if added != num_quantiles or ids != tuple(range(ids[0], ids[0] + num_quantiles)):
+        raise ModelError(f"the tokenizer did not give the reward tokens consecutive ids: {ids}")
+
+    embedding, head = _matrices(model)
+    num_rows = embedding.shape[0]
+    base_vocab_size = min(ids[0], num_rows)
+    tied = head is not None and head is embedding
+    generator = torch.Generator().manual_seed(seed % (1 << 63))
+    rows = {"embedding": _draw(embedding, base_vocab_size, num_quantiles, std_scale, generator)}
+    if head is not None and not tied:
+        rows["head"] = _draw(head, base_vocab_size, num_quantiles, std_scale, generator)
+    if ids[-1] >= num_rows:
+        model.resize_token_embeddings(ids[-1] + 1, mean_resizing=False)
+
+    embedding, head = _matrices(model)
+    expected = max(num_rows, ids[-1] + 1)
+    if embedding.shape[0] != expected or (head is not None and head.shape[0] != expected):
+        raise ModelError(
+            f"{type(model).__name__} did not resize its vocabulary to {expected}: embedding "
+            f"{tuple(embedding.shape)}, head {None if head is None else tuple(head.shape)}"
+        )
+    with torch.no_grad():
+        embedding[ids[0] : ids[-1] + 1] = rows["embedding"].to(embedding)
+        if head is not None and not tied:
+            head[ids[0] : ids[-1] + 1] = rows["head"].to(head)
+            bias = getattr(model.get_output_embeddings(), "bias", None)
+            if isinstance(bias, Tensor):
+                bias[ids[0] : ids[-1] + 1] = bias[:base_vocab_size].mean()
+    return RewardTokens(ids=ids, texts=texts, base_vocab_size=base_vocab_size)
+
+
+def write_reward_tokens(folder: Path, tokens: RewardTokens, *, num_leading_positions: int) -> None:
+    """Write ``quark_reward_tokens.json``: what another program needs to steer a saved model."""
+    record = {
+        "format_version": FORMAT_VERSION,
+        "num_quantiles": tokens.num_quantiles,
+        "order": "lowest reward first",
+        "ids": list(tokens.ids),
+        "texts": list(tokens.texts),
+        "base_vocab_size": tokens.base_vocab_size,
+        "num_leading_positions": num_leading_positions,
+    }
+    (folder / REWARD_TOKENS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def read_reward_tokens(folder: Path) -> tuple[RewardTokens, int]:
+    """The reward tokens of a saved policy, and its number of leading positions.
+
+    Raises:
+        ModelError: the file is missing or not ours.
+    """
+    path = folder / REWARD_TOKENS_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format_version"] != FORMAT_VERSION:
+            raise ModelError(
+                f"{path}: format version {record['format_version']}, this quark reads {FORMAT_VERSION}"
+            )
+        ids = tuple(int(i) for i in record["ids"])
+        texts = tuple(str(text) for text in record["texts"])
+        tokens = RewardTokens(ids=ids, texts=texts, base_vocab_size=int(record["base_vocab_size"]))
+        num_leading_positions = int(record["num_leading_positions"])
+    except FileNotFoundError as err:
+        raise ModelError(
+            f"{folder} was not saved by quark: it has no {REWARD_TOKENS_FILE}. "
+            "Give the model/ folder of a run."
+        ) from err
+    except (ValueError, KeyError, TypeError, OSError) as err:
+        raise ModelError(f"{path} cannot be read: {err!r}") from err
+    if len(ids) != len(texts) or len(ids) < 1 or num_leading_positions not in (0, 1):
+        raise ModelError(f"{path} cannot be read: {len(ids)} ids for {len(texts)} texts")
+    return tokens, num_leading_positions
+
+
+def _matrices(model: PreTrainedModel) -> tuple[nn.Parameter, nn.Parameter | None]:
+    head = model.get_output_embeddings()
+    return model.get_input_embeddings().weight, None if head is None else head.weight
+
+
+def _draw(
+    matrix: Tensor, num_existing: int, num_new: int, std_scale: float, generator: torch.Generator
+) -> Tensor:
+    """float32 [num_new, D] on the CPU."""
+    existing = matrix[:num_existing].detach().float()
+    mean, std = existing.mean(0).cpu(), existing.std(0).cpu()
+    noise = torch.randn(num_new, matrix.shape[1], generator=generator)
+    return mean + noise * std * std_scale
