@@ -1,0 +1,363 @@
+"""What a training run looks like while it happens.
+
+``RunDisplay`` is the console's ``TrainingListener``. On a terminal it keeps one live line at the bottom;
+elsewhere it writes plain lines and, when nothing was written for a while, a heartbeat that names the
+phase, so that a log is never silent. Both write each round's line and a few of its samples.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+from quark.cli.console import (
+    bar,
+    count,
+    duration,
+    figures,
+    foreign,
+    grid,
+    heading,
+    number,
+    prose,
+)
+from quark.training.events import Phase, Progress, RoundSummary, SampleView, TrainingResult
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.table import Table
+
+HEARTBEAT_S = 10.0
+SAMPLES_PER_QUANTILE = 3
+_UNITS: dict[Phase, str] = {
+    "loading": "",
+    "exploring": "samples",
+    "scoring": "samples",
+    "learning": "steps",
+    "evaluating": "prompts",
+    "saving": "",
+}
+_FIGURES = (
+    ("reward", "reward_mean", 3),
+    ("KL", "kl_policy_to_reference", 3),
+    ("loss", "loss", 2),
+)
+
+
+class RunDisplay:
+    """Shows a run; use it as a context manager around everything that reports to it.
+
+    Args:
+        console: where to write (stderr's).
+        quiet: show warnings only.
+        heartbeat_s: longest silence when not on a terminal, in seconds.
+        clock: seconds from anywhere, for tests.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        quiet: bool = False,
+        heartbeat_s: float = HEARTBEAT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._is_live = console.is_terminal and not quiet
+        self._heartbeat_s = heartbeat_s
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._live: Live | None = None
+        self._ended = threading.Event()
+        self._pulse: threading.Thread | None = None
+        self._progress: Progress | None = None
+        self._phase_started = clock()
+        self._phase_done = 0
+        self._last_line = clock()
+        self._started = clock()
+        self._rounds_seen = 0
+        self._first_round_ended: float | None = None
+        self._seconds_per_round = math.nan
+        self._rounds_left = 0
+        self._round_started = clock()
+        self._last: dict[str, float] = {}
+
+    def __enter__(self) -> RunDisplay:
+        if self._is_live:
+            from rich.live import Live
+
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._live_line,
+                refresh_per_second=4,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        elif not self._quiet:
+            self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+            self._pulse.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        if self._live is not None:
+            self._live.stop()
+        if self._pulse is not None:
+            self._pulse.join()
+
+    def on_message(self, text: str, *, level: Literal["info", "warning"] = "info") -> None:
+        if level == "warning":
+            self._print(prose("warning: " + text, "yellow"))
+        elif not self._quiet:
+            self._print(prose(text))
+
+    def on_progress(self, progress: Progress) -> None:
+        with self._lock:
+            before = self._progress
+            if before is None or (before.phase, before.round) != (progress.phase, progress.round):
+                self._phase_started = self._clock()
+                self._phase_done = progress.done
+            self._progress = progress
+            self._last.update(progress.metrics)
+        if not self._is_live and not self._quiet:
+            self.heartbeat()
+
+    def on_round(self, summary: RoundSummary) -> None:
+        with self._lock:
+            now = self._clock()
+            self._rounds_seen += 1
+            if self._first_round_ended is None:
+                self._first_round_ended = now
+                self._seconds_per_round = now - self._started
+            else:
+                self._seconds_per_round = (now - self._first_round_ended) / (self._rounds_seen - 1)
+            self._rounds_left = max(summary.num_rounds - summary.round - 1, 0)
+            self._round_started = now
+            self._last.update(summary.metrics)
+        if self._quiet:
+            return
+        self._print(prose(round_line(summary), "bold"))
+        if summary.best_samples or summary.worst_samples:
+            self._print(samples_table(summary.best_samples, summary.worst_samples))
+            self._print("")
+
+    def heartbeat(self) -> bool:
+        """Write the phase's line if nothing was written for a while; returns whether it did."""
+        with self._lock:
+            if self._progress is None or self._clock() - self._last_line < self._heartbeat_s:
+                return False
+            line = "  " + " · ".join(self._parts(self._progress))
+            self._print(prose(line))
+            return True
+
+    def _beat(self) -> None:
+        while not self._ended.wait(1.0):
+            self.heartbeat()
+
+    def _print(self, renderable: RenderableType) -> None:
+        with self._lock:
+            self._console.print(renderable, soft_wrap=False)
+            self._last_line = self._clock()
+
+    def _parts(self, progress: Progress) -> list[str]:
+        parts = [f"round {progress.round} {progress.phase}"]
+        if progress.total > 0:
+            unit = _UNITS[progress.phase]
+            parts.append(f"{count(progress.done)}/{count(progress.total)} {unit}".rstrip())
+        left = self._seconds_left(progress)
+        if math.isfinite(left):
+            parts.append(f"{duration(left)} left")
+        return parts + self._latest()
+
+    def _latest(self) -> list[str]:
+        shown = [
+            f"{label} {number(self._last[key], digits)}"
+            for label, key, digits in _FIGURES
+            if math.isfinite(self._last.get(key, math.nan))
+        ]
+        speed = self._last.get("tokens_per_s", math.nan)
+        if math.isfinite(speed):
+            shown.append(f"{_thousands(speed)} tok/s")
+        return shown
+
+    def _seconds_left(self, progress: Progress) -> float:
+        now = self._clock()
+        if math.isfinite(self._seconds_per_round) and self._rounds_left > 0:
+            in_round = self._seconds_per_round - (now - self._round_started)
+            return max(in_round, 0.0) + (self._rounds_left - 1) * self._seconds_per_round
+        done = progress.done - self._phase_done
+        if done <= 0 or progress.total <= progress.done:
+            return math.nan
+        return (now - self._phase_started) / done * (progress.total - progress.done)
+
+    def _live_line(self) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.spinner import Spinner
+        from rich.table import Table
+        from rich.text import Text
+
+        with self._lock:
+            progress = self._progress
+            if progress is None:
+                return Spinner("dots", text=Text(" starting", style="dim"))
+            parts = self._parts(progress)
+        line = Table.grid(padding=(0, 1), expand=True)
+        line.add_column(no_wrap=True)
+        line.add_column(width=min(20, self._console.width // 6))
+        line.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        if progress.total > 0:
+            middle: RenderableType = ProgressBar(total=progress.total, completed=progress.done)
+        else:
+            middle = Spinner("dots")
+        line.add_row(Text(parts[0], style="bold cyan"), middle, Text(" · ".join(parts[1:])))
+        return line
+
+
+def round_line(summary: RoundSummary) -> str:
+    """One round in one line."""
+    metrics = summary.metrics
+    parts = [f"round {summary.round}/{summary.num_rounds - 1}"]
+    for label, key, digits in (
+        ("reward", "reward_mean", 3),
+        ("KL", "kl_policy_to_reference", 3),
+        ("distinct-2", "distinct_2", 2),
+    ):
+        if key in metrics:
+            parts.append(f"{label} {number(metrics[key], digits)}")
+    if "samples" in metrics:
+        parts.append(f"pool {count(int(metrics['samples']))} samples")
+    failed = metrics.get("failed_scores", 0.0)
+    if failed:
+        parts.append(f"{count(int(failed))} not scored")
+    return " · ".join(parts)
+
+
+def samples_table(best: Sequence[SampleView], worst: Sequence[SampleView]) -> Table:
+    """A few samples of the best and the lowest quantile, cut to the width."""
+    table = grid("quantile", "reward", "prompt", "completion", right=(1,), wide=(2, 3))
+    table.columns[3].ratio = 2
+    for label, samples, style in (("best", best, "green"), ("worst", worst, "red")):
+        for sample in list(samples)[:SAMPLES_PER_QUANTILE]:
+            table.add_row(
+                prose(f"{label} ({sample.quantile})", style),
+                prose(number(sample.reward)),
+                foreign(sample.prompt, limit=200, style="dim"),
+                foreign(sample.completion.strip(" "), limit=400),
+            )
+    return table
+
+
+def control_curve_chart(curve: Sequence[float], *, width: int = 30) -> Table:
+    """Mean reward by reward token as a small bar chart; quantile 0 is the lowest."""
+    from rich.table import Table
+
+    finite = [value for value in curve if math.isfinite(value)]
+    low, high = min([*finite, 0.0]), max([*finite, 0.0])
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True)
+    for index, value in enumerate(curve):
+        note = " (worst)" if index == 0 else " (best)" if index == len(curve) - 1 else ""
+        style = "green" if index == len(curve) - 1 else "red" if index == 0 else "cyan"
+        table.add_row(
+            prose(f"<|reward_{index}|>{note}"),
+            prose(number(value)),
+            prose(bar(value, low, high, width), style),
+        )
+    return table
+
+
+def print_result(console: Console, result: TrainingResult) -> None:
+    """The summary at the end of a run."""
+    metrics = result.metrics
+    console.print()
+    console.print(heading("Result"))
+    rows = [
+        (
+            "reward",
+            f"{number(result.reward_before)} → {number(result.reward_after)}"
+            "   (held-out prompts, best reward token)",
+        )
+    ]
+    for name in sorted({key.removesuffix("_before") for key in metrics if key.endswith("_before")}):
+        before = metrics[f"{name}_before"]
+        after = metrics.get(f"{name}_after", math.nan)
+        if name != "reward":
+            rows.append((name.replace("_", "-"), f"{number(before)} → {number(after)}"))
+    rows += [
+        (
+            "KL to the original",
+            f"{number(result.kl_policy_to_reference)} nats per token"
+            f"   (the other way: {number(result.kl_reference_to_policy)})",
+        ),
+        (
+            "run",
+            f"{result.rounds} rounds, {count(result.samples)} samples, {duration(result.seconds)}",
+        ),
+    ]
+    console.print(figures(rows))
+    if result.control_curve:
+        console.print()
+        console.print(heading("Reward when asked for each quantile"))
+        console.print(control_curve_chart(result.control_curve, width=console.width // 3))
+    if result.before_after:
+        console.print()
+        console.print(heading("The same prompt, before and after"))
+        for pair in list(result.before_after)[:SAMPLES_PER_QUANTILE]:
+            console.print(foreign(pair.prompt, limit=console.width - 1, style="bold"))
+            console.print(
+                figures(
+                    [
+                        (
+                            f"  before {number(pair.before_reward):>6}",
+                            foreign(pair.before.strip(" "), limit=400),
+                        ),
+                        (
+                            f"  after  {number(pair.after_reward):>6}",
+                            foreign(pair.after.strip(" "), limit=400),
+                        ),
+                    ]
+                )
+            )
+    console.print()
+    paths = [("run", result.run_dir), ("pool", result.pool), ("model", result.model)]
+    if result.report is not None:
+        paths.append(("report", result.report))
+    console.print(heading("Files"))
+    console.print(figures([(name, foreign(str(path))) for name, path in paths]))
+
+
+def print_next_steps(console: Console, result: TrainingResult) -> None:
+    """The commands worth trying after a run."""
+    import shlex
+
+    run = shlex.quote(str(result.run_dir))
+    pool = shlex.quote(str(result.pool))
+    prompt = shlex.quote(result.before_after[0].prompt if result.before_after else "The movie")
+    console.print()
+    console.print(heading("Next"))
+    for command in (
+        f"quark generate {run} --prompt {prompt}",
+        f"quark generate {run} --prompt {prompt} --quantile 0",
+        f"quark pool head {pool} --best",
+        f"quark report {run}",
+    ):
+        console.print(foreign("  " + command), soft_wrap=True)
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import io
+import math
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from quark.cli.console import bar, duration, make_console, number
+from quark.cli.run_display import RunDisplay, print_next_steps, print_result
+from quark.training.events import (
+    BeforeAfter,
+    Progress,
+    RoundSummary,
+    SampleView,
+    TrainingResult,
+)
+from tests.hostile_text import HOSTILE
+
+SGR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def sample(text: str, *, quantile: int = 4) -> SampleView:
+    return SampleView(id=1, prompt=text, completion=text, reward=0.5, quantile=quantile)
+
+
+def summary(text: str = "fine", *, round: int = 0) -> RoundSummary:
+    return RoundSummary(
+        round=round,
+        num_rounds=3,
+        metrics={
+            "reward_mean": 0.61,
+            "kl_policy_to_reference": 0.034,
+            "distinct_2": 0.9,
+            "samples": 2048.0,
+        },
+        best_samples=[sample(text)],
+        worst_samples=[sample(text, quantile=0)],
+    )
+
+
+def result(text: str = "fine") -> TrainingResult:
+    return TrainingResult(
+        run_dir=Path("runs/demo"),
+        pool=Path("runs/demo/pool"),
+        model=Path("runs/demo/model"),
+        report=Path("runs/demo/report.html"),
+        rounds=3,
+        samples=3072,
+        reward_before=0.54,
+        reward_after=0.98,
+        kl_policy_to_reference=0.4,
+        kl_reference_to_policy=0.3,
+        control_curve=[-0.1, 0.4, math.nan, 0.98],
+        seconds=61.0,
+        interrupted=False,
+        metrics={"distinct_2_before": 0.94, "distinct_2_after": 0.6},
+        before_after=[
+            BeforeAfter(prompt=text, before=text, before_reward=0.1, after=text, after_reward=0.9)
+        ],
+    )
+
+
+def display_on(stream: io.StringIO, **options: object) -> RunDisplay:
+    return RunDisplay(make_console(stream, width=100), **options)  # type: ignore[arg-type]
+
+
+def terminal(stream: io.StringIO, width: int = 100) -> Console:
+    return Console(
+        file=stream, width=width, force_terminal=True, color_system="truecolor", legacy_windows=False,
+        markup=False, emoji=False, highlight=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_samples_messages_and_results_cannot_act_on_a_terminal(text: str) -> None:
+    stream = io.StringIO()
+    console = terminal(stream)
+    display = RunDisplay(console)
+    display.on_message(text)
+    display.on_message(text, level="warning")
+    display.on_round(summary(text))
+    print_result(console, result(text))
+    print_next_steps(console, result(text))
+    left = SGR.sub("", stream.getvalue()).replace("\n", "")
+    assert left.isprintable()
+    if "click" in text:
+        assert "\x1b]8" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_nothing_is_wider_than_the_terminal(width: int) -> None:
+    stream = io.StringIO()
+    console = terminal(stream, width)
+    display = RunDisplay(console)
+    display.on_round(summary("word " * 300))
+    print_result(console, result("word " * 300))
+    lines = SGR.sub("", stream.getvalue()).splitlines()
+    assert max(map(len, lines)) <= width
+
+
+def test_a_round_names_its_figures_and_shows_best_and_worst_samples() -> None:
+    stream = io.StringIO()
+    with display_on(stream) as display:
+        display.on_round(summary())
+    text = stream.getvalue()
+    assert "reward 0.610" in text
+    assert "KL 0.034" in text
+    assert "distinct-2 0.90" in text
+    assert "best (4)" in text
+    assert "worst (0)" in text
+
+
+def test_off_terminal_a_silent_phase_gets_a_heartbeat_that_names_it() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    display = display_on(stream, heartbeat_s=10.0, clock=lambda: now[0])
+    display.on_progress(
+        Progress(phase="learning", round=2, done=1, total=16, metrics={"loss": 3.25})
+    )
+    now[0] = 9.0
+    assert not display.heartbeat()
+    now[0] = 10.0
+    assert display.heartbeat()
+    assert not display.heartbeat()
+    assert stream.getvalue().strip() == "round 2 learning · 1/16 steps · loss 3.25"
+
+
+def test_time_left_follows_the_phase_and_then_the_rounds() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    display = display_on(stream, heartbeat_s=0.0, clock=lambda: now[0])
+    display.on_progress(Progress(phase="learning", round=0, done=0, total=10))
+    now[0] = 20.0
+    display.on_progress(Progress(phase="learning", round=0, done=5, total=10))
+    assert "20 s left" in stream.getvalue()
+    now[0] = 100.0
+    display.on_round(summary())
+    display.on_progress(Progress(phase="exploring", round=1, done=0, total=10))
+    assert "3:20 min left" in stream.getvalue()
+
+
+def test_off_terminal_there_are_no_escape_sequences() -> None:
+    stream = io.StringIO()
+    with display_on(stream) as display:
+        display.on_progress(Progress(phase="exploring", round=0, done=0, total=4))
+        display.on_message("hello")
+        display.on_round(summary())
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_on_a_terminal_the_live_line_leaves_nothing_behind() -> None:
+    stream = io.StringIO()
+    with RunDisplay(terminal(stream)) as display:
+        display.on_progress(
+            Progress(phase="exploring", round=0, done=1, total=4, metrics={"loss": 1.0})
+        )
+        display.on_round(summary())
+        display.on_progress(Progress(phase="saving", round=0, done=0, total=0))
+    assert "exploring" in stream.getvalue() or "saving" in stream.getvalue()
+    assert (
+        stream.getvalue().endswith(("\x1b[?25h", "\x1b[2K", "\x1b[?25h\n"))
+        or "\x1b[?25h" in stream.getvalue()
+    )
+
+
+def test_quiet_shows_warnings_only() -> None:
+    stream = io.StringIO()
+    with display_on(stream, quiet=True) as display:
+        display.on_message("news")
+        display.on_progress(Progress(phase="exploring", round=0, done=0, total=4))
+        display.on_round(summary())
+        display.on_message("beware", level="warning")
+    assert stream.getvalue().strip() == "warning: beware"
+
+
+def test_the_result_shows_before_and_after_and_every_path() -> None:
+    stream = io.StringIO()
+    console = make_console(stream, width=100)
+    print_result(console, result())
+    print_next_steps(console, result())
+    text = stream.getvalue()
+    for expected in (
+        "0.540 → 0.980",
+        "0.940 → 0.600",
+        "<|reward_0|> (worst)",
+        "<|reward_3|> (best)",
+        "runs/demo/pool",
+        "runs/demo/model",
+        "runs/demo/report.html",
+        "quark generate runs/demo --prompt fine",
+    ):
+        assert expected in text
+
+
+def test_numbers_durations_and_bars() -> None:
+    assert [number(v) for v in (0.5, math.nan, None, 0.0, 1e-7)] == [
+        "0.500",
+        "–",
+        "–",
+        "0.000",
+        "1e-07",
+    ]
+    assert [duration(s) for s in (5, 187, 7500, math.nan)] == ["5 s", "3:07 min", "2:05 h", "–"]
+    assert bar(0.5, 0.0, 1.0, 10) == "█" * 5
+    assert bar(math.nan, 0.0, 1.0, 10) == ""
+    assert bar(2.0, 0.0, 1.0, 10) == "█" * 10
