@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -14,6 +18,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from quark.data.collate import TrainingBatch, collate
+from quark.models.policy import Policy, give_reward_token_its_own_position
+from quark.models.reward_tokens import add_reward_tokens
 
 EOS = "<|endoftext|>"
 EOS_ID = 256
@@ -79,3 +87,68 @@ def save_tiny(folder: Path, model: PreTrainedModel | None = None) -> Path:
     (tiny_gpt2() if model is None else model).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def tiny_policy(
+    model: PreTrainedModel | None = None,
+    *,
+    num_quantiles: int = 5,
+    seed: int = 0,
+    shift_positions: bool = True,
+) -> Policy:
+    """A policy around a tiny model (GPT-2 by default), as ``load_policy`` makes it from a folder."""
+    model = tiny_gpt2() if model is None else model
+    tokenizer = byte_tokenizer()
+    own_position = shift_positions and give_reward_token_its_own_position(model)
+    tokens = add_reward_tokens(model, tokenizer, num_quantiles, seed=seed)
+    return Policy(model, tokenizer, tokens, num_leading_positions=int(own_position))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Samples padded as a pool's minibatch is."""
+
+    quantiles: NDArray[np.int16]
+    prompt_tokens: NDArray[np.int64]
+    prompt_lengths: NDArray[np.int32]
+    completion_tokens: NDArray[np.int64]
+    completion_lengths: NDArray[np.int32]
+
+
+def padded(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    quantiles: Sequence[int],
+    *,
+    pad_id: int = EOS_ID,
+    extra: int = 0,
+) -> Samples:
+    """Pad prompts on the left and completions on the right, by ``extra`` columns more than needed."""
+    width = max(map(len, prompts)) + extra
+    steps = max(map(len, completions)) + extra
+    return Samples(
+        quantiles=np.array(quantiles, dtype=np.int16),
+        prompt_tokens=np.array([[pad_id] * (width - len(p)) + list(p) for p in prompts]),
+        prompt_lengths=np.array([len(p) for p in prompts], dtype=np.int32),
+        completion_tokens=np.array([list(c) + [pad_id] * (steps - len(c)) for c in completions]),
+        completion_lengths=np.array([len(c) for c in completions], dtype=np.int32),
+    )
+
+
+PROMPTS = [[5, 6, 7, 8], [9], [10, 11], [12, 13, 14], [15, EOS_ID, 16], [17]]
+COMPLETIONS = [
+    [20, 21, EOS_ID],
+    [22, 23, 24, 25, 26],
+    [EOS_ID],
+    [27, 28],
+    [29, EOS_ID],
+    [30, 31, 32],
+]
+"""Of many lengths; the eos id occurs inside a prompt, and it is also the filler."""
+
+
+def tiny_batch(policy: Policy, *, extra: int = 0) -> TrainingBatch:
+    """Six samples of different lengths as a training batch for ``policy``."""
+    quantiles = [i % policy.reward_tokens.num_quantiles for i in range(len(PROMPTS))]
+    samples = padded(PROMPTS, COMPLETIONS, quantiles, pad_id=policy.pad_id, extra=extra)
+    return collate(samples, policy.reward_tokens.ids, policy.pad_id, policy.device)

@@ -139,9 +139,11 @@ class _Terms:
         self.policy = self.log_policy.exp()
         self.reference = self.log_reference.exp()
         self.log_ratio = self.log_policy - self.log_reference
-        self.kl_policy_to_reference = torch.linalg.vecdot(self.policy, self.log_ratio)
-        self.kl_reference_to_policy = -torch.linalg.vecdot(self.reference, self.log_ratio)
-        self.entropy = -torch.linalg.vecdot(self.policy, self.log_policy)
+        # Autocast would take these products in half precision.
+        with torch.autocast(policy_logits.device.type, enabled=False):
+            self.kl_policy_to_reference = torch.linalg.vecdot(self.policy, self.log_ratio)
+            self.kl_reference_to_policy = -torch.linalg.vecdot(self.reference, self.log_ratio)
+            self.entropy = -torch.linalg.vecdot(self.policy, self.log_policy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +194,7 @@ class _WeightedLoss(torch.autograd.Function):
                 row_gradient, *(g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True))
             )
         ctx.mark_non_differentiable(total)
-        return total @ factors, total
+        return (total * factors).sum(), total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context has no type

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from quark.data.collate import collate
+from quark.errors import ModelError
+from quark.generation.base import SamplingConfig
+from quark.generation.transformers_generator import TransformersGenerator
+from quark.models.logprobs import token_nll
+from quark.types import FinishReason, Prompt
+from tests.tiny import (
+    EOS_ID,
+    VOCAB_SIZE,
+    byte_tokenizer,
+    padded,
+    tiny_gpt2,
+    tiny_llama,
+    tiny_policy,
+)
+
+MAKERS = {
+    "gpt2 tied": tiny_gpt2,
+    "gpt2 untied": lambda: tiny_gpt2(tied=False),
+    "llama tied": tiny_llama,
+    "llama untied": lambda: tiny_llama(tied=False),
+}
+PROMPTS = [
+    Prompt(index=i, text="", token_ids=tuple(range(10, 11 + (i * 7) % 5))) for i in range(24)
+]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=MAKERS)
+def policy(request):
+    return tiny_policy(likely_eos(MAKERS[request.param]()))
+
+
+def likely_eos(model):
+    """Make the end of sequence likely enough that completions have many lengths."""
+    with torch.no_grad():
+        model.get_output_embeddings().weight[EOS_ID] *= 2.0
+    return model
+
+
+def generator(policy, **settings):
+    config = SamplingConfig(**({"max_new_tokens": 8, "batch_size": 7} | settings))
+    return TransformersGenerator(policy, policy.tokenizer, policy.reward_tokens, config, CPU)
+
+
+def ids(completions):
+    return [completion.token_ids.tolist() for completion in completions]
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_p": 0.8, "top_k": 20}])
+@pytest.mark.parametrize("quantile", [0, 4])
+def test_logprobs_of_sampled_tokens_equal_those_of_training(policy, settings, quantile):
+    sampled = generator(policy, **settings).generate(PROMPTS, quantile=quantile, seed=5)
+    samples = padded(
+        [c.prompt.token_ids for c in sampled],
+        [c.token_ids.astype(int).tolist() for c in sampled],
+        [quantile] * len(sampled),
+        extra=2,
+    )
+    batch = collate(samples, policy.reward_tokens.ids, policy.pad_id, CPU)
+    nll = token_nll(
+        policy.completion_rows(batch),
+        batch.targets,
+        base_vocab_size=policy.reward_tokens.base_vocab_size,
+    )
+    trained = -batch.sum_by_sequence(nll)
+    found = torch.tensor([c.logprob_policy for c in sampled])
+    assert torch.allclose(found, trained, atol=1e-4)
+
+
+def test_completions_end_with_eos_or_at_the_limit_and_keep_the_order(policy):
+    prompts = PROMPTS * 30
+    sampled = generator(policy, temperature=2.0).generate(prompts, quantile=4, seed=1)
+    assert [c.prompt for c in sampled] == prompts
+    reasons = {c.finish_reason for c in sampled}
+    assert reasons == {FinishReason.STOP, FinishReason.LENGTH}
+    for c in sampled:
+        tokens = c.token_ids.tolist()
+        assert c.token_ids.dtype == np.uint32
+        assert EOS_ID not in tokens[:-1]
+        assert (tokens[-1] == EOS_ID) == (c.finish_reason is FinishReason.STOP)
+        assert len(tokens) == 8 or c.finish_reason is FinishReason.STOP
+        assert c.text == policy.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert (c.reward_quantile, c.seed) == (4, 1)
+        assert np.isnan(c.logprob_reference)
+
+
+def test_the_same_seed_gives_the_same_completions_whatever_the_batch_size(policy):
+    expected = ids(generator(policy).generate(PROMPTS, quantile=2, seed=9))
+    assert ids(generator(policy).generate(PROMPTS, quantile=2, seed=9)) == expected
+    for batch_size in (1, 5, 64):
+        again = generator(policy, batch_size=batch_size)
+        assert ids(again.generate(PROMPTS, quantile=2, seed=9)) == expected
+    assert ids(generator(policy).generate(PROMPTS, quantile=2, seed=10)) != expected
+
+
+def test_sampling_touches_no_global_generator(policy):
+    before = torch.get_rng_state()
+    generator(policy).generate(PROMPTS, quantile=2, seed=9)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 3}])
+def test_reward_tokens_are_never_sampled_however_likely(policy, settings):
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight[VOCAB_SIZE:] *= 100.0
+    for quantile in (None, 0, 4):
+        sampled = generator(policy, **settings).generate(PROMPTS, quantile=quantile, seed=3)
+        assert max(max(tokens) for tokens in ids(sampled)) < VOCAB_SIZE
+
+
+def test_columns_that_the_tokenizer_lacks_are_never_sampled():
+    model = tiny_gpt2(vocab=VOCAB_SIZE + 30, tied=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[VOCAB_SIZE:] *= 100.0
+    plain = TransformersGenerator(model, byte_tokenizer(), None, SamplingConfig(), CPU)
+    sampled = plain.generate(PROMPTS, quantile=None, seed=0)
+    assert max(max(tokens) for tokens in ids(sampled)) < VOCAB_SIZE
+
+
+def test_a_plain_model_samples_without_a_token_and_has_no_quantiles():
+    plain = TransformersGenerator(tiny_gpt2(), byte_tokenizer(), None, SamplingConfig(), CPU)
+    assert all(c.reward_quantile is None for c in plain.generate(PROMPTS, quantile=None, seed=0))
+    with pytest.raises(ValueError, match="no reward tokens"):
+        plain.generate(PROMPTS, quantile=0, seed=0)
+
+
+def test_greedy_equals_the_library_s_own(policy):
+    sampled = generator(policy, temperature=0.0).generate(PROMPTS, quantile=4, seed=0)
+    for completion in sampled[:6]:
+        row = torch.tensor([[policy.reward_tokens.best, *completion.prompt.token_ids]])
+        expected = policy.model.generate(
+            row,
+            attention_mask=torch.ones_like(row),
+            do_sample=False,
+            max_new_tokens=8,
+            eos_token_id=EOS_ID,
+            pad_token_id=EOS_ID,
+            suppress_tokens=list(policy.reward_tokens.ids),
+        )
+        assert completion.token_ids.tolist() == expected[0, row.shape[1] :].tolist()
+
+
+def probabilities(policy, quantile):
+    row = torch.tensor([[policy.reward_tokens.ids[quantile], *PROMPTS[0].token_ids]])
+    with torch.no_grad():
+        return F.softmax(policy.model(row).logits[0, -1, :VOCAB_SIZE], -1).double().numpy()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 2.0}, {"top_p": 0.6}, {"top_k": 5}, {"top_k": 8, "top_p": 0.7}],
+)
+def test_frequencies_follow_the_distribution_that_was_asked_for(settings):
+    policy = tiny_policy()
+    draws = 20_000
+    sampled = generator(policy, max_new_tokens=1, batch_size=4000, **settings).generate(
+        [PROMPTS[0]] * draws, quantile=3, seed=0
+    )
+    counts = np.bincount([c.token_ids[0] for c in sampled], minlength=VOCAB_SIZE)
+    p = probabilities(policy, 3)
+    p = p ** (1 / settings.get("temperature", 1.0))
+    p /= p.sum()
+    order = np.argsort(-p)
+    if "top_k" in settings:
+        p[order[settings["top_k"] :]] = 0.0
+        p /= p.sum()
+    if "top_p" in settings:
+        before = np.cumsum(p[order]) - p[order]
+        p[order[before >= settings["top_p"]]] = 0.0
+        p /= p.sum()
+    assert counts[p == 0.0].sum() == 0
+    likely = p * draws >= 10
+    expected = p[likely] * draws
+    z = (counts[likely] - expected) / np.sqrt(expected * (1 - p[likely]) + 1e-9)
+    assert np.abs(z[p[likely] < 1]).max() < 4.5
+
+
+def test_eos_waits_for_the_minimum_length(policy):
+    sampled = generator(policy, min_new_tokens=3).generate(PROMPTS, quantile=4, seed=1)
+    assert all(len(tokens) >= 3 for tokens in ids(sampled))
+    assert all(EOS_ID not in tokens[:3] for tokens in ids(sampled))
+
+
+def test_a_training_model_is_put_back_into_training(policy):
+    policy.model.train()
+    policy.model.config.attn_pdrop = 0.5
+    first = ids(generator(policy).generate(PROMPTS, quantile=4, seed=1))
+    assert policy.model.training
+    policy.model.eval()
+    assert ids(generator(policy).generate(PROMPTS, quantile=4, seed=1)) == first
+
+
+def test_what_cannot_be_generated_is_refused_by_name(policy):
+    one = generator(policy)
+    with pytest.raises(ValueError, match="prompt 3 has no tokens"):
+        one.generate([Prompt(index=3, text="", token_ids=())], quantile=0, seed=0)
+    with pytest.raises(ValueError, match="outside the base vocabulary"):
+        token = policy.reward_tokens.best
+        one.generate([Prompt(index=3, text="", token_ids=(token,))], quantile=0, seed=0)
+    with pytest.raises(ValueError, match="quantile 5"):
+        one.generate(PROMPTS, quantile=5, seed=0)
+    with pytest.raises(ModelError, match="positions"):
+        one.generate([Prompt(index=0, text="", token_ids=(1,) * 60)], quantile=0, seed=0)
+    assert one.generate([], quantile=0, seed=0) == []
+
+
+def test_a_broken_model_is_reported():
+    policy = tiny_policy()
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="NaN"):
+        generator(policy).generate(PROMPTS, quantile=0, seed=0)
