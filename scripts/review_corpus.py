@@ -14,7 +14,6 @@ from pathlib import Path
 
 CORPUS_SHA256 = "3024cf78e4d2b11faee6a674d3169f5addc0120802cd1fbbf29ae3a521e9846c"
 
-_ONE_IN_HELD_OUT = 20
 _MARKUP = re.compile(r"https?:|www\.|@|[<>{}\\]|&\w+;")
 
 
@@ -48,14 +47,14 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
-def is_held_out(text: str) -> bool:
-    """Whether a cleaned phrase belongs to the 5 % that nothing is trained on; a function of the text."""
+def is_held_out(text: str, *, one_in: int = 20) -> bool:
+    """Whether a text belongs to the share that nothing is trained on; a function of the text alone."""
     digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:4], "little") % _ONE_IN_HELD_OUT == 0
+    return int.from_bytes(digest[:4], "little") % one_in == 0
 
 
-def load_phrases(path: Path) -> list[Phrase]:
-    """Read, clean and deduplicate: ASCII phrases of 2 to 24 words, in the file's order.
+def load_phrases(path: Path, *, min_words: int = 2) -> list[Phrase]:
+    """Read, clean and deduplicate: ASCII phrases of ``min_words`` to 24 words, in the file's order.
 
     A phrase given both as a pro and as a con keeps the label of its first appearance.
     """
@@ -65,7 +64,11 @@ def load_phrases(path: Path) -> list[Phrase]:
         for line in lines:
             row = json.loads(line)
             text = clean(row["text"])
-            if not text.isascii() or _MARKUP.search(text) or not 2 <= len(text.split()) <= 24:
+            if (
+                not text.isascii()
+                or _MARKUP.search(text)
+                or not min_words <= len(text.split()) <= 24
+            ):
                 continue
             if text not in phrases:
                 phrases[text] = Phrase(

@@ -1,0 +1,361 @@
+"""Training of a linear scorer from labelled texts: logistic regression with an L2 penalty.
+
+Targets are labels 0 and 1 or scores in [0, 1]; both are fitted by cross-entropy, so the scorer's output
+is a calibrated probability or the expected score. Features are weighted by their inverse frequency, which
+decides how hard the penalty pulls on each; the weighting is folded into the stored weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quark.errors import DataError
+from quark.rewards.hashed_features import NgramIndices, TextBatch, character_ngrams, word_ngrams
+from quark.rewards.linear import WEIGHTS_FILE, LinearScorer, LinearScorerSettings
+
+_MIN_OCCURRENCES = 2
+_MIN_EXAMPLES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledText:
+    """A text and what a scorer should say of it; ``target`` lies in [0, 1]."""
+
+    text: str
+    target: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReport:
+    """What became of a training; the figures are of the texts held out."""
+
+    folder: Path
+    num_train: int
+    num_held_out: int
+    positive_share: float
+    """Share of held-out targets of at least 0.5."""
+    auc: float
+    """Area under the ROC curve for ``target >= 0.5``; NaN if the held-out texts have one class only."""
+    accuracy: float
+    """Share of held-out texts on the right side of 0.5."""
+    pearson: float
+    spearman: float
+    """Rank correlation, ties at their mean rank."""
+    num_weights: int
+    """Weights that are not zero."""
+    num_bytes: int
+    """Size of the weight file."""
+    seconds: float
+
+
+def train_linear_scorer(
+    data: Path,
+    folder: Path,
+    *,
+    name: str | None = None,
+    text_field: str = "text",
+    target_field: str | None = None,
+    is_penalty: bool = False,
+    held_out_fraction: float = 0.1,
+    l2: float = 1.0,
+    bits: int = 20,
+    on_progress: Callable[[str], None] | None = None,
+) -> TrainReport:
+    """Train on a JSONL file and write the scorer with its model card into ``folder``.
+
+    Args:
+        data: JSON lines, each with a text and a target.
+        folder: where the scorer goes; files of an earlier one there are replaced.
+        name: name of the reward; the folder's name if not given.
+        text_field: the field of the text.
+        target_field: the field of the target in [0, 1]; without it ``label``, then ``score``, of the
+            first line decides.
+        is_penalty: the target is something unwanted; as a reward the scorer gives one minus its score.
+        held_out_fraction: share of the texts that only the report sees, chosen by a hash of the text.
+        l2: strength of the penalty; larger is smoother.
+        bits: ``2**bits`` entries in each of the two weight tables.
+        on_progress: is told one line at a time what goes on.
+
+    Raises:
+        DataError: A line is not JSON, lacks a field or has a target outside [0, 1]; or there are fewer
+            than 20 texts to train on or to hold out, or only one class.
+    """
+    examples = read_labelled_texts(data, text_field=text_field, target_field=target_field)
+    held_out = [_hash_share(example.text) < held_out_fraction for example in examples]
+    return fit_linear_scorer(
+        [example for example, out in zip(examples, held_out, strict=True) if not out],
+        [example for example, out in zip(examples, held_out, strict=True) if out],
+        folder,
+        name=name or folder.name,
+        is_penalty=is_penalty,
+        l2=l2,
+        bits=bits,
+        source=data.name,
+        on_progress=on_progress,
+    )
+
+
+def read_labelled_texts(
+    path: Path, *, text_field: str = "text", target_field: str | None = None
+) -> list[LabelledText]:
+    """All lines of a JSONL file; errors as in ``train_linear_scorer``."""
+    examples = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+            except ValueError as err:
+                raise DataError(f"{where}: not a line of JSON: {err}") from err
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: a JSON object is needed, not {type(row).__name__}")
+            if target_field is None:
+                target_field = "label" if "label" in row else "score"
+            examples.append(_labelled_text(row, text_field, target_field, where))
+    return examples
+
+
+def _labelled_text(
+    row: dict[str, object], text_field: str, target_field: str, where: str
+) -> LabelledText:
+    for field in (text_field, target_field):
+        if field not in row:
+            raise DataError(f"{where}: no field {field!r}; there is: {', '.join(map(repr, row))}")
+    text, target = row[text_field], row[target_field]
+    if not isinstance(text, str):
+        raise DataError(f"{where}: {text_field!r} must be a text, not {text!r}")
+    if not isinstance(target, int | float) or not 0 <= target <= 1:
+        raise DataError(f"{where}: {target_field!r} must be a number in [0, 1], not {target!r}")
+    return LabelledText(text=text, target=float(target))
+
+
+def _hash_share(text: str) -> float:
+    """A number in [0, 1) that only depends on the text, so copies of a text stay on one side."""
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "little") / 2**64
+
+
+def fit_linear_scorer(
+    train: Sequence[LabelledText],
+    held_out: Sequence[LabelledText],
+    folder: Path,
+    *,
+    name: str,
+    is_penalty: bool = False,
+    l2: float = 1.0,
+    bits: int = 20,
+    source: str = "labelled texts",
+    card: Callable[[TrainReport], str] | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> TrainReport:
+    """Fit on ``train``, judge on ``held_out``, write both files and the model card.
+
+    ``card`` replaces the generated model card. Other arguments and errors as in ``train_linear_scorer``.
+    """
+    started = time.perf_counter()
+    tell = on_progress or (lambda _: None)
+    _check_examples(train, held_out, source)
+    tell(f"hashing {len(train):,} texts")
+    features = _FeatureMatrix.of([example.text for example in train], bits)
+    targets = np.array([example.target for example in train])
+    tell(f"fitting {features.num_used:,} features")
+    bias, weights = _fit_logistic(features, targets, l2)
+    scorer = LinearScorer(
+        LinearScorerSettings(name=name, bits=bits, bias=bias, is_penalty=is_penalty),
+        characters=weights[: 2**bits],
+        words=weights[2**bits :],
+    )
+    scorer.save(folder)
+    tell(f"scoring {len(held_out):,} held-out texts")
+    scores = scorer.score_texts([example.text for example in held_out]).astype(np.float64)
+    truth = np.array([example.target for example in held_out])
+    report = TrainReport(
+        folder=folder,
+        num_train=len(train),
+        num_held_out=len(held_out),
+        positive_share=float(np.mean(truth >= 0.5)),
+        auc=area_under_roc(scores, truth >= 0.5),
+        accuracy=float(np.mean((scores >= 0.5) == (truth >= 0.5))),
+        pearson=_correlation(scores, truth),
+        spearman=_correlation(mean_ranks(scores), mean_ranks(truth)),
+        num_weights=scorer.num_weights,
+        num_bytes=(folder / WEIGHTS_FILE).stat().st_size,
+        seconds=time.perf_counter() - started,
+    )
+    text = (
+        card(report)
+        if card
+        else model_card(report, name=name, source=source, is_penalty=is_penalty)
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return report
+
+
+def _check_examples(
+    train: Sequence[LabelledText], held_out: Sequence[LabelledText], source: str
+) -> None:
+    for what, examples in (("train on", train), ("hold out", held_out)):
+        if len(examples) < _MIN_EXAMPLES:
+            raise DataError(
+                f"{source}: {len(examples)} texts to {what}, at least {_MIN_EXAMPLES} are needed"
+            )
+    if len({example.target for example in train}) == 1:
+        raise DataError(
+            f"{source}: every target is {train[0].target}, so there is nothing to learn"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _FeatureMatrix:
+    """Sparse [N, 2 * 2**bits]; entry m adds ``value[m]`` at ``(row[m], column[m])``.
+
+    ``scale`` [2 * 2**bits] is each feature's inverse-frequency weight, 0 where it is seen only once.
+    """
+
+    row: NDArray[np.intp]
+    column: NDArray[np.intp]
+    value: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    num_rows: int
+
+    @classmethod
+    def of(cls, texts: Sequence[str], bits: int) -> _FeatureMatrix:
+        batch = TextBatch.of(texts)
+        columns, rows, values = [], [], []
+        for offset, ngrams in (
+            (0, character_ngrams(batch, bits)),
+            (2**bits, word_ngrams(batch, bits)),
+        ):
+            row = np.concatenate([found.text for found in ngrams])
+            counts = np.bincount(row, minlength=len(texts))
+            columns.append(_concatenated(ngrams) + offset)
+            rows.append(row)
+            values.append(1.0 / np.sqrt(counts[row]))
+        column = np.concatenate(columns)
+        occurrences = np.bincount(column, minlength=2 * 2**bits)
+        scale = np.log((1 + len(texts)) / (1 + np.minimum(occurrences, len(texts)))) + 1
+        scale[occurrences < _MIN_OCCURRENCES] = 0.0
+        value = np.concatenate(values) * scale[column]
+        used = value != 0
+        return cls(
+            row=np.concatenate(rows)[used],
+            column=column[used],
+            value=value[used],
+            scale=scale,
+            num_rows=len(texts),
+        )
+
+    @property
+    def num_used(self) -> int:
+        return int(np.count_nonzero(self.scale))
+
+    def times(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[N]: the matrix times a column of weights."""
+        return np.bincount(
+            self.row, weights=self.value * weights[self.column], minlength=self.num_rows
+        )
+
+    def transposed_times(self, residuals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[2 * 2**bits]: the transposed matrix times a column of residuals."""
+        return np.bincount(
+            self.column, weights=self.value * residuals[self.row], minlength=len(self.scale)
+        )
+
+
+def _concatenated(ngrams: Iterable[NgramIndices]) -> NDArray[np.intp]:
+    return np.concatenate([found.index.astype(np.intp) for found in ngrams])
+
+
+def _fit_logistic(
+    features: _FeatureMatrix, targets: NDArray[np.float64], l2: float
+) -> tuple[float, NDArray[np.float64]]:
+    """Bias and weights (inverse frequency folded in) of the penalized maximum likelihood."""
+    prior = float(np.clip(targets.mean(), 1e-3, 1 - 1e-3))
+    parameters = torch.zeros(1 + len(features.scale), dtype=torch.float64)
+    parameters[0] = math.log(prior / (1 - prior))
+    optimizer = torch.optim.LBFGS(
+        [parameters],
+        max_iter=100,
+        history_size=10,
+        tolerance_grad=1e-4,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> float:
+        values = parameters.numpy()
+        bias, weights = values[0], values[1:]
+        log_odds = bias + features.times(weights)
+        # Cross-entropy of a soft target: log(1 + exp(z)) - y z.
+        loss = float(np.sum(np.logaddexp(0.0, log_odds) - targets * log_odds))
+        residuals = 0.5 + 0.5 * np.tanh(0.5 * log_odds) - targets
+        gradient = np.empty_like(values)
+        gradient[0] = residuals.sum()
+        gradient[1:] = features.transposed_times(residuals) + l2 * weights
+        parameters.grad = torch.from_numpy(gradient)
+        return loss + 0.5 * l2 * float(weights @ weights)
+
+    optimizer.step(closure)
+    fitted = parameters.numpy()
+    return float(fitted[0]), fitted[1:] * features.scale
+
+
+def area_under_roc(scores: NDArray[np.float64], is_positive: NDArray[np.bool_]) -> float:
+    """Chance that a positive scores above a negative, ties counting half; NaN with one class only."""
+    num_positive = int(is_positive.sum())
+    num_negative = len(scores) - num_positive
+    if not num_positive or not num_negative:
+        return math.nan
+    rank_sum = mean_ranks(scores)[is_positive].sum()
+    return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1, equal values at the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks: NDArray[np.float64] = (ends - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    if not a.std() or not b.std():
+        return math.nan
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def model_card(report: TrainReport, *, name: str, source: str, is_penalty: bool) -> str:
+    """The README.md of a scorer that a user trained."""
+    reward = "one minus the score" if is_penalty else "the score"
+    return f"""# {name}
+
+A linear scorer over hashed word and character n-grams, trained by quark on `{source}`.
+The score of a text lies in (0, 1); the reward is {reward}.
+
+{figures_table(report)}
+The data's licence and terms are those of `{source}`: state them here before you pass this scorer on.
+"""
+
+
+def figures_table(report: TrainReport) -> str:
+    """The report's figures as a Markdown table."""
+    return f"""| held-out figure | value |
+| --- | --- |
+| texts trained on / held out | {report.num_train:,} / {report.num_held_out:,} |
+| share of positives (target >= 0.5) | {report.positive_share:.3f} |
+| AUC at target >= 0.5 | {report.auc:.4f} |
+| accuracy at 0.5 | {report.accuracy:.4f} |
+| Pearson / Spearman correlation | {report.pearson:.4f} / {report.spearman:.4f} |
+| weights / file size | {report.num_weights:,} / {report.num_bytes / 1e6:.2f} MB |
+"""
