@@ -263,14 +263,14 @@ class _FeatureMatrix:
 
     def times(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """[N]: the matrix times a column of weights."""
-        return np.bincount(
-            self.row, weights=self.value * weights[self.column], minlength=self.num_rows
-        )
+        products = self.value * weights[self.column]
+        return np.bincount(self.row, weights=products, minlength=self.num_rows).astype(np.float64)
 
     def transposed_times(self, residuals: NDArray[np.float64]) -> NDArray[np.float64]:
         """[2 * 2**bits]: the transposed matrix times a column of residuals."""
-        return np.bincount(
-            self.column, weights=self.value * residuals[self.row], minlength=len(self.scale)
+        products = self.value * residuals[self.row]
+        return np.bincount(self.column, weights=products, minlength=len(self.scale)).astype(
+            np.float64
         )
 
 
@@ -306,7 +306,7 @@ def _fit_logistic(
         parameters.grad = torch.from_numpy(gradient)
         return loss + 0.5 * l2 * float(weights @ weights)
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     fitted = parameters.numpy()
     return float(fitted[0]), fitted[1:] * features.scale
 

@@ -1,0 +1,102 @@
+"""From the configuration to a reward function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from quark.assets import asset_path
+from quark.errors import ConfigError
+from quark.rewards.base import RewardFunction
+from quark.rewards.config import RewardConfig
+from quark.types import Json
+
+
+def build_reward(config: RewardConfig) -> RewardFunction:
+    """The reward that ``config.name`` names.
+
+    >>> reward = build_reward(RewardConfig(name="length", length={"maximum": 3}))
+    >>> reward(prompts=["", ""], completions=["easy to use", "not so easy to use at all"])
+    [1.0, 0.42857142857142855]
+
+    Raises:
+        RewardError: It cannot be loaded; names what is missing.
+        ConfigError: A setting does not fit the reward.
+    """
+    reward = _reward_of_completions(config)
+    if config.input == "completion":
+        return reward
+    if config.name == "http" or ":" in config.name:
+        raise ConfigError(
+            f"reward.input = {config.input!r} does not fit {config.name!r}, which gets prompts and "
+            "completions apart: join them there"
+        )
+    return PromptAndCompletion(reward)
+
+
+def _reward_of_completions(config: RewardConfig) -> RewardFunction:
+    match config.name:
+        case "sentiment" | "toxicity":
+            from quark.rewards.linear import LinearReward
+
+            return LinearReward.load(asset_path("rewards", config.name))
+        case "vader":
+            from quark.rewards.vader import VaderReward
+
+            return VaderReward()
+        case "diversity":
+            from quark.rewards.heuristics import DiversityReward
+
+            return DiversityReward()
+        case "length":
+            from quark.rewards.heuristics import LengthReward
+
+            return LengthReward(config.length)
+        case "regex":
+            from quark.rewards.heuristics import RegexReward
+
+            return RegexReward(config.regex)
+        case "classifier":
+            from quark.rewards.classifier import ClassifierReward
+
+            return ClassifierReward(config.classifier)
+        case "http":
+            from quark.rewards.http import HttpReward
+
+            return HttpReward(config.http, retries=config.retries, timeout_s=config.timeout_s)
+        case name if ":" in name:
+            from quark.rewards.callable import CallableReward
+
+            return CallableReward(name)
+        case folder:
+            from quark.rewards.linear import LinearReward
+
+            return LinearReward.load(Path(folder))
+
+
+class PromptAndCompletion:
+    """Lets a reward score each prompt followed by its completion."""
+
+    def __init__(self, reward: RewardFunction) -> None:
+        self._reward = reward
+
+    @property
+    def name(self) -> str:
+        return self._reward.name
+
+    @property
+    def provenance(self) -> Mapping[str, Json]:
+        """Of the reward inside, and that it sees the prompt."""
+        return {**reward_provenance(self._reward), "input": "prompt_and_completion"}
+
+    def __call__(
+        self, *, prompts: Sequence[str], completions: Sequence[str]
+    ) -> Sequence[float | None]:
+        joined = [prompt + text for prompt, text in zip(prompts, completions, strict=True)]
+        return self._reward(prompts=prompts, completions=joined)
+
+
+def reward_provenance(reward: RewardFunction) -> Mapping[str, Json]:
+    """What identifies the scores' origin: the name, and file, hash or address where the reward has one."""
+    details = getattr(reward, "provenance", {})
+    return {"name": reward.name, **details}

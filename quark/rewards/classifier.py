@@ -1,0 +1,131 @@
+"""Any Hugging Face sequence classifier as a reward: the probability or logit of one label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+from pydantic import Field
+
+from quark.errors import RewardError
+from quark.settings import Settings
+from quark.types import Json
+
+_UNLIMITED = 100_000
+_DEFAULT_MAX_LENGTH = 512
+
+
+class ClassifierConfig(Settings):
+    """Which classifier and which of its labels."""
+
+    model: str = ""
+    """Folder or hub name of a sequence classifier with safetensors weights."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; name a commit to get the same model for ever."""
+    label: str | int | None = None
+    """Name or index of the label that is the reward; may be left out if there is only one."""
+    output: Literal["probability", "logit"] = "probability"
+    """Logits have no ceiling, so they still rank where probabilities are all close to 1."""
+    batch_size: int = Field(default=32, ge=1)
+    """Texts in one forward pass."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Longer texts are cut, in tokens; default: the tokenizer's limit, at most 512 where it has none."""
+    device: str = "auto"
+    """``auto`` takes a GPU if there is one; or a torch device such as ``cpu`` or ``cuda:1``."""
+
+
+class ClassifierReward:
+    """Scores texts with a classifier; texts without a single token are not scored."""
+
+    name: Final = "classifier"
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        """Load the classifier. Pickled weights and code from the model's folder are refused.
+
+        Raises:
+            RewardError: It cannot be loaded, or it has no such label.
+        """
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        if not config.model:
+            raise RewardError("reward classifier needs reward.classifier.model")
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                config.model, revision=config.revision, use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, KeyError) as err:
+            raise RewardError(f"cannot load the classifier {config.model!r}: {err}") from err
+        self._config = config
+        self._label_index = _label_index(model.config, config)
+        device = config.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device)
+        self._model = model.to(self._device).eval()
+        self._is_multi_label = (
+            model.config.num_labels == 1
+            or model.config.problem_type == "multi_label_classification"
+        )
+        if self._tokenizer.pad_token_id is None:
+            if self._tokenizer.eos_token_id is None:
+                raise RewardError(f"the tokenizer of {config.model!r} has no token to pad with")
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        if self._model.config.pad_token_id is None:
+            self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        limit = self._tokenizer.model_max_length
+        self._max_length = config.max_length or (
+            limit if limit < _UNLIMITED else _DEFAULT_MAX_LENGTH
+        )
+
+    @property
+    def provenance(self) -> Mapping[str, Json]:
+        """Which classifier this is."""
+        return {"model": self._config.model, "revision": self._config.revision}
+
+    def __call__(
+        self, *, prompts: Sequence[str], completions: Sequence[str]
+    ) -> Sequence[float | None]:
+        del prompts
+        encoded = self._tokenizer(list(completions), truncation=True, max_length=self._max_length)[
+            "input_ids"
+        ]
+        scores: list[float | None] = [None] * len(completions)
+        # Texts of like length share a batch, which saves most of the padding.
+        order = sorted(
+            (row for row, ids in enumerate(encoded) if ids), key=lambda row: len(encoded[row])
+        )
+        for start in range(0, len(order), self._config.batch_size):
+            rows = order[start : start + self._config.batch_size]
+            for row, value in zip(rows, self._forward([encoded[row] for row in rows]), strict=True):
+                scores[row] = value
+        return scores
+
+    def _forward(self, ids: list[list[int]]) -> list[float]:
+        import torch
+
+        inputs = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self._device)
+        with torch.inference_mode():
+            logits = self._model(**inputs).logits.float()
+        if self._config.output == "logit":
+            values = logits
+        elif self._is_multi_label:
+            values = logits.sigmoid()
+        else:
+            values = logits.softmax(dim=-1)
+        column: list[float] = values[:, self._label_index].tolist()
+        return column
+
+
+def _label_index(model_config: object, config: ClassifierConfig) -> int:
+    names: dict[int, str] = getattr(model_config, "id2label", {})
+    shown = ", ".join(f"{index} = {name}" for index, name in sorted(names.items()))
+    if config.label is None:
+        if len(names) == 1:
+            return 0
+        raise RewardError(f"reward.classifier.label: choose one of {config.model!r}: {shown}")
+    for index, name in names.items():
+        if config.label in (index, name):
+            return index
+    raise RewardError(f"reward.classifier.label: {config.model!r} has no {config.label!r}; {shown}")

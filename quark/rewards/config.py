@@ -1,0 +1,65 @@
+"""The configuration of the reward."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Final, Literal
+
+from pydantic import Field, field_validator
+
+from quark.rewards.classifier import ClassifierConfig
+from quark.rewards.heuristics import LengthConfig, RegexConfig
+from quark.rewards.http import HttpConfig
+from quark.rewards.scoring import OnError
+from quark.settings import Settings
+
+REWARD_NAMES: Final = (
+    "sentiment",
+    "toxicity",
+    "vader",
+    "diversity",
+    "length",
+    "regex",
+    "classifier",
+    "http",
+)
+
+
+class RewardConfig(Settings):
+    """What completions are rewarded for."""
+
+    name: str = "sentiment"
+    """``sentiment``, ``toxicity`` (one minus it), ``vader``, ``diversity``, ``length``, ``regex``, ``classifier``,
+    ``http``; a function of your own as ``module:function`` or ``path/to/file.py:function``; or the folder of
+    a scorer made by ``quark reward train``, written with a slash (``./my-scorer``)."""
+    input: Literal["completion", "prompt_and_completion"] = "completion"
+    """What text is scored: the completion alone (as in the paper), or the prompt followed by it. Functions and
+    HTTP get both apart in any case."""
+    on_error: OnError = "fail"
+    """When the reward raises or a server gives no scores: stop the run, or count that batch as not scored."""
+    batch_size: int = Field(default=1024, ge=1)
+    """Completions given to the reward at once."""
+    retries: int = Field(default=4, ge=0)
+    """``http`` only: attempts after the first."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """``http`` only: longest wait for the server, in seconds."""
+    classifier: ClassifierConfig = ClassifierConfig()
+    """Settings of ``classifier``."""
+    http: HttpConfig = HttpConfig()
+    """Settings of ``http``."""
+    length: LengthConfig = LengthConfig()
+    """Settings of ``length``."""
+    regex: RegexConfig = RegexConfig()
+    """Settings of ``regex``."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_known(cls, name: str) -> str:
+        if name in REWARD_NAMES or ":" in name or "/" in name or "\\" in name:
+            return name
+        near = difflib.get_close_matches(name, REWARD_NAMES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"no reward {name!r}; {hint}there is {', '.join(REWARD_NAMES)}, module:function, "
+            "or a scorer's folder written with a slash"
+        )
