@@ -1,0 +1,257 @@
+"""Where a configuration comes from: defaults < preset or file < ``--set``; and which of them said what."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from quark.config.schema import RunConfig
+from quark.errors import ConfigError
+from quark.types import Json
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedConfig:
+    """A configuration and the origin of every value in it."""
+
+    config: RunConfig
+    origins: Mapping[str, str]
+    """Dotted key -> ``default``, ``preset NAME``, ``file PATH`` or ``--set``."""
+    name: str
+    """Stem of the source, for the default run directory."""
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets."""
+    folder = resources.files("quark.config") / "presets"
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """The effective configuration.
+
+    Args:
+        source: a preset's name, a TOML file, or None for the bare defaults. A file may begin with
+            ``preset = "demo"`` to start from a preset.
+        overrides: ``section.key=value``, the value in TOML syntax; bare words are strings.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ConfigError: not TOML, an unknown key (with the nearest valid one), or a bad value.
+    """
+    values: Table = {}
+    origins: dict[str, str] = {}
+    name = "run"
+    if source is not None:
+        name = Path(source).stem
+        for table, origin in _layers(source):
+            _merge(values, table, origins, origin)
+    for override in overrides:
+        _merge(values, _override(override), origins, "--set")
+    config = _validate(values, origins)
+    for key in _leaves(config.model_dump(mode="json")):
+        origins.setdefault(key, "default")
+    return LoadedConfig(config=config, origins=origins, name=name)
+
+
+def to_toml(config: RunConfig, *, comments: bool) -> str:
+    """``config`` as a TOML file that loads to the same values.
+
+    Args:
+        config: what to write. Unset values are left out (as comments where ``comments`` is on).
+        comments: say what each key is for.
+    """
+    lines: list[str] = []
+    _write_section(lines, "", config, comments=comments)
+    return "\n".join(lines).strip() + "\n"
+
+
+def json_schema() -> dict[str, Json]:
+    """JSON schema of a configuration file."""
+    schema = RunConfig.model_json_schema()
+    schema["properties"]["preset"] = {
+        "type": "string",
+        "enum": list(preset_names()),
+        "description": "Start from this preset; the other keys override it.",
+    }
+    return schema
+
+
+def _layers(source: str | Path) -> list[tuple[Table, str]]:
+    path = Path(source).expanduser()
+    if str(source) in preset_names():
+        return [(_preset(str(source)), f"preset {source}")]
+    if not path.is_file():
+        if path.suffix == ".toml" or len(path.parts) > 1:
+            raise FileNotFoundError(f"there is no configuration file {path}")
+        near = _nearest(str(source), preset_names())
+        raise ConfigError(
+            f"{source!r} is neither a preset nor a file{near}; presets: {', '.join(preset_names())}"
+        )
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{path}: not valid TOML: {err}") from err
+    layers: list[tuple[Table, str]] = []
+    preset = table.pop("preset", None)
+    if preset is not None:
+        if preset not in preset_names():
+            raise ConfigError(
+                f"{path}: there is no preset {preset!r}{_nearest(str(preset), preset_names())}"
+            )
+        layers.append((_preset(preset), f"preset {preset}"))
+    layers.append((table, f"file {path}"))
+    return layers
+
+
+def _preset(name: str) -> Table:
+    file = resources.files("quark.config") / "presets" / f"{name}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def _override(text: str) -> Table:
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {text!r}: write section.key=value")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    if parsed in ("none", "null"):
+        parsed = None
+    for part in reversed(parts):
+        parsed = {part: parsed}
+    table: Table = parsed
+    return table
+
+
+def _merge(
+    into: Table, table: Table, origins: dict[str, str], origin: str, prefix: str = ""
+) -> None:
+    for key, value in table.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(into.get(key, {}), dict):
+            _merge(into.setdefault(key, {}), value, origins, origin, f"{dotted}.")
+        else:
+            into[key] = value
+            origins[dotted] = origin
+
+
+def _validate(values: Table, origins: Mapping[str, str]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as err:
+        raise ConfigError("\n".join(_explain(error, origins) for error in err.errors())) from err
+
+
+def _explain(error: Any, origins: Mapping[str, str]) -> str:  # noqa: ANN401 - pydantic's error details
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    origin = next(
+        (
+            o
+            for k, o in origins.items()
+            if k == key or k.startswith(f"{key}.") or key.startswith(f"{k}.")
+        ),
+        None,
+    )
+    where = f" ({origin})" if origin else ""
+    if error["type"] == "extra_forbidden":
+        known = _known_keys()
+        siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+        return f"unknown key {key}{where}{_nearest(key, siblings or known) or _nearest(key, known)}"
+    message = error["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"{key} = {error['input']!r}{where}: {message[:1].lower()}{message[1:]}"
+
+
+def _known_keys() -> list[str]:
+    return [
+        *RunConfig.model_fields,
+        *_leaves(RunConfig().model_dump(mode="json")),
+        *(
+            f"{section}.{key}"
+            for section, field in RunConfig.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+            for key in field.annotation.model_fields
+        ),
+    ]
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    """`` (did you mean X?)``, or nothing: by the whole key, then by its last part in any section."""
+    match = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not match:
+        by_last = {k.rpartition(".")[2]: k for k in reversed(known)}
+        last = difflib.get_close_matches(key.rpartition(".")[2], list(by_last), n=1, cutoff=0.7)
+        match = [by_last[last[0]]] if last else []
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            keys += _leaves(value, f"{prefix}{key}.")
+        else:
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+def _write_section(lines: list[str], name: str, section: BaseModel, *, comments: bool) -> None:
+    dumped = section.model_dump(mode="json")
+    nested: list[tuple[str, BaseModel, str | None]] = []
+    if name:
+        lines += ["", f"[{name}]"]
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if isinstance(value, BaseModel):
+            nested.append((f"{name}.{key}" if name else key, value, field.description))
+            continue
+        if comments and field.description:
+            lines += [f"# {line}" for line in field.description.splitlines()]
+        if dumped[key] is None:
+            if comments:
+                lines.append(f"# {key} =")
+        else:
+            lines.append(f"{key} = {_toml(dumped[key])}")
+        if comments:
+            lines.append("")
+    for nested_name, value, _ in nested:
+        if comments:
+            doc = (type(value).__doc__ or "").strip().splitlines()
+            if doc:
+                lines += ["", f"# {doc[0]}"]
+        _write_section(lines, nested_name, value, comments=comments)
+
+
+def _toml(value: Any) -> str:  # noqa: ANN401 - any TOML value
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case str():
+            return json.dumps(value, ensure_ascii=True).replace("\\/", "/")
+        case list() | tuple():
+            return "[" + ", ".join(_toml(item) for item in value) + "]"
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    raise TypeError(f"{value!r} has no TOML form")

@@ -1,0 +1,134 @@
+"""The whole configuration: every room's section, composed.
+
+A knob is declared in the room that obeys it; only what belongs to the loop itself is declared here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from quark.data.prompts import PromptConfig
+from quark.evaluation.evaluator import EvaluationConfig
+from quark.generation.base import SamplingConfig
+from quark.models.loading import ModelConfig
+from quark.objectives.quark import QuarkObjectiveConfig
+from quark.pool.base import RemainderRule, SamplingMode, TieRule
+from quark.rewards.config import RewardConfig
+from quark.settings import Settings
+
+
+class RunSection(Settings):
+    """The length and shape of the run."""
+
+    seed: int = Field(0, ge=0)
+    """Everything random is derived from it."""
+    num_rounds: int = Field(10, ge=1)
+    """Rounds of learning; each is preceded by an exploration."""
+    steps_per_round: int = Field(16, ge=1)
+    """Optimizer steps between two explorations (the paper's M)."""
+    prompts_first_round: int = Field(2048, ge=1)
+    """Prompts explored with the original model before anything is learnt; prompts repeat if there are fewer."""
+    prompts_per_round: int = Field(512, ge=1)
+    """Prompts explored under the best token before each later round."""
+    completions_per_prompt: int = Field(1, ge=1)
+    """Completions sampled of each."""
+    chunk_size: int = Field(512, ge=1)
+    """Completions that are sampled, scored and committed together; what an interruption can cost."""
+    device: str = "auto"
+    """``auto`` (CUDA, else MPS, else CPU) or a torch device."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast: ``auto`` is bfloat16 on CUDA devices that have it, else float32."""
+    num_threads: int | None = Field(None, ge=1)
+    """CPU threads; unset leaves torch's choice."""
+
+
+class PoolSection(Settings):
+    """The sample pool and how it is cut and drawn from."""
+
+    num_quantiles: int = Field(5, ge=1)
+    """K, also the number of reward tokens."""
+    ties: TieRule = TieRule.HASH
+    """How equal rewards are cut at a boundary."""
+    remainder: RemainderRule = RemainderRule.SPREAD
+    """Which quantiles get the samples that do not divide."""
+    sampling: SamplingMode = SamplingMode.STRATIFIED
+    """How minibatches are drawn."""
+    train_quantiles: Literal["all", "best"] = "all"
+    """``best`` trains on the best quantile alone, for comparison: it loses diversity and the contrast."""
+    store_text: bool = True
+    """Keep the completions' text beside their tokens."""
+
+
+class OptimizerSection(Settings):
+    """AdamW and its schedule."""
+
+    batch_size: int = Field(128, ge=1)
+    """Samples per optimizer step."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Samples per forward and backward pass; unset takes the whole batch. Does not change the loss."""
+    learning_rate: float = Field(1e-5, gt=0.0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear warm-up from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up, down to 0 at the run's last step."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's moments."""
+    eps: float = Field(1e-8, gt=0.0)
+    """Adam's epsilon."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    """Decoupled weight decay."""
+    max_grad_norm: float | None = Field(1.0, gt=0.0)
+    """Clip the gradient's norm; unset does not clip."""
+    max_skipped_steps: int = Field(5, ge=0)
+    """Steps in a row whose loss or gradient is not finite before the run stops; each is skipped and counted."""
+
+
+class CheckpointSection(Settings):
+    """What survives an interruption."""
+
+    every_rounds: int = Field(1, ge=1)
+    """A checkpoint after this many rounds, and whenever the run is asked to stop."""
+    keep_last: int = Field(2, ge=2)
+    """Older checkpoints are removed, never below two."""
+
+
+class TrackingSection(Settings):
+    """Where figures go besides ``metrics.jsonl``."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Extras; each needs its package."""
+    project: str = "quark"
+    """Project name for W&B and trackio."""
+    samples_per_round: int = Field(3, ge=0)
+    """Samples of the best and worst quantile shown after each round."""
+
+
+class RunConfig(Settings):
+    """Everything a run can be told."""
+
+    run: RunSection = RunSection()
+    model: ModelConfig = ModelConfig()
+    prompts: PromptConfig = PromptConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    reward: RewardConfig = RewardConfig()
+    pool: PoolSection = PoolSection()
+    objective: QuarkObjectiveConfig = QuarkObjectiveConfig()
+    optimizer: OptimizerSection = OptimizerSection()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        micro = self.optimizer.micro_batch_size
+        if micro is not None and micro > self.optimizer.batch_size:
+            raise ValueError(
+                f"optimizer.micro_batch_size ({micro}) is larger than optimizer.batch_size "
+                f"({self.optimizer.batch_size})"
+            )
+        if self.sampling.min_new_tokens > self.sampling.max_new_tokens:
+            raise ValueError("sampling.min_new_tokens is larger than sampling.max_new_tokens")
+        return self

@@ -1,0 +1,247 @@
+"""Where prompts come from: files or what ships with quark, tokenized once, split once.
+
+A bad row is an error that names the file, the line and the reason; nothing is skipped in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from quark.assets import asset_path
+from quark.errors import DataError
+from quark.settings import Settings
+from quark.types import Json, Prompt
+
+MAX_LINE_BYTES = 1 << 24
+"""A longer line is not a prompt but a mistake."""
+
+
+class PromptConfig(Settings):
+    """Which prompts to train and to evaluate on."""
+
+    source: str = "embedded:reviews"
+    """A ``.jsonl``, ``.txt`` (one prompt a line) or ``.parquet`` file, or ``embedded:reviews``."""
+    field: str = "prompt"
+    """The column of a JSONL or Parquet file; an object in it is read by its ``text`` key, as
+    RealToxicityPrompts has it."""
+    evaluation_source: str | None = None
+    """A file with the held-out prompts; unset takes rows with ``split`` = ``eval``, or else a seeded part
+    of the source."""
+    num_evaluation: int = Field(128, ge=1)
+    """How many prompts are held out for evaluation (at most)."""
+    limit: int | None = Field(None, ge=1)
+    """Use only this many training prompts, a seeded choice."""
+    max_tokens: int = Field(64, ge=1)
+    """Longer prompts are handled as ``over_long`` says."""
+    over_long: Literal["truncate", "skip", "fail"] = "truncate"
+    """Keep the last ``max_tokens`` tokens, leave the prompt out (both counted and said), or stop."""
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    """Prompts, split."""
+
+    train: tuple[Prompt, ...]
+    evaluation: tuple[Prompt, ...]
+    notes: tuple[str, ...] = ()
+    """What a person should know: prompts truncated or skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    place: str
+    text: str
+    split: str | None
+    metadata: Mapping[str, Json]
+
+
+def load_prompts(
+    config: PromptConfig, tokenizer: Tokenizer, *, seed: int, add_special_tokens: bool = True
+) -> PromptSet:
+    """Read, check, split and tokenize.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: a row that is no prompt, or no prompts at all.
+    """
+    rows = list(_read(config.source, config.field))
+    if config.evaluation_source is not None:
+        train_rows = rows
+        evaluation_rows = list(_read(config.evaluation_source, config.field))
+    elif any(row.split == "eval" for row in rows):
+        train_rows = [row for row in rows if row.split != "eval"]
+        evaluation_rows = [row for row in rows if row.split == "eval"]
+    else:
+        order = np.random.default_rng(seed).permutation(len(rows))
+        count = min(config.num_evaluation, len(rows) // 2)
+        held_out = set(order[:count].tolist())
+        train_rows = [row for i, row in enumerate(rows) if i not in held_out]
+        evaluation_rows = [row for i, row in enumerate(rows) if i in held_out]
+    evaluation_rows = evaluation_rows[: config.num_evaluation]
+    if config.limit is not None and config.limit < len(train_rows):
+        chosen = np.random.default_rng(seed + 1).permutation(len(train_rows))[: config.limit]
+        train_rows = [train_rows[i] for i in sorted(chosen.tolist())]
+    notes: list[str] = []
+    train = _tokenize(train_rows, config, tokenizer, notes, add_special_tokens=add_special_tokens)
+    evaluation = _tokenize(
+        evaluation_rows, config, tokenizer, notes, add_special_tokens=add_special_tokens
+    )
+    if not train or not evaluation:
+        raise DataError(
+            f"{config.source}: {len(train)} prompts to train and {len(evaluation)} to evaluate on; "
+            "both are needed (at least two prompts, or an evaluation_source)"
+        )
+    return PromptSet(train=train, evaluation=evaluation, notes=tuple(notes))
+
+
+def _tokenize(
+    rows: list[_Row],
+    config: PromptConfig,
+    tokenizer: Tokenizer,
+    notes: list[str],
+    *,
+    add_special_tokens: bool,
+) -> tuple[Prompt, ...]:
+    prompts: list[Prompt] = []
+    over_long = 0
+    for row in rows:
+        ids = tokenizer.encode(row.text, add_special_tokens=add_special_tokens)
+        if not ids:
+            raise DataError(f"{row.place}: the prompt {row.text!r} has no tokens")
+        text = row.text
+        if len(ids) > config.max_tokens:
+            over_long += 1
+            if config.over_long == "fail":
+                raise DataError(
+                    f"{row.place}: the prompt has {len(ids)} tokens, prompts.max_tokens is "
+                    f"{config.max_tokens}: raise it, or set prompts.over_long"
+                )
+            if config.over_long == "skip":
+                continue
+            ids = ids[-config.max_tokens :]
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+        prompts.append(
+            Prompt(index=len(prompts), text=text, token_ids=tuple(ids), metadata=row.metadata)
+        )
+    if over_long:
+        verb = "shortened to their last" if config.over_long == "truncate" else "left out: over"
+        notes.append(f"{over_long} prompts {verb} {config.max_tokens} tokens")
+    return tuple(prompts)
+
+
+def _read(source: str, field: str) -> Iterator[_Row]:
+    if source.startswith("embedded:"):
+        path = asset_path("prompts", source.removeprefix("embedded:")).with_suffix(".jsonl")
+    else:
+        path = Path(source).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"there is no prompt file {path}: check prompts.source")
+    if not path.is_file():
+        raise DataError(
+            f"{path} is not a file: prompts.source names a .jsonl, .txt or .parquet file"
+        )
+    match path.suffix.lower():
+        case ".jsonl" | ".ndjson" | ".json":
+            yield from _read_jsonl(path, field)
+        case ".txt":
+            for number, line in _lines(path):
+                yield _row(f"{path}:{number}", line, None, {})
+        case ".parquet":
+            yield from _read_parquet(path, field)
+        case suffix:
+            raise DataError(
+                f"{path}: prompts come from .jsonl, .txt or .parquet files, not {suffix!r}"
+            )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Non-blank lines with their numbers, without byte-order mark and line ends."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(f"{path}:{number}: a line of more than {MAX_LINE_BYTES} bytes")
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            try:
+                text = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as err:
+                raise DataError(
+                    f"{path}:{number}: not UTF-8 at byte {err.start} of the line"
+                ) from err
+            if text.strip():
+                yield number, text
+
+
+def _no_duplicates(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise ValueError("a key appears twice")
+    return record
+
+
+def _read_jsonl(path: Path, field: str) -> Iterator[_Row]:
+    for number, line in _lines(path):
+        place = f"{path}:{number}"
+        try:
+            record = json.loads(line, object_pairs_hook=_no_duplicates)
+        except (ValueError, RecursionError) as err:
+            raise DataError(f"{place}: not a JSON object: {err}") from err
+        if not isinstance(record, dict):
+            raise DataError(f"{place}: not a JSON object but a {type(record).__name__}")
+        yield _record_row(place, record, field)
+
+
+def _read_parquet(path: Path, field: str) -> Iterator[_Row]:
+    import polars as pl
+
+    try:
+        frame = pl.read_parquet(path)
+    except Exception as err:
+        raise DataError(f"{path}: not a readable Parquet file: {err}") from err
+    for number, record in enumerate(frame.iter_rows(named=True)):
+        yield _record_row(f"{path}: row {number}", record, field)
+
+
+def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:
+    if field not in record:
+        known = ", ".join(sorted(record)) or "none"
+        raise DataError(f"{place}: no field {field!r} (it has: {known}); set prompts.field")
+    value = record[field]
+    if isinstance(value, Mapping):
+        value = value.get("text")
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {field!r} is {value!r}, not a text")
+    split = record.get("split")
+    metadata = {
+        key: item
+        for key, item in record.items()
+        if key not in (field, "split") and isinstance(item, str | int | float | bool | None)
+    }
+    return _row(place, value, split if isinstance(split, str) else None, metadata)
+
+
+def _row(place: str, text: str, split: str | None, metadata: Mapping[str, Json]) -> _Row:
+    if not text.strip():
+        raise DataError(f"{place}: an empty prompt")
+    if "\0" in text:
+        raise DataError(f"{place}: a NUL character in the prompt")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{place}: a lone surrogate in the prompt")
+    return _Row(place=place, text=text, split=split, metadata=metadata)

@@ -1,0 +1,199 @@
+"""How good a model is on held-out prompts: reward, judges it was never trained on, KL, fluency, diversity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from quark.data.collate import collate
+from quark.evaluation.metrics import any_above, expected_maximum, text_metrics
+from quark.generation.base import Generator
+from quark.models.batch import TrainingBatch
+from quark.models.logprobs import token_statistics
+from quark.models.policy import Policy
+from quark.reference.base import ReferencePolicy
+from quark.rewards.base import RewardFunction
+from quark.rewards.scoring import score
+from quark.settings import Settings
+from quark.types import Completion, Prompt
+
+
+class EvaluationConfig(Settings):
+    """What is measured on held-out prompts, and when."""
+
+    every_rounds: int = Field(1, ge=1)
+    """Evaluate under the best token after this many rounds (always after the last)."""
+    completions_per_prompt: int = Field(1, ge=1)
+    """Completions of each prompt; with several, expected maximum and probability metrics mean something."""
+    judges: tuple[str, ...] = ()
+    """Further rewards that are measured and never trained on, by name, e.g. ``["vader"]``."""
+    control_curve: bool = True
+    """At the end, evaluate under every reward token."""
+    show_prompts: int = Field(4, ge=0)
+    """Prompts answered before and after, shown at the end."""
+    top_p: float | None = Field(None, gt=0.0, le=1.0)
+    """Nucleus mass while evaluating; unset takes ``sampling.top_p`` (the literature reports 0.9)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The figures of one model under one token."""
+
+    quantile: int | None
+    """Whose token was given; None for no token."""
+    rewards: NDArray[np.float32]
+    """[N] NaN = not scored."""
+    completions: Sequence[Completion]
+    """N completions, the prompts in order, all completions of a prompt together."""
+    metrics: Mapping[str, float]
+    """``reward_mean``, ``kl_policy_to_reference`` ... named as in docs/metrics.md."""
+    judges: Mapping[str, float]
+    """Mean score by judge."""
+
+
+class Evaluator:
+    """Samples completions of the held-out prompts and measures them.
+
+    Args:
+        prompts: held out.
+        reference: for KL and perplexity.
+        reward: what is trained on.
+        judges: what is not, by name.
+        completions_per_prompt: as configured.
+        batch_size: sequences per forward pass.
+        seed: derived; the same for every model, so that models are compared on equal draws.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompts: Sequence[Prompt],
+        reference: ReferencePolicy,
+        reward: RewardFunction,
+        judges: Mapping[str, RewardFunction],
+        completions_per_prompt: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self._prompts = [p for p in prompts for _ in range(completions_per_prompt)]
+        self._per_prompt = completions_per_prompt
+        self._reference = reference
+        self._reward = reward
+        self._judges = judges
+        self._batch_size = batch_size
+        self._seed = seed
+
+    def evaluate(self, generator: Generator, policy: Policy, *, quantile: int | None) -> Evaluation:
+        """Measure what ``generator`` gives under the token of ``quantile``.
+
+        Args:
+            generator: samples from the policy, or from the reference where ``quantile`` is None.
+            policy: its KL to the reference is measured where a token is given.
+            quantile: None measures the original model.
+        """
+        completions = generator.generate(self._prompts, quantile=quantile, seed=self._seed)
+        texts = [c.text for c in completions]
+        prompts = [c.prompt.text for c in completions]
+        outcome = score(self._reward, prompts, texts, on_error="nan")
+        judges = {
+            name: _mean(score(judge, prompts, texts, on_error="nan").scores)
+            for name, judge in self._judges.items()
+        }
+        rewards = outcome.scores
+        metrics: dict[str, float] = {
+            "reward_mean": _mean(rewards),
+            "reward_std": float(np.nanstd(rewards)) if np.isfinite(rewards).any() else math.nan,
+            "failed_scores": float(np.isnan(rewards).sum()),
+            "completion_length_mean": float(np.mean([len(c.token_ids) for c in completions])),
+            **text_metrics(texts, group_size=self._per_prompt),
+        }
+        if self._per_prompt > 1:
+            metrics["reward_minimum_mean"] = -expected_maximum(-rewards, self._per_prompt)
+            metrics["reward_below_half_probability"] = any_above(
+                -rewards, self._per_prompt, threshold=-0.5
+            )
+        metrics |= self._likelihoods(completions, policy, quantile)
+        return Evaluation(
+            quantile=quantile,
+            rewards=rewards,
+            completions=completions,
+            metrics=metrics,
+            judges=judges,
+        )
+
+    def _likelihoods(
+        self, completions: Sequence[Completion], policy: Policy, quantile: int | None
+    ) -> dict[str, float]:
+        """Exact KL in both directions and the reference's perplexity, in nats per completion token."""
+        forward = backward = reference_nll = 0.0
+        num_tokens = 0
+        for start in range(0, len(completions), self._batch_size):
+            batch = completion_batch(
+                completions[start : start + self._batch_size],
+                policy,
+                quantile=policy.reward_tokens.num_quantiles - 1 if quantile is None else quantile,
+            )
+            num_tokens += batch.num_tokens
+            if quantile is None:
+                logprobs = self._reference.sequence_logprobs(
+                    batch, base_vocab_size=policy.reward_tokens.base_vocab_size
+                )
+                reference_nll -= float(logprobs.double().sum())
+                continue
+            with torch.no_grad():
+                statistics = token_statistics(
+                    policy.completion_rows(batch),
+                    self._reference.completion_rows(batch),
+                    batch.targets,
+                    base_vocab_size=policy.reward_tokens.base_vocab_size,
+                )
+            forward += float(statistics.kl_reference_to_policy.double().sum())
+            backward += float(statistics.kl_policy_to_reference.double().sum())
+            reference_nll += float(statistics.reference_nll.double().sum())
+        return {
+            "kl_reference_to_policy": forward / num_tokens,
+            "kl_policy_to_reference": backward / num_tokens,
+            "perplexity_reference": math.exp(min(reference_nll / num_tokens, 700.0)),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """Completions padded as the pool pads its samples."""
+
+    quantiles: NDArray[np.int16]
+    prompt_tokens: NDArray[np.int64]
+    prompt_lengths: NDArray[np.int32]
+    completion_tokens: NDArray[np.int64]
+    completion_lengths: NDArray[np.int32]
+
+
+def completion_batch(
+    completions: Sequence[Completion], policy: Policy, *, quantile: int
+) -> TrainingBatch:
+    """Completions as a training batch, all under one quantile's token, in their order."""
+    prompt_lengths = np.array([len(c.prompt.token_ids) for c in completions], dtype=np.int32)
+    completion_lengths = np.array([len(c.token_ids) for c in completions], dtype=np.int32)
+    prompts = np.full((len(completions), prompt_lengths.max()), policy.pad_id, dtype=np.int64)
+    tokens = np.full((len(completions), completion_lengths.max()), policy.pad_id, dtype=np.int64)
+    for i, completion in enumerate(completions):
+        prompts[i, prompts.shape[1] - prompt_lengths[i] :] = completion.prompt.token_ids
+        tokens[i, : completion_lengths[i]] = completion.token_ids
+    rows = _Rows(
+        quantiles=np.full(len(completions), quantile, dtype=np.int16),
+        prompt_tokens=prompts,
+        prompt_lengths=prompt_lengths,
+        completion_tokens=tokens,
+        completion_lengths=completion_lengths,
+    )
+    return collate(rows, policy.reward_tokens.ids, policy.pad_id, policy.device)
+
+
+def _mean(values: NDArray[np.float32]) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan

@@ -1,0 +1,62 @@
+"""Figures of a set of texts or scores; pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.text_statistics import distinct_n, diversity
+
+
+def text_metrics(texts: Sequence[str], *, group_size: int = 1) -> dict[str, float]:
+    """Diversity figures of N completions.
+
+    Args:
+        texts: the completions of a prompt together.
+        group_size: completions per prompt. With several, distinct-n is taken per prompt and averaged,
+            as the literature does; with one, it is taken over all texts.
+
+    Returns:
+        ``distinct_1`` .. ``distinct_3`` (distinct n-grams over n-grams), ``distinct_2_words`` and
+        ``distinct_3_words`` (over words, as the published code divides) and ``diversity``
+        (mean over texts of prod_{n=2..4} (1 - rep-n)).
+    """
+    groups = (
+        [list(texts)]
+        if group_size == 1
+        else [list(texts[i : i + group_size]) for i in range(0, len(texts), group_size)]
+    )
+    figures = {
+        f"distinct_{n}": _mean([distinct_n(group, n) for group in groups]) for n in (1, 2, 3)
+    }
+    for n in (2, 3):
+        figures[f"distinct_{n}_words"] = _mean(
+            [distinct_n(group, n, denominator="words") for group in groups]
+        )
+    figures["diversity"] = _mean([diversity(text) for text in texts])
+    return figures
+
+
+def expected_maximum(scores: NDArray[np.float32], group_size: int) -> float:
+    """Mean over prompts of the maximum over a prompt's scores [N]; NaN scores do not count."""
+    maxima = [np.nanmax(row) for row in _rows(scores, group_size)]
+    return float(np.mean(maxima)) if maxima else math.nan
+
+
+def any_above(scores: NDArray[np.float32], group_size: int, *, threshold: float) -> float:
+    """Share of prompts with at least one score [N] strictly above ``threshold``."""
+    hits = [bool(np.nanmax(row) > threshold) for row in _rows(scores, group_size)]
+    return float(np.mean(hits)) if hits else math.nan
+
+
+def _rows(scores: NDArray[np.float32], group_size: int) -> list[NDArray[np.float32]]:
+    rows = np.asarray(scores, dtype=np.float32).reshape(-1, group_size)
+    return [row for row in rows if np.isfinite(row).any()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

@@ -1,0 +1,425 @@
+"""Configuration to objects: the only place that knows every class."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import quark
+from quark.config.load import LoadedConfig, load_config, to_toml
+from quark.config.schema import RunConfig
+from quark.data.prompts import PromptSet, load_prompts
+from quark.errors import CheckpointError, ConfigError, RunDirectoryError
+from quark.evaluation.evaluator import Evaluator
+from quark.generation.base import SamplingConfig
+from quark.generation.transformers_generator import TransformersGenerator
+from quark.models.loading import load_base_model, load_policy
+from quark.models.policy import Policy
+from quark.objectives.quark import QuarkObjective
+from quark.pool.native import NativePool
+from quark.reference.base import FrozenReference
+from quark.rewards.base import RewardFunction
+from quark.rewards.build import build_reward
+from quark.rewards.config import RewardConfig
+from quark.rewards.scoring import score
+from quark.run_directory import RunDirectory
+from quark.training.checkpoint import Checkpoints
+from quark.training.events import Progress, TrainingListener
+from quark.training.exploration import Explorer
+from quark.training.metrics import MetricLog
+from quark.training.seeds import derive_seed
+from quark.training.trackers import make_trackers
+from quark.training.trainer import Trainer
+from quark.types import Prompt
+
+RUN_FORMAT = 1
+MAY_CHANGE = (
+    "run.num_rounds",
+    "run.num_threads",
+    "evaluation.",
+    "checkpoint.",
+    "tracking.",
+    "optimizer.max_skipped_steps",
+)
+"""Keys that a resumed run may have changed; any other one would make it a different run."""
+
+
+def assemble(
+    loaded: LoadedConfig,
+    run_dir: Path | None,
+    *,
+    listener: TrainingListener,
+    fresh: bool = False,
+    force: bool = False,
+) -> Trainer:
+    """A trainer for a new run, or for the rest of the run that ``run_dir`` holds.
+
+    Args:
+        loaded: the configuration.
+        run_dir: None is ``runs/<name of the configuration's source>``.
+        listener: is told what happens.
+        fresh: start over; refuses where there is a run.
+        force: with ``fresh``: delete that run first.
+
+    Raises:
+        RunDirectoryError: the directory is not a run of ours, or ``fresh`` met a run.
+        ConfigError: the configuration is not the one the run was made with.
+        ModelError, DataError, RewardError, PoolError, CheckpointError: as the parts say.
+    """
+    config = loaded.config
+    run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
+    _clear(run, fresh=fresh, force=force)
+    identity = _enter(run, config, listener)
+    listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
+    device = choose_device(config.run.device)
+    if config.run.num_threads is not None:
+        torch.set_num_threads(config.run.num_threads)
+    autocast = make_autocast(config.run.precision, device)
+    reward = build_reward(config.reward)
+    judges = build_judges(config.evaluation.judges)
+    policy = load_policy(
+        config.model,
+        num_quantiles=config.pool.num_quantiles,
+        seed=derive_seed(config.run.seed, "reward tokens"),
+        device=device,
+    )
+    policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
+    reference = FrozenReference(load_base_model(config.model, device=device))
+    prompts = load_prompts(
+        config.prompts, policy.tokenizer, seed=derive_seed(config.run.seed, "split")
+    )
+    for note in prompts.notes:
+        listener.on_message(note, level="warning")
+    pool = _open_pool(run, config, policy, identity["run_id"])
+    try:
+        checkpoints = Checkpoints(run.checkpoints, keep_last=config.checkpoint.keep_last)
+        resume_from, rejected = checkpoints.newest()
+        for reason in rejected:
+            listener.on_message(f"checkpoint rejected: {reason}", level="warning")
+        if resume_from is None and rejected:
+            raise CheckpointError(
+                f"none of the checkpoints in {run.checkpoints} verifies; move them away to start from "
+                "the pool's samples alone"
+            )
+        fingerprint = make_fingerprint(device)
+        if resume_from is not None:
+            _say_resumed(resume_from.state, fingerprint, listener)
+        log = MetricLog(
+            run.metrics,
+            offset=int(resume_from.state["metrics_bytes"]) if resume_from is not None else 0,
+            trackers=make_trackers(
+                config.tracking.trackers,
+                run.path,
+                project=config.tracking.project,
+                run_id=identity["run_id"],
+                config=config.model_dump(mode="json"),
+            ),
+        )
+        if resume_from is None:
+            log.write(
+                "run",
+                0,
+                run_id=identity["run_id"],
+                quark_version=quark.__version__,
+                device=str(device),
+                versions=fingerprint,
+            )
+    except BaseException:
+        pool.close()
+        raise
+
+    def generator(
+        model: Policy | FrozenReference, sampling: SamplingConfig
+    ) -> TransformersGenerator:
+        return TransformersGenerator(
+            model if isinstance(model, Policy) else model.model,
+            policy.tokenizer,
+            policy.reward_tokens,
+            sampling,
+            device,
+        )
+
+    held_out = config.sampling
+    if config.evaluation.top_p is not None:
+        held_out = held_out.model_copy(update={"top_p": config.evaluation.top_p})
+    return Trainer(
+        config=config,
+        run=run,
+        run_id=identity["run_id"],
+        policy=policy,
+        reference=reference,
+        explore_first=generator(reference, config.sampling),
+        explore=generator(policy, config.sampling),
+        evaluate_first=generator(reference, held_out),
+        evaluate=generator(policy, held_out),
+        explorer=Explorer(
+            run_id=identity["run_id"],
+            seed=config.run.seed,
+            prompts=prompts.train,
+            pool=pool,
+            reward=reward,
+            reward_config=config.reward,
+            sampling=config.sampling,
+            policy=policy,
+            reference=reference,
+            chunk_size=config.run.chunk_size,
+            completions_per_prompt=config.run.completions_per_prompt,
+            autocast=autocast,
+        ),
+        pool=pool,
+        objective=QuarkObjective(config.objective),
+        evaluator=Evaluator(
+            prompts=prompts.evaluation,
+            reference=reference,
+            reward=reward,
+            judges=judges,
+            completions_per_prompt=config.evaluation.completions_per_prompt,
+            batch_size=config.sampling.batch_size,
+            seed=derive_seed(config.run.seed, "evaluate"),
+        ),
+        checkpoints=checkpoints,
+        log=log,
+        listener=listener,
+        autocast=autocast,
+        resume_from=resume_from,
+        fingerprint=fingerprint,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedPrompt:
+    """A prompt as the policy sees it, answered by the original model, with the answer's score."""
+
+    text: str
+    """With the best reward token in front."""
+    token_ids: tuple[int, ...]
+    completion: str
+    reward: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What a run would begin with."""
+
+    device: str
+    num_parameters: int
+    num_train_prompts: int
+    num_evaluation_prompts: int
+    notes: tuple[str, ...]
+    prompts: tuple[RenderedPrompt, ...]
+
+
+def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
+    """Load model, tokenizer and reward, answer and score three prompts; nothing is written."""
+    config = loaded.config
+    listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
+    device = choose_device(config.run.device)
+    reward = build_reward(config.reward)
+    build_judges(config.evaluation.judges)
+    policy = load_policy(
+        config.model,
+        num_quantiles=config.pool.num_quantiles,
+        seed=derive_seed(config.run.seed, "reward tokens"),
+        device=device,
+    )
+    reference = load_base_model(config.model, device=device)
+    prompts: PromptSet = load_prompts(
+        config.prompts, policy.tokenizer, seed=derive_seed(config.run.seed, "split")
+    )
+    shown: list[Prompt] = list(prompts.train[:3])
+    generator = TransformersGenerator(
+        reference, policy.tokenizer, policy.reward_tokens, config.sampling, device
+    )
+    with make_autocast(config.run.precision, device)():
+        completions = generator.generate(
+            shown, quantile=None, seed=derive_seed(config.run.seed, "dry run")
+        )
+    outcome = score(
+        reward,
+        [c.prompt.text for c in completions],
+        [c.text for c in completions],
+        on_error=config.reward.on_error,
+    )
+    best = policy.reward_tokens.texts[-1]
+    return DryRun(
+        device=str(device),
+        num_parameters=sum(p.numel() for p in policy.model.parameters()),
+        num_train_prompts=len(prompts.train),
+        num_evaluation_prompts=len(prompts.evaluation),
+        notes=(*prompts.notes, *outcome.messages),
+        prompts=tuple(
+            RenderedPrompt(
+                text=best + completion.prompt.text,
+                token_ids=(policy.reward_tokens.best, *completion.prompt.token_ids),
+                completion=completion.text,
+                reward=float(value),
+            )
+            for completion, value in zip(completions, outcome.scores, strict=True)
+        ),
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: torch does not know or have the device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as err:
+        raise ConfigError(f"run.device = {name!r}: torch cannot use it here: {err}") from err
+    return device
+
+
+def make_autocast(
+    precision: str, device: torch.device
+) -> Callable[[], AbstractContextManager[object]]:
+    """The context for forward passes; ``auto`` is bfloat16 on CUDA devices that have it."""
+    wanted = precision == "bfloat16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    if not wanted:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def build_judges(names: tuple[str, ...]) -> Mapping[str, RewardFunction]:
+    """Rewards that are measured and never trained on."""
+    return {name: build_reward(RewardConfig(name=name, on_error="nan")) for name in names}
+
+
+def make_fingerprint(device: torch.device) -> dict[str, str]:
+    """What a byte-exact resume needs to be equal: device kind, threads, versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type} {name}",
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "quark": quark.__version__,
+        **{
+            package: version(package)
+            for package in ("torch", "transformers", "tokenizers", "numpy")
+        },
+    }
+
+
+def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> None:
+    """Make way for a new run where that was asked for; only a run of ours is ever deleted."""
+    if not fresh or not run.path.exists():
+        return
+    if not run.is_run():
+        if any(run.path.iterdir()):
+            raise RunDirectoryError(f"{run.path} is not a run of quark: nothing in it is touched")
+        return
+    if not force:
+        raise RunDirectoryError(
+            f"{run.path} holds a run. Leave out --fresh to resume it, choose another --run-dir, or add "
+            "--force to delete it"
+        )
+    for path in (run.pool, run.checkpoints, run.model, run.path / "tensorboard"):
+        if path.is_symlink():
+            raise RunDirectoryError(f"{path} is a link: remove it yourself")
+        if path.exists():
+            shutil.rmtree(path)
+    for path in (run.metrics, run.report, run.config, run.identity):
+        path.unlink(missing_ok=True)
+
+
+def _enter(run: RunDirectory, config: RunConfig, listener: TrainingListener) -> dict[str, Any]:
+    """Make the run directory, or check that it is this run's; returns its identity."""
+    if run.is_run():
+        try:
+            identity: dict[str, Any] = json.loads(run.identity.read_bytes())
+            known = identity["format_version"] == RUN_FORMAT and isinstance(identity["run_id"], str)
+        except (ValueError, KeyError, TypeError) as err:
+            raise RunDirectoryError(f"{run.identity} is damaged: {err}") from err
+        if not known:
+            raise RunDirectoryError(f"{run.identity} was written by another version of quark")
+        _check_config(run, config)
+        listener.on_message(f"resuming the run in {run.path}")
+        run.config.write_text(to_toml(config, comments=False), encoding="utf-8")
+        return identity
+    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise RunDirectoryError(
+            f"{run.path} exists and is not a run of quark: choose another --run-dir"
+        )
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.config.write_text(to_toml(config, comments=False), encoding="utf-8")
+        identity = {
+            "format_version": RUN_FORMAT,
+            "run_id": uuid.uuid4().hex,
+            "quark_version": quark.__version__,
+        }
+        staged = run.identity.with_suffix(".partial")
+        staged.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+        staged.rename(run.identity)
+    except OSError as err:
+        raise RunDirectoryError(f"cannot make the run directory {run.path}: {err}") from err
+    return identity
+
+
+def _check_config(run: RunDirectory, config: RunConfig) -> None:
+    if not run.config.is_file():
+        raise RunDirectoryError(f"{run.config} is missing: this run cannot be resumed")
+    before = load_config(run.config).config.model_dump(mode="json")
+    after = config.model_dump(mode="json")
+    changed = [
+        f"{section}.{key}: {before[section].get(key)!r} -> {value!r}"
+        for section, values in after.items()
+        for key, value in values.items()
+        if before[section].get(key) != value
+        and not any(f"{section}.{key}".startswith(prefix) for prefix in MAY_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run.path} was made with another configuration:\n  "
+            + "\n  ".join(changed)
+            + "\nSet these back, or choose another --run-dir"
+        )
+
+
+def _open_pool(run: RunDirectory, config: RunConfig, policy: Policy, run_id: str) -> NativePool:
+    if run.pool.exists():
+        return NativePool.open(run.pool, writable=True)
+    return NativePool.create(
+        run.pool,
+        vocab_size=policy.reward_tokens.base_vocab_size,
+        store_text=config.pool.store_text,
+        tie_seed=derive_seed(config.run.seed, "ties"),
+        metadata={"model": config.model.name, "run_id": run_id},
+    )
+
+
+def _say_resumed(
+    state: Mapping[str, Any], fingerprint: Mapping[str, str], listener: TrainingListener
+) -> None:
+    listener.on_message(
+        f"continuing from the checkpoint of step {state['step']} (round {state['round']})"
+    )
+    different = [
+        f"{key} {before} -> {fingerprint.get(key)}"
+        for key, before in state["fingerprint"].items()
+        if fingerprint.get(key) != before
+    ]
+    if different:
+        listener.on_message(
+            f"the rest of the run will not be byte-equal to an uninterrupted one: {', '.join(different)}",
+            level="warning",
+        )

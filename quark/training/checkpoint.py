@@ -1,0 +1,194 @@
+"""Checkpoints: directories of safetensors and JSON that are whole or not there.
+
+    checkpoints/step-00000042/
+      model.safetensors      every parameter and buffer once
+      optimizer.safetensors  Adam's moments
+      state.json             counters, coefficients, pool snapshot, length of the metric log
+      manifest.json          name, length and SHA-256 of the other files
+
+A directory is written under another name, synced, and renamed: the pool's own protocol. It counts only
+when it verifies; the newest that does is resumed from. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from quark.errors import CheckpointError
+from quark.pool.native import publish_directory
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step-(\d{8})")
+_STAGED = re.compile(r"step-\d{8}\.partial-[0-9a-f]{8}")
+_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    step: int
+    state: Mapping[str, Any]
+
+    def load_model(self, model: nn.Module) -> None:
+        """Copy the weights into ``model``.
+
+        Raises:
+            CheckpointError: they are another model's.
+        """
+        load_model_tensors(model, load_file(self.path / "model.safetensors"), self.path)
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        return load_file(self.path / "optimizer.safetensors")
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, tied ones once."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in model.state_dict().items():
+        if value.data_ptr() in seen and value.numel():
+            continue
+        seen.add(value.data_ptr())
+        tensors[name] = value.detach().cpu().contiguous()
+    return tensors
+
+
+def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy tensors that ``model_tensors`` took into ``model``, in place."""
+    target = model_tensors(model)
+    if target.keys() != tensors.keys() or any(
+        target[name].shape != value.shape for name, value in tensors.items()
+    ):
+        raise CheckpointError(f"{path} holds the weights of another model")
+    state = model.state_dict()
+    for name, value in tensors.items():
+        state[name].copy_(value)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: made where missing.
+        keep_last: older ones are removed, at least two stay.
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int) -> None:
+        self._folder = folder
+        self._keep_last = max(keep_last, 2)
+
+    def save(
+        self,
+        step: int,
+        *,
+        model: nn.Module,
+        optimizer: Mapping[str, Tensor],
+        state: Mapping[str, object],
+    ) -> Path:
+        """Publish a checkpoint; on return it survives a power cut. A step that is saved already is left as it is.
+
+        Raises:
+            CheckpointError: the disk refused; earlier checkpoints are as they were.
+        """
+        final = self._folder / f"step-{step:08d}"
+        if final.is_dir():
+            try:
+                return verify(final).path
+            except CheckpointError:
+                # A damaged one that the run did not resume from: it makes way.
+                final.rename(self._folder / f"{final.name}.partial-{uuid.uuid4().hex[:8]}")
+        staged = self._folder / f"{final.name}.partial-{uuid.uuid4().hex[:8]}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            staged.mkdir()
+            save_file(model_tensors(model), staged / "model.safetensors")
+            save_file(dict(optimizer), staged / "optimizer.safetensors")
+            text = json.dumps({"format_version": FORMAT_VERSION, "step": step, **state}, indent=1)
+            (staged / "state.json").write_text(text + "\n", encoding="utf-8")
+            manifest = {
+                name: {"bytes": (staged / name).stat().st_size, "sha256": _sha256(staged / name)}
+                for name in _FILES
+            }
+            (staged / "manifest.json").write_text(
+                json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
+            )
+            publish_directory(staged, final)
+        except (OSError, ValueError, RuntimeError) as err:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise CheckpointError(
+                f"cannot save the checkpoint {final}: {err}. The pool and the earlier checkpoints are "
+                "good; make room and run the same command to resume"
+            ) from err
+        self._prune()
+        return final
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that verifies, and why each newer one was rejected."""
+        rejected: list[str] = []
+        for path in reversed(self._published()):
+            try:
+                return verify(path), rejected
+            except CheckpointError as err:
+                rejected.append(str(err))
+        return None, rejected
+
+    def _published(self) -> list[Path]:
+        if not self._folder.is_dir():
+            return []
+        return sorted(p for p in self._folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
+
+    def _prune(self) -> None:
+        for path in self._published()[: -self._keep_last]:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self._folder.iterdir():
+            if _STAGED.fullmatch(path.name) and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def verify(path: Path) -> Checkpoint:
+    """The checkpoint at ``path``, every byte of it checked.
+
+    Raises:
+        CheckpointError: what is wrong with it.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        for name in _FILES:
+            expected = manifest[name]
+            file = path / name
+            if file.is_symlink() or not file.is_file():
+                raise CheckpointError(f"{file} is missing")
+            if file.stat().st_size != expected["bytes"]:
+                raise CheckpointError(
+                    f"{file} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+                )
+            if _sha256(file) != expected["sha256"]:
+                raise CheckpointError(
+                    f"{file} is damaged: its SHA-256 is not the one it was saved with"
+                )
+        state = json.loads((path / "state.json").read_bytes())
+        if state["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has checkpoint format {state['format_version']}; this is {FORMAT_VERSION}"
+            )
+        return Checkpoint(path=path, step=int(state["step"]), state=state)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {err}") from err
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

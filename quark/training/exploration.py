@@ -1,0 +1,250 @@
+"""Exploration: prompts to completions to scores to one durable commit per chunk.
+
+A chunk that the pool already has is not generated again: it is the log that a resumed run replays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+
+from quark.evaluation.evaluator import completion_batch
+from quark.generation.base import Generator, SamplingConfig
+from quark.models.policy import Policy
+from quark.pool.base import PromptRecord, SampleBatch, SamplePool
+from quark.reference.base import ReferencePolicy
+from quark.rewards.base import RewardFunction
+from quark.rewards.config import RewardConfig
+from quark.rewards.scoring import score
+from quark.training.seeds import derive_seed
+from quark.types import Completion, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exploration:
+    """What a round of exploration put into the pool."""
+
+    ids: range
+    num_replayed: int
+    """Samples of it that were already there."""
+    num_generated: int
+    num_failed: int
+    """Freshly scored samples without a score."""
+    messages: tuple[str, ...]
+    """What failed scores said, without repetition."""
+    is_complete: bool
+    """False where the run was asked to stop between chunks."""
+
+
+class Explorer:
+    """Fills the pool, chunk by chunk.
+
+    Args:
+        run_id: first part of every chunk's key.
+        seed: the run's.
+        prompts: the training prompts.
+        pool: opened for writing.
+        reward: the column ``reward``.
+        reward_config: how failures are handled, and what goes into the provenance.
+        sampling: goes into the provenance.
+        policy: its tokens tell prompts and completions apart.
+        reference: log-probabilities of the samples under the original model.
+        chunk_size: completions per commit.
+        completions_per_prompt: of each prompt.
+        autocast: the context for forward passes.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        seed: int,
+        prompts: Sequence[Prompt],
+        pool: SamplePool,
+        reward: RewardFunction,
+        reward_config: RewardConfig,
+        sampling: SamplingConfig,
+        policy: Policy,
+        reference: ReferencePolicy,
+        chunk_size: int,
+        completions_per_prompt: int,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self._run_id = run_id
+        self._seed = seed
+        self._prompts = prompts
+        self._pool = pool
+        self._reward = reward
+        self._reward_config = reward_config
+        self._settings = json.dumps(
+            {"sampling": sampling.model_dump(mode="json"), "reward": reward.name}, sort_keys=True
+        )
+        self._policy = policy
+        self._reference = reference
+        self._chunk_size = chunk_size
+        self._per_prompt = completions_per_prompt
+        self._autocast = autocast
+
+    def num_chunks(self, num_prompts: int) -> int:
+        """Commits that a round over this many prompts makes."""
+        return -(-num_prompts * self._per_prompt // self._chunk_size)
+
+    def explore(
+        self,
+        generator: Generator,
+        *,
+        round: int,
+        num_prompts: int,
+        quantile: int | None,
+        policy_step: int,
+        on_chunk: Callable[[int, int, Mapping[str, float]], None],
+        should_stop: Callable[[], bool],
+    ) -> Exploration:
+        """Sample, score and commit one round.
+
+        Args:
+            generator: of the model that explores.
+            round: number of the round.
+            num_prompts: prompts to explore; they are walked in a seeded order and repeat if need be.
+            quantile: whose token is given; None for none.
+            policy_step: optimizer steps taken so far, for the provenance.
+            on_chunk: called with (completions done, total, figures) after each commit.
+            should_stop: asked between chunks.
+        """
+        prompts = [p for p in self._choose(round, num_prompts) for _ in range(self._per_prompt)]
+        begin: int | None = None
+        end = 0
+        replayed = generated = failed = 0
+        messages: dict[str, None] = {}
+        for chunk, start in enumerate(range(0, len(prompts), self._chunk_size)):
+            if should_stop():
+                return Exploration(
+                    ids=range(begin or 0, end),
+                    num_replayed=replayed,
+                    num_generated=generated,
+                    num_failed=failed,
+                    messages=tuple(messages),
+                    is_complete=False,
+                )
+            part = prompts[start : start + self._chunk_size]
+            key = f"{self._run_id}/{round}/{chunk}"
+            figures: dict[str, float] = {}
+            ids = self._pool.find(key)
+            if ids is not None:
+                replayed += len(ids)
+            else:
+                completions = self._generate(generator, part, round, chunk, quantile)
+                outcome = score(
+                    self._reward,
+                    [c.prompt.text for c in completions],
+                    [c.text for c in completions],
+                    on_error=self._reward_config.on_error,
+                )
+                failed += int(np.isnan(outcome.scores).sum())
+                messages.update(dict.fromkeys(outcome.messages))
+                ids = self._pool.append(
+                    self._batch(key, completions, outcome.scores, round, chunk, policy_step)
+                )
+                generated += len(ids)
+                if np.isfinite(outcome.scores).any():
+                    figures["reward_mean"] = float(np.nanmean(outcome.scores))
+                figures["tokens"] = float(sum(len(c.token_ids) for c in completions))
+            begin = ids.start if begin is None else begin
+            end = ids.stop
+            on_chunk(min(start + self._chunk_size, len(prompts)), len(prompts), figures)
+        return Exploration(
+            ids=range(begin or 0, end),
+            num_replayed=replayed,
+            num_generated=generated,
+            num_failed=failed,
+            messages=tuple(messages),
+            is_complete=True,
+        )
+
+    def _choose(self, round: int, count: int) -> list[Prompt]:
+        """``count`` prompts: whole passes over all of them, each in its own seeded order."""
+        chosen: list[Prompt] = []
+        passes = 0
+        while len(chosen) < count:
+            random = np.random.default_rng(derive_seed(self._seed, "prompts", round, passes))
+            order = random.permutation(len(self._prompts))[: count - len(chosen)]
+            chosen += [self._prompts[i] for i in order]
+            passes += 1
+        return chosen
+
+    def _generate(
+        self,
+        generator: Generator,
+        prompts: Sequence[Prompt],
+        round: int,
+        chunk: int,
+        quantile: int | None,
+    ) -> list[Completion]:
+        with self._autocast():
+            return generator.generate(
+                prompts, quantile=quantile, seed=derive_seed(self._seed, "explore", round, chunk)
+            )
+
+    def _batch(
+        self,
+        key: str,
+        completions: Sequence[Completion],
+        scores: np.ndarray[tuple[int], np.dtype[np.float32]],
+        round: int,
+        chunk: int,
+        policy_step: int,
+    ) -> SampleBatch:
+        records: dict[int, PromptRecord] = {}
+        position: dict[int, int] = {}
+        for completion in completions:
+            prompt = completion.prompt
+            if prompt.index not in position:
+                position[prompt.index] = len(position)
+                records[prompt.index] = PromptRecord(
+                    token_ids=np.array(prompt.token_ids, dtype=np.uint32),
+                    text=prompt.text,
+                    metadata=json.dumps(dict(prompt.metadata), sort_keys=True),
+                )
+        lengths = [len(c.token_ids) for c in completions]
+        return SampleBatch(
+            key=key,
+            prompts=list(records.values()),
+            prompt_index=np.array([position[c.prompt.index] for c in completions], dtype=np.uint32),
+            completion_tokens=np.concatenate([c.token_ids for c in completions]).astype(np.uint32),
+            completion_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            completion_texts=[c.text for c in completions],
+            finish_reasons=np.array([int(c.finish_reason) for c in completions], dtype=np.uint8),
+            round=round,
+            chunk=chunk,
+            policy_step=policy_step,
+            reward_tokens=np.array(
+                [-1 if c.reward_quantile is None else c.reward_quantile for c in completions],
+                dtype=np.int16,
+            ),
+            settings=self._settings,
+            seeds=np.array([c.seed for c in completions], dtype=np.uint64),
+            logprob_policy=np.array([c.logprob_policy for c in completions], dtype=np.float32),
+            logprob_reference=self._reference_logprobs(completions),
+            scores={"reward": np.asarray(scores, dtype=np.float32)},
+        )
+
+    def _reference_logprobs(
+        self, completions: Sequence[Completion]
+    ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        """Under p0; where p0 itself sampled without truncation this equals ``logprob_policy``."""
+        if all(c.reward_quantile is None for c in completions):
+            return np.array([c.logprob_policy for c in completions], dtype=np.float32)
+        parts = []
+        size = 128
+        for start in range(0, len(completions), size):
+            batch = completion_batch(completions[start : start + size], self._policy, quantile=0)
+            with self._autocast():
+                logprobs = self._reference.sequence_logprobs(
+                    batch, base_vocab_size=self._policy.reward_tokens.base_vocab_size
+                )
+            parts.append(logprobs.float().cpu().numpy())
+        return np.concatenate(parts)

@@ -1,0 +1,71 @@
+"""The metric log: one JSON object a line, described in docs/metrics.md, NaN written as null."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quark.training.trackers import Tracker
+
+
+class MetricLog:
+    """Appends rows to ``metrics.jsonl`` and hands numbers on to trackers.
+
+    Args:
+        path: made where missing.
+        offset: cut the file to this many bytes first: the length it had at the checkpoint that a run
+            resumes from, so that no row is there twice.
+        trackers: get the numeric fields of every row.
+    """
+
+    def __init__(self, path: Path, *, offset: int, trackers: Sequence[Tracker] = ()) -> None:
+        self._file = path.open("ab")
+        if self._file.tell() > offset:
+            self._file.truncate(offset)
+            self._file.seek(offset)
+        self._trackers = trackers
+
+    def write(self, event: str, step: int, **fields: object) -> None:
+        """Append one row; it is handed to the operating system before this returns."""
+        row = _plain({"event": event, "step": step, "unix_time": round(time.time(), 3), **fields})
+        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        numbers = {
+            f"{event}/{key}": float(value)
+            for key, value in row.items()
+            if isinstance(value, int | float) and key not in ("step", "unix_time")
+        }
+        for tracker in self._trackers:
+            tracker.log(numbers, step=step)
+
+    def sync(self) -> int:
+        """Make the rows durable and return the file's length in bytes."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON-like value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, str | bool | None):
+        return value
+    if isinstance(value, int):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    number = float(value)
+    return number if math.isfinite(number) else None

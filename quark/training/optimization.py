@@ -1,0 +1,63 @@
+"""AdamW, its schedule, and its state as plain tensors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from quark.config.schema import OptimizerSection
+
+
+def make_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.AdamW:
+    """AdamW over the model's trainable parameters; fused where the device has it."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(config: OptimizerSection, step: int, num_steps: int) -> float:
+    """Learning rate of optimizer step ``step`` (from 0) of ``num_steps``.
+
+    Linear from 0 over ``warmup_steps``, then constant, or down to 0 at ``num_steps``.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
+    match config.schedule:
+        case "constant":
+            factor = 1.0
+        case "linear":
+            factor = 1.0 - progress
+        case "cosine":
+            factor = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.learning_rate * max(factor, 0.0)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The moments and step counts, named ``<parameter>/<moment>``."""
+    names = {p: name for name, p in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    """Put the state back that ``optimizer_tensors`` took."""
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        parameter_name, _, key = name.rpartition("/")
+        parameter = parameters[parameter_name]
+        device = parameter.device
+        optimizer.state[parameter][key] = value.to(device).clone()

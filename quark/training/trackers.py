@@ -1,0 +1,95 @@
+"""Trackers that show metrics elsewhere; each an extra, imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from quark.errors import ConfigError
+
+
+class Tracker(Protocol):
+    """Shows numbers somewhere."""
+
+    def log(self, numbers: Mapping[str, float], *, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardTracker:
+    """Event files under ``run/tensorboard``."""
+
+    def __init__(self, run_dir: Path) -> None:
+        _require("tensorboard", "tensorboard")
+        module: Any = importlib.import_module("torch.utils.tensorboard")
+        self._writer = module.SummaryWriter(log_dir=str(run_dir / "tensorboard"))
+
+    def log(self, numbers: Mapping[str, float], *, step: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class RunTracker:
+    """W&B, or trackio with the same interface; a resumed run continues under its id."""
+
+    def __init__(
+        self,
+        package: str,
+        run_dir: Path,
+        *,
+        project: str,
+        run_id: str,
+        config: Mapping[str, object],
+    ) -> None:
+        module = _require(package, package)
+        arguments: dict[str, Any] = {
+            "project": project,
+            "name": run_dir.name,
+            "config": dict(config),
+        }
+        if package == "wandb":
+            arguments |= {"id": run_id, "resume": "allow", "dir": str(run_dir)}
+        else:
+            arguments["resume"] = "allow"
+        self._run = module.init(**arguments)
+
+    def log(self, numbers: Mapping[str, float], *, step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def make_trackers(
+    names: Sequence[str],
+    run_dir: Path,
+    *,
+    project: str,
+    run_id: str,
+    config: Mapping[str, object],
+) -> list[Tracker]:
+    """The trackers by name.
+
+    Raises:
+        ConfigError: a tracker's package is not installed; says which extra brings it.
+    """
+    return [
+        TensorBoardTracker(run_dir)
+        if name == "tensorboard"
+        else RunTracker(name, run_dir, project=project, run_id=run_id, config=config)
+        for name in names
+    ]
+
+
+def _require(package: str, extra: str) -> Any:  # noqa: ANN401 - a module
+    try:
+        return importlib.import_module(package)
+    except ImportError as err:
+        raise ConfigError(
+            f"tracking.trackers names {package!r}, which is not installed: pip install 'quark-rl[{extra}]'"
+        ) from err

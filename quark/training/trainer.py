@@ -1,0 +1,641 @@
+"""The loop of Quantized Reward Konditioning, top to bottom (Lu et al. 2022, algorithm 1).
+
+    for each round:
+        explore   sample completions given the best reward token (round 0: the original model, no token),
+                  score them, commit them to the pool
+        quantize  cut the whole pool into K quantiles of reward
+        learn     M steps of the conditioned loss on minibatches of the pool
+        evaluate  on held-out prompts, then checkpoint
+
+What a run is at any moment: the newest checkpoint, plus the chunks that the pool has beyond it. Both are
+durable, so a run that is killed goes on from there, and nothing that was generated is generated again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from quark.config.schema import RunConfig
+from quark.data.collate import collate
+from quark.errors import TrainingError
+from quark.evaluation.evaluator import Evaluation, Evaluator
+from quark.generation.base import Generator
+from quark.models.policy import Policy
+from quark.objectives.quark import LossOutput, QuarkObjective
+from quark.pool.base import Quantization
+from quark.pool.native import NativePool, publish_directory
+from quark.reference.base import ReferencePolicy
+from quark.run_directory import RunDirectory
+from quark.text_statistics import distinct_n
+from quark.training.checkpoint import Checkpoint, Checkpoints
+from quark.training.events import (
+    BeforeAfter,
+    Progress,
+    RoundSummary,
+    SampleView,
+    TrainingListener,
+    TrainingResult,
+)
+from quark.training.exploration import Exploration, Explorer
+from quark.training.metrics import MetricLog
+from quark.training.optimization import (
+    learning_rate,
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+)
+from quark.training.seeds import derive_seed
+
+
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """Where a run is; all of it is in every checkpoint."""
+
+    round: int = 0
+    step_in_round: int = 0
+    step: int = 0
+    """Optimizer steps since the beginning, skipped ones included."""
+    skipped_steps: int = 0
+    seconds: float = 0.0
+    """Time spent before this process."""
+    baseline: dict[str, object] = field(default_factory=dict)
+    """Figures of the original model on the held-out prompts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One optimizer step, in nats per completion token."""
+
+    metrics: dict[str, float]
+    is_finite: bool
+    num_tokens: int
+
+
+class Trainer:
+    """Runs the loop. Built by ``assemble``, which knows every class; here only their contracts are used.
+
+    Args:
+        config: the effective configuration.
+        run: where everything goes.
+        run_id: of this run, in keys and logs.
+        policy: is trained.
+        reference: p0.
+        explore_first: samples from p0 without a token.
+        explore: samples from the policy.
+        evaluate_first: samples from p0 for evaluation.
+        evaluate: samples from the policy for evaluation.
+        explorer: fills the pool.
+        pool: opened for writing.
+        objective: the loss.
+        evaluator: the held-out prompts.
+        checkpoints: of this run.
+        log: of this run.
+        listener: is told what happens.
+        autocast: the context for forward passes.
+        resume_from: the checkpoint to go on from.
+        fingerprint: what has to be equal for a resumed run to be the same run; goes into checkpoints.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        run: RunDirectory,
+        run_id: str,
+        policy: Policy,
+        reference: ReferencePolicy,
+        explore_first: Generator,
+        explore: Generator,
+        evaluate_first: Generator,
+        evaluate: Generator,
+        explorer: Explorer,
+        pool: NativePool,
+        objective: QuarkObjective,
+        evaluator: Evaluator,
+        checkpoints: Checkpoints,
+        log: MetricLog,
+        listener: TrainingListener,
+        autocast: Callable[[], AbstractContextManager[object]],
+        resume_from: Checkpoint | None,
+        fingerprint: Mapping[str, object],
+    ) -> None:
+        self.config = config
+        self.run_directory = run
+        self._run_id = run_id
+        self._policy = policy
+        self._reference = reference
+        self._explore_first = explore_first
+        self._explore = explore
+        self._evaluate_first = evaluate_first
+        self._evaluate = evaluate
+        self._explorer = explorer
+        self._pool = pool
+        self._objective = objective
+        self._evaluator = evaluator
+        self._checkpoints = checkpoints
+        self._log = log
+        self._listener = listener
+        self._autocast = autocast
+        self._fingerprint = dict(fingerprint)
+        self._optimizer = make_optimizer(policy.model, config.optimizer)
+        self._position = Position()
+        self._started = time.monotonic()
+        self._stop_requested = False
+        self._skipped_in_a_row = 0
+        if resume_from is not None:
+            self._restore(resume_from)
+
+    def request_stop(self) -> None:
+        """Finish the current step or chunk, checkpoint, and return from ``run``. Callable from a signal handler."""
+        self._stop_requested = True
+
+    def run(self) -> TrainingResult:
+        """Run to the end, or until ``request_stop``.
+
+        Raises:
+            RewardError: the reward failed and ``reward.on_error`` is ``fail``.
+            TrainingError: too many steps in a row were not finite.
+            CheckpointError: a checkpoint cannot be saved.
+        """
+        here = self._position
+        try:
+            if not here.baseline and not self._stop_requested:
+                here.baseline = self._measure_baseline()
+            last: Evaluation | None = None
+            while here.round < self.config.run.num_rounds and not self._stop_requested:
+                last = self._run_round()
+            if self._stop_requested:
+                return self._interrupted()
+            return self._finish(last)
+        finally:
+            self._log.close()
+            self._pool.close()
+
+    def _run_round(self) -> Evaluation | None:
+        """One round from wherever it is; returns its evaluation where one is due and it was finished."""
+        here = self._position
+        seconds: dict[str, float] = {}
+        begin = time.monotonic()
+        exploration = self._explore_round()
+        if not exploration.is_complete:
+            return None
+        seconds["seconds_exploring"] = time.monotonic() - begin
+        quantization = self._quantize(exploration)
+        begin = time.monotonic()
+        learned = self._learn(quantization)
+        seconds["seconds_learning"] = time.monotonic() - begin
+        if here.step_in_round < self.config.run.steps_per_round:
+            self._save()
+            return None
+        metrics = self._round_metrics(exploration, quantization) | learned | seconds
+        evaluation = None
+        is_last = here.round + 1 == self.config.run.num_rounds
+        if is_last or (here.round + 1) % self.config.evaluation.every_rounds == 0:
+            evaluation = self._evaluate_quantile(self.config.pool.num_quantiles - 1)
+            metrics |= {f"evaluation_{k}": v for k, v in evaluation.metrics.items()}
+            metrics |= {f"{name}_evaluation": v for name, v in evaluation.judges.items()}
+        self._report_round(exploration, quantization, metrics)
+        here.round, here.step_in_round = here.round + 1, 0
+        if is_last or here.round % self.config.checkpoint.every_rounds == 0:
+            self._save()
+        return evaluation
+
+    # Explore
+
+    def _explore_round(self) -> Exploration:
+        """Bring the pool to where this round's learning begins; committed chunks are replayed."""
+        here = self._position
+        is_first = here.round == 0
+        section = self.config.run
+        begin = time.monotonic()
+        tokens = 0.0
+
+        def on_chunk(done: int, total: int, figures: Mapping[str, float]) -> None:
+            nonlocal tokens
+            tokens += figures.get("tokens", 0.0)
+            shown = {k: v for k, v in figures.items() if k != "tokens"}
+            elapsed = time.monotonic() - begin
+            if tokens and elapsed > 0:
+                shown["tokens_per_s"] = tokens / elapsed
+            self._listener.on_progress(
+                Progress(phase="exploring", round=here.round, done=done, total=total, metrics=shown)
+            )
+
+        exploration = self._explorer.explore(
+            self._explore_first if is_first else self._explore,
+            round=here.round,
+            num_prompts=section.prompts_first_round if is_first else section.prompts_per_round,
+            quantile=None if is_first else self.config.pool.num_quantiles - 1,
+            policy_step=here.step - here.step_in_round,
+            on_chunk=on_chunk,
+            should_stop=lambda: self._stop_requested,
+        )
+        if exploration.num_replayed and exploration.num_generated:
+            self._listener.on_message(
+                f"round {here.round}: {exploration.num_replayed} samples were in the pool already, "
+                f"{exploration.num_generated} were generated"
+            )
+        if exploration.num_failed:
+            detail = "; ".join(exploration.messages[:3])
+            self._listener.on_message(
+                f"round {here.round}: {exploration.num_failed} of {exploration.num_generated} samples "
+                f"got no score and are kept unranked ({detail})",
+                level="warning",
+            )
+        return exploration
+
+    # Quantize
+
+    def _quantize(self, exploration: Exploration) -> Quantization:
+        """Rank the pool as it was when this round's exploration was complete.
+
+        The pool can be ahead of that where the run resumed from an older checkpoint.
+        """
+        pool = self._pool
+        if len(pool) != exploration.ids.stop:
+            section = self.config.run
+            chunks = self._explorer.num_chunks(section.prompts_first_round)
+            chunks += self._position.round * self._explorer.num_chunks(section.prompts_per_round)
+            pool = NativePool.open(self.run_directory.pool, snapshot=chunks)
+            if len(pool) != exploration.ids.stop:
+                raise TrainingError(
+                    f"{self.run_directory.pool} has samples that this run did not put there: snapshot "
+                    f"{chunks} holds {len(pool)} samples instead of {exploration.ids.stop}"
+                )
+        section = self.config.pool
+        quantization = pool.quantize(
+            section.num_quantiles, score="reward", ties=section.ties, remainder=section.remainder
+        )
+        if int(quantization.counts.sum()) == 0:
+            raise TrainingError(
+                f"none of the {len(pool)} samples has a score: check the reward with `quark reward check`"
+            )
+        return quantization
+
+    # Learn
+
+    def _learn(self, quantization: Quantization) -> dict[str, float]:
+        """The rest of this round's optimizer steps; returns their mean figures."""
+        here = self._position
+        section = self.config.optimizer
+        only_best = self.config.pool.train_quantiles == "best"
+        sampler = quantization.sampler(
+            batch_size=section.batch_size,
+            seed=derive_seed(self.config.run.seed, "minibatches", here.round),
+            mode=self.config.pool.sampling,
+            quantiles=[self.config.pool.num_quantiles - 1] if only_best else None,
+        )
+        totals: dict[str, float] = {}
+        steps = 0
+        while here.step_in_round < self.config.run.steps_per_round and not self._stop_requested:
+            begin = time.monotonic()
+            batch = sampler.batch(here.step_in_round, pad_id=self._policy.pad_id)
+            step = self._optimizer_step(batch)
+            metrics = step.metrics | {
+                "tokens_per_s": step.num_tokens / max(time.monotonic() - begin, 1e-9)
+            }
+            self._log.write("step", here.step, round=here.round, time_s=self._elapsed(), **metrics)
+            here.step += 1
+            here.step_in_round += 1
+            if step.is_finite:
+                steps += 1
+                for name, value in metrics.items():
+                    totals[name] = totals.get(name, 0.0) + value
+            self._listener.on_progress(
+                Progress(
+                    phase="learning",
+                    round=here.round,
+                    done=here.step_in_round,
+                    total=self.config.run.steps_per_round,
+                    metrics=metrics,
+                )
+            )
+        return {f"{name}_mean": value / steps for name, value in totals.items()} if steps else {}
+
+    def _optimizer_step(self, samples: object) -> _Step:
+        """Loss and gradient of one batch, micro-batch by micro-batch, and the update."""
+        section = self.config.optimizer
+        policy = self._policy
+        batch = collate(samples, policy.reward_tokens.ids, policy.pad_id, policy.device)
+        micro = section.micro_batch_size or batch.num_sequences
+        parts = batch.split(-(-batch.num_sequences // micro))
+        outputs: list[LossOutput] = []
+        self._optimizer.zero_grad(set_to_none=True)
+        for part in parts:
+            with self._autocast():
+                output = self._objective(
+                    policy,
+                    self._reference,
+                    part,
+                    num_sequences=batch.num_sequences,
+                    num_tokens=batch.num_tokens,
+                )
+            output.loss.backward()  # type: ignore[no-untyped-call]
+            outputs.append(output)
+        parameters = [p for p in policy.model.parameters() if p.grad is not None]
+        bound = math.inf if section.max_grad_norm is None else section.max_grad_norm
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound))
+        loss = sum(float(output.loss.detach()) for output in outputs)
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        num_steps = self.config.run.num_rounds * self.config.run.steps_per_round
+        rate = learning_rate(section, self._position.step, num_steps)
+        sums = {
+            name: sum(getattr(output, name) for output in outputs)
+            for name in ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
+        }
+        coefficients = self._objective.state_dict()
+        if is_finite:
+            self._skipped_in_a_row = 0
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self._optimizer.step()
+            self._objective.update_coefficients(
+                kl_reference_to_policy=sums["kl_reference_to_policy"],
+                kl_policy_to_reference=sums["kl_policy_to_reference"],
+                entropy=sums["entropy"],
+                num_sequences=batch.num_sequences,
+            )
+        else:
+            self._skip(loss, grad_norm)
+        return _Step(
+            metrics={
+                "loss": loss,
+                **{name: value / batch.num_tokens for name, value in sums.items()},
+                "grad_norm": grad_norm,
+                "learning_rate": rate,
+                **coefficients,
+            },
+            is_finite=is_finite,
+            num_tokens=batch.num_tokens,
+        )
+
+    def _skip(self, loss: float, grad_norm: float) -> None:
+        """Count a step whose loss or gradient is not finite; the weights have not been touched."""
+        self._optimizer.zero_grad(set_to_none=True)
+        here = self._position
+        here.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        self._listener.on_message(
+            f"step {here.step} is skipped: loss {loss}, gradient norm {grad_norm}", level="warning"
+        )
+        if self._skipped_in_a_row > self.config.optimizer.max_skipped_steps:
+            raise TrainingError(
+                f"{self._skipped_in_a_row} steps in a row had a loss or gradient that is not finite "
+                f"(the last: loss {loss}, gradient norm {grad_norm}). The last checkpoint is good; "
+                "lower optimizer.learning_rate and resume from it in a new run"
+            )
+
+    # Evaluate
+
+    def _measure_baseline(self) -> dict[str, object]:
+        """Figures of the original model without a token, with the answers that the end compares."""
+        self._listener.on_progress(
+            Progress(phase="evaluating", round=self._position.round, done=0, total=1)
+        )
+        with self._autocast():
+            evaluation = self._evaluator.evaluate(self._evaluate_first, self._policy, quantile=None)
+        self._write_evaluation(evaluation)
+        return {
+            "metrics": dict(evaluation.metrics),
+            "judges": dict(evaluation.judges),
+            "answers": [
+                [completion.prompt.text, completion.text, _number(reward)]
+                for completion, reward in self._shown(evaluation)
+            ],
+        }
+
+    def _evaluate_quantile(self, quantile: int) -> Evaluation:
+        self._listener.on_progress(
+            Progress(phase="evaluating", round=self._position.round, done=0, total=1)
+        )
+        with self._autocast():
+            evaluation = self._evaluator.evaluate(self._evaluate, self._policy, quantile=quantile)
+        self._write_evaluation(evaluation)
+        return evaluation
+
+    def _write_evaluation(self, evaluation: Evaluation) -> None:
+        self._log.write(
+            "evaluation",
+            self._position.step,
+            round=self._position.round,
+            quantile=evaluation.quantile,
+            **evaluation.metrics,
+            judges=evaluation.judges,
+        )
+
+    def _shown(self, evaluation: Evaluation) -> list[tuple[object, float]]:
+        per_prompt = self.config.evaluation.completions_per_prompt
+        indices = range(0, len(evaluation.completions), per_prompt)
+        return [
+            (evaluation.completions[i], float(evaluation.rewards[i]))
+            for i in indices[: self.config.evaluation.show_prompts]
+        ]
+
+    # Report
+
+    def _round_metrics(
+        self, exploration: Exploration, quantization: Quantization
+    ) -> dict[str, object]:
+        """Figures of the samples that this round brought, read back from the pool."""
+        ids = exploration.ids
+        rewards = self._pool.scores("reward")[ids.start : ids.stop]
+        scored = rewards[np.isfinite(rewards)]
+        samples = self._pool.samples(ids)
+        bounds = quantization.lower_bounds
+        everything = self._pool.scores("reward")[: ids.stop]
+        ties = [float(np.mean(everything == bound)) for bound in bounds[1:] if np.isfinite(bound)]
+        return {
+            "samples": ids.stop,
+            "new_samples": len(ids),
+            "failed_scores": int(np.isnan(rewards).sum()),
+            "reward_mean": float(scored.mean()) if scored.size else math.nan,
+            "reward_std": float(scored.std()) if scored.size else math.nan,
+            "reward_min": float(scored.min()) if scored.size else math.nan,
+            "reward_max": float(scored.max()) if scored.size else math.nan,
+            "quantile_counts": quantization.counts,
+            "quantile_lower_bounds": bounds,
+            "tie_share": max(ties, default=0.0),
+            "completion_length_mean": float(np.mean([len(s.completion_tokens) for s in samples])),
+            "distinct_2": distinct_n([s.completion_text or "" for s in samples], 2),
+            "logprob_policy_mean": float(np.mean([s.logprob_policy for s in samples])),
+            "logprob_reference_mean": float(np.mean([s.logprob_reference for s in samples])),
+        }
+
+    def _report_round(
+        self, exploration: Exploration, quantization: Quantization, metrics: Mapping[str, object]
+    ) -> None:
+        here = self._position
+        self._log.write("round", here.step, round=here.round, time_s=self._elapsed(), **metrics)
+        ids = np.arange(exploration.ids.start, exploration.ids.stop, dtype=np.uint64)
+        labels = quantization.labels_of(ids)
+        count = self.config.tracking.samples_per_round
+        views = [
+            [
+                SampleView(
+                    id=sample.id,
+                    prompt=sample.prompt_text,
+                    completion=sample.completion_text or "",
+                    reward=sample.scores["reward"],
+                    quantile=quantile,
+                )
+                for sample in self._pool.samples([int(i) for i in ids[labels == quantile][:count]])
+            ]
+            for quantile in (quantization.num_quantiles - 1, 0)
+        ]
+        self._listener.on_round(
+            RoundSummary(
+                round=here.round,
+                num_rounds=self.config.run.num_rounds,
+                metrics={k: float(v) for k, v in metrics.items() if isinstance(v, int | float)},
+                best_samples=views[0],
+                worst_samples=views[1],
+            )
+        )
+
+    # Save and restore
+
+    def _save(self) -> None:
+        here = self._position
+        self._listener.on_progress(Progress(phase="saving", round=here.round, done=0, total=1))
+        snapshot = self._pool.snapshot
+        self._checkpoints.save(
+            here.step,
+            model=self._policy.model,
+            optimizer=optimizer_tensors(self._optimizer, self._policy.model),
+            state={
+                "run_id": self._run_id,
+                "round": here.round,
+                "step_in_round": here.step_in_round,
+                "skipped_steps": here.skipped_steps,
+                "seconds": self._elapsed(),
+                "baseline": here.baseline,
+                "objective": self._objective.state_dict(),
+                "pool": {
+                    "generation": snapshot.generation,
+                    "hash": snapshot.hash,
+                    "samples": snapshot.num_samples,
+                },
+                "metrics_bytes": self._log.sync(),
+                "fingerprint": self._fingerprint,
+            },
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        checkpoint.load_model(self._policy.model)
+        load_optimizer_tensors(self._optimizer, self._policy.model, checkpoint.optimizer_tensors())
+        self._objective.load_state_dict(state["objective"])
+        self._position = Position(
+            round=state["round"],
+            step_in_round=state["step_in_round"],
+            step=checkpoint.step,
+            skipped_steps=state["skipped_steps"],
+            seconds=state["seconds"],
+            baseline=state["baseline"],
+        )
+
+    def _elapsed(self) -> float:
+        return self._position.seconds + time.monotonic() - self._started
+
+    # End
+
+    def _interrupted(self) -> TrainingResult:
+        self._listener.on_message(
+            f"stopped in round {self._position.round} after {self._position.step} steps; "
+            "the same command resumes"
+        )
+        return self._result(None, [], interrupted=True)
+
+    def _finish(self, best: Evaluation | None) -> TrainingResult:
+        """Control curve, the saved model, and the closing row."""
+        num_quantiles = self.config.pool.num_quantiles
+        if best is None:
+            best = self._evaluate_quantile(num_quantiles - 1)
+        curve: list[float] = []
+        if self.config.evaluation.control_curve:
+            for quantile in range(num_quantiles - 1):
+                curve.append(self._evaluate_quantile(quantile).metrics["reward_mean"])
+            curve.append(best.metrics["reward_mean"])
+            self._log.write(
+                "control_curve", self._position.step, round=self._position.round, reward_mean=curve
+            )
+        self._listener.on_progress(
+            Progress(phase="saving", round=self._position.round, done=0, total=1)
+        )
+        self._save_model()
+        result = self._result(best, curve, interrupted=False)
+        self._log.write("end", self._position.step, **dataclasses.asdict(result))
+        self._log.sync()
+        return result
+
+    def _save_model(self) -> None:
+        """Write ``run/model`` beside itself and swap it in."""
+        final = self.run_directory.model
+        staged = final.with_name(f"model.partial-{uuid.uuid4().hex[:8]}")
+        previous = final.with_name(f"model.partial-{uuid.uuid4().hex[:8]}")
+        self._policy.save(staged, max_new_tokens=self.config.sampling.max_new_tokens)
+        if final.exists():
+            final.rename(previous)
+        publish_directory(staged, final)
+        shutil.rmtree(previous, ignore_errors=True)
+
+    def _result(
+        self, best: Evaluation | None, curve: list[float], *, interrupted: bool
+    ) -> TrainingResult:
+        baseline = self._position.baseline
+        before: Mapping[str, float] = baseline.get("metrics", {})  # type: ignore[assignment]
+        before_judges: Mapping[str, float] = baseline.get("judges", {})  # type: ignore[assignment]
+        after = best.metrics if best is not None else {}
+        names = [
+            n
+            for n in before
+            if n not in ("reward_mean", "kl_reference_to_policy", "kl_policy_to_reference")
+        ]
+        metrics = {f"{n}_before": float(before[n]) for n in names}
+        metrics |= {f"{n}_after": float(after[n]) for n in names if n in after}
+        metrics |= {f"{n}_before": v for n, v in before_judges.items()}
+        metrics |= {f"{n}_after": v for n, v in (best.judges.items() if best else ())}
+        metrics["skipped_steps"] = float(self._position.skipped_steps)
+        answers: list[BeforeAfter] = []
+        if best is not None:
+            old: list[list[object]] = baseline.get("answers", [])  # type: ignore[assignment]
+            for (prompt, text, reward), (completion, new_reward) in zip(
+                old, self._shown(best), strict=False
+            ):
+                answers.append(
+                    BeforeAfter(
+                        prompt=str(prompt),
+                        before=str(text),
+                        before_reward=math.nan if reward is None else float(reward),  # type: ignore[arg-type]
+                        after=completion.text,  # type: ignore[attr-defined]
+                        after_reward=new_reward,
+                    )
+                )
+        run = self.run_directory
+        return TrainingResult(
+            run_dir=run.path,
+            pool=run.pool,
+            model=run.model,
+            report=None,
+            rounds=self._position.round,
+            samples=len(self._pool),
+            reward_before=float(before.get("reward_mean", math.nan)),
+            reward_after=float(after.get("reward_mean", math.nan)),
+            kl_policy_to_reference=float(after.get("kl_policy_to_reference", math.nan)),
+            kl_reference_to_policy=float(after.get("kl_reference_to_policy", math.nan)),
+            control_curve=curve,
+            seconds=self._elapsed(),
+            interrupted=interrupted,
+            metrics=metrics,
+            before_after=answers,
+        )
