@@ -212,14 +212,8 @@ class TransformersGenerator:
         if config.temperature == 0.0:
             sampled = allowed.argmax(-1)
         else:
-            sampled = _draw(
-                torch.softmax(allowed / config.temperature, -1)
-                if config.temperature != 1.0
-                else torch.softmax(allowed, -1),
-                numbers,
-                top_k=config.top_k,
-                top_p=config.top_p,
-            )
+            probabilities = torch.softmax(allowed / config.temperature, -1)
+            sampled = _draw(probabilities, numbers, top_k=config.top_k, top_p=config.top_p)
         return sampled, logits.gather(1, sampled.unsqueeze(1)).squeeze(1) - log_z
 
     def _completions(
@@ -265,24 +259,33 @@ class _Sampled:
 def _draw(probabilities: Tensor, numbers: Tensor, *, top_k: int, top_p: float) -> Tensor:
     """Invert the cumulative distribution of each row [B, W] at ``numbers`` [B] in [0, 1): ids [B].
 
-    ``top_k`` and ``top_p`` cut the row, most likely tokens first, and the rest is renormalized.
+    ``top_k`` and then ``top_p`` remove the unlikely tokens and the rest is renormalized; tokens as likely
+    as the last one that is kept are kept too.
     """
-    order: Tensor | None = None
-    if 0 < top_k < probabilities.shape[1]:
-        probabilities, order = probabilities.topk(top_k, dim=-1)
-    elif top_p < 1.0:
-        probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    truncates = 0 < top_k < probabilities.shape[1]
+    if truncates or top_p < 1.0:
+        descending = _sorted_descending(probabilities)
+        if truncates:
+            descending = descending[:, :top_k]
+        last = torch.full_like(descending[:, :1], descending.shape[1] - 1, dtype=torch.int64)
+        if top_p < 1.0:
+            # The nucleus ends with the first token that brings the cumulative mass to top_p.
+            mass = descending.cumsum(-1, dtype=torch.float64)
+            last = torch.minimum(last, torch.searchsorted(mass, mass[:, -1:] * top_p))
+        least = descending.gather(1, last)
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
     # float64: in float32 the tail of a large vocabulary would be lost in rounding.
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    mass = cumulative[:, -1:]
-    if top_p < 1.0:
-        # The nucleus ends with the first token that brings the cumulative mass to top_p.
-        last = torch.searchsorted(cumulative, mass * top_p).clamp_(max=cumulative.shape[1] - 1)
-        mass = cumulative.gather(1, last)
-    place = torch.searchsorted(cumulative, numbers.unsqueeze(1) * mass, right=True)
-    place.clamp_(max=cumulative.shape[1] - 1)
-    sampled = place if order is None else order.gather(1, place)
-    return sampled.squeeze(1)
+    place = torch.searchsorted(cumulative, numbers.unsqueeze(1) * cumulative[:, -1:], right=True)
+    return place.clamp_(max=cumulative.shape[1] - 1).squeeze(1)
+
+
+def _sorted_descending(values: Tensor) -> Tensor:
+    """Each row of ``values`` sorted, largest first."""
+    if values.device.type == "cpu":
+        # NumPy's sort is about twenty times faster than torch's, which also sorts indices.
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
+    return values.sort(dim=-1, descending=True).values
 
 
 @contextmanager

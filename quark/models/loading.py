@@ -27,7 +27,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
 
 from quark.assets import asset_path
 from quark.errors import ModelError
@@ -36,6 +35,7 @@ from quark.models.policy import (
     Policy,
     give_reward_token_its_own_position,
 )
+from quark.models.progress import without_progress_bars
 from quark.models.reward_tokens import add_reward_tokens, read_reward_tokens
 from quark.settings import Settings
 
@@ -286,7 +286,7 @@ def _converted(file: Path, cache: Path) -> Path:
     # Made beside its final place and renamed, so that a folder that is there is complete.
     staged = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
     try:
-        with _translated(str(file)), _quiet():
+        with _translated(str(file)), without_progress_bars():
             model = AutoModelForCausalLM.from_pretrained(
                 str(file.parent),
                 gguf_file=file.name,
@@ -314,7 +314,7 @@ def _converted(file: Path, cache: Path) -> Path:
 
 
 def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
-    with _translated(source.name), _quiet():
+    with _translated(source.name), without_progress_bars():
         tokenizer = AutoTokenizer.from_pretrained(
             source.location,
             revision=source.revision or "main",
@@ -332,7 +332,7 @@ def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
 def _read_model(
     source: _Source, *, device: torch.device | None, dtype: torch.dtype
 ) -> PreTrainedModel:
-    with _translated(source.name), _quiet():
+    with _translated(source.name), without_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(
             source.location,
             revision=source.revision or "main",
@@ -391,15 +391,3 @@ def _chain(err: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(err))
         yield err
         err = err.__cause__ or err.__context__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's progress bars off the terminal, and leave its settings as they were."""
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()

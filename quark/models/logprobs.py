@@ -235,7 +235,7 @@ def _chunk_loss(
         gradient = torch.nn.functional.pad(gradient, (0, logits.shape[1] - width))
     if job.lm_uses_all_columns:
         gradient.add_(log_all.exp(), alpha=weights.lm)
-    gradient.scatter_add_(1, targets, torch.full_like(nll, -weights.lm))
+    gradient[torch.arange(len(targets), device=targets.device), targets.squeeze(1)] -= weights.lm
 
     sums = torch.stack(
         [

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from quark.models.batch import TrainingBatch
 from quark.models.causal import CausalModel, CompletionRows
+from quark.models.progress import without_progress_bars
 from quark.models.reward_tokens import RewardTokens, write_reward_tokens
 
 PLAIN_TOKENIZER_FILE = "quark_tokenizer.json"
@@ -78,7 +79,8 @@ class Policy:
         previous = self.model.generation_config
         self.model.generation_config = self._generation_config(max_new_tokens)
         try:
-            self.model.save_pretrained(folder)
+            with without_progress_bars():
+                self.model.save_pretrained(folder)
         finally:
             self.model.generation_config = previous
         self.tokenizer.save_pretrained(folder)

@@ -202,8 +202,8 @@ def test_what_cannot_be_generated_is_refused_by_name(policy):
     one = generator(policy)
     with pytest.raises(ValueError, match="prompt 3 has no tokens"):
         one.generate([Prompt(index=3, text="", token_ids=())], quantile=0, seed=0)
+    token = policy.reward_tokens.best
     with pytest.raises(ValueError, match="outside the base vocabulary"):
-        token = policy.reward_tokens.best
         one.generate([Prompt(index=3, text="", token_ids=(token,))], quantile=0, seed=0)
     with pytest.raises(ValueError, match="quantile 5"):
         one.generate(PROMPTS, quantile=5, seed=0)
