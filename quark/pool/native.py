@@ -1,0 +1,463 @@
+"""The durable pool: a thin, typed face of the Rust extension.
+
+Formats and promises are in ``quark_pool_rs/FORMAT.md``. A handle may be shared by threads; after a fork
+the child may read through it but not append.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark import _pool_rs
+from quark.pool.base import (
+    PoolBatch,
+    RemainderRule,
+    Sample,
+    SampleBatch,
+    SamplingMode,
+    Snapshot,
+    TieRule,
+)
+from quark.types import Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreColumnInfo:
+    """What a score column holds."""
+
+    name: str
+    num_scored: int
+    num_unscored: int
+    """Samples whose score is NaN."""
+    num_runs: int
+    """Sorted runs that the ranking is made of."""
+    mean: float
+    """NaN when nothing is scored, like ``min`` and ``max``."""
+    min: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolInfo:
+    """What a pool holds, as of one snapshot."""
+
+    path: Path
+    uuid: str
+    vocab_size: int
+    store_text: bool
+    tie_seed: int
+    metadata: Mapping[str, Json]
+    """What the pool was created with."""
+    snapshot: Snapshot
+    num_prompts: int
+    num_segments: int
+    """Segment files, one per append."""
+    num_bytes: int
+    """Bytes of all live data files."""
+    score_columns: tuple[ScoreColumnInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolProblem:
+    """Something that is wrong on disk."""
+
+    file: str
+    """Relative to the pool; empty when it is not one file's problem."""
+    offset: int
+    """Byte offset of the damage, or of the unit that holds it."""
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What an offline check found; it read every byte."""
+
+    generation: int | None
+    """Newest commit, None if the pool cannot be opened."""
+    num_samples: int
+    num_files: int
+    num_bytes: int
+    problems: tuple[PoolProblem, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+class NativeSampler:
+    """A stateless stream of minibatches; see ``quark.pool.base.Sampler``."""
+
+    def __init__(self, sampler: _pool_rs.Sampler) -> None:
+        self._sampler = sampler
+
+    def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
+        return self._sampler.draw(_bounded("step", step, 64))
+
+    def batch(self, step: int, *, pad_id: int) -> PoolBatch:
+        (ids, quantiles), gathered, scores = self._sampler.batch(_bounded("step", step, 64), pad_id)
+        return _pool_batch(ids, quantiles, gathered, scores)
+
+
+class NativeQuantization:
+    """The ranking of one snapshot, cut into quantiles; see ``quark.pool.base.Quantization``."""
+
+    def __init__(self, quantization: _pool_rs.Quantization, num_quantiles: int) -> None:
+        self._quantization = quantization
+        self._num_quantiles = num_quantiles
+
+    @property
+    def num_quantiles(self) -> int:
+        return self._num_quantiles
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return _snapshot(self._quantization.snapshot)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        return self._quantization.counts
+
+    @property
+    def lower_bounds(self) -> NDArray[np.float32]:
+        return self._quantization.lower_bounds
+
+    @property
+    def num_unranked(self) -> int:
+        return self._quantization.num_unranked
+
+    def labels(self) -> NDArray[np.int16]:
+        return self._quantization.labels()
+
+    def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]:
+        return self._quantization.labels_of(_array("ids", ids, np.uint64))
+
+    def sampler(
+        self, *, batch_size: int, seed: int, mode: SamplingMode = SamplingMode.STRATIFIED
+    ) -> NativeSampler:
+        return NativeSampler(
+            self._quantization.sampler(
+                _bounded("batch_size", batch_size, 32), _bounded("seed", seed, 64), mode.value
+            )
+        )
+
+
+class NativePool:
+    """A pool on disk; satisfies ``quark.pool.base.SamplePool``.
+
+    Exactly one process may hold a pool open for writing; any number may read. ``close`` (or leaving the
+    ``with`` block) gives the writer's lock back.
+    """
+
+    def __init__(self, path: Path, pool: _pool_rs.Pool) -> None:
+        self._path = path
+        self._pool = pool
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        vocab_size: int,
+        store_text: bool = True,
+        tie_seed: int = 0,
+        metadata: Mapping[str, Json] | None = None,
+    ) -> Self:
+        """Make an empty pool and open it for writing; on return it survives a power cut.
+
+        Args:
+            path: Must not exist, or be empty; its parent must exist.
+            vocab_size: Token ids are below this; decides how wide they are stored.
+            store_text: Whether every completion carries its text.
+            tie_seed: Seed of the hash that cuts blocks of equal scores.
+            metadata: Kept with the pool and never looked at.
+
+        Raises:
+            FileExistsError: Something is at ``path``.
+            PoolLockedError: Another process is making a pool there.
+        """
+        pool = _pool_rs.Pool.create(
+            path,
+            uuid=uuid.uuid4().hex,
+            vocab_size=_bounded("vocab_size", vocab_size, 32),
+            store_text=store_text,
+            tie_seed=_bounded("tie_seed", tie_seed, 64),
+            metadata=json.dumps(dict(metadata or {}), allow_nan=False),
+            holder=_holder(),
+        )
+        return cls(Path(path), pool)
+
+    @classmethod
+    def open(cls, path: str | Path, *, writable: bool = False, snapshot: int | None = None) -> Self:
+        """Open a pool.
+
+        Args:
+            path: The pool's directory.
+            writable: Take the writer's lock, and tidy up after an interrupted append.
+            snapshot: Show this generation instead of the newest.
+
+        Raises:
+            FileNotFoundError: There is no pool.
+            PoolCorruptedError: Acknowledged samples are damaged or gone.
+            PoolVersionError: A newer format.
+            PoolLockedError: Another process writes.
+            ValueError: The pool has no such snapshot, or it was to be writable.
+        """
+        generation = None if snapshot is None else _bounded("snapshot", snapshot, 64)
+        holder = _holder() if writable else None
+        return cls(Path(path), _pool_rs.Pool.open(path, holder=holder, snapshot=generation))
+
+    @staticmethod
+    def verify(path: str | Path) -> VerifyReport:
+        """Read every byte of a pool, without changing it, and list everything that is wrong.
+
+        Raises:
+            FileNotFoundError: There is no pool.
+        """
+        generation, num_samples, num_files, num_bytes, problems = _pool_rs.verify(path)
+        return VerifyReport(
+            generation=generation,
+            num_samples=num_samples,
+            num_files=num_files,
+            num_bytes=num_bytes,
+            problems=tuple(
+                PoolProblem(file=file, offset=offset, what=what) for file, offset, what in problems
+            ),
+        )
+
+    @property
+    def path(self) -> Path | None:
+        return self._path
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the pool was opened for writing."""
+        return self._pool.is_writable
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return _snapshot(self._pool.snapshot)
+
+    @property
+    def score_columns(self) -> tuple[str, ...]:
+        return tuple(self._pool.score_columns)
+
+    def __len__(self) -> int:
+        return self._pool.snapshot[2]
+
+    def append(self, batch: SampleBatch) -> range:
+        prompt_tokens = [_array("token_ids", p.token_ids, np.uint32) for p in batch.prompts]
+        prompt_offsets = np.zeros(len(prompt_tokens) + 1, np.int64)
+        np.cumsum([len(tokens) for tokens in prompt_tokens], out=prompt_offsets[1:])
+        texts = batch.completion_texts
+        first, end = self._pool.append(
+            _BatchArrays(
+                key=batch.key,
+                prompt_tokens=np.concatenate([np.empty(0, np.uint32), *prompt_tokens]),
+                prompt_offsets=prompt_offsets,
+                prompt_texts=[prompt.text for prompt in batch.prompts],
+                prompt_metadata=[prompt.metadata for prompt in batch.prompts],
+                prompt_index=_array("prompt_index", batch.prompt_index, np.uint32),
+                completion_tokens=_array("completion_tokens", batch.completion_tokens, np.uint32),
+                completion_offsets=_array("completion_offsets", batch.completion_offsets, np.int64),
+                completion_texts=None if texts is None else list(texts),
+                finish_reasons=_array("finish_reasons", batch.finish_reasons, np.uint8),
+                round=_bounded("round", batch.round, 32),
+                chunk=_bounded("chunk", batch.chunk, 32),
+                policy_step=_bounded("policy_step", batch.policy_step, 32),
+                reward_tokens=_array("reward_tokens", batch.reward_tokens, np.int16),
+                settings=batch.settings,
+                seeds=_array("seeds", batch.seeds, np.uint64),
+                logprob_policy=_array("logprob_policy", batch.logprob_policy, np.float32),
+                logprob_reference=_array("logprob_reference", batch.logprob_reference, np.float32),
+                scores=[
+                    (name, _array(f"scores[{name!r}]", values, np.float32))
+                    for name, values in batch.scores.items()
+                ],
+            )
+        )
+        return range(first, end)
+
+    def find(self, key: str) -> range | None:
+        ids = self._pool.find(key)
+        return None if ids is None else range(*ids)
+
+    def refresh(self) -> Snapshot:
+        self._pool.refresh()
+        return self.snapshot
+
+    def quantize(
+        self,
+        num_quantiles: int,
+        *,
+        score: str = "reward",
+        ties: TieRule = TieRule.HASH,
+        remainder: RemainderRule = RemainderRule.SPREAD,
+    ) -> NativeQuantization:
+        count = _bounded("num_quantiles", num_quantiles, 32)
+        quantization = self._pool.quantize(count, score, ties.value, remainder.value)
+        return NativeQuantization(quantization, count)
+
+    def scores(self, name: str) -> NDArray[np.float32]:
+        return self._pool.scores(name)
+
+    def samples(self, ids: Sequence[int]) -> list[Sample]:
+        size = len(self)
+        for id in ids:
+            if not 0 <= id < size:
+                raise IndexError(f"sample {id} is not in the pool, which holds {size} samples")
+        return [Sample(**fields) for fields in self._pool.samples([int(id) for id in ids])]
+
+    def gather(self, ids: NDArray[np.uint64], *, pad_id: int) -> PoolBatch:
+        ids = _array("ids", ids, np.uint64)
+        none = np.full(len(ids), -1, np.int16)
+        unknown = np.full(len(ids), np.nan, np.float32)
+        return _pool_batch(ids.copy(), none, self._pool.gather(ids, pad_id), unknown)
+
+    def info(self) -> PoolInfo:
+        """Counts and statistics; one pass over the scores."""
+        facts = self._pool.info()
+        uuid_, vocab_size, store_text, tie_seed, metadata = self._pool.settings
+        return PoolInfo(
+            path=self._path,
+            uuid=uuid_,
+            vocab_size=vocab_size,
+            store_text=store_text,
+            tie_seed=tie_seed,
+            metadata=json.loads(metadata),
+            snapshot=_snapshot(facts["snapshot"]),
+            num_prompts=facts["num_prompts"],
+            num_segments=facts["num_segments"],
+            num_bytes=facts["num_bytes"],
+            score_columns=tuple(
+                ScoreColumnInfo(
+                    name=name,
+                    num_scored=scored,
+                    num_unscored=unscored,
+                    num_runs=runs,
+                    mean=mean,
+                    min=low,
+                    max=high,
+                )
+                for name, scored, unscored, runs, mean, low, high in facts["score_columns"]
+            ),
+        )
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a pool cannot be pickled: open it by its path where it is needed")
+
+
+def publish_directory(staged: Path, final: Path) -> None:
+    """Sync every file in ``staged`` and the directory, rename it to ``final``, sync the parent.
+
+    On return ``final`` survives a power cut with all that was in ``staged``; before the rename nothing is
+    visible under that name. Both must lie on one file system.
+
+    Raises:
+        FileExistsError: ``final`` exists.
+        ValueError: ``staged`` holds something that is neither a file nor a directory.
+    """
+    _pool_rs.publish_directory(staged, final)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BatchArrays:
+    """A ``SampleBatch`` as the extension reads it: by attribute, contiguous, of exact types."""
+
+    key: str
+    prompt_tokens: NDArray[np.uint32]
+    prompt_offsets: NDArray[np.int64]
+    prompt_texts: list[str]
+    prompt_metadata: list[str]
+    prompt_index: NDArray[np.uint32]
+    completion_tokens: NDArray[np.uint32]
+    completion_offsets: NDArray[np.int64]
+    completion_texts: list[str] | None
+    finish_reasons: NDArray[np.uint8]
+    round: int
+    chunk: int
+    policy_step: int
+    reward_tokens: NDArray[np.int16]
+    settings: str
+    seeds: NDArray[np.uint64]
+    logprob_policy: NDArray[np.float32]
+    logprob_reference: NDArray[np.float32]
+    scores: list[tuple[str, NDArray[np.float32]]]
+
+
+def _snapshot(fields: tuple[int, str, int]) -> Snapshot:
+    generation, digest, num_samples = fields
+    return Snapshot(generation=generation, hash=digest, num_samples=num_samples)
+
+
+def _pool_batch(
+    ids: NDArray[np.uint64],
+    quantiles: NDArray[np.int16],
+    gathered: _pool_rs.Gathered,
+    scores: NDArray[np.float32],
+) -> PoolBatch:
+    prompts, prompt_lengths, completions, completion_lengths = gathered
+    return PoolBatch(
+        ids=ids,
+        quantiles=quantiles,
+        prompt_tokens=prompts,
+        prompt_lengths=prompt_lengths,
+        completion_tokens=completions,
+        completion_lengths=completion_lengths,
+        scores=scores,
+    )
+
+
+def _array(name: str, values: Any, dtype: type[np.generic]) -> NDArray[Any]:
+    """``values`` as a contiguous vector of ``dtype``; ValueError where that would change a value."""
+    given = np.asarray(values)
+    if given.ndim != 1:
+        raise ValueError(f"{name} has {given.ndim} dimensions; it must be a vector")
+    if given.dtype == dtype:
+        return np.ascontiguousarray(given)
+    is_float = np.issubdtype(dtype, np.floating)
+    if given.size and given.dtype.kind not in ("iuf" if is_float else "iu"):
+        raise ValueError(f"{name} has the type {given.dtype}; it must be {np.dtype(dtype)}")
+    with np.errstate(all="ignore"):
+        converted = np.ascontiguousarray(given.astype(dtype))
+    # Rounding to float32 is what a float column is for; an integer must stay what it is.
+    if not is_float and not np.array_equal(converted, given):
+        raise ValueError(f"{name} holds values that do not fit into {np.dtype(dtype)}")
+    return converted
+
+
+def _bounded(name: str, value: int, bits: int) -> int:
+    if not 0 <= value < 1 << bits:
+        raise ValueError(f"{name} is {value}; it must be at least 0 and below 2**{bits}")
+    return value
+
+
+def _holder() -> str:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"locked by pid {os.getpid()} on host {socket.gethostname()} since {since}"

@@ -1,0 +1,530 @@
+//! One data file: a plain Arrow IPC file with a checksum table before its footer.
+//!
+//! Nothing here knows what the columns mean. A byte leaves this room only after its block matched its
+//! sum, and a slice only after its bounds were checked. Layout: FORMAT.md, "Data files".
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_ipc::writer::FileWriter;
+use arrow_schema::{DataType, Field, Schema};
+use bytemuck::Pod;
+use serde::{Deserialize, Serialize};
+
+use crate::checksum::{CheckedBlocks, block_sums, sum64};
+use crate::error::{PoolError, Result};
+use crate::format::{BLOCK_BYTES, is_data_name};
+use crate::mapping::Region;
+use crate::storage::Storage;
+
+/// What the manifest knows of a data file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Name with its directory.
+    pub name: String,
+    /// Length of the file.
+    pub length: u64,
+    /// Where the checksum table begins.
+    pub tail: u64,
+    /// xxh3-64 of the bytes from `tail` on.
+    #[serde(with = "hex_u64")]
+    pub sum: u64,
+}
+
+mod hex_u64 {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{value:016x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        u64::from_str_radix(&String::deserialize(deserializer)?, 16).map_err(D::Error::custom)
+    }
+}
+
+/// Type of a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Fixed-width numbers.
+    U8,
+    /// 16-bit signed.
+    I16,
+    /// 32-bit unsigned.
+    U32,
+    /// 64-bit unsigned.
+    U64,
+    /// 32-bit float.
+    F32,
+    /// Lists of 16-bit token ids.
+    ListU16,
+    /// Lists of 32-bit token ids.
+    ListU32,
+    /// Text.
+    Text,
+    /// 16 bytes.
+    Bytes16,
+}
+
+impl Kind {
+    /// The Arrow type of it.
+    pub fn data_type(self) -> DataType {
+        let list = |of| DataType::List(Arc::new(Field::new("item", of, false)));
+        match self {
+            Self::U8 => DataType::UInt8,
+            Self::I16 => DataType::Int16,
+            Self::U32 => DataType::UInt32,
+            Self::U64 => DataType::UInt64,
+            Self::F32 => DataType::Float32,
+            Self::ListU16 => list(DataType::UInt16),
+            Self::ListU32 => list(DataType::UInt32),
+            Self::Text => DataType::Utf8,
+            Self::Bytes16 => DataType::FixedSizeBinary(16),
+        }
+    }
+
+    /// Bytes of a value, or of an item of a value.
+    fn width(self) -> usize {
+        match self {
+            Self::U8 | Self::Text => 1,
+            Self::I16 | Self::ListU16 => 2,
+            Self::U32 | Self::F32 | Self::ListU32 => 4,
+            Self::U64 => 8,
+            Self::Bytes16 => 16,
+        }
+    }
+
+    fn has_offsets(self) -> bool {
+        matches!(self, Self::ListU16 | Self::ListU32 | Self::Text)
+    }
+}
+
+/// Name and type of a column.
+pub type ColumnSpec = (String, Kind);
+
+/// The bytes of a data file with these columns, and what the manifest is to say of it.
+///
+/// # Panics
+/// If the arrays do not have the types and lengths of `columns`: the caller made them from checked input.
+pub fn encode(name: String, columns: &[ColumnSpec], arrays: Vec<ArrayRef>) -> (Vec<u8>, FileEntry) {
+    let fields: Vec<Field> =
+        columns.iter().map(|(name, kind)| Field::new(name, kind.data_type(), false)).collect();
+    let schema = Arc::new(Schema::new(fields));
+    let payload: usize = arrays.iter().map(arrow_array::Array::get_array_memory_size).sum();
+    let bytes = Vec::with_capacity(payload + payload / 256 + 16 * 1024);
+    let arrow = (|| {
+        let batch = RecordBatch::try_new(schema.clone(), arrays)?;
+        let mut writer = FileWriter::try_new(bytes, &schema)?;
+        writer.write(&batch)?;
+        writer.finish()?;
+        writer.into_inner()
+    })();
+    let mut bytes = arrow.expect("arrays match their schema, and memory takes every write");
+
+    let footer_start = bytes.len() - 10 - trailing_footer_len(&bytes);
+    let footer = bytes.split_off(footer_start);
+    bytes.resize(footer_start.next_multiple_of(8), 0);
+    let tail = bytes.len();
+    let sums: Vec<u64> = block_sums(&bytes).collect();
+    bytes.extend_from_slice(bytemuck::cast_slice(&sums));
+    bytes.extend_from_slice(&footer);
+    let entry = FileEntry {
+        name,
+        length: bytes.len() as u64,
+        tail: tail as u64,
+        sum: sum64(&bytes[tail..]),
+    };
+    (bytes, entry)
+}
+
+/// The footer's length, which stands before the closing magic of an Arrow file.
+fn trailing_footer_len(bytes: &[u8]) -> usize {
+    let at = bytes.len() - 10;
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize
+}
+
+/// Where a column lies in its file.
+#[derive(Debug, Clone)]
+struct Layout {
+    kind: Kind,
+    /// i32 offsets, empty for fixed-width columns.
+    offsets: Range<usize>,
+    values: Range<usize>,
+}
+
+/// An open data file.
+#[derive(Debug)]
+pub struct DataFile {
+    name: String,
+    region: Region,
+    tail: usize,
+    sums: Range<usize>,
+    checked: CheckedBlocks,
+    rows: usize,
+    columns: Vec<Layout>,
+}
+
+impl DataFile {
+    /// Open the file of `entry`, which must have exactly `columns` and `rows` rows.
+    ///
+    /// # Errors
+    /// `Corrupted` if length, tail sum or structure are not what was committed; `Io`.
+    pub fn open(
+        storage: &dyn Storage,
+        entry: &FileEntry,
+        columns: &[ColumnSpec],
+        rows: u64,
+    ) -> Result<Self> {
+        let name = &entry.name;
+        let damaged = |offset, what: String| PoolError::corrupted(name, offset, what);
+        if !is_data_name(name) {
+            return Err(damaged(0, "the manifest lists a name that no pool has".to_owned()));
+        }
+        let path = Path::new(name);
+        let region = storage.map(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => damaged(0, "the file is missing".to_owned()),
+            std::io::ErrorKind::InvalidInput => damaged(0, "it is not a plain file".to_owned()),
+            _ => PoolError::io("map", storage.locate(path))(source),
+        })?;
+        if region.len() as u64 != entry.length {
+            return Err(damaged(
+                entry.length.min(region.len() as u64),
+                format!("it has {} bytes, not the {} committed", region.len(), entry.length),
+            ));
+        }
+        let tail = usize::try_from(entry.tail).unwrap_or(usize::MAX);
+        let sums_len = tail.div_ceil(BLOCK_BYTES).saturating_mul(8);
+        let footer_start = tail.saturating_add(sums_len);
+        if footer_start.saturating_add(10) > region.len() {
+            return Err(damaged(entry.tail, "its checksum table does not fit".to_owned()));
+        }
+        let found = sum64(&region[tail..]);
+        if found != entry.sum {
+            let what = format!("its tail has the sum {found:016x}, not {:016x}", entry.sum);
+            return Err(damaged(entry.tail, what));
+        }
+        let mut file = Self {
+            name: name.clone(),
+            checked: CheckedBlocks::new(tail),
+            region,
+            tail,
+            sums: tail..footer_start,
+            rows: usize::try_from(rows).unwrap_or(usize::MAX),
+            columns: Vec::new(),
+        };
+        file.columns = file.parse(columns)?;
+        Ok(file)
+    }
+
+    /// Positions of all buffers, from footer and record batch message.
+    fn parse(&self, specs: &[ColumnSpec]) -> Result<Vec<Layout>> {
+        let wrong = |what: &str| self.damaged(self.tail, format!("not a table of ours: {what}"));
+        let footer_end = self.region.len() - 10;
+        let footer_start = footer_end
+            .checked_sub(trailing_footer_len(&self.region))
+            .filter(|&start| start == self.sums.end)
+            .ok_or_else(|| wrong("the footer's length"))?;
+        let footer = arrow_ipc::root_as_footer(&self.region[footer_start..footer_end])
+            .map_err(|_| wrong("the footer"))?;
+
+        let fields =
+            footer.schema().and_then(|s| s.fields()).ok_or_else(|| wrong("it has no schema"))?;
+        if fields.len() != specs.len()
+            || fields.iter().zip(specs).any(|(field, (name, kind))| {
+                field.name() != Some(name.as_str()) || field.type_type() != arrow_type(*kind)
+            })
+        {
+            return Err(wrong("the columns"));
+        }
+
+        let blocks = footer.recordBatches().ok_or_else(|| wrong("it has no record batch"))?;
+        if blocks.len() != 1 {
+            return Err(wrong("the number of record batches"));
+        }
+        let block = blocks.get(0);
+        let metadata = self
+            .range(block.offset(), i64::from(block.metaDataLength()), self.tail)
+            .filter(|range| range.len() >= 8)
+            .ok_or_else(|| wrong("the record batch's place"))?;
+        let body = self
+            .range(metadata.end as i64, block.bodyLength(), self.tail)
+            .ok_or_else(|| wrong("the record batch's length"))?;
+        let message = arrow_ipc::root_as_message(&self.bytes(metadata)?[8..])
+            .map_err(|_| wrong("the record batch message"))?;
+        let batch =
+            message.header_as_record_batch().ok_or_else(|| wrong("the kind of the message"))?;
+        if batch.length() != self.rows as i64 || batch.compression().is_some() {
+            return Err(wrong("the number of rows"));
+        }
+        let nodes = batch.nodes().ok_or_else(|| wrong("it has no nodes"))?;
+        if nodes.iter().any(|node| node.null_count() != 0) {
+            return Err(wrong("it has nulls"));
+        }
+
+        let buffers = batch.buffers().ok_or_else(|| wrong("it has no buffers"))?;
+        let mut buffers = buffers.iter().map(|buffer| {
+            let start = (body.start as i64).checked_add(buffer.offset()).unwrap_or(-1);
+            self.range(start, buffer.length(), body.end)
+        });
+        let mut next = || buffers.next().flatten().ok_or_else(|| wrong("a buffer's place"));
+        let mut layouts = Vec::with_capacity(specs.len());
+        for &(_, kind) in specs {
+            let _validity = next()?;
+            let offsets = if kind.has_offsets() { next()? } else { 0..0 };
+            let _item_validity =
+                if kind == Kind::ListU16 || kind == Kind::ListU32 { next()? } else { 0..0 };
+            let values = next()?;
+            let fits = if kind.has_offsets() {
+                offsets.len() / 4 > self.rows
+            } else {
+                values.len() / kind.width() >= self.rows
+            };
+            if !fits || !offsets.start.is_multiple_of(8) || !values.start.is_multiple_of(8) {
+                return Err(wrong("a buffer's length or alignment"));
+            }
+            layouts.push(Layout { kind, offsets, values });
+        }
+        Ok(layouts)
+    }
+
+    fn range(&self, start: i64, len: i64, end: usize) -> Option<Range<usize>> {
+        let start = usize::try_from(start).ok()?;
+        let stop = start.checked_add(usize::try_from(len).ok()?)?;
+        (stop <= end && stop <= self.region.len()).then_some(start..stop)
+    }
+
+    fn damaged(&self, offset: usize, what: impl Into<String>) -> PoolError {
+        PoolError::corrupted(&self.name, offset as u64, what)
+    }
+
+    /// Checked bytes; `range` lies before the tail.
+    #[inline]
+    fn bytes(&self, range: Range<usize>) -> Result<&[u8]> {
+        self.checked
+            .check(&self.region[..self.tail], &self.region[self.sums.clone()], range.clone())
+            .map_err(|block| {
+                self.damaged(block * BLOCK_BYTES, "a block of 4096 bytes does not match its sum")
+            })?;
+        Ok(&self.region[range])
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Name with its directory.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Values of a fixed-width column.
+    ///
+    /// # Errors
+    /// `Corrupted`.
+    ///
+    /// # Panics
+    /// If `rows` are not rows of the file or `T` is not the column's type.
+    #[inline]
+    pub fn values<T: Pod>(&self, column: usize, rows: Range<usize>) -> Result<&[T]> {
+        let layout = &self.columns[column];
+        let width = size_of::<T>();
+        debug_assert!(width == layout.kind.width() && !layout.kind.has_offsets());
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows outside the file");
+        let start = layout.values.start;
+        Ok(bytemuck::cast_slice(self.bytes(start + rows.start * width..start + rows.end * width)?))
+    }
+
+    /// One value of a fixed-width column.
+    ///
+    /// # Errors
+    /// `Corrupted`.
+    ///
+    /// # Panics
+    /// As [`DataFile::values`].
+    #[inline]
+    pub fn value<T: Pod>(&self, column: usize, row: usize) -> Result<T> {
+        Ok(self.values::<T>(column, row..row + 1)?[0])
+    }
+
+    /// Where a row's items lie among the items of a column with offsets.
+    ///
+    /// # Errors
+    /// `Corrupted`.
+    ///
+    /// # Panics
+    /// If `row` is not a row of the file.
+    #[inline]
+    pub fn span(&self, column: usize, row: usize) -> Result<Range<usize>> {
+        let layout = &self.columns[column];
+        assert!(row < self.rows && layout.kind.has_offsets(), "not a row with items");
+        let at = layout.offsets.start + row * 4;
+        let pair: &[i32] = bytemuck::cast_slice(self.bytes(at..at + 8)?);
+        let items = layout.values.len() / layout.kind.width();
+        match (usize::try_from(pair[0]), usize::try_from(pair[1])) {
+            (Ok(start), Ok(end)) if start <= end && end <= items => Ok(start..end),
+            _ => Err(self.damaged(at, format!("offsets {} .. {} are no span", pair[0], pair[1]))),
+        }
+    }
+
+    /// The items of a span that came from [`DataFile::span`].
+    ///
+    /// # Errors
+    /// `Corrupted`.
+    ///
+    /// # Panics
+    /// If the span is not one of this column's, or `T` is not the items' type.
+    #[inline]
+    pub fn items<T: Pod>(&self, column: usize, span: Range<usize>) -> Result<&[T]> {
+        let layout = &self.columns[column];
+        let width = size_of::<T>();
+        debug_assert_eq!(width, layout.kind.width());
+        let start = layout.values.start;
+        let range = start + span.start * width..start + span.end * width;
+        assert!(range.end <= layout.values.end, "span outside the column");
+        Ok(bytemuck::cast_slice(self.bytes(range)?))
+    }
+
+    /// The text of a row.
+    ///
+    /// # Errors
+    /// `Corrupted`.
+    ///
+    /// # Panics
+    /// If `row` is not a row of the file.
+    pub fn text(&self, column: usize, row: usize) -> Result<&str> {
+        let span = self.span(column, row)?;
+        let at = self.columns[column].values.start + span.start;
+        std::str::from_utf8(self.items(column, span)?)
+            .map_err(|_| self.damaged(at, "a text is not UTF-8"))
+    }
+
+    /// Ask the system for a row's items if this process has not seen them yet.
+    #[inline]
+    pub fn will_need(&self, column: usize, span: &Range<usize>) {
+        let layout = &self.columns[column];
+        let at = layout.values.start + span.start * layout.kind.width();
+        let end = layout.values.start + span.end * layout.kind.width();
+        if at < end && !self.checked.is_checked(at / BLOCK_BYTES) {
+            self.region.will_need(at / BLOCK_BYTES * BLOCK_BYTES..end.min(self.region.len()));
+        }
+    }
+
+    /// Check every block that was not checked before, and report each that is wrong.
+    pub fn check_all(&self, mut report: impl FnMut(PoolError)) {
+        for start in (0..self.tail).step_by(BLOCK_BYTES) {
+            if let Err(error) = self.bytes(start..start + 1) {
+                report(error);
+            }
+        }
+    }
+}
+
+fn arrow_type(kind: Kind) -> arrow_ipc::Type {
+    match kind {
+        Kind::U8 | Kind::I16 | Kind::U32 | Kind::U64 => arrow_ipc::Type::Int,
+        Kind::F32 => arrow_ipc::Type::FloatingPoint,
+        Kind::ListU16 | Kind::ListU32 => arrow_ipc::Type::List,
+        Kind::Text => arrow_ipc::Type::Utf8,
+        Kind::Bytes16 => arrow_ipc::Type::FixedSizeBinary,
+    }
+}
+
+/// A data file that is opened when it is first needed.
+#[derive(Debug)]
+pub struct LazyFile {
+    /// What the manifest says of it.
+    pub entry: FileEntry,
+    opened: OnceLock<Arc<DataFile>>,
+}
+
+impl LazyFile {
+    /// Not opened yet.
+    pub fn new(entry: FileEntry) -> Self {
+        Self { entry, opened: OnceLock::new() }
+    }
+
+    /// Use what another handle of the same file has opened.
+    pub fn adopt(&self, other: &Self) {
+        if self.entry == other.entry
+            && let Some(file) = other.opened.get()
+        {
+            let _ = self.opened.set(file.clone());
+        }
+    }
+
+    /// The file, opened if need be. A file that cannot be opened is tried again next time.
+    ///
+    /// # Errors
+    /// As [`DataFile::open`].
+    #[inline]
+    pub fn get(
+        &self,
+        storage: &dyn Storage,
+        columns: impl FnOnce() -> Vec<ColumnSpec>,
+        rows: u64,
+    ) -> Result<&DataFile> {
+        if let Some(file) = self.opened.get() {
+            return Ok(file);
+        }
+        let file = Arc::new(DataFile::open(storage, &self.entry, &columns(), rows)?);
+        Ok(self.opened.get_or_init(|| file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::FileStorage;
+    use arrow_array::{ArrayRef, StringArray, UInt32Array};
+
+    fn example() -> (Vec<ColumnSpec>, Vec<u8>, FileEntry) {
+        let columns = vec![("n".to_owned(), Kind::U32), ("t".to_owned(), Kind::Text)];
+        let arrays: Vec<ArrayRef> = vec![
+            Arc::new(UInt32Array::from_iter_values(0..2000)),
+            Arc::new(StringArray::from_iter_values((0..2000).map(|i| format!("text {i}")))),
+        ];
+        let (bytes, entry) = encode(crate::format::segment_name(0, 1), &columns, arrays);
+        (columns, bytes, entry)
+    }
+
+    fn open(bytes: &[u8], entry: &FileEntry, columns: &[ColumnSpec]) -> Result<DataFile> {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = FileStorage::new(folder.path());
+        storage.create_dir(Path::new("segments")).unwrap();
+        storage.create(Path::new(&entry.name)).unwrap().write_all(bytes).unwrap();
+        DataFile::open(&storage, entry, columns, 2000)
+    }
+
+    #[test]
+    fn what_was_encoded_is_read_back() {
+        let (columns, bytes, entry) = example();
+        let file = open(&bytes, &entry, &columns).unwrap();
+        assert_eq!(file.values::<u32>(0, 1990..2000).unwrap()[9], 1999);
+        assert_eq!(file.text(1, 1234).unwrap(), "text 1234");
+        assert_eq!(file.span(1, 0).unwrap(), 0..6);
+        file.check_all(|error| panic!("{error}"));
+    }
+
+    #[test]
+    fn an_arrow_reader_opens_it() {
+        let (_, bytes, _) = example();
+        let reader =
+            arrow_ipc::reader::FileReader::try_new(std::io::Cursor::new(bytes), None).unwrap();
+        assert_eq!(reader.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 2000);
+    }
+
+    #[test]
+    fn another_schema_or_length_is_damage() {
+        let (mut columns, bytes, entry) = example();
+        assert!(matches!(
+            open(&bytes[..bytes.len() - 1], &entry, &columns),
+            Err(PoolError::Corrupted { .. })
+        ));
+        columns[0].1 = Kind::F32;
+        assert!(matches!(open(&bytes, &entry, &columns), Err(PoolError::Corrupted { .. })));
+    }
+}

@@ -1,0 +1,96 @@
+//! Counts and statistics of a snapshot, for people.
+
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::manifest::RunSource;
+use crate::snapshot::{Column, Snapshot};
+
+/// What a snapshot holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Description {
+    /// Samples.
+    pub num_samples: u64,
+    /// Prompts.
+    pub num_prompts: u64,
+    /// Segment files.
+    pub num_segments: u64,
+    /// Bytes of all live data files.
+    pub num_bytes: u64,
+    /// Score columns in order of appearance.
+    pub columns: Vec<ColumnDescription>,
+}
+
+/// What a score column holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ColumnDescription {
+    /// Its name.
+    pub name: String,
+    /// Samples with a score.
+    pub scored: u64,
+    /// Samples without.
+    pub unscored: u64,
+    /// Sorted runs.
+    pub num_runs: u64,
+    /// NaN when nothing is scored.
+    pub mean: f64,
+    /// NaN when nothing is scored.
+    pub min: f32,
+    /// NaN when nothing is scored.
+    pub max: f32,
+}
+
+/// Count and measure a snapshot; one pass over its scores.
+///
+/// # Errors
+/// `Corrupted`, `Io`.
+pub fn describe(snapshot: &Snapshot) -> Result<Description> {
+    let segments: u64 = snapshot.segments.iter().map(|s| s.entry.file.length).sum();
+    let prompts: u64 = snapshot.prompts.iter().map(|p| p.entry.file.length).sum();
+    let runs: u64 = snapshot.columns.iter().flat_map(|c| &c.runs).fold(0, |sum, run| {
+        sum + match &run.entry.source {
+            RunSource::File(file) => file.length,
+            RunSource::Extent(_) => 0,
+        }
+    });
+    Ok(Description {
+        num_samples: snapshot.num_samples,
+        num_prompts: u64::from(snapshot.num_prompts),
+        num_segments: snapshot.segments.len() as u64,
+        num_bytes: segments + prompts + runs,
+        columns: snapshot
+            .columns
+            .iter()
+            .map(|column| describe_column(snapshot, column))
+            .collect::<Result<_>>()?,
+    })
+}
+
+fn describe_column(snapshot: &Snapshot, column: &Column) -> Result<ColumnDescription> {
+    // Sums per extent in id order, so that the mean does not depend on the number of threads.
+    let parts = column
+        .extents
+        .par_iter()
+        .map(|extent| {
+            let scores = extent.scores(&snapshot.home, 0..extent.count())?;
+            let scored = scores.iter().copied().filter(|score| !score.is_nan());
+            Ok(scored.fold((0.0, f32::INFINITY, f32::NEG_INFINITY), |(sum, min, max), score| {
+                (sum + f64::from(score), score.min(min), score.max(max))
+            }))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let (sum, min, max) =
+        parts.into_iter().fold((0.0, f32::INFINITY, f32::NEG_INFINITY), |a: (f64, f32, f32), b| {
+            (a.0 + b.0, a.1.min(b.1), a.2.max(b.2))
+        });
+    let is_empty = column.scored == 0;
+    Ok(ColumnDescription {
+        name: column.name.clone(),
+        scored: column.scored,
+        unscored: snapshot.num_samples - column.scored,
+        num_runs: column.runs.len() as u64,
+        mean: sum / column.scored as f64,
+        min: if is_empty { f32::NAN } else { min },
+        max: if is_empty { f32::NAN } else { max },
+    })
+}

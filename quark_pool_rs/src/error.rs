@@ -1,0 +1,115 @@
+//! Every way in which the pool can refuse.
+//!
+//! A variant is a thing that a caller would do differently. Our own mistakes are panics, not values.
+
+use std::io;
+use std::path::PathBuf;
+
+/// What went wrong, in a sentence with the numbers in it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoolError {
+    /// An argument does not fit.
+    #[error("{0}")]
+    Invalid(String),
+    /// No such score column.
+    #[error("the pool has no score column {name:?}; it has {known}")]
+    UnknownColumn {
+        /// The name that was asked for.
+        name: String,
+        /// The names there are, for people.
+        known: String,
+    },
+    /// An id that the snapshot lacks.
+    #[error("sample {id} is not in the pool, which holds {num_samples} samples")]
+    UnknownSample {
+        /// The id that was asked for.
+        id: u64,
+        /// Samples in the snapshot.
+        num_samples: u64,
+    },
+    /// There is no pool.
+    #[error("{path} is not a pool")]
+    NotFound {
+        /// Where a pool was looked for.
+        path: PathBuf,
+    },
+    /// Something is in the way.
+    #[error("{path} exists")]
+    Exists {
+        /// What is in the way.
+        path: PathBuf,
+    },
+    /// A snapshot that the pool does not have.
+    #[error("the pool has no snapshot {generation}; its newest is {newest}")]
+    UnknownSnapshot {
+        /// The generation that was asked for.
+        generation: u64,
+        /// The newest one there is.
+        newest: u64,
+    },
+    /// Bytes on disk are not what was committed.
+    #[error("{file} is damaged at offset {offset}: {what}")]
+    Corrupted {
+        /// File, relative to the pool.
+        file: String,
+        /// Byte offset of the damage, or of the unit that holds it.
+        offset: u64,
+        /// Expected and found.
+        what: String,
+    },
+    /// A format that this build cannot read.
+    #[error(
+        "the pool has format version {found}; this build reads version {supported}: use the quark that wrote it, or a newer one"
+    )]
+    Version {
+        /// Version in the manifest.
+        found: u32,
+        /// The version of this build.
+        supported: u32,
+    },
+    /// Another writer is at work.
+    #[error("the pool is open for writing elsewhere: {holder}")]
+    Locked {
+        /// Who holds the lock, as far as known.
+        holder: String,
+    },
+    /// A sync failed earlier.
+    #[error(
+        "an earlier sync failed, so the state of the files is unknown: reopen the pool to continue"
+    )]
+    Poisoned,
+    /// The handle cannot write.
+    #[error("{0}")]
+    ReadOnly(String),
+    /// The operating system refused.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried, a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// The result of everything here.
+pub type Result<T, E = PoolError> = std::result::Result<T, E>;
+
+impl PoolError {
+    /// An argument does not fit.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::Invalid(message.into())
+    }
+
+    /// Damage at a place.
+    pub fn corrupted(file: impl Into<String>, offset: u64, what: impl Into<String>) -> Self {
+        Self::Corrupted { file: file.into(), offset, what: what.into() }
+    }
+
+    /// For `map_err` on system calls.
+    pub fn io(action: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path, source }
+    }
+}

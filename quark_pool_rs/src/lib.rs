@@ -1,0 +1,42 @@
+//! A durable, append-only pool of scored text samples that stays ranked by reward.
+//!
+//! A pool is a directory of immutable Arrow files and one small log (`FORMAT.md`). One process writes,
+//! any number read. An append is a commit: when it returns, its samples survive a power cut. Ranking by
+//! a score column and cutting the ranking into quantiles costs about the same however large the pool is.
+//!
+//! It is not a database: there is no query language, no update and no deletion of a sample.
+//!
+//! Rooms, each using only those below it:
+//!
+//! ```text
+//! python                                      the binding, behind the feature `python`
+//! pool  verify  describe                      append, open | offline check | statistics
+//! gather  sampler  ranking                    padded batches | which samples | order and quantiles
+//! recovery                                    from a directory to a snapshot
+//! snapshot                                    what a reader sees
+//! segment  manifest                           columns | records
+//! datafile                                    an Arrow file with checksums
+//! storage                                     the only file-system room
+//! mapping  checksum  rng                      maps (the only unsafe) | sums | counter-based randomness
+//! format  error
+//! ```
+
+pub mod checksum;
+pub mod datafile;
+pub mod describe;
+pub mod error;
+pub mod format;
+pub mod gather;
+pub mod manifest;
+pub mod mapping;
+pub mod pool;
+#[cfg(feature = "python")]
+mod python;
+pub mod ranking;
+pub mod recovery;
+pub mod rng;
+pub mod sampler;
+pub mod segment;
+pub mod snapshot;
+pub mod storage;
+pub mod verify;

@@ -1,0 +1,393 @@
+//! The published state: records, logs and what they say.
+//!
+//! Bytes in, values out; no file is touched here. Layout: FORMAT.md, "Manifest" and "HEAD".
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checksum::{Digest256, sha256, sum64};
+use crate::datafile::FileEntry;
+use crate::format::{MAX_PAYLOAD_BYTES, PoolSettings};
+
+/// Length of a record before its payload.
+pub const HEADER_BYTES: usize = 96;
+const MAGIC: [u8; 8] = *b"\xffQRKMAN\xfe";
+const HEAD_MAGIC: [u8; 8] = *b"QRKHEAD1";
+const HEAD_BYTES: usize = 64;
+
+/// What a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Everything at a generation.
+    State = 1,
+    /// What one append added.
+    Commit = 2,
+}
+
+/// A record whose sums were right.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    /// Where it begins in its log.
+    pub offset: usize,
+    /// State or commit.
+    pub kind: Kind,
+    /// Generation that it makes.
+    pub generation: u64,
+    /// Digest of the record before.
+    pub previous: Digest256,
+    /// Its own.
+    pub digest: Digest256,
+    /// JSON.
+    pub payload: &'a [u8],
+}
+
+impl Record<'_> {
+    /// Where the record after it begins.
+    pub fn end(&self) -> usize {
+        self.offset + HEADER_BYTES + self.payload.len()
+    }
+}
+
+/// The bytes of a record, and its digest.
+///
+/// # Panics
+/// If the payload is longer than the format allows.
+pub fn encode_record(
+    kind: Kind,
+    generation: u64,
+    previous: &Digest256,
+    payload: &[u8],
+) -> (Vec<u8>, Digest256) {
+    assert!(payload.len() <= MAX_PAYLOAD_BYTES as usize, "a manifest record outgrew its limit");
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&(kind as u32).to_le_bytes());
+    bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&generation.to_le_bytes());
+    bytes.extend_from_slice(previous);
+    let digest = sha256(&[&bytes, payload]);
+    bytes.extend_from_slice(&digest);
+    bytes.extend_from_slice(&[0; 8]);
+    bytes.extend_from_slice(payload);
+    let sum = frame_sum(&bytes);
+    bytes[88..96].copy_from_slice(&sum);
+    (bytes, digest)
+}
+
+fn frame_sum(record: &[u8]) -> [u8; 8] {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    hasher.update(&record[..88]);
+    hasher.update(&record[HEADER_BYTES..]);
+    hasher.digest().to_le_bytes()
+}
+
+/// The record at `offset`, or why there is none.
+///
+/// # Errors
+/// What does not fit, for people.
+pub fn decode_record(log: &[u8], offset: usize) -> Result<Record<'_>, &'static str> {
+    let header = log.get(offset..offset + HEADER_BYTES).ok_or("a record header is cut short")?;
+    let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes"));
+    if header[..8] != MAGIC {
+        return Err("a record does not begin with the magic bytes");
+    }
+    let payload_len = word(12);
+    if payload_len > MAX_PAYLOAD_BYTES {
+        return Err("a record claims to be longer than the format allows");
+    }
+    let end = offset + HEADER_BYTES + payload_len as usize;
+    let bytes = log.get(offset..end).ok_or("a record is cut short")?;
+    if frame_sum(bytes) != bytes[88..96] {
+        return Err("a record does not match its sum");
+    }
+    let payload = &bytes[HEADER_BYTES..];
+    let digest: Digest256 = header[56..88].try_into().expect("32 bytes");
+    if sha256(&[&bytes[..56], payload]) != digest {
+        return Err("a record does not match its digest");
+    }
+    let kind = match word(8) {
+        1 => Kind::State,
+        2 => Kind::Commit,
+        _ => return Err("a record has an unknown kind"),
+    };
+    Ok(Record {
+        offset,
+        kind,
+        generation: u64::from_le_bytes(header[16..24].try_into().expect("8 bytes")),
+        previous: header[24..56].try_into().expect("32 bytes"),
+        digest,
+        payload,
+    })
+}
+
+/// A log, read as far as it is a chain.
+#[derive(Debug)]
+pub struct Chain<'a> {
+    /// A state, then commits without gaps.
+    pub records: Vec<Record<'a>>,
+    /// Why the chain ends before the log does: offset and cause.
+    pub broken: Option<(usize, &'static str)>,
+    /// A whole record of a later generation after the break: where, and which.
+    pub survivor: Option<(usize, u64)>,
+}
+
+/// Read a log as far as it is a chain that begins with the state of `first_generation`.
+pub fn read_chain(log: &[u8], first_generation: u64) -> Chain<'_> {
+    let mut records: Vec<Record<'_>> = Vec::new();
+    let mut offset = 0;
+    let mut broken = None;
+    while offset < log.len() || records.is_empty() {
+        let record = decode_record(log, offset).and_then(|record| {
+            let fits = match records.last() {
+                None => record.kind == Kind::State && record.generation == first_generation,
+                Some(last) => {
+                    record.kind == Kind::Commit
+                        && record.generation == last.generation + 1
+                        && record.previous == last.digest
+                }
+            };
+            if fits { Ok(record) } else { Err("a record does not follow the one before") }
+        });
+        match record {
+            Ok(record) => {
+                offset = record.end();
+                records.push(record);
+            }
+            Err(cause) => {
+                broken = Some((offset, cause));
+                break;
+            }
+        }
+    }
+    let newest = records.last().map(|r| r.generation);
+    let survivor = broken.and_then(|(at, _)| {
+        let rest = log.get(at + 1..).unwrap_or_default();
+        rest.windows(MAGIC.len())
+            .enumerate()
+            .filter(|(_, window)| *window == MAGIC)
+            .filter_map(|(i, _)| decode_record(log, at + 1 + i).ok())
+            .find(|record| newest.is_none_or(|g| record.generation > g))
+            .map(|record| (record.offset, record.generation))
+    });
+    Chain { records, broken, survivor }
+}
+
+/// The bytes of HEAD.
+pub fn encode_head(generation: u64, digest: &Digest256) -> [u8; HEAD_BYTES] {
+    let mut bytes = [0; HEAD_BYTES];
+    bytes[..8].copy_from_slice(&HEAD_MAGIC);
+    bytes[8..16].copy_from_slice(&generation.to_le_bytes());
+    bytes[16..48].copy_from_slice(digest);
+    let sum = sum64(&bytes[..56]);
+    bytes[56..].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// What HEAD says, if it says anything.
+pub fn decode_head(bytes: &[u8]) -> Option<(u64, Digest256)> {
+    let bytes: &[u8; HEAD_BYTES] = bytes.try_into().ok()?;
+    let valid = bytes[..8] == HEAD_MAGIC && sum64(&bytes[..56]).to_le_bytes() == bytes[56..];
+    valid.then(|| {
+        let generation = u64::from_le_bytes(bytes[8..16].try_into().expect("8 bytes"));
+        (generation, bytes[16..48].try_into().expect("32 bytes"))
+    })
+}
+
+/// A segment and the append that made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SegmentEntry {
+    /// Idempotency key of the append.
+    pub key: String,
+    /// First sample id.
+    pub first: u64,
+    /// Samples.
+    pub count: u64,
+    /// Round of the append.
+    pub round: u32,
+    /// Chunk of the append.
+    pub chunk: u32,
+    /// Score columns in the file, in its order.
+    pub scores: Vec<String>,
+    /// The file.
+    pub file: FileEntry,
+}
+
+/// A prompt file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromptEntry {
+    /// First prompt id.
+    pub first: u32,
+    /// Prompts.
+    pub count: u32,
+    /// The file.
+    pub file: FileEntry,
+}
+
+/// Values of a score column for some ids; they lie in the segment that begins at `first`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtentEntry {
+    /// First sample id.
+    pub first: u64,
+    /// Samples.
+    pub count: u64,
+    /// Those of them whose score is not NaN.
+    pub scored: u64,
+}
+
+/// Where a run lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RunSource {
+    /// The order column of the extent that begins at this id.
+    Extent(u64),
+    /// A merged run.
+    File(FileEntry),
+}
+
+/// A run of a score column.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunEntry {
+    /// Tier.
+    pub level: u8,
+    /// Entries.
+    pub entries: u64,
+    /// Where.
+    pub source: RunSource,
+}
+
+/// A score column.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ColumnState {
+    /// Its name.
+    pub name: String,
+    /// 1; re-scoring would count up.
+    pub version: u32,
+    /// By first id.
+    pub extents: Vec<Arc<ExtentEntry>>,
+    /// In the order in which they were made.
+    pub runs: Vec<Arc<RunEntry>>,
+}
+
+/// Payload of a state record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// What the pool was created with.
+    pub pool: PoolSettings,
+    /// Hexadecimal digest of the last commit before this state, empty for generation 0.
+    pub chain: String,
+    /// Interned sampling settings.
+    pub sampling_settings: Vec<Arc<str>>,
+    /// By first id.
+    pub segments: Vec<Arc<SegmentEntry>>,
+    /// By first prompt id.
+    pub prompts: Vec<Arc<PromptEntry>>,
+    /// In order of appearance.
+    pub columns: Vec<ColumnState>,
+}
+
+/// Score column of a commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommitScore {
+    /// Name of the column; one that is new comes after the others.
+    pub name: String,
+    /// Samples whose score is not NaN.
+    pub scored: u64,
+    /// Merges, one after another, after the append's own run was added.
+    pub merges: Vec<MergeEntry>,
+}
+
+/// Runs `start .. end` of a column are replaced by one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeEntry {
+    /// Position of the first run that goes.
+    pub start: usize,
+    /// Position after the last run that goes.
+    pub end: usize,
+    /// The run that comes to `start`.
+    pub run: RunEntry,
+}
+
+/// Payload of a commit record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Commit {
+    /// The new segment.
+    pub segment: SegmentEntry,
+    /// The new prompts, if any.
+    pub prompts: Option<PromptEntry>,
+    /// New sampling settings, if any.
+    pub sampling_settings: Vec<Arc<str>>,
+    /// One per score column of the segment.
+    pub scores: Vec<CommitScore>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(payloads: &[&str]) -> Vec<u8> {
+        let (mut bytes, mut digest) = encode_record(Kind::State, 5, &[0; 32], b"{}");
+        for (i, payload) in payloads.iter().enumerate() {
+            let (record, next) =
+                encode_record(Kind::Commit, 6 + i as u64, &digest, payload.as_bytes());
+            bytes.extend(record);
+            digest = next;
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_log_reads_back() {
+        let bytes = log(&["one", "two"]);
+        let chain = read_chain(&bytes, 5);
+        assert_eq!(chain.records.len(), 3);
+        assert_eq!(chain.records[2].payload, b"two");
+        assert!(chain.broken.is_none() && chain.survivor.is_none());
+        assert!(read_chain(&bytes, 4).records.is_empty());
+    }
+
+    #[test]
+    fn a_torn_tail_ends_the_chain_and_leaves_no_survivor() {
+        let bytes = log(&["one", "two"]);
+        let start = read_chain(&bytes, 5).records[2].offset;
+        for len in start + 1..bytes.len() {
+            let chain = read_chain(&bytes[..len], 5);
+            assert_eq!(chain.records.len(), 2);
+            assert_eq!(chain.broken.map(|b| b.0), Some(start));
+            assert!(chain.survivor.is_none());
+        }
+    }
+
+    #[test]
+    fn every_flipped_byte_before_the_last_record_leaves_a_survivor() {
+        let bytes = log(&["one", "two"]);
+        let last = read_chain(&bytes, 5).records[2].offset;
+        for at in 0..last {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x40;
+            let chain = read_chain(&damaged, 5);
+            assert!(chain.records.len() < 3 && chain.survivor.is_some(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn head_says_its_generation_or_nothing() {
+        let bytes = encode_head(7, &[3; 32]);
+        assert_eq!(decode_head(&bytes), Some((7, [3; 32])));
+        for at in 0..HEAD_BYTES {
+            let mut damaged = bytes;
+            damaged[at] ^= 1;
+            assert_eq!(decode_head(&damaged), None, "byte {at}");
+        }
+        assert_eq!(decode_head(&bytes[..63]), None);
+    }
+}

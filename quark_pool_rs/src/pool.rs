@@ -1,0 +1,764 @@
+//! The conductor: create, open, append.
+//!
+//! A [`Pool`] shows one [`Snapshot`] at a time and, if it is the writer, moves to the next one with every
+//! append. The order of the steps of an append is the commit argument of FORMAT.md; do not change one
+//! without the other.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::checksum::{Digest256, sum128};
+use crate::datafile::FileEntry;
+use crate::error::{PoolError, Result};
+use crate::format::{
+    HEAD, LOCK, MANIFEST_DIR, MAX_COLUMN_BYTES, MAX_KEY_BYTES, MIN_LOG_BYTES, PROMPT_DIR,
+    PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR, check_column_name, check_json_object, log_name,
+    prompts_name, run_name, segment_name,
+};
+use crate::manifest::{
+    Commit, CommitScore, Kind, MergeEntry, PromptEntry, RunEntry, RunSource, SegmentEntry,
+    encode_head, encode_record,
+};
+use crate::ranking::{OwnRun, merge_runs, plan_merge, sort_scores};
+use crate::recovery::{LogEnd, recover, tidy};
+use crate::segment::{
+    PromptRow, SegmentRows, Tokens, encode_prompts, encode_run, encode_segment, prompt_column,
+};
+use crate::snapshot::{Home, Snapshot};
+use crate::storage::{Lock, Output, Storage};
+
+/// N samples to append in one commit; all slices that say [N] have the same length.
+#[derive(Debug, Clone)]
+pub struct Batch<'a> {
+    /// Idempotency key.
+    pub key: &'a str,
+    /// Token ids of the U prompts, one prompt after another.
+    pub prompt_tokens: &'a [u32],
+    /// [U + 1] where each prompt begins.
+    pub prompt_offsets: &'a [i64],
+    /// [U]
+    pub prompt_texts: &'a [&'a str],
+    /// [U] one JSON object each.
+    pub prompt_metadata: &'a [&'a str],
+    /// [N] index of each sample's prompt.
+    pub prompt_index: &'a [u32],
+    /// Token ids of the N completions, one completion after another.
+    pub completion_tokens: &'a [u32],
+    /// [N + 1] where each completion begins.
+    pub completion_offsets: &'a [i64],
+    /// [N] if the pool stores text.
+    pub completion_texts: Option<&'a [&'a str]>,
+    /// [N]
+    pub finish: &'a [u8],
+    /// For all samples.
+    pub round: u32,
+    /// For all samples.
+    pub chunk: u32,
+    /// For all samples.
+    pub policy_step: u32,
+    /// [N] -1 none.
+    pub reward_tokens: &'a [i16],
+    /// One JSON object for all samples.
+    pub settings: &'a str,
+    /// [N]
+    pub seeds: &'a [u64],
+    /// [N] NaN = not computed.
+    pub logprob_policy: &'a [f32],
+    /// [N] NaN = not computed.
+    pub logprob_reference: &'a [f32],
+    /// Name and [N] values, NaN = not scored.
+    pub scores: &'a [(&'a str, &'a [f32])],
+}
+
+impl Batch<'_> {
+    /// Refuse arrays that do not fit together, at the door.
+    fn check(&self, settings: &PoolSettings) -> Result<()> {
+        let refuse = |message: String| Err(PoolError::Invalid(message));
+        let n = self.prompt_index.len();
+        if self.key.is_empty() || self.key.len() > MAX_KEY_BYTES {
+            return refuse(format!(
+                "the key has {} bytes; a key has 1 to {MAX_KEY_BYTES}",
+                self.key.len()
+            ));
+        }
+        if n == 0 {
+            return refuse("the batch has no samples".to_owned());
+        }
+        if n > 1 << 31 {
+            return refuse(format!("the batch has {n} samples; at most 2^31 go into one append"));
+        }
+        let lengths = [
+            ("completion_offsets", self.completion_offsets.len().wrapping_sub(1)),
+            ("finish_reasons", self.finish.len()),
+            ("reward_tokens", self.reward_tokens.len()),
+            ("seeds", self.seeds.len()),
+            ("logprob_policy", self.logprob_policy.len()),
+            ("logprob_reference", self.logprob_reference.len()),
+            ("completion_texts", self.completion_texts.map_or(n, <[_]>::len)),
+        ];
+        for (name, len) in lengths {
+            if len != n {
+                return refuse(format!("{name} is for {len} samples, prompt_index for {n}"));
+            }
+        }
+        match (settings.store_text, self.completion_texts) {
+            (true, None) => {
+                return refuse("the pool stores text: completion_texts is missing".into());
+            }
+            (false, Some(_)) => {
+                return refuse("the pool stores no text: completion_texts must be None".into());
+            }
+            _ => {}
+        }
+
+        let num_prompts = self.prompt_texts.len();
+        if self.prompt_metadata.len() != num_prompts || self.prompt_offsets.len() != num_prompts + 1
+        {
+            return refuse(
+                "texts, metadata and tokens are for different numbers of prompts".into(),
+            );
+        }
+        if let Some((row, index)) =
+            self.prompt_index.iter().enumerate().find(|&(_, &i)| i as usize >= num_prompts)
+        {
+            return refuse(format!(
+                "prompt_index[{row}] is {index}, but there are {num_prompts} prompts"
+            ));
+        }
+        check_offsets("prompt tokens", self.prompt_offsets, self.prompt_tokens.len())?;
+        check_offsets("completion_offsets", self.completion_offsets, self.completion_tokens.len())?;
+        check_tokens("prompt", self.prompt_tokens, settings.vocab_size)?;
+        check_tokens("completion", self.completion_tokens, settings.vocab_size)?;
+        let bytes = |texts: &[&str]| texts.iter().map(|t| t.len()).sum::<usize>();
+        for (what, len) in [
+            ("prompt texts", bytes(self.prompt_texts)),
+            ("prompt metadata", bytes(self.prompt_metadata)),
+            ("completion texts", self.completion_texts.map_or(0, bytes)),
+        ] {
+            if len > MAX_COLUMN_BYTES {
+                return refuse(format!(
+                    "{what} have {len} bytes; at most 2^31 - 1 go into one append"
+                ));
+            }
+        }
+        for metadata in self.prompt_metadata {
+            // By far the most frequent value needs no parser.
+            if *metadata != "{}" {
+                check_json_object("a prompt's metadata", metadata)?;
+            }
+        }
+        check_json_object("settings", self.settings)?;
+
+        for (i, (name, values)) in self.scores.iter().enumerate() {
+            check_column_name(name)?;
+            if values.len() != n {
+                return refuse(format!(
+                    "score {name:?} has {} values for {n} samples",
+                    values.len()
+                ));
+            }
+            if self.scores[..i].iter().any(|(other, _)| other == name) {
+                return refuse(format!("score {name:?} is given twice"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_offsets(what: &str, offsets: &[i64], len: usize) -> Result<()> {
+    let fits = len <= MAX_COLUMN_BYTES
+        && offsets.first() == Some(&0)
+        && offsets.last() == Some(&(len as i64))
+        && offsets.is_sorted();
+    if fits {
+        Ok(())
+    } else {
+        Err(PoolError::invalid(format!(
+            "{what}: offsets begin at 0, never fall and end at the number of tokens, here {len} (at most 2^31 - 1)"
+        )))
+    }
+}
+
+fn check_tokens(what: &str, tokens: &[u32], vocab_size: u32) -> Result<()> {
+    match tokens.iter().position(|&id| id >= vocab_size) {
+        None => Ok(()),
+        Some(at) => Err(PoolError::invalid(format!(
+            "{what} token {at} has the id {}, outside the vocabulary of {vocab_size}",
+            tokens[at]
+        ))),
+    }
+}
+
+/// How to open a pool.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenOptions<'a> {
+    /// Take the writer's lock; the text says who holds it.
+    pub writer: Option<&'a str>,
+    /// Show this generation instead of the newest.
+    pub snapshot: Option<u64>,
+}
+
+/// An open pool. Threads may share it: readers do not wait for each other, and only briefly for a commit.
+pub struct Pool {
+    storage: Arc<dyn Storage>,
+    shown: RwLock<Shown>,
+    writer: Mutex<Option<Writer>>,
+    is_writable: bool,
+}
+
+struct Shown {
+    snapshot: Arc<Snapshot>,
+    /// Position of the segment that an idempotency key made.
+    keys: HashMap<String, usize>,
+}
+
+struct Writer {
+    log: Box<dyn Output>,
+    end: LogEnd,
+    is_poisoned: bool,
+    /// Read at the first append that brings prompts.
+    prompt_ids: Option<HashMap<[u8; 16], u32>>,
+    process: u32,
+    // Last, so that it is released after everything else.
+    _lock: Box<dyn Lock>,
+}
+
+impl Pool {
+    /// Make an empty pool and open it for writing.
+    ///
+    /// # Errors
+    /// `Exists` if anything but the remains of an unfinished creation is there, `Io`.
+    pub fn create(
+        storage: Arc<dyn Storage>,
+        settings: &PoolSettings,
+        holder: &str,
+    ) -> Result<Self> {
+        let root = Path::new("");
+        let disk = &*storage;
+        let io = |action, path: &str| PoolError::io(action, disk.locate(Path::new(path)));
+        let ours = [LOCK, MANIFEST_DIR, SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR];
+        let exists = || PoolError::Exists { path: disk.locate(root) };
+        if let Ok(entries) = disk.list(root)
+            && entries.iter().any(|entry| !ours.contains(&entry.name.as_str()))
+        {
+            return Err(exists());
+        }
+        disk.create_dir(root).map_err(io("create", ""))?;
+        let lock = lock(disk, holder)?;
+        match recover(&storage, None) {
+            Err(PoolError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Err(exists()),
+        }
+        for directory in [MANIFEST_DIR, SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR] {
+            disk.create_dir(Path::new(directory)).map_err(io("create", directory))?;
+        }
+        let home = Arc::new(Home { storage: storage.clone(), settings: settings.clone() });
+        let payload = to_json(&Snapshot::empty(home.clone(), [0; 32]).to_state());
+        let (record, digest) = encode_record(Kind::State, 0, &[0; 32], &payload);
+        let name = log_name(0);
+        let path = Path::new(&name);
+        let _ = disk.remove(path);
+        let mut log = disk.create(path).map_err(io("create", &name))?;
+        log.write_all(&record).map_err(io("write", &name))?;
+        log.sync().map_err(io("sync", &name))?;
+        // The pool is there when the name of its log is, so that name comes last.
+        disk.sync_dir(root).map_err(io("sync", ""))?;
+        disk.sync_parent().map_err(io("sync the directory of", ""))?;
+        disk.sync_dir(Path::new(MANIFEST_DIR)).map_err(io("sync", MANIFEST_DIR))?;
+        disk.overwrite(Path::new(HEAD), &encode_head(0, &digest)).map_err(io("write", HEAD))?;
+        drop(log);
+        drop(lock);
+        Self::open(storage, OpenOptions { writer: Some(holder), snapshot: None })
+    }
+
+    /// Open a pool.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupted`, `Version`, `UnknownSnapshot`, `Locked`, `Io`; `Invalid` for a writer of
+    /// an old snapshot.
+    pub fn open(storage: Arc<dyn Storage>, options: OpenOptions<'_>) -> Result<Self> {
+        if options.writer.is_some() && options.snapshot.is_some() {
+            return Err(PoolError::invalid("an old snapshot can only be read, not written"));
+        }
+        // Decides whether there is a pool at all before a lock file is made.
+        let (mut snapshot, _) = recover(&storage, options.snapshot)?;
+        let mut writer = None;
+        if let Some(holder) = options.writer {
+            let lock = lock(&*storage, holder)?;
+            let end;
+            (snapshot, end) = recover(&storage, None)?;
+            tidy(&*storage, &snapshot, &end)?;
+            let path = Path::new(&end.name);
+            let log = storage.append(path).map_err(PoolError::io("open", storage.locate(path)))?;
+            writer = Some(Writer {
+                log,
+                end,
+                is_poisoned: false,
+                prompt_ids: None,
+                process: std::process::id(),
+                _lock: lock,
+            });
+        }
+        Ok(Self {
+            storage,
+            is_writable: writer.is_some(),
+            shown: RwLock::new(Shown::new(snapshot)),
+            writer: Mutex::new(writer),
+        })
+    }
+
+    /// What the handle sees.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shown.read().unwrap_or_else(PoisonError::into_inner).snapshot.clone()
+    }
+
+    /// Whether the handle was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.is_writable
+    }
+
+    /// Move a reader to the newest commit. A writer is always there.
+    ///
+    /// # Errors
+    /// As [`Pool::open`].
+    pub fn refresh(&self) -> Result<()> {
+        if self.is_writable {
+            return Ok(());
+        }
+        let (snapshot, _) = recover(&self.storage, None)?;
+        snapshot.adopt_open_files(&self.snapshot());
+        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Shown::new(snapshot);
+        Ok(())
+    }
+
+    /// Ids that were appended under `key`, as far as the handle sees.
+    pub fn find(&self, key: &str) -> Option<Range<u64>> {
+        let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = &shown.snapshot.segments[*shown.keys.get(key)?].entry;
+        Some(entry.first..entry.first + entry.count)
+    }
+
+    /// Release the lock. Snapshots stay readable; appends are refused.
+    pub fn close(&self) {
+        *self.lock_writer() = None;
+    }
+
+    fn lock_writer(&self) -> MutexGuard<'_, Option<Writer>> {
+        self.writer.lock().unwrap_or_else(|poison| {
+            // A panic in the middle of an append leaves a state that nobody knows.
+            let mut guard = poison.into_inner();
+            if let Some(writer) = guard.as_mut() {
+                writer.is_poisoned = true;
+            }
+            guard
+        })
+    }
+
+    /// Commit `batch` and return its ids; when this returns, the samples survive a power cut.
+    ///
+    /// # Errors
+    /// `Invalid`, `ReadOnly`, `Poisoned`, `Io`, and `Corrupted` if a run or prompt that is needed is.
+    pub fn append(&self, batch: &Batch<'_>) -> Result<Range<u64>> {
+        let mut guard = self.lock_writer();
+        let writer = guard.as_mut().ok_or_else(|| {
+            PoolError::ReadOnly(if self.is_writable {
+                "the pool is closed".to_owned()
+            } else {
+                "the pool was opened for reading: open it with writable=True".to_owned()
+            })
+        })?;
+        if writer.process != std::process::id() {
+            return Err(PoolError::Locked {
+                holder: format!("by the process {} that this one was forked from", writer.process),
+            });
+        }
+        if writer.is_poisoned {
+            return Err(PoolError::Poisoned);
+        }
+        let snapshot = self.snapshot();
+        batch.check(&snapshot.home.settings)?;
+        if let Some(ids) = self.find(batch.key) {
+            return Ok(ids);
+        }
+        let (commit, digest, new_prompts) = writer.append(&snapshot, batch)?;
+        let ids = commit.segment.first..commit.segment.first + commit.segment.count;
+        drop(snapshot);
+
+        let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
+        let position = shown.snapshot.segments.len();
+        shown.keys.insert(batch.key.to_owned(), position);
+        Arc::make_mut(&mut shown.snapshot)
+            .apply(commit, digest)
+            .expect("our own commit follows our own snapshot");
+        if let Some(prompt_ids) = &mut writer.prompt_ids {
+            for (hash, id) in new_prompts {
+                prompt_ids.entry(hash).or_insert(id);
+            }
+        }
+        Ok(ids)
+    }
+}
+
+impl Shown {
+    fn new(snapshot: Snapshot) -> Self {
+        let keys = snapshot.segments.iter().enumerate();
+        let keys = keys.map(|(i, segment)| (segment.entry.key.clone(), i)).collect();
+        Self { snapshot: Arc::new(snapshot), keys }
+    }
+}
+
+fn lock(storage: &dyn Storage, holder: &str) -> Result<Box<dyn Lock>> {
+    let path = Path::new(LOCK);
+    storage.lock(path, holder).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::WouldBlock {
+            let holder = error.to_string();
+            let holder = if holder.is_empty() { "by an unknown process".into() } else { holder };
+            PoolError::Locked { holder }
+        } else {
+            PoolError::io("lock", storage.locate(path))(error)
+        }
+    })
+}
+
+fn to_json(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("manifest values have string keys and no unserializable part")
+}
+
+/// Files of one append, to be removed again if a write fails.
+struct NewFiles<'a> {
+    storage: &'a dyn Storage,
+    names: Vec<String>,
+}
+
+impl NewFiles<'_> {
+    fn undo(&self) {
+        for name in &self.names {
+            // What stays is unlisted and goes when the pool is next opened for writing.
+            let _ = self.storage.remove(Path::new(name));
+        }
+    }
+}
+
+impl Writer {
+    fn append(
+        &mut self,
+        snapshot: &Snapshot,
+        batch: &Batch<'_>,
+    ) -> Result<(Commit, Digest256, Vec<([u8; 16], u32)>)> {
+        self.begin_log_if_due(snapshot)?;
+        let mut files = NewFiles { storage: snapshot.storage(), names: Vec::new() };
+        let result = self.write_and_publish(snapshot, batch, &mut files);
+        if result.is_err() && !self.is_poisoned {
+            files.undo();
+        }
+        result
+    }
+
+    fn write_and_publish(
+        &mut self,
+        snapshot: &Snapshot,
+        batch: &Batch<'_>,
+        files: &mut NewFiles<'_>,
+    ) -> Result<(Commit, Digest256, Vec<([u8; 16], u32)>)> {
+        let generation = snapshot.generation + 1;
+        let settings = &snapshot.home.settings;
+        let first = snapshot.num_samples;
+        if first.checked_add(batch.prompt_index.len() as u64).is_none_or(|end| end > 1 << 62) {
+            return Err(PoolError::invalid("the pool is full"));
+        }
+
+        // Prompts: the ones that the pool has keep their id.
+        let (ids, new_prompts) = self.intern_prompts(snapshot, batch)?;
+        let prompts = if new_prompts.is_empty() {
+            None
+        } else {
+            let name = prompts_name(snapshot.num_prompts, generation);
+            let (bytes, file) = encode_prompts(name, settings.token_bytes, &new_prompts);
+            self.write_file(files, &file, &bytes)?;
+            let count = new_prompts.len() as u32;
+            Some(PromptEntry { first: snapshot.num_prompts, count, file })
+        };
+
+        // The segment, with the order of its own scores.
+        let known = snapshot.sampling_settings.iter().position(|s| **s == *batch.settings);
+        let ranked: Vec<_> = batch
+            .scores
+            .iter()
+            .map(|&(name, scores)| (name, scores, sort_scores(scores, first, settings.tie_seed)))
+            .collect();
+        let rows = SegmentRows {
+            prompts: batch.prompt_index.iter().map(|&i| ids[i as usize]).collect(),
+            tokens: batch.completion_tokens,
+            offsets: batch.completion_offsets.iter().map(|&at| at as i32).collect(),
+            finish: batch.finish,
+            round: batch.round,
+            chunk: batch.chunk,
+            policy_step: batch.policy_step,
+            reward_tokens: batch.reward_tokens,
+            settings: known.unwrap_or(snapshot.sampling_settings.len()) as u32,
+            seeds: batch.seeds,
+            logprob_policy: batch.logprob_policy,
+            logprob_reference: batch.logprob_reference,
+            texts: batch.completion_texts,
+            scores: ranked.iter().map(|(n, s, (order, _))| (*n, *s, order.clone())).collect(),
+        };
+        let (bytes, file) =
+            encode_segment(segment_name(first, generation), settings.token_bytes, rows);
+        self.write_file(files, &file, &bytes)?;
+        drop(bytes);
+
+        // Runs: where a tier is full, its runs become one of the next tier.
+        let mut scores = Vec::with_capacity(ranked.len());
+        for (name, values, (order, scored)) in &ranked {
+            let own = OwnRun { first, scores: values, order: &order[..*scored] };
+            scores.push(self.merge_tiers(snapshot, generation, name, own, files)?);
+        }
+
+        // Names.
+        let mut directories = vec![SEGMENT_DIR];
+        directories.extend(prompts.is_some().then_some(PROMPT_DIR));
+        directories.extend(scores.iter().any(|s| !s.merges.is_empty()).then_some(RUN_DIR));
+        for directory in directories {
+            let path = Path::new(directory);
+            self.poison_on_error(
+                files
+                    .storage
+                    .sync_dir(path)
+                    .map_err(PoolError::io("sync", files.storage.locate(path))),
+            )?;
+        }
+
+        // The record.
+        let commit = Commit {
+            segment: SegmentEntry {
+                key: batch.key.to_owned(),
+                first,
+                count: batch.prompt_index.len() as u64,
+                round: batch.round,
+                chunk: batch.chunk,
+                scores: batch.scores.iter().map(|(name, _)| (*name).to_owned()).collect(),
+                file,
+            },
+            prompts,
+            sampling_settings: match known {
+                Some(_) => Vec::new(),
+                None => vec![batch.settings.into()],
+            },
+            scores,
+        };
+        let digest = self.publish(files.storage, generation, &to_json(&commit))?;
+        let new_prompts = new_prompts.iter().zip(snapshot.num_prompts..);
+        Ok((commit, digest, new_prompts.map(|(prompt, id)| (prompt.hash, id)).collect()))
+    }
+
+    fn poison_on_error<T>(&mut self, result: Result<T>) -> Result<T> {
+        self.is_poisoned |= result.is_err();
+        result
+    }
+
+    /// Write and sync a new data file.
+    fn write_file(
+        &mut self,
+        files: &mut NewFiles<'_>,
+        entry: &FileEntry,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let path = Path::new(&entry.name);
+        let storage = files.storage;
+        let io = |action| PoolError::io(action, storage.locate(path));
+        let mut output = match storage.create(path) {
+            // Left by an append that failed and could not clean up.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                storage.remove(path).and_then(|()| storage.create(path))
+            }
+            result => result,
+        }
+        .map_err(io("create"))?;
+        files.names.push(entry.name.clone());
+        output.write_all(bytes).and_then(|()| output.seal()).map_err(io("write"))?;
+        let synced = output.sync().map_err(io("sync"));
+        self.poison_on_error(synced)
+    }
+
+    /// Ids of the batch's prompts, and the ones that are new.
+    fn intern_prompts<'b>(
+        &mut self,
+        snapshot: &Snapshot,
+        batch: &Batch<'b>,
+    ) -> Result<(Vec<u32>, Vec<PromptRow<'b>>)> {
+        if self.prompt_ids.is_none() {
+            self.prompt_ids = Some(read_prompt_ids(snapshot)?);
+        }
+        let known = self.prompt_ids.as_ref().expect("set above");
+        let mut ids = Vec::with_capacity(batch.prompt_texts.len());
+        let mut new: Vec<PromptRow<'b>> = Vec::new();
+        let mut new_ids: HashMap<[u8; 16], usize> = HashMap::new();
+        for (i, span) in batch.prompt_offsets.windows(2).enumerate() {
+            let tokens = &batch.prompt_tokens[span[0] as usize..span[1] as usize];
+            let (text, metadata) = (batch.prompt_texts[i], batch.prompt_metadata[i]);
+            let prompt =
+                PromptRow { tokens, text, metadata, hash: hash_prompt(tokens, text, metadata) };
+            if let Some(&id) = known.get(&prompt.hash)
+                && is_same_prompt(snapshot, id, &prompt)?
+            {
+                ids.push(id);
+                continue;
+            }
+            let at = match new_ids.get(&prompt.hash) {
+                Some(&at)
+                    if new[at].tokens == tokens
+                        && new[at].text == text
+                        && new[at].metadata == metadata =>
+                {
+                    at
+                }
+                _ => {
+                    new_ids.entry(prompt.hash).or_insert(new.len());
+                    new.push(prompt);
+                    new.len() - 1
+                }
+            };
+            let id = u32::try_from(at).ok().and_then(|at| snapshot.num_prompts.checked_add(at));
+            ids.push(id.ok_or_else(|| PoolError::invalid("the pool has no prompt ids left"))?);
+        }
+        Ok((ids, new))
+    }
+
+    /// The commit's entry for a score column, after merging what the new run makes due.
+    fn merge_tiers(
+        &mut self,
+        snapshot: &Snapshot,
+        generation: u64,
+        name: &str,
+        own: OwnRun<'_>,
+        files: &mut NewFiles<'_>,
+    ) -> Result<CommitScore> {
+        let scored = own.order.len() as u64;
+        let mut merges = Vec::new();
+        let Some(column) = snapshot.columns.iter().position(|c| c.name == name) else {
+            return Ok(CommitScore { name: name.to_owned(), scored, merges });
+        };
+        let runs = &snapshot.columns[column].runs;
+        let mut levels: Vec<(u8, u64)> =
+            runs.iter().map(|r| (r.entry.level, r.entry.entries)).collect();
+        if scored == 0 {
+            return Ok(CommitScore { name: name.to_owned(), scored, merges });
+        }
+        levels.push((0, scored));
+        // A cascade merges everything once: only its last step is carried out.
+        let mut due = None;
+        while let Some((range, level)) = plan_merge(&levels) {
+            let entries = levels[range.clone()].iter().map(|(_, entries)| entries).sum();
+            levels.splice(range.clone(), [(level, entries)]);
+            due = Some((range.start, level));
+        }
+        if let Some((start, level)) = due {
+            let (keys, ids) = merge_runs(snapshot, &runs[start..], own)?;
+            let entries = ids.len() as u64;
+            let (bytes, file) = encode_run(run_name(column, level, generation), keys, ids);
+            self.write_file(files, &file, &bytes)?;
+            let run = RunEntry { level, entries, source: RunSource::File(file) };
+            merges.push(MergeEntry { start, end: runs.len() + 1, run });
+        }
+        Ok(CommitScore { name: name.to_owned(), scored, merges })
+    }
+
+    /// Append the commit record and make it durable.
+    fn publish(
+        &mut self,
+        storage: &dyn Storage,
+        generation: u64,
+        payload: &[u8],
+    ) -> Result<Digest256> {
+        let (record, digest) = encode_record(Kind::Commit, generation, &self.end.digest, payload);
+        let path = storage.locate(Path::new(&self.end.name));
+        if let Err(error) = self.log.write_all(&record) {
+            if self.log.truncate(self.end.valid_bytes).is_err() {
+                self.is_poisoned = true;
+            }
+            return Err(PoolError::io("write", path)(error));
+        }
+        let synced = self.log.sync().map_err(PoolError::io("sync", path));
+        self.poison_on_error(synced)?;
+        self.end.valid_bytes += record.len() as u64;
+        self.end.digest = digest;
+        // HEAD is only a lower bound: the commit is durable without it.
+        let _ = storage.overwrite(Path::new(HEAD), &encode_head(generation, &digest));
+        Ok(digest)
+    }
+
+    fn begin_log_if_due(&mut self, snapshot: &Snapshot) -> Result<()> {
+        if self.end.valid_bytes <= MIN_LOG_BYTES.max(3 * self.end.state_bytes) {
+            return Ok(());
+        }
+        let storage = snapshot.storage();
+        let name = log_name(snapshot.generation);
+        let path = Path::new(&name);
+        let io = |action| PoolError::io(action, storage.locate(path));
+        let payload = to_json(&snapshot.to_state());
+        let (record, digest) =
+            encode_record(Kind::State, snapshot.generation, &snapshot.digest, &payload);
+        // One that an earlier attempt left.
+        let _ = storage.remove(path);
+        let mut log = storage.create(path).map_err(io("create"))?;
+        if let Err(error) = log.write_all(&record) {
+            let _ = storage.remove(path);
+            return Err(io("write")(error));
+        }
+        let synced = log.sync().map_err(io("sync"));
+        self.poison_on_error(synced)?;
+        let named = storage.sync_dir(Path::new(MANIFEST_DIR)).map_err(io("sync the directory of"));
+        self.poison_on_error(named)?;
+        self.log = log;
+        self.end = LogEnd {
+            name,
+            valid_bytes: record.len() as u64,
+            state_bytes: record.len() as u64,
+            digest,
+            is_torn: false,
+            stale_logs: Vec::new(),
+        };
+        Ok(())
+    }
+}
+
+fn hash_prompt(tokens: &[u32], text: &str, metadata: &str) -> [u8; 16] {
+    let mut bytes = Vec::with_capacity(24 + 4 * tokens.len() + text.len() + metadata.len());
+    for len in [tokens.len(), text.len(), metadata.len()] {
+        bytes.extend_from_slice(&(len as u64).to_le_bytes());
+    }
+    bytes.extend_from_slice(bytemuck::cast_slice(tokens));
+    bytes.extend_from_slice(text.as_bytes());
+    bytes.extend_from_slice(metadata.as_bytes());
+    sum128(&bytes)
+}
+
+/// Two prompts may share a hash, so content decides.
+fn is_same_prompt(snapshot: &Snapshot, id: u32, prompt: &PromptRow<'_>) -> Result<bool> {
+    let (table, row) = snapshot.locate_prompt(id)?;
+    let file = table.open(&snapshot.home)?;
+    let tokens = match snapshot.prompt_tokens(id)? {
+        Tokens::Narrow(ids) => {
+            ids.iter().map(|&id| u32::from(id)).eq(prompt.tokens.iter().copied())
+        }
+        Tokens::Wide(ids) => ids == prompt.tokens,
+    };
+    Ok(tokens
+        && file.text(prompt_column::TEXT, row)? == prompt.text
+        && file.text(prompt_column::METADATA, row)? == prompt.metadata)
+}
+
+fn read_prompt_ids(snapshot: &Snapshot) -> Result<HashMap<[u8; 16], u32>> {
+    let mut ids = HashMap::with_capacity(snapshot.num_prompts as usize);
+    for table in &snapshot.prompts {
+        let file = table.open(&snapshot.home)?;
+        let hashes: &[[u8; 16]] = file.values(prompt_column::HASH, 0..file.rows())?;
+        for (hash, id) in hashes.iter().zip(table.entry.first..) {
+            ids.entry(*hash).or_insert(id);
+        }
+    }
+    Ok(ids)
+}

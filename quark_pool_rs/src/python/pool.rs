@@ -1,0 +1,318 @@
+//! The classes. Each method takes what it needs, releases the interpreter and calls the core.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use numpy::{PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::batch::{BatchArrays, GatheredArrays, to_arrays};
+use super::errors::{detached, to_python};
+use crate::describe::describe;
+use crate::format::PoolSettings;
+use crate::gather::gather;
+use crate::pool::{OpenOptions, Pool};
+use crate::ranking::{Quantization, RemainderRule, TieRule};
+use crate::sampler::{Sampler, SamplingMode};
+use crate::snapshot::Snapshot;
+use crate::storage::{FileStorage, Storage};
+
+/// Generation, hash, number of samples.
+type SnapshotTuple = (u64, String, u64);
+
+fn snapshot_tuple(snapshot: &Snapshot) -> SnapshotTuple {
+    (snapshot.generation, snapshot.hash(), snapshot.num_samples)
+}
+
+fn storage(path: PathBuf) -> Arc<dyn Storage> {
+    Arc::new(FileStorage::new(path))
+}
+
+/// The pool; `quark.pool.native.NativePool` dresses it.
+#[pyclass(frozen, name = "Pool", module = "quark._pool_rs")]
+pub(super) struct PyPool(Pool);
+
+#[pymethods]
+impl PyPool {
+    #[staticmethod]
+    #[pyo3(signature = (path, *, uuid, vocab_size, store_text, tie_seed, metadata, holder))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+    fn create(
+        py: Python<'_>,
+        path: PathBuf,
+        uuid: String,
+        vocab_size: u32,
+        store_text: bool,
+        tie_seed: u64,
+        metadata: &str,
+        holder: &str,
+    ) -> PyResult<Self> {
+        detached(py, || {
+            let settings = PoolSettings::new(uuid, vocab_size, store_text, tie_seed, metadata)?;
+            Pool::create(storage(path), &settings, holder).map(Self)
+        })
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (path, *, holder, snapshot))]
+    fn open(
+        py: Python<'_>,
+        path: PathBuf,
+        holder: Option<&str>,
+        snapshot: Option<u64>,
+    ) -> PyResult<Self> {
+        let options = OpenOptions { writer: holder, snapshot };
+        detached(py, || Pool::open(storage(path), options).map(Self))
+    }
+
+    #[getter]
+    fn is_writable(&self) -> bool {
+        self.0.is_writable()
+    }
+
+    #[getter]
+    fn snapshot(&self) -> SnapshotTuple {
+        snapshot_tuple(&self.0.snapshot())
+    }
+
+    #[getter]
+    fn score_columns(&self) -> Vec<String> {
+        self.0.snapshot().columns.iter().map(|column| column.name.clone()).collect()
+    }
+
+    /// uuid, `vocab_size`, `store_text`, `tie_seed`, metadata
+    #[getter]
+    fn settings(&self) -> (String, u32, bool, u64, String) {
+        let snapshot = self.0.snapshot();
+        let s = &snapshot.home.settings;
+        (s.uuid.clone(), s.vocab_size, s.store_text, s.tie_seed, s.metadata.clone())
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn append(&self, py: Python<'_>, batch: BatchArrays<'_>) -> PyResult<(u64, u64)> {
+        batch.with(|batch| detached(py, || self.0.append(batch).map(|ids| (ids.start, ids.end))))
+    }
+
+    fn find(&self, key: &str) -> Option<(u64, u64)> {
+        self.0.find(key).map(|ids| (ids.start, ids.end))
+    }
+
+    fn refresh(&self, py: Python<'_>) -> PyResult<()> {
+        detached(py, || self.0.refresh())
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.0.close());
+    }
+
+    fn quantize(
+        &self,
+        py: Python<'_>,
+        num_quantiles: u64,
+        score: &str,
+        ties: &str,
+        remainder: &str,
+    ) -> PyResult<PyQuantization> {
+        let ties = match ties {
+            "hash" => TieRule::Hash,
+            "older_first" => TieRule::OlderFirst,
+            "together" => TieRule::Together,
+            _ => return Err(PyValueError::new_err(format!("unknown tie rule {ties:?}"))),
+        };
+        let remainder = match remainder {
+            "spread" => RemainderRule::Spread,
+            "lowest" => RemainderRule::Lowest,
+            _ => {
+                return Err(PyValueError::new_err(format!("unknown remainder rule {remainder:?}")));
+            }
+        };
+        let snapshot = self.0.snapshot();
+        detached(py, || Quantization::new(snapshot, score, num_quantiles, ties, remainder))
+            .map(|quantization| PyQuantization(Arc::new(quantization)))
+    }
+
+    fn scores<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        let snapshot = self.0.snapshot();
+        let scores = detached(py, || {
+            let mut scores = vec![0.0; snapshot.num_samples as usize];
+            snapshot.copy_scores(snapshot.column(name)?, &mut scores)?;
+            Ok(scores)
+        })?;
+        Ok(PyArray1::from_vec(py, scores))
+    }
+
+    fn samples<'py>(&self, py: Python<'py>, ids: Vec<u64>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let snapshot = self.0.snapshot();
+        let samples = detached(py, || {
+            ids.into_iter().map(|id| snapshot.sample(id)).collect::<crate::error::Result<Vec<_>>>()
+        })?;
+        samples
+            .into_iter()
+            .map(|sample| {
+                let dict = PyDict::new(py);
+                dict.set_item("id", sample.id)?;
+                dict.set_item("prompt_id", sample.prompt_id)?;
+                dict.set_item("prompt_text", sample.prompt_text)?;
+                dict.set_item("prompt_tokens", PyArray1::from_vec(py, sample.prompt_tokens))?;
+                dict.set_item("prompt_metadata", sample.prompt_metadata)?;
+                dict.set_item(
+                    "completion_tokens",
+                    PyArray1::from_vec(py, sample.completion_tokens),
+                )?;
+                dict.set_item("completion_text", sample.completion_text)?;
+                dict.set_item("finish_reason", sample.finish)?;
+                dict.set_item("round", sample.round)?;
+                dict.set_item("chunk", sample.chunk)?;
+                dict.set_item("policy_step", sample.policy_step)?;
+                dict.set_item("reward_token", sample.reward_token)?;
+                dict.set_item("settings", &*sample.settings)?;
+                dict.set_item("seed", sample.seed)?;
+                dict.set_item("logprob_policy", sample.logprob_policy)?;
+                dict.set_item("logprob_reference", sample.logprob_reference)?;
+                let scores = PyDict::new(py);
+                for (name, score) in sample.scores {
+                    scores.set_item(name, score)?;
+                }
+                dict.set_item("scores", scores)?;
+                Ok(dict)
+            })
+            .collect()
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn gather<'py>(
+        &self,
+        py: Python<'py>,
+        ids: PyReadonlyArray1<'py, u64>,
+        pad_id: i64,
+    ) -> PyResult<GatheredArrays<'py>> {
+        let snapshot = self.0.snapshot();
+        let ids = ids.as_slice()?;
+        to_arrays(py, detached(py, || gather(&snapshot, ids, pad_id))?)
+    }
+
+    fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let snapshot = self.0.snapshot();
+        let description = detached(py, || describe(&snapshot))?;
+        let dict = PyDict::new(py);
+        dict.set_item("snapshot", snapshot_tuple(&snapshot))?;
+        dict.set_item("num_prompts", description.num_prompts)?;
+        dict.set_item("num_segments", description.num_segments)?;
+        dict.set_item("num_bytes", description.num_bytes)?;
+        let columns: Vec<_> = description
+            .columns
+            .into_iter()
+            .map(|c| (c.name, c.scored, c.unscored, c.num_runs, c.mean, c.min, c.max))
+            .collect();
+        dict.set_item("score_columns", columns)?;
+        Ok(dict)
+    }
+}
+
+/// The ranking of one snapshot, cut into quantiles.
+#[pyclass(frozen, name = "Quantization", module = "quark._pool_rs")]
+pub(super) struct PyQuantization(Arc<Quantization>);
+
+#[pymethods]
+impl PyQuantization {
+    #[getter]
+    fn snapshot(&self) -> SnapshotTuple {
+        snapshot_tuple(self.0.snapshot())
+    }
+
+    #[getter]
+    fn counts<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_vec(py, self.0.counts().into_iter().map(|count| count as i64).collect())
+    }
+
+    #[getter]
+    fn lower_bounds<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        Ok(PyArray1::from_vec(py, detached(py, || self.0.lower_bounds())?))
+    }
+
+    #[getter]
+    fn num_unranked(&self) -> u64 {
+        self.0.num_unranked()
+    }
+
+    fn labels<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i16>>> {
+        let labels = detached(py, || {
+            let mut labels = vec![0; self.0.snapshot().num_samples as usize];
+            self.0.labels(&mut labels)?;
+            Ok(labels)
+        })?;
+        Ok(PyArray1::from_vec(py, labels))
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn labels_of<'py>(
+        &self,
+        py: Python<'py>,
+        ids: PyReadonlyArray1<'py, u64>,
+    ) -> PyResult<Bound<'py, PyArray1<i16>>> {
+        let ids = ids.as_slice()?;
+        let labels = detached(py, || {
+            let mut labels = vec![0; ids.len()];
+            self.0.labels_of(ids, &mut labels)?;
+            Ok(labels)
+        })?;
+        Ok(PyArray1::from_vec(py, labels))
+    }
+
+    fn sampler(
+        &self,
+        py: Python<'_>,
+        batch_size: usize,
+        seed: u64,
+        mode: &str,
+    ) -> PyResult<PySampler> {
+        let mode = match mode {
+            "stratified" => SamplingMode::Stratified,
+            "iid" => SamplingMode::Iid,
+            "shuffle" => SamplingMode::Shuffle,
+            _ => return Err(PyValueError::new_err(format!("unknown sampling mode {mode:?}"))),
+        };
+        Sampler::new(self.0.clone(), batch_size, seed, mode)
+            .map(PySampler)
+            .map_err(|error| to_python(py, error))
+    }
+}
+
+/// A stateless stream of minibatches.
+#[pyclass(frozen, name = "Sampler", module = "quark._pool_rs")]
+pub(super) struct PySampler(Sampler);
+
+/// Ids [B] and quantiles [B].
+type Draw<'py> = (Bound<'py, PyArray1<u64>>, Bound<'py, PyArray1<i16>>);
+
+#[pymethods]
+impl PySampler {
+    fn draw<'py>(&self, py: Python<'py>, step: u64) -> PyResult<Draw<'py>> {
+        let (ids, quantiles) = detached(py, || self.0.draw(step))?;
+        Ok((PyArray1::from_vec(py, ids), PyArray1::from_vec(py, quantiles)))
+    }
+
+    /// Ids, quantiles, gathered arrays, scores.
+    fn batch<'py>(
+        &self,
+        py: Python<'py>,
+        step: u64,
+        pad_id: i64,
+    ) -> PyResult<(Draw<'py>, GatheredArrays<'py>, Bound<'py, PyArray1<f32>>)> {
+        let (ids, quantiles, gathered, scores) = detached(py, || {
+            let (ids, quantiles) = self.0.draw(step)?;
+            let quantization = self.0.quantization();
+            let gathered = gather(quantization.snapshot(), &ids, pad_id)?;
+            let mut scores = vec![0.0; ids.len()];
+            quantization.scores_of(&ids, &mut scores)?;
+            Ok((ids, quantiles, gathered, scores))
+        })?;
+        Ok((
+            (PyArray1::from_vec(py, ids), PyArray1::from_vec(py, quantiles)),
+            to_arrays(py, gathered)?,
+            PyArray1::from_vec(py, scores),
+        ))
+    }
+}

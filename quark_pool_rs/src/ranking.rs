@@ -1,0 +1,646 @@
+//! The order of the samples by one score column, and its cut into quantiles.
+//!
+//! A run holds its samples best first: key descending, then tie hash, then id. The whole order is never
+//! built: a cut is found by selection over the runs, and a quantile is a slice of each. Rules:
+//! `quark/pool/base.py`; layout of runs: FORMAT.md.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::error::{PoolError, Result};
+use crate::rng::hash;
+use crate::segment::run_column;
+use crate::snapshot::{Column, Home, Run, RunPlace, Snapshot};
+
+/// Runs of one level that become one of the next.
+const TIER: usize = 8;
+
+/// Orders as the score does; -0.0 equals 0.0. The score is not NaN.
+#[inline]
+pub fn score_key(score: f32) -> u32 {
+    let bits = if score == 0.0 { 0 } else { score.to_bits() };
+    if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
+}
+
+/// The score of a key.
+pub fn key_score(key: u32) -> f32 {
+    f32::from_bits(if key >> 31 == 1 { key ^ 1 << 31 } else { !key })
+}
+
+/// Between equal scores the sample with the smaller hash ranks higher.
+#[inline]
+pub fn tie_hash(tie_seed: u64, id: u64) -> u64 {
+    hash(tie_seed, id)
+}
+
+/// Row numbers best first, then the rows without a score; and how many have one.
+pub fn sort_scores(scores: &[f32], first_id: u64, tie_seed: u64) -> (Vec<u32>, usize) {
+    // (inverted key, row) in one word: ties are few, and settled afterwards.
+    let mut words: Vec<u64> = Vec::with_capacity(scores.len());
+    let mut unscored = Vec::new();
+    for (row, &score) in scores.iter().enumerate() {
+        if score.is_nan() {
+            unscored.push(row as u32);
+        } else {
+            words.push(u64::from(!score_key(score)) << 32 | row as u64);
+        }
+    }
+    words.sort_unstable();
+    for block in words.chunk_by_mut(|a, b| a >> 32 == b >> 32) {
+        if block.len() > 1 {
+            block.sort_by_cached_key(|word| tie_hash(tie_seed, first_id + (word & 0xffff_ffff)));
+        }
+    }
+    let scored = words.len();
+    let order = words.iter().map(|&word| word as u32).chain(unscored).collect();
+    (order, scored)
+}
+
+/// Which runs become one, and of which level: the last [`TIER`] if they have the same one.
+///
+/// `levels` are (level, entries) in the order in which the runs were made.
+pub fn plan_merge(levels: &[(u8, u64)]) -> Option<(Range<usize>, u8)> {
+    let start = levels.len().checked_sub(TIER)?;
+    let level = levels[start].0;
+    levels[start..].iter().all(|run| run.0 == level).then(|| (start..levels.len(), level + 1))
+}
+
+/// The run of a batch that is not committed yet.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnRun<'a> {
+    /// First sample id.
+    pub first: u64,
+    /// All scores of the batch.
+    pub scores: &'a [f32],
+    /// Rows with a score, best first.
+    pub order: &'a [u32],
+}
+
+/// An open run.
+#[derive(Debug, Clone, Copy)]
+enum View<'a> {
+    Level0 { first: u64, scores: &'a [f32], order: &'a [u32] },
+    Merged { keys: &'a [u32], ids: &'a [u64] },
+}
+
+/// A run whose blocks are checked as they are touched.
+#[derive(Debug, Clone, Copy)]
+struct LazyView<'a> {
+    home: &'a Home,
+    run: &'a Run,
+}
+
+impl LazyView<'_> {
+    fn len(&self) -> usize {
+        self.run.entry.entries as usize
+    }
+
+    #[inline]
+    fn key(&self, at: usize) -> Result<u32> {
+        match &self.run.place {
+            RunPlace::Extent(extent) => {
+                let row = self.row(at)?;
+                Ok(score_key(extent.scores(self.home, row..row + 1)?[0]))
+            }
+            RunPlace::Merged(file) => {
+                self.run.open_merged(self.home, file)?.value(run_column::KEY, at)
+            }
+        }
+    }
+
+    #[inline]
+    fn id(&self, at: usize) -> Result<u64> {
+        match &self.run.place {
+            RunPlace::Extent(extent) => Ok(extent.first() + self.row(at)? as u64),
+            RunPlace::Merged(file) => {
+                self.run.open_merged(self.home, file)?.value(run_column::ID, at)
+            }
+        }
+    }
+
+    /// Row of an entry of a level-0 run.
+    #[inline]
+    fn row(&self, at: usize) -> Result<usize> {
+        let RunPlace::Extent(extent) = &self.run.place else {
+            unreachable!("merged runs have ids")
+        };
+        let row = extent.order(self.home, at..at + 1)?[0] as usize;
+        if row < extent.count() { Ok(row) } else { Err(not_a_row(extent.file_name(), row)) }
+    }
+
+    /// First entry in `range` for which `is_above` is false; it is true before and false after.
+    fn partition(
+        &self,
+        range: Range<usize>,
+        mut is_above: impl FnMut(usize) -> Result<bool>,
+    ) -> Result<usize> {
+        let (mut low, mut high) = (range.start, range.end);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if is_above(middle)? {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
+    }
+
+    fn whole(&self) -> Result<View<'_>> {
+        let len = self.len();
+        match &self.run.place {
+            RunPlace::Extent(extent) => {
+                let order = extent.order(self.home, 0..len)?;
+                if let Some(&row) = order.iter().find(|&&row| row as usize >= extent.count()) {
+                    return Err(not_a_row(extent.file_name(), row as usize));
+                }
+                let scores = extent.scores(self.home, 0..extent.count())?;
+                Ok(View::Level0 { first: extent.first(), scores, order })
+            }
+            RunPlace::Merged(file) => {
+                let file = self.run.open_merged(self.home, file)?;
+                Ok(View::Merged {
+                    keys: file.values(run_column::KEY, 0..len)?,
+                    ids: file.values(run_column::ID, 0..len)?,
+                })
+            }
+        }
+    }
+}
+
+fn not_a_row(file: &str, row: usize) -> PoolError {
+    PoolError::corrupted(file, 0, format!("an order names row {row}, which is not there"))
+}
+
+impl View<'_> {
+    fn get(&self, at: usize) -> Option<(u32, u64)> {
+        match *self {
+            Self::Level0 { first, scores, order } => {
+                order.get(at).map(|&row| (score_key(scores[row as usize]), first + u64::from(row)))
+            }
+            Self::Merged { keys, ids } => keys.get(at).map(|&key| (key, ids[at])),
+        }
+    }
+}
+
+/// Keys and ids of some runs and the batch's own as one run.
+///
+/// # Errors
+/// `Corrupted`, `Io`.
+pub fn merge_runs(
+    snapshot: &Snapshot,
+    runs: &[Arc<Run>],
+    own: OwnRun<'_>,
+) -> Result<(Vec<u32>, Vec<u64>)> {
+    let tie_seed = snapshot.home.settings.tie_seed;
+    let lazy: Vec<_> = runs.iter().map(|run| LazyView { home: &snapshot.home, run }).collect();
+    let mut views = lazy.iter().map(LazyView::whole).collect::<Result<Vec<_>>>()?;
+    views.push(View::Level0 { first: own.first, scores: own.scores, order: own.order });
+    let rank = |(key, id): (u32, u64)| (!key, tie_hash(tie_seed, id), id);
+
+    let total = lazy.iter().map(LazyView::len).sum::<usize>() + own.order.len();
+    let (mut keys, mut ids) = (Vec::with_capacity(total), Vec::with_capacity(total));
+    let mut positions = vec![0; views.len()];
+    let mut heads: BinaryHeap<_> = views
+        .iter()
+        .enumerate()
+        .filter_map(|(i, view)| view.get(0).map(|entry| Reverse((rank(entry), i))))
+        .collect();
+    while let Some(mut head) = heads.peek_mut() {
+        let Reverse(((inverted, _, id), i)) = *head;
+        keys.push(!inverted);
+        ids.push(id);
+        positions[i] += 1;
+        match views[i].get(positions[i]) {
+            Some(entry) => *head = Reverse((rank(entry), i)),
+            None => {
+                std::collections::binary_heap::PeekMut::pop(head);
+            }
+        }
+    }
+    Ok((keys, ids))
+}
+
+/// How a block of equal scores is cut; see `quark/pool/base.py`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TieRule {
+    /// By the tie hash.
+    Hash,
+    /// Older samples rank higher.
+    OlderFirst,
+    /// Not at all.
+    Together,
+}
+
+/// Which quantiles get the samples that do not divide; see `quark/pool/base.py`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemainderRule {
+    /// Sizes differ by at most one.
+    Spread,
+    /// All to the lowest.
+    Lowest,
+}
+
+/// The place between two quantiles: which samples are above it.
+#[derive(Debug, Clone)]
+struct Cut {
+    key: u32,
+    tie: Tie,
+    /// Entries of each run that are above for sure, and where the ones below for sure begin. They
+    /// differ only in a block that is cut by age.
+    splits: Vec<(usize, usize)>,
+}
+
+/// Which samples of the block with the cut's key are above it.
+#[derive(Debug, Clone)]
+enum Tie {
+    None,
+    All,
+    HashBelow(u64),
+    /// The ids of the block in ascending order, and how many of them.
+    Oldest(Arc<[u64]>, usize),
+}
+
+impl Cut {
+    /// Whether the cut lies beneath a sample.
+    #[inline]
+    fn is_beneath(&self, key: u32, id: u64, tie_seed: u64) -> bool {
+        if key != self.key {
+            return key > self.key;
+        }
+        match &self.tie {
+            Tie::None => false,
+            Tie::All => true,
+            Tie::HashBelow(bound) => tie_hash(tie_seed, id) < *bound,
+            Tie::Oldest(ids, count) => ids.get(*count).is_none_or(|&bound| id < bound),
+        }
+    }
+}
+
+/// Some samples of a quantile that lie together.
+#[derive(Debug, Clone)]
+enum Piece {
+    Slice { run: usize, start: usize },
+    Ids { ids: Arc<[u64]>, start: usize, key: u32 },
+}
+
+/// A quantile as pieces.
+#[derive(Debug, Clone, Default)]
+struct Quantile {
+    pieces: Vec<Piece>,
+    /// Samples in the pieces up to and with each.
+    ends: Vec<u64>,
+}
+
+impl Quantile {
+    fn len(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    fn push(&mut self, piece: Piece, len: usize) {
+        if len > 0 {
+            self.ends.push(self.len() + len as u64);
+            self.pieces.push(piece);
+        }
+    }
+}
+
+/// The ranking of one snapshot by one score column, cut into quantiles.
+pub struct Quantization {
+    snapshot: Arc<Snapshot>,
+    column: usize,
+    /// Between quantile k and k + 1, lowest first.
+    cuts: Vec<Cut>,
+    quantiles: Vec<Quantile>,
+}
+
+impl Quantization {
+    /// Cut a column into `num_quantiles`.
+    ///
+    /// # Errors
+    /// `Invalid`, `UnknownColumn`, `Corrupted`, `Io`.
+    pub fn new(
+        snapshot: Arc<Snapshot>,
+        score: &str,
+        num_quantiles: u64,
+        ties: TieRule,
+        remainder: RemainderRule,
+    ) -> Result<Self> {
+        if num_quantiles == 0 || num_quantiles > i16::MAX as u64 {
+            return Err(PoolError::invalid(format!(
+                "num_quantiles is {num_quantiles}; it goes from 1 to {}",
+                i16::MAX
+            )));
+        }
+        let name = snapshot.column(score)?.name.clone();
+        let column = snapshot.columns.iter().position(|c| c.name == name).expect("found above");
+        let (cuts, quantiles) = {
+            let runs = Runs::new(&snapshot, column);
+            let total = runs.total();
+            let cuts = (1..num_quantiles)
+                .map(|k| {
+                    let below = match remainder {
+                        RemainderRule::Spread => {
+                            (u128::from(k) * u128::from(total) / u128::from(num_quantiles)) as u64
+                        }
+                        RemainderRule::Lowest => {
+                            total - (num_quantiles - k) * (total / num_quantiles)
+                        }
+                    };
+                    runs.cut(total - below, ties)
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let quantiles = runs.quantiles(&cuts);
+            (cuts, quantiles)
+        };
+        Ok(Self { snapshot, column, cuts, quantiles })
+    }
+
+    fn runs(&self) -> Runs<'_> {
+        Runs::new(&self.snapshot, self.column)
+    }
+
+    fn scores(&self) -> &Column {
+        &self.snapshot.columns[self.column]
+    }
+
+    /// What is ranked.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// [K] samples per quantile.
+    pub fn counts(&self) -> Vec<u64> {
+        self.quantiles.iter().map(Quantile::len).collect()
+    }
+
+    /// Samples without a score.
+    pub fn num_unranked(&self) -> u64 {
+        self.snapshot.num_samples - self.scores().scored
+    }
+
+    /// [K] lowest score in each quantile, NaN where it is empty.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub fn lower_bounds(&self) -> Result<Vec<f32>> {
+        let runs = self.runs();
+        let bound = |quantile: &Quantile| {
+            let mut lowest = None;
+            let mut before = 0;
+            for (piece, &end) in quantile.pieces.iter().zip(&quantile.ends) {
+                let key = match piece {
+                    Piece::Slice { run, start } => {
+                        runs.views[*run].key(start + (end - before) as usize - 1)?
+                    }
+                    Piece::Ids { key, .. } => *key,
+                };
+                lowest = Some(lowest.map_or(key, |l: u32| l.min(key)));
+                before = end;
+            }
+            Ok(lowest.map_or(f32::NAN, key_score))
+        };
+        self.quantiles.iter().map(bound).collect()
+    }
+
+    /// The id of each (quantile, index) pair; an index is below the quantile's count.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub fn ids_at(&self, places: &[(i16, u64)], out: &mut [u64]) -> Result<()> {
+        let runs = self.runs();
+        for (&(quantile, index), out) in places.iter().zip(out) {
+            let quantile = &self.quantiles[quantile as usize];
+            let at = quantile.ends.partition_point(|&end| end <= index);
+            let before = if at == 0 { 0 } else { quantile.ends[at - 1] };
+            let offset = (index - before) as usize;
+            *out = match &quantile.pieces[at] {
+                Piece::Slice { run, start } => runs.views[*run].id(start + offset)?,
+                Piece::Ids { ids, start, .. } => ids[start + offset],
+            };
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn label(&self, score: f32, id: u64, tie_seed: u64) -> i16 {
+        if score.is_nan() {
+            return -1;
+        }
+        let key = score_key(score);
+        let is_beneath = |cut: &Cut| cut.is_beneath(key, id, tie_seed);
+        if self.cuts.len() < 16 {
+            self.cuts.iter().map(|cut| i16::from(is_beneath(cut))).sum()
+        } else {
+            self.cuts.partition_point(is_beneath) as i16
+        }
+    }
+
+    /// [N] the quantile of each sample in id order, -1 without a score, into `out`.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub fn labels(&self, out: &mut [i16]) -> Result<()> {
+        out.fill(-1);
+        let tie_seed = self.snapshot.home.settings.tie_seed;
+        // One slice of the output per extent; samples between extents keep their -1.
+        let mut rest = out;
+        let mut done = 0;
+        let mut parts = Vec::with_capacity(self.scores().extents.len());
+        for extent in &self.scores().extents {
+            let skip = (extent.first() - done) as usize;
+            let (part, tail) = std::mem::take(&mut rest)[skip..].split_at_mut(extent.count());
+            done = extent.first() + extent.count() as u64;
+            rest = tail;
+            parts.push((extent, part));
+        }
+        parts.into_par_iter().try_for_each(|(extent, part)| {
+            let scores = extent.scores(&self.snapshot.home, 0..extent.count())?;
+            for ((out, &score), id) in part.iter_mut().zip(scores).zip(extent.first()..) {
+                *out = self.label(score, id, tie_seed);
+            }
+            Ok(())
+        })
+    }
+
+    /// [M] the quantiles of some samples into `out`.
+    ///
+    /// # Errors
+    /// `UnknownSample`, `Corrupted`, `Io`.
+    pub fn labels_of(&self, ids: &[u64], out: &mut [i16]) -> Result<()> {
+        let tie_seed = self.snapshot.home.settings.tie_seed;
+        let mut scores = vec![0.0; ids.len()];
+        self.snapshot.scores_of(self.scores(), ids, &mut scores)?;
+        for ((out, &score), &id) in out.iter_mut().zip(&scores).zip(ids) {
+            *out = self.label(score, id, tie_seed);
+        }
+        Ok(())
+    }
+
+    /// [M] the scores that the ranking used into `out`.
+    ///
+    /// # Errors
+    /// `UnknownSample`, `Corrupted`, `Io`.
+    pub fn scores_of(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
+        self.snapshot.scores_of(self.scores(), ids, out)
+    }
+}
+
+/// The runs of a column, for selection.
+struct Runs<'a> {
+    views: Vec<LazyView<'a>>,
+    tie_seed: u64,
+}
+
+impl<'a> Runs<'a> {
+    fn new(snapshot: &'a Snapshot, column: usize) -> Self {
+        let runs = snapshot.columns[column].runs.iter();
+        Self {
+            views: runs.map(|run| LazyView { home: &snapshot.home, run }).collect(),
+            tie_seed: snapshot.home.settings.tie_seed,
+        }
+    }
+
+    fn total(&self) -> u64 {
+        self.views.iter().map(|view| view.len() as u64).sum()
+    }
+
+    /// The cut that has `above` samples above it, or more where ties stay together.
+    fn cut(&self, above: u64, ties: TieRule) -> Result<Cut> {
+        if above == 0 {
+            return Ok(Cut {
+                key: u32::MAX,
+                tie: Tie::None,
+                splits: vec![(0, 0); self.views.len()],
+            });
+        }
+        // The key of the last sample above: the greatest that at least `above` samples reach.
+        let mut ranges: Vec<Range<usize>> = self.views.iter().map(|view| 0..view.len()).collect();
+        let (mut low, mut high) = (0_u32, u32::MAX);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            let splits = self.splits(&ranges, |view, at| Ok(view.key(at)? >= middle))?;
+            let reached: u64 = splits.iter().map(|&at| at as u64).sum();
+            // A split bounds the later ones: those of greater keys come before it.
+            for (range, split) in ranges.iter_mut().zip(splits) {
+                if reached >= above {
+                    range.end = split;
+                } else {
+                    range.start = split;
+                }
+            }
+            if reached >= above {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        self.cut_block(low, above, ties)
+    }
+
+    /// First entry of each run for which `is_above` is false.
+    fn splits(
+        &self,
+        ranges: &[Range<usize>],
+        is_above: impl Fn(&LazyView<'a>, usize) -> Result<bool>,
+    ) -> Result<Vec<usize>> {
+        let pairs = self.views.iter().zip(ranges);
+        pairs.map(|(v, range)| v.partition(range.clone(), |at| is_above(v, at))).collect()
+    }
+
+    /// The cut inside the block of samples with key `key`.
+    fn cut_block(&self, key: u32, above: u64, ties: TieRule) -> Result<Cut> {
+        let all: Vec<_> = self.views.iter().map(|view| 0..view.len()).collect();
+        let starts = self.splits(&all, |view, at| Ok(view.key(at)? > key))?;
+        let ends = self.splits(&all, |view, at| Ok(view.key(at)? >= key))?;
+        let sum = |splits: &[usize]| splits.iter().map(|&at| at as u64).sum::<u64>();
+        let wanted = above - sum(&starts);
+        let exact = |tie, splits: Vec<usize>| Cut {
+            key,
+            tie,
+            splits: splits.into_iter().map(|at| (at, at)).collect(),
+        };
+        if ties == TieRule::Together || above == sum(&ends) {
+            return Ok(exact(Tie::All, ends));
+        }
+        let block: Vec<Range<usize>> =
+            starts.iter().zip(&ends).map(|(&start, &end)| start..end).collect();
+        if ties == TieRule::OlderFirst {
+            let mut ids = Vec::with_capacity((sum(&ends) - sum(&starts)) as usize);
+            for (view, range) in self.views.iter().zip(&block) {
+                for at in range.clone() {
+                    ids.push(view.id(at)?);
+                }
+            }
+            ids.par_sort_unstable();
+            let splits = starts.into_iter().zip(ends).collect();
+            return Ok(Cut { key, tie: Tie::Oldest(ids.into(), wanted as usize), splits });
+        }
+        // The least bound that leaves `wanted` samples with smaller hashes: the hash is bijective in the
+        // id, so no two samples share one.
+        let before = |bound: u64| {
+            self.splits(&block, |view, at| Ok(tie_hash(self.tie_seed, view.id(at)?) < bound))
+        };
+        let (mut low, mut high) = (0_u64, u64::MAX);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if sum(&before(middle)?) - sum(&starts) >= wanted {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        let splits = before(low)?;
+        Ok(exact(Tie::HashBelow(low), splits))
+    }
+
+    /// What lies between neighbouring cuts.
+    fn quantiles(&self, cuts: &[Cut]) -> Vec<Quantile> {
+        let nothing = Cut { key: u32::MAX, tie: Tie::None, splits: vec![(0, 0); self.views.len()] };
+        let everything = Cut {
+            key: 0,
+            tie: Tie::All,
+            splits: self.views.iter().map(|view| (view.len(), view.len())).collect(),
+        };
+        let bottoms = std::iter::once(&everything).chain(cuts);
+        let tops = cuts.iter().chain([&nothing]);
+        bottoms.zip(tops).map(|(bottom, top)| between(top, bottom)).collect()
+    }
+}
+
+/// The samples below `top` and above `bottom`.
+fn between(top: &Cut, bottom: &Cut) -> Quantile {
+    let mut quantile = Quantile::default();
+    let ids = |ids: &Arc<[u64]>, range: Range<usize>, key| {
+        (Piece::Ids { ids: ids.clone(), start: range.start, key }, range.len())
+    };
+    let mut age_cut = Vec::new();
+    match (&top.tie, &bottom.tie) {
+        (Tie::Oldest(block, from), Tie::Oldest(_, to)) if top.key == bottom.key => {
+            age_cut.push(ids(block, *from..*to, top.key));
+        }
+        (upper, lower) => {
+            if let Tie::Oldest(block, from) = upper
+                && (bottom.key < top.key || matches!(lower, Tie::All))
+            {
+                age_cut.push(ids(block, *from..block.len(), top.key));
+            }
+            if let Tie::Oldest(block, to) = lower
+                && top.key != bottom.key
+            {
+                age_cut.push(ids(block, 0..*to, bottom.key));
+            }
+        }
+    }
+    for (piece, len) in age_cut {
+        quantile.push(piece, len);
+    }
+    for (run, (&(_, start), &(end, _))) in top.splits.iter().zip(&bottom.splits).enumerate() {
+        quantile.push(Piece::Slice { run, start }, end.saturating_sub(start));
+    }
+    quantile
+}

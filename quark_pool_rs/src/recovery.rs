@@ -1,0 +1,291 @@
+//! From a directory to a snapshot, and what a writer tidies before it writes.
+//!
+//! [`recover`] only reads; it decides between a torn tail, which a crash leaves, and damage, which it
+//! never hides. [`tidy`] writes, and may itself be interrupted anywhere. Rules: FORMAT.md, "Recovery".
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::checksum::{Digest256, hex};
+use crate::error::{PoolError, Result};
+use crate::format::{
+    FORMAT_VERSION, HEAD, MANIFEST_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR, SEGMENT_DIR, is_data_name,
+    log_name, parse_log_name,
+};
+use crate::manifest::{Chain, Commit, Kind, Record, State, decode_head, encode_head, read_chain};
+use crate::snapshot::{Home, Snapshot};
+use crate::storage::Storage;
+
+/// The log that the next commit goes to.
+#[derive(Debug, Clone)]
+pub struct LogEnd {
+    /// Name with its directory.
+    pub name: String,
+    /// Bytes that are a valid chain.
+    pub valid_bytes: u64,
+    /// Bytes of its first record.
+    pub state_bytes: u64,
+    /// Digest of its last record.
+    pub digest: Digest256,
+    /// Whether bytes after the valid ones are to be cut off.
+    pub is_torn: bool,
+    /// Newer logs without a valid first record.
+    pub stale_logs: Vec<String>,
+}
+
+/// A log that was read, with the place it came from.
+struct Log {
+    name: String,
+    first: u64,
+    bytes: Vec<u8>,
+}
+
+/// The newest snapshot, or that of generation `at`, and the end of the log.
+///
+/// # Errors
+/// `NotFound`, `Corrupted`, `Version`, `UnknownSnapshot`, `Io`.
+pub fn recover(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot, LogEnd)> {
+    // HEAD first: what is read after it cannot be older.
+    let head = match storage.read(Path::new(HEAD)) {
+        Ok(bytes) => decode_head(&bytes),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) =>
+        {
+            None
+        }
+        Err(error) => return Err(PoolError::io("read", storage.locate(Path::new(HEAD)))(error)),
+    };
+    let starts = log_starts(&**storage)?;
+    let mut stale_logs = Vec::new();
+    let mut cause = None;
+    for &first in starts.iter().rev() {
+        let log = read_log(&**storage, first)?;
+        let chain = read_chain(&log.bytes, first);
+        refuse_survivor(&log, &chain)?;
+        if chain.records.is_empty() {
+            cause = cause.or(chain.broken.map(|(offset, what)| (log.name.clone(), offset, what)));
+            stale_logs.push(log.name);
+            continue;
+        }
+        let last = *chain.records.last().expect("not empty");
+        check_head(head, &log, &chain)?;
+        let end = LogEnd {
+            name: log.name.clone(),
+            valid_bytes: last.end() as u64,
+            state_bytes: chain.records[0].end() as u64,
+            digest: last.digest,
+            is_torn: chain.broken.is_some(),
+            stale_logs,
+        };
+        let newest = last.generation;
+        let snapshot = match at {
+            Some(at) if at > newest => {
+                return Err(PoolError::UnknownSnapshot { generation: at, newest });
+            }
+            Some(at) if at < log.first => older(storage, &starts, at)?,
+            at => replay(storage, &log, &chain.records, at.unwrap_or(newest))?,
+        };
+        return Ok((snapshot, end));
+    }
+    match (head, cause) {
+        (Some((generation, _)), cause) => {
+            let (name, offset, what) =
+                cause.unwrap_or_else(|| (MANIFEST_DIR.to_owned(), 0, "there is no log"));
+            Err(PoolError::corrupted(
+                name,
+                offset as u64,
+                format!("{what}, but generation {generation} was acknowledged"),
+            ))
+        }
+        // A creation that did not finish is no pool.
+        (None, _) => Err(PoolError::NotFound { path: storage.locate(Path::new("")) }),
+    }
+}
+
+/// First generations of the logs, ascending.
+fn log_starts(storage: &dyn Storage) -> Result<Vec<u64>> {
+    let directory = Path::new(MANIFEST_DIR);
+    match storage.list(directory) {
+        Ok(entries) => Ok(entries.iter().filter_map(|e| parse_log_name(&e.name)).collect()),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Err(PoolError::NotFound { path: storage.locate(Path::new("")) })
+        }
+        Err(error) => Err(PoolError::io("list", storage.locate(directory))(error)),
+    }
+}
+
+fn read_log(storage: &dyn Storage, first: u64) -> Result<Log> {
+    let name = log_name(first);
+    let path = Path::new(&name);
+    let bytes = storage.read(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => PoolError::corrupted(&name, 0, "the file is missing"),
+        io::ErrorKind::InvalidInput => PoolError::corrupted(&name, 0, "it is not a plain file"),
+        _ => PoolError::io("read", storage.locate(path))(source),
+    })?;
+    Ok(Log { name, first, bytes })
+}
+
+fn refuse_survivor(log: &Log, chain: &Chain<'_>) -> Result<()> {
+    match (chain.broken, chain.survivor) {
+        (Some((offset, what)), Some((survivor, generation))) => Err(PoolError::corrupted(
+            &log.name,
+            offset as u64,
+            format!("{what}, but generation {generation} follows at offset {survivor}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// HEAD is a lower bound of what was acknowledged, and names the digest that it had.
+fn check_head(head: Option<(u64, Digest256)>, log: &Log, chain: &Chain<'_>) -> Result<()> {
+    let Some((generation, digest)) = head else { return Ok(()) };
+    let last = chain.records.last().expect("a chain that is used is not empty");
+    if generation > last.generation {
+        let what = chain.broken.map_or("the log ends", |(_, what)| what);
+        return Err(PoolError::corrupted(
+            &log.name,
+            last.end() as u64,
+            format!("{what}, but generation {generation} was acknowledged"),
+        ));
+    }
+    match chain.records.iter().find(|r| r.generation == generation) {
+        Some(record) if commit_digest(record) != digest => Err(PoolError::corrupted(
+            &log.name,
+            record.offset as u64,
+            format!("generation {generation} is not the one that was acknowledged"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Digest of the generation that a record makes: a later state only repeats the commit before it.
+fn commit_digest(record: &Record<'_>) -> Digest256 {
+    let repeats = record.kind == Kind::State && record.generation > 0;
+    if repeats { record.previous } else { record.digest }
+}
+
+/// The snapshot of a generation before the newest log.
+fn older(storage: &Arc<dyn Storage>, starts: &[u64], at: u64) -> Result<Snapshot> {
+    let first = starts.iter().rev().copied().find(|&first| first <= at);
+    let first = first.ok_or_else(|| {
+        PoolError::corrupted(MANIFEST_DIR, 0, format!("the log of generation {at} is missing"))
+    })?;
+    let log = read_log(&**storage, first)?;
+    let chain = read_chain(&log.bytes, first);
+    replay(storage, &log, &chain.records, at)
+}
+
+fn replay(
+    storage: &Arc<dyn Storage>,
+    log: &Log,
+    records: &[Record<'_>],
+    at: u64,
+) -> Result<Snapshot> {
+    let wrong = |record: &Record<'_>, what: String| {
+        PoolError::corrupted(&log.name, record.offset as u64, what)
+    };
+    let cut_short = || {
+        let end = records.last().map_or(0, Record::end) as u64;
+        PoolError::corrupted(&log.name, end, format!("the log ends before generation {at}"))
+    };
+    let first = records.first().ok_or_else(cut_short)?;
+    let state = parse_state(first, &log.name)?;
+    let expected = if first.generation == 0 { String::new() } else { hex(&first.previous) };
+    if state.chain != expected {
+        return Err(wrong(first, "a state does not name the commit before it".to_owned()));
+    }
+    let home = Arc::new(Home { storage: storage.clone(), settings: state.pool.clone() });
+    let mut snapshot = Snapshot::from_state(home, first.generation, commit_digest(first), state)
+        .map_err(|what| wrong(first, what))?;
+    for record in &records[1..] {
+        if record.generation > at {
+            break;
+        }
+        let commit: Commit = serde_json::from_slice(record.payload)
+            .map_err(|source| wrong(record, format!("a commit does not parse: {source}")))?;
+        snapshot.apply(commit, record.digest).map_err(|what| wrong(record, what))?;
+    }
+    if snapshot.generation == at { Ok(snapshot) } else { Err(cut_short()) }
+}
+
+fn parse_state(record: &Record<'_>, log: &str) -> Result<State> {
+    /// The part that every version has.
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        pool: Version,
+    }
+    #[derive(serde::Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    let state: Result<State, _> = serde_json::from_slice(record.payload);
+    let found = match &state {
+        Ok(state) => state.pool.format,
+        Err(_) => serde_json::from_slice::<Versioned>(record.payload)
+            .map_or(FORMAT_VERSION, |v| v.pool.format),
+    };
+    if found != FORMAT_VERSION {
+        return Err(PoolError::Version { found, supported: FORMAT_VERSION });
+    }
+    let state = state.map_err(|source| {
+        PoolError::corrupted(log, record.offset as u64, format!("a state does not parse: {source}"))
+    })?;
+    if !matches!(state.pool.token_bytes, 2 | 4) {
+        let what = format!("tokens of {} bytes", state.pool.token_bytes);
+        return Err(PoolError::corrupted(log, record.offset as u64, what));
+    }
+    Ok(state)
+}
+
+/// Make what [`recover`] found the durable state, and remove what it ignored. The caller holds the lock.
+///
+/// # Errors
+/// `Io`; the pool can then be opened again.
+pub fn tidy(storage: &dyn Storage, snapshot: &Snapshot, end: &LogEnd) -> Result<()> {
+    let io = |action, path: &Path| PoolError::io(action, storage.locate(path));
+    for name in &end.stale_logs {
+        let path = Path::new(name);
+        storage.remove(path).map_err(io("remove", path))?;
+    }
+    // A creation that was interrupted may have a log but not all directories.
+    for directory in [SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR] {
+        let path = Path::new(directory);
+        storage.create_dir(path).map_err(io("create", path))?;
+    }
+    let log = Path::new(&end.name);
+    let mut output = storage.append(log).map_err(io("open", log))?;
+    if end.is_torn {
+        output.truncate(end.valid_bytes).map_err(io("truncate", log))?;
+    }
+    // The last commit may be whole but not yet synced, and so may the name of its log.
+    output.sync().map_err(io("sync", log))?;
+    for directory in [MANIFEST_DIR, ""] {
+        let directory = Path::new(directory);
+        storage.sync_dir(directory).map_err(io("sync", directory))?;
+    }
+    let _ = storage.overwrite(Path::new(HEAD), &encode_head(snapshot.generation, &snapshot.digest));
+    for directory in [SEGMENT_DIR, PROMPT_DIR, RUN_DIR] {
+        let path = Path::new(directory);
+        for entry in storage.list(path).map_err(io("list", path))? {
+            let name = format!("{directory}/{}", entry.name);
+            if entry.is_file && is_unfinished(&name, snapshot.generation) {
+                // What cannot be removed is only in the way, and only on disk.
+                let _ = storage.remove(Path::new(&name));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a data file is of a generation that the pool has not reached.
+fn is_unfinished(name: &str, generation: u64) -> bool {
+    is_data_name(name)
+        && name
+            .strip_suffix(".arrow")
+            .and_then(|stem| stem.rsplit('-').next())
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+            .is_some_and(|of| of > generation)
+}

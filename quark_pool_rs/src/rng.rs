@@ -1,0 +1,99 @@
+//! Counter-based randomness: a number is a pure function of a seed and a place, so nothing has a state.
+
+/// A bijective scrambler of 64 bits (the finalizer of splitmix64).
+#[inline]
+pub fn mix64(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// A hash of `value` under `seed`; bijective in `value`.
+#[inline]
+pub fn hash(seed: u64, value: u64) -> u64 {
+    mix64(mix64(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)) ^ value)
+}
+
+/// A number below `n` from 64 random bits, every one as likely as can be.
+#[inline]
+pub fn below(bits: u64, n: u64) -> u64 {
+    ((u128::from(bits) * u128::from(n)) >> 64) as u64
+}
+
+/// A keyed permutation of `0 .. n` without an array of that length.
+///
+/// A Feistel network over the least number of bits that holds n, walked until it falls into the range.
+#[derive(Debug, Clone, Copy)]
+pub struct Permutation {
+    n: u64,
+    key: u64,
+    low_bits: u32,
+    high_bits: u32,
+}
+
+impl Permutation {
+    const ROUNDS: u64 = 6;
+
+    /// Of `0 .. n`.
+    pub fn new(n: u64, key: u64) -> Self {
+        let bits = (u64::BITS - n.saturating_sub(1).leading_zeros()).max(2);
+        Self { n, key, low_bits: bits / 2, high_bits: bits - bits / 2 }
+    }
+
+    /// Where `i < n` goes.
+    #[inline]
+    pub fn apply(&self, i: u64) -> u64 {
+        debug_assert!(i < self.n);
+        let mut x = i;
+        loop {
+            x = self.scramble(x);
+            if x < self.n {
+                return x;
+            }
+        }
+    }
+
+    #[inline]
+    fn scramble(&self, x: u64) -> u64 {
+        let mask = |bits: u32| (1_u64 << bits) - 1;
+        let (mut low, mut high) = (x & mask(self.low_bits), x >> self.low_bits);
+        // Rounds change the halves in turn, each under the other, so that they may differ in width.
+        for round in 0..Self::ROUNDS / 2 {
+            low ^= hash(self.key.wrapping_add(2 * round), high) & mask(self.low_bits);
+            high ^= hash(self.key.wrapping_add(2 * round + 1), low) & mask(self.high_bits);
+        }
+        high << self.low_bits | low
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_permutation_reaches_everything_once() {
+        for n in [1_u64, 2, 3, 4, 5, 17, 64, 1000] {
+            for key in 0..5 {
+                let permutation = Permutation::new(n, key);
+                let mut seen: Vec<u64> = (0..n).map(|i| permutation.apply(i)).collect();
+                seen.sort_unstable();
+                assert_eq!(seen, (0..n).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn keys_permute_differently_and_evenly() {
+        // Where 0 goes, over 6000 keys and 6 places: 1000 each, give or take five standard deviations.
+        let mut counts = [0_i32; 6];
+        for key in 0..6000 {
+            counts[Permutation::new(6, mix64(key)).apply(0) as usize] += 1;
+        }
+        assert!(counts.iter().all(|c| (c - 1000).abs() < 145), "{counts:?}");
+    }
+
+    #[test]
+    fn below_covers_its_range() {
+        assert_eq!((below(0, 7), below(u64::MAX, 7)), (0, 6));
+    }
+}

@@ -1,0 +1,282 @@
+//! The columns of segments, prompt files and merged runs.
+//!
+//! Which columns there are, in which order, and how arrays become one file. Values are taken as given:
+//! `pool` checked them at the door.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow_array::{
+    ArrayRef, FixedSizeBinaryArray, Float32Array, Int16Array, ListArray, StringArray, UInt8Array,
+    UInt16Array, UInt32Array, UInt64Array,
+};
+use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
+use arrow_schema::{DataType, Field};
+
+use crate::datafile::{ColumnSpec, DataFile, FileEntry, Kind, encode};
+use crate::error::Result;
+
+/// Columns of a segment by position.
+pub mod column {
+    /// Prompt id.
+    pub const PROMPT: usize = 0;
+    /// Token ids.
+    pub const COMPLETION: usize = 1;
+    /// Finish reason.
+    pub const FINISH: usize = 2;
+    /// Round.
+    pub const ROUND: usize = 3;
+    /// Chunk.
+    pub const CHUNK: usize = 4;
+    /// Optimizer steps of the sampling policy.
+    pub const POLICY_STEP: usize = 5;
+    /// Quantile of the reward token, -1 none.
+    pub const REWARD_TOKEN: usize = 6;
+    /// Number of the sampling settings.
+    pub const SETTINGS: usize = 7;
+    /// Seed.
+    pub const SEED: usize = 8;
+    /// Nats.
+    pub const LOGPROB_POLICY: usize = 9;
+    /// Nats.
+    pub const LOGPROB_REFERENCE: usize = 10;
+    /// Text, where the pool stores it.
+    pub const TEXT: usize = 11;
+}
+
+/// Columns of a prompt file by position.
+pub mod prompt_column {
+    /// Token ids.
+    pub const TOKENS: usize = 0;
+    /// Text.
+    pub const TEXT: usize = 1;
+    /// The user's JSON.
+    pub const METADATA: usize = 2;
+    /// xxh3-128 of the content.
+    pub const HASH: usize = 3;
+}
+
+/// Columns of a merged run by position.
+pub mod run_column {
+    /// Order-preserving key.
+    pub const KEY: usize = 0;
+    /// Sample id.
+    pub const ID: usize = 1;
+}
+
+fn tokens_kind(token_bytes: u8) -> Kind {
+    if token_bytes == 2 { Kind::ListU16 } else { Kind::ListU32 }
+}
+
+/// Columns of a segment.
+pub fn segment_columns(token_bytes: u8, store_text: bool, scores: &[String]) -> Vec<ColumnSpec> {
+    let mut columns = vec![
+        ("prompt", Kind::U32),
+        ("completion", tokens_kind(token_bytes)),
+        ("finish", Kind::U8),
+        ("round", Kind::U32),
+        ("chunk", Kind::U32),
+        ("policy_step", Kind::U32),
+        ("reward_token", Kind::I16),
+        ("settings", Kind::U32),
+        ("seed", Kind::U64),
+        ("logprob_policy", Kind::F32),
+        ("logprob_reference", Kind::F32),
+    ];
+    if store_text {
+        columns.push(("completion_text", Kind::Text));
+    }
+    let fixed = columns.into_iter().map(|(name, kind)| (name.to_owned(), kind));
+    let scores = scores.iter().flat_map(|name| {
+        [(format!("score:{name}"), Kind::F32), (format!("order:{name}"), Kind::U32)]
+    });
+    fixed.chain(scores).collect()
+}
+
+/// Position of the values of a segment's score column `index`; its order is the next one.
+pub fn score_position(store_text: bool, index: usize) -> usize {
+    column::TEXT + usize::from(store_text) + 2 * index
+}
+
+/// Columns of a prompt file.
+pub fn prompt_columns(token_bytes: u8) -> Vec<ColumnSpec> {
+    vec![
+        ("tokens".to_owned(), tokens_kind(token_bytes)),
+        ("text".to_owned(), Kind::Text),
+        ("metadata".to_owned(), Kind::Text),
+        ("hash".to_owned(), Kind::Bytes16),
+    ]
+}
+
+/// Columns of a merged run.
+pub fn run_columns() -> Vec<ColumnSpec> {
+    vec![("key".to_owned(), Kind::U32), ("id".to_owned(), Kind::U64)]
+}
+
+/// Values of a segment, N rows.
+#[derive(Debug)]
+pub struct SegmentRows<'a> {
+    /// [N]
+    pub prompts: Vec<u32>,
+    /// All completions one after another.
+    pub tokens: &'a [u32],
+    /// [N + 1]
+    pub offsets: Vec<i32>,
+    /// [N]
+    pub finish: &'a [u8],
+    /// For all rows.
+    pub round: u32,
+    /// For all rows.
+    pub chunk: u32,
+    /// For all rows.
+    pub policy_step: u32,
+    /// [N]
+    pub reward_tokens: &'a [i16],
+    /// For all rows.
+    pub settings: u32,
+    /// [N]
+    pub seeds: &'a [u64],
+    /// [N]
+    pub logprob_policy: &'a [f32],
+    /// [N]
+    pub logprob_reference: &'a [f32],
+    /// [N], if the pool stores text.
+    pub texts: Option<&'a [&'a str]>,
+    /// Name, values [N], order [N].
+    pub scores: Vec<(&'a str, &'a [f32], Vec<u32>)>,
+}
+
+/// The bytes of a segment.
+pub fn encode_segment(
+    name: String,
+    token_bytes: u8,
+    rows: SegmentRows<'_>,
+) -> (Vec<u8>, FileEntry) {
+    let n = rows.prompts.len();
+    let names: Vec<String> = rows.scores.iter().map(|(name, _, _)| (*name).to_owned()).collect();
+    let columns = segment_columns(token_bytes, rows.texts.is_some(), &names);
+    let constant =
+        |value: u32| -> ArrayRef { Arc::new(UInt32Array::from_iter_values((0..n).map(|_| value))) };
+    let floats = |values: &[f32]| -> ArrayRef { Arc::new(Float32Array::from(values.to_vec())) };
+    let mut arrays: Vec<ArrayRef> = vec![
+        Arc::new(UInt32Array::from(rows.prompts)),
+        token_lists(token_bytes, rows.tokens, rows.offsets),
+        Arc::new(UInt8Array::from(rows.finish.to_vec())),
+        constant(rows.round),
+        constant(rows.chunk),
+        constant(rows.policy_step),
+        Arc::new(Int16Array::from(rows.reward_tokens.to_vec())),
+        constant(rows.settings),
+        Arc::new(UInt64Array::from(rows.seeds.to_vec())),
+        floats(rows.logprob_policy),
+        floats(rows.logprob_reference),
+    ];
+    if let Some(texts) = rows.texts {
+        arrays.push(Arc::new(StringArray::from_iter_values(texts)));
+    }
+    for (_, values, order) in rows.scores {
+        arrays.push(floats(values));
+        arrays.push(Arc::new(UInt32Array::from(order)));
+    }
+    encode(name, &columns, arrays)
+}
+
+/// A prompt as it goes into a prompt file.
+#[derive(Debug, Clone, Copy)]
+pub struct PromptRow<'a> {
+    /// Token ids.
+    pub tokens: &'a [u32],
+    /// Text.
+    pub text: &'a str,
+    /// JSON.
+    pub metadata: &'a str,
+    /// Of the content.
+    pub hash: [u8; 16],
+}
+
+/// The bytes of a prompt file.
+pub fn encode_prompts(
+    name: String,
+    token_bytes: u8,
+    prompts: &[PromptRow<'_>],
+) -> (Vec<u8>, FileEntry) {
+    let mut tokens = Vec::new();
+    let mut offsets = vec![0_i32];
+    for prompt in prompts {
+        tokens.extend_from_slice(prompt.tokens);
+        offsets.push(tokens.len() as i32);
+    }
+    let hashes: Vec<u8> = prompts.iter().flat_map(|p| p.hash).collect();
+    let arrays: Vec<ArrayRef> = vec![
+        token_lists(token_bytes, &tokens, offsets),
+        Arc::new(StringArray::from_iter_values(prompts.iter().map(|p| p.text))),
+        Arc::new(StringArray::from_iter_values(prompts.iter().map(|p| p.metadata))),
+        Arc::new(FixedSizeBinaryArray::new(16, Buffer::from_vec(hashes), None)),
+    ];
+    encode(name, &prompt_columns(token_bytes), arrays)
+}
+
+/// The bytes of a merged run.
+pub fn encode_run(name: String, keys: Vec<u32>, ids: Vec<u64>) -> (Vec<u8>, FileEntry) {
+    let arrays: Vec<ArrayRef> =
+        vec![Arc::new(UInt32Array::from(keys)), Arc::new(UInt64Array::from(ids))];
+    encode(name, &run_columns(), arrays)
+}
+
+fn token_lists(token_bytes: u8, tokens: &[u32], offsets: Vec<i32>) -> ArrayRef {
+    let (kind, values): (_, ArrayRef) = if token_bytes == 2 {
+        let narrow = tokens.iter().map(|&id| id as u16);
+        (DataType::UInt16, Arc::new(UInt16Array::from_iter_values(narrow)))
+    } else {
+        (DataType::UInt32, Arc::new(UInt32Array::from(tokens.to_vec())))
+    };
+    let field = Arc::new(Field::new("item", kind, false));
+    let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+    Arc::new(ListArray::new(field, offsets, values, None))
+}
+
+/// Token ids of a file, in the width that it has.
+#[derive(Debug, Clone, Copy)]
+pub enum Tokens<'a> {
+    /// For vocabularies up to 65536.
+    Narrow(&'a [u16]),
+    /// For the others.
+    Wide(&'a [u32]),
+}
+
+impl<'a> Tokens<'a> {
+    /// The tokens of a span.
+    ///
+    /// # Errors
+    /// `Corrupted`.
+    #[inline]
+    pub fn read(
+        file: &'a DataFile,
+        column: usize,
+        token_bytes: u8,
+        span: Range<usize>,
+    ) -> Result<Self> {
+        Ok(if token_bytes == 2 {
+            Self::Narrow(file.items(column, span)?)
+        } else {
+            Self::Wide(file.items(column, span)?)
+        })
+    }
+
+    /// Widened copies into `out`, which has the same length.
+    #[inline]
+    pub fn widen_into(self, out: &mut [i64]) {
+        match self {
+            Self::Narrow(ids) => ids.iter().zip(out).for_each(|(&id, to)| *to = i64::from(id)),
+            Self::Wide(ids) => ids.iter().zip(out).for_each(|(&id, to)| *to = i64::from(id)),
+        }
+    }
+
+    /// A copy.
+    pub fn to_vec(self) -> Vec<u32> {
+        match self {
+            Self::Narrow(ids) => ids.iter().map(|&id| u32::from(id)).collect(),
+            Self::Wide(ids) => ids.to_vec(),
+        }
+    }
+}

@@ -1,0 +1,611 @@
+//! What a reader sees: the pool as it was at one commit.
+//!
+//! A snapshot never changes and shares its open files with its neighbours. It knows where each sample,
+//! prompt, score and run lies; what they mean for a ranking is told in `ranking`.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::checksum::{Digest256, hex};
+use crate::datafile::{DataFile, LazyFile};
+use crate::error::{PoolError, Result};
+use crate::format::PoolSettings;
+use crate::manifest::{
+    ColumnState, Commit, ExtentEntry, PromptEntry, RunEntry, RunSource, SegmentEntry, State,
+};
+use crate::segment::{
+    Tokens, column, prompt_column, prompt_columns, run_columns, score_position, segment_columns,
+};
+use crate::storage::Storage;
+
+/// The disk and the settings, which all snapshots of a pool share.
+pub struct Home {
+    /// The disk.
+    pub storage: Arc<dyn Storage>,
+    /// What the pool was created with.
+    pub settings: PoolSettings,
+}
+
+impl std::fmt::Debug for Home {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Home").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// A segment.
+#[derive(Debug)]
+pub struct Segment {
+    /// From the manifest.
+    pub entry: Arc<SegmentEntry>,
+    file: LazyFile,
+}
+
+impl Segment {
+    fn new(entry: Arc<SegmentEntry>) -> Arc<Self> {
+        Arc::new(Self { file: LazyFile::new(entry.file.clone()), entry })
+    }
+
+    /// Its file, opened if need be.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    #[inline]
+    pub fn open(&self, home: &Home) -> Result<&DataFile> {
+        let PoolSettings { token_bytes, store_text, .. } = home.settings;
+        let columns = || segment_columns(token_bytes, store_text, &self.entry.scores);
+        self.file.get(&*home.storage, columns, self.entry.count)
+    }
+}
+
+/// A prompt file.
+#[derive(Debug)]
+pub struct PromptTable {
+    /// From the manifest.
+    pub entry: Arc<PromptEntry>,
+    file: LazyFile,
+}
+
+impl PromptTable {
+    fn new(entry: Arc<PromptEntry>) -> Arc<Self> {
+        Arc::new(Self { file: LazyFile::new(entry.file.clone()), entry })
+    }
+
+    /// Its file, opened if need be.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    #[inline]
+    pub fn open(&self, home: &Home) -> Result<&DataFile> {
+        let columns = || prompt_columns(home.settings.token_bytes);
+        self.file.get(&*home.storage, columns, u64::from(self.entry.count))
+    }
+}
+
+/// Where the scores of some ids lie.
+#[derive(Debug, Clone)]
+pub struct Extent {
+    /// From the manifest.
+    pub entry: Arc<ExtentEntry>,
+    segment: Arc<Segment>,
+    /// Position among the segment's score columns.
+    index: usize,
+}
+
+impl Extent {
+    /// First sample id.
+    pub fn first(&self) -> u64 {
+        self.entry.first
+    }
+
+    /// Samples.
+    pub fn count(&self) -> usize {
+        self.entry.count as usize
+    }
+
+    /// Scores of some rows.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    #[inline]
+    pub fn scores<'a>(&'a self, home: &Home, rows: Range<usize>) -> Result<&'a [f32]> {
+        let position = score_position(home.settings.store_text, self.index);
+        self.segment.open(home)?.values(position, rows)
+    }
+
+    /// Row numbers, best first.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    #[inline]
+    pub fn order<'a>(&'a self, home: &Home, ranks: Range<usize>) -> Result<&'a [u32]> {
+        let position = score_position(home.settings.store_text, self.index) + 1;
+        self.segment.open(home)?.values(position, ranks)
+    }
+
+    /// The segment's file, for messages.
+    pub fn file_name(&self) -> &str {
+        &self.segment.entry.file.name
+    }
+}
+
+/// A run of a score column.
+#[derive(Debug)]
+pub struct Run {
+    /// From the manifest.
+    pub entry: Arc<RunEntry>,
+    /// Where it lies.
+    pub place: RunPlace,
+}
+
+/// Where a run lies.
+#[derive(Debug)]
+pub enum RunPlace {
+    /// In the order column of an extent.
+    Extent(Extent),
+    /// In a file of its own.
+    Merged(LazyFile),
+}
+
+impl Run {
+    /// The file of a merged run, opened if need be.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    #[inline]
+    pub fn open_merged<'a>(&self, home: &Home, file: &'a LazyFile) -> Result<&'a DataFile> {
+        file.get(&*home.storage, run_columns, self.entry.entries)
+    }
+}
+
+/// A score column.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    version: u32,
+    /// By first id.
+    pub extents: Vec<Extent>,
+    /// In the order in which they were made.
+    pub runs: Vec<Arc<Run>>,
+    /// Samples whose score is not NaN.
+    pub scored: u64,
+}
+
+/// The pool at one commit.
+#[derive(Clone)]
+pub struct Snapshot {
+    /// What all snapshots share.
+    pub home: Arc<Home>,
+    /// Commits so far.
+    pub generation: u64,
+    /// Of the generation's record.
+    pub digest: Digest256,
+    /// Ids are below this.
+    pub num_samples: u64,
+    /// Prompt ids are below this.
+    pub num_prompts: u32,
+    /// Interned sampling settings.
+    pub sampling_settings: Vec<Arc<str>>,
+    /// By first id.
+    pub segments: Vec<Arc<Segment>>,
+    /// First ids, one after another in memory for the search.
+    first_ids: Vec<u64>,
+    /// By first prompt id.
+    pub prompts: Vec<Arc<PromptTable>>,
+    first_prompts: Vec<u32>,
+    /// In order of appearance.
+    pub columns: Vec<Column>,
+}
+
+impl Snapshot {
+    /// The empty pool.
+    pub fn empty(home: Arc<Home>, digest: Digest256) -> Self {
+        Self {
+            home,
+            generation: 0,
+            digest,
+            num_samples: 0,
+            num_prompts: 0,
+            sampling_settings: Vec::new(),
+            segments: Vec::new(),
+            first_ids: Vec::new(),
+            prompts: Vec::new(),
+            first_prompts: Vec::new(),
+            columns: Vec::new(),
+        }
+    }
+
+    /// What a state record says.
+    ///
+    /// # Errors
+    /// Why the state contradicts itself.
+    pub fn from_state(
+        home: Arc<Home>,
+        generation: u64,
+        digest: Digest256,
+        state: State,
+    ) -> Result<Self, String> {
+        let mut snapshot = Self { generation, ..Self::empty(home, digest) };
+        snapshot.sampling_settings = state.sampling_settings;
+        for segment in state.segments {
+            snapshot.push_segment(segment)?;
+        }
+        for prompts in state.prompts {
+            snapshot.push_prompts(prompts)?;
+        }
+        for column in state.columns {
+            let at = snapshot.columns.len();
+            snapshot.columns.push(Column {
+                name: column.name,
+                version: column.version,
+                extents: Vec::new(),
+                runs: Vec::new(),
+                scored: 0,
+            });
+            for extent in column.extents {
+                snapshot.push_extent(at, extent)?;
+            }
+            for run in column.runs {
+                let run = snapshot.run(at, run)?;
+                snapshot.columns[at].runs.push(run);
+            }
+            let ranked: u64 = snapshot.columns[at].runs.iter().map(|r| r.entry.entries).sum();
+            if ranked != snapshot.columns[at].scored {
+                return Err("the runs of a column do not hold its scored samples".to_owned());
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// What a state record is to say.
+    pub fn to_state(&self) -> State {
+        State {
+            pool: self.home.settings.clone(),
+            chain: if self.generation == 0 { String::new() } else { hex(&self.digest) },
+            sampling_settings: self.sampling_settings.clone(),
+            segments: self.segments.iter().map(|s| s.entry.clone()).collect(),
+            prompts: self.prompts.iter().map(|p| p.entry.clone()).collect(),
+            columns: self
+                .columns
+                .iter()
+                .map(|c| ColumnState {
+                    name: c.name.clone(),
+                    version: c.version,
+                    extents: c.extents.iter().map(|e| e.entry.clone()).collect(),
+                    runs: c.runs.iter().map(|r| r.entry.clone()).collect(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Move to the next generation.
+    ///
+    /// # Errors
+    /// Why the commit does not follow; the snapshot is then of no use any more.
+    pub fn apply(&mut self, commit: Commit, digest: Digest256) -> Result<(), String> {
+        let Commit { segment, prompts, sampling_settings, scores } = commit;
+        let (first, count) = (segment.first, segment.count);
+        if !scores.iter().map(|s| &s.name).eq(&segment.scores) {
+            return Err("the scores of a commit are not those of its segment".to_owned());
+        }
+        self.push_segment(Arc::new(segment))?;
+        if let Some(prompts) = prompts {
+            self.push_prompts(Arc::new(prompts))?;
+        }
+        self.sampling_settings.extend(sampling_settings);
+        for score in scores {
+            let at = self.columns.iter().position(|c| c.name == score.name);
+            let at = at.unwrap_or_else(|| {
+                self.columns.push(Column {
+                    name: score.name,
+                    version: 1,
+                    extents: Vec::new(),
+                    runs: Vec::new(),
+                    scored: 0,
+                });
+                self.columns.len() - 1
+            });
+            self.push_extent(at, Arc::new(ExtentEntry { first, count, scored: score.scored }))?;
+            if score.scored > 0 {
+                let entry =
+                    RunEntry { level: 0, entries: score.scored, source: RunSource::Extent(first) };
+                let run = self.run(at, Arc::new(entry))?;
+                self.columns[at].runs.push(run);
+            }
+            for merge in score.merges {
+                let run = self.run(at, Arc::new(merge.run))?;
+                let runs = &mut self.columns[at].runs;
+                let merged = runs.get(merge.start..merge.end).ok_or("a merge of absent runs")?;
+                if merged.iter().map(|r| r.entry.entries).sum::<u64>() != run.entry.entries {
+                    return Err("a merge loses or invents entries".to_owned());
+                }
+                runs.splice(merge.start..merge.end, [run]);
+            }
+        }
+        self.generation += 1;
+        self.digest = digest;
+        Ok(())
+    }
+
+    /// Use the files that an earlier snapshot of the same pool has open.
+    pub fn adopt_open_files(&self, earlier: &Self) {
+        for (segment, other) in self.segments.iter().zip(&earlier.segments) {
+            segment.file.adopt(&other.file);
+        }
+        for (prompts, other) in self.prompts.iter().zip(&earlier.prompts) {
+            prompts.file.adopt(&other.file);
+        }
+        for (column, other) in self.columns.iter().zip(&earlier.columns) {
+            for (run, other) in column.runs.iter().zip(&other.runs) {
+                if let (RunPlace::Merged(file), RunPlace::Merged(other)) =
+                    (&run.place, &other.place)
+                {
+                    file.adopt(other);
+                }
+            }
+        }
+    }
+
+    fn push_segment(&mut self, entry: Arc<SegmentEntry>) -> Result<(), String> {
+        if entry.first != self.num_samples || entry.count == 0 || entry.count > 1 << 31 {
+            return Err(format!(
+                "a segment of {} samples begins at {}, not at {}",
+                entry.count, entry.first, self.num_samples
+            ));
+        }
+        self.num_samples += entry.count;
+        self.first_ids.push(entry.first);
+        self.segments.push(Segment::new(entry));
+        Ok(())
+    }
+
+    fn push_prompts(&mut self, entry: Arc<PromptEntry>) -> Result<(), String> {
+        if entry.first != self.num_prompts || entry.count == 0 {
+            return Err(format!(
+                "a prompt file begins at {}, not at {}",
+                entry.first, self.num_prompts
+            ));
+        }
+        self.num_prompts =
+            self.num_prompts.checked_add(entry.count).ok_or("there are too many prompts")?;
+        self.first_prompts.push(entry.first);
+        self.prompts.push(PromptTable::new(entry));
+        Ok(())
+    }
+
+    fn push_extent(&mut self, column: usize, entry: Arc<ExtentEntry>) -> Result<(), String> {
+        let segment = self
+            .first_ids
+            .binary_search(&entry.first)
+            .map(|i| self.segments[i].clone())
+            .map_err(|_| "an extent of no segment")?;
+        let column = &mut self.columns[column];
+        let index = segment
+            .entry
+            .scores
+            .iter()
+            .position(|name| *name == column.name)
+            .ok_or("an extent of a segment without the column")?;
+        if entry.count != segment.entry.count
+            || entry.scored > entry.count
+            || column.extents.last().is_some_and(|last| last.entry.first >= entry.first)
+        {
+            return Err("an extent that does not fit its segment".to_owned());
+        }
+        column.scored += entry.scored;
+        column.extents.push(Extent { entry, segment, index });
+        Ok(())
+    }
+
+    fn run(&self, column: usize, entry: Arc<RunEntry>) -> Result<Arc<Run>, String> {
+        let place = match &entry.source {
+            RunSource::File(file) => RunPlace::Merged(LazyFile::new(file.clone())),
+            RunSource::Extent(first) => {
+                let extents = &self.columns[column].extents;
+                let at = extents.binary_search_by_key(first, Extent::first);
+                let extent = at.map(|i| extents[i].clone()).map_err(|_| "a run of no extent")?;
+                if extent.entry.scored != entry.entries {
+                    return Err("a run that does not fit its extent".to_owned());
+                }
+                RunPlace::Extent(extent)
+            }
+        };
+        Ok(Arc::new(Run { entry, place }))
+    }
+
+    /// Hexadecimal digest.
+    pub fn hash(&self) -> String {
+        hex(&self.digest)
+    }
+
+    /// The disk.
+    pub fn storage(&self) -> &dyn Storage {
+        &*self.home.storage
+    }
+
+    /// Refuse an id that the snapshot lacks.
+    ///
+    /// # Errors
+    /// `UnknownSample`.
+    pub fn check_id(&self, id: u64) -> Result<()> {
+        if id < self.num_samples {
+            Ok(())
+        } else {
+            Err(PoolError::UnknownSample { id, num_samples: self.num_samples })
+        }
+    }
+
+    /// Segment and row of a sample that the snapshot has.
+    #[inline]
+    pub fn locate(&self, id: u64) -> (&Segment, usize) {
+        let at = self.segment_index(id);
+        (&self.segments[at], (id - self.first_ids[at]) as usize)
+    }
+
+    /// Appends are mostly alike in size, so the proportional guess is mostly right.
+    #[inline]
+    fn segment_index(&self, id: u64) -> usize {
+        let n = self.first_ids.len();
+        let guess = (u128::from(id) * n as u128 / u128::from(self.num_samples.max(1))) as usize;
+        let starts_before = |i: usize| self.first_ids.get(i).is_some_and(|&first| first <= id);
+        if starts_before(guess) && !starts_before(guess + 1) {
+            return guess;
+        }
+        self.first_ids.partition_point(|&first| first <= id) - 1
+    }
+
+    /// Prompt file and row of a prompt.
+    ///
+    /// # Errors
+    /// `Corrupted` if the snapshot lacks it: a segment named it.
+    #[inline]
+    pub fn locate_prompt(&self, prompt: u32) -> Result<(&PromptTable, usize)> {
+        if prompt >= self.num_prompts {
+            return Err(PoolError::corrupted(
+                "segments",
+                0,
+                format!("a sample names prompt {prompt} of {}", self.num_prompts),
+            ));
+        }
+        let at = self.first_prompts.partition_point(|&first| first <= prompt) - 1;
+        Ok((&self.prompts[at], (prompt - self.first_prompts[at]) as usize))
+    }
+
+    /// Token ids of a prompt.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub fn prompt_tokens(&self, prompt: u32) -> Result<Tokens<'_>> {
+        let (table, row) = self.locate_prompt(prompt)?;
+        let file = table.open(&self.home)?;
+        let span = file.span(prompt_column::TOKENS, row)?;
+        Tokens::read(file, prompt_column::TOKENS, self.home.settings.token_bytes, span)
+    }
+
+    /// A score column.
+    ///
+    /// # Errors
+    /// `UnknownColumn`.
+    pub fn column(&self, name: &str) -> Result<&Column> {
+        self.columns.iter().find(|c| c.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.columns.iter().map(|c| c.name.as_str()).collect();
+            PoolError::UnknownColumn {
+                name: name.to_owned(),
+                known: if names.is_empty() { "none".to_owned() } else { names.join(", ") },
+            }
+        })
+    }
+
+    /// Scores in id order into `out`, which has the length of the snapshot.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub fn copy_scores(&self, column: &Column, out: &mut [f32]) -> Result<()> {
+        out.fill(f32::NAN);
+        for extent in &column.extents {
+            let at = extent.first() as usize;
+            out[at..at + extent.count()]
+                .copy_from_slice(extent.scores(&self.home, 0..extent.count())?);
+        }
+        Ok(())
+    }
+
+    /// Scores of some samples into `out`, which has the same length.
+    ///
+    /// # Errors
+    /// `UnknownSample`, `Corrupted`, `Io`.
+    pub fn scores_of(&self, column: &Column, ids: &[u64], out: &mut [f32]) -> Result<()> {
+        for (&id, out) in ids.iter().zip(out) {
+            self.check_id(id)?;
+            *out = self.score_of(column, id)?;
+        }
+        Ok(())
+    }
+
+    /// The score of a sample that the snapshot has, NaN where no extent covers it.
+    #[inline]
+    fn score_of(&self, column: &Column, id: u64) -> Result<f32> {
+        // Mostly every segment has the column, so that extents and segments run in step.
+        let at = self.segment_index(id);
+        let same = column.extents.get(at).filter(|e| e.first() == self.first_ids[at]);
+        let extent = same.or_else(|| {
+            let after = column.extents.partition_point(|e| e.first() <= id);
+            after.checked_sub(1).map(|i| &column.extents[i])
+        });
+        match extent.filter(|e| id - e.first() < e.entry.count) {
+            None => Ok(f32::NAN),
+            Some(extent) => {
+                let row = (id - extent.first()) as usize;
+                Ok(extent.scores(&self.home, row..row + 1)?[0])
+            }
+        }
+    }
+
+    /// A sample with all its columns.
+    ///
+    /// # Errors
+    /// `UnknownSample`, `Corrupted`, `Io`.
+    pub fn sample(&self, id: u64) -> Result<Sample> {
+        self.check_id(id)?;
+        let settings = &self.home.settings;
+        let (segment, row) = self.locate(id);
+        let file = segment.open(&self.home)?;
+        let prompt_id: u32 = file.value(column::PROMPT, row)?;
+        let (table, prompt_row) = self.locate_prompt(prompt_id)?;
+        let prompts = table.open(&self.home)?;
+        let span = file.span(column::COMPLETION, row)?;
+        let number: u32 = file.value(column::SETTINGS, row)?;
+        let sampling = self.sampling_settings.get(number as usize).ok_or_else(|| {
+            PoolError::corrupted(file.name(), 0, format!("sampling settings {number} are unknown"))
+        })?;
+        let text =
+            |with: bool| with.then(|| file.text(column::TEXT, row).map(str::to_owned)).transpose();
+        Ok(Sample {
+            id,
+            prompt_id,
+            prompt_text: prompts.text(prompt_column::TEXT, prompt_row)?.to_owned(),
+            prompt_tokens: self.prompt_tokens(prompt_id)?.to_vec(),
+            prompt_metadata: prompts.text(prompt_column::METADATA, prompt_row)?.to_owned(),
+            completion_tokens: Tokens::read(file, column::COMPLETION, settings.token_bytes, span)?
+                .to_vec(),
+            completion_text: text(settings.store_text)?,
+            finish: file.value(column::FINISH, row)?,
+            round: file.value(column::ROUND, row)?,
+            chunk: file.value(column::CHUNK, row)?,
+            policy_step: file.value(column::POLICY_STEP, row)?,
+            reward_token: file.value(column::REWARD_TOKEN, row)?,
+            settings: sampling.clone(),
+            seed: file.value(column::SEED, row)?,
+            logprob_policy: file.value(column::LOGPROB_POLICY, row)?,
+            logprob_reference: file.value(column::LOGPROB_REFERENCE, row)?,
+            scores: self
+                .columns
+                .iter()
+                .map(|c| Ok((c.name.clone(), self.score_of(c, id)?)))
+                .collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// A sample with all its columns.
+#[expect(missing_docs, reason = "the fields are the columns of FORMAT.md")]
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    pub id: u64,
+    pub prompt_id: u32,
+    pub prompt_text: String,
+    pub prompt_tokens: Vec<u32>,
+    pub prompt_metadata: String,
+    pub completion_tokens: Vec<u32>,
+    pub completion_text: Option<String>,
+    pub finish: u8,
+    pub round: u32,
+    pub chunk: u32,
+    pub policy_step: u32,
+    pub reward_token: i16,
+    pub settings: Arc<str>,
+    pub seed: u64,
+    pub logprob_policy: f32,
+    pub logprob_reference: f32,
+    pub scores: Vec<(String, f32)>,
+}

@@ -1,0 +1,308 @@
+//! Read every byte of a pool and say everything that is wrong.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::datafile::{DataFile, FileEntry};
+use crate::error::{PoolError, Result};
+use crate::format::{MANIFEST_DIR, log_name, parse_log_name};
+use crate::manifest::{Chain, Commit, Kind, RunSource, State, read_chain};
+use crate::ranking::{score_key, tie_hash};
+use crate::recovery::recover;
+use crate::segment::{Tokens, column, prompt_column, run_column, run_columns};
+use crate::snapshot::{RunPlace, Snapshot};
+use crate::storage::Storage;
+
+/// What an offline check found.
+#[derive(Debug)]
+pub struct Report {
+    /// Newest generation, if the pool opens.
+    pub generation: Option<u64>,
+    /// Samples in it.
+    pub num_samples: u64,
+    /// Files that were read, logs included.
+    pub num_files: u64,
+    /// Bytes that were read.
+    pub num_bytes: u64,
+    /// Everything that is wrong.
+    pub problems: Vec<PoolError>,
+}
+
+/// Check a pool without changing it.
+///
+/// # Errors
+/// `NotFound` if there is no pool; everything else is in the report.
+pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
+    let mut report = Report {
+        generation: None,
+        num_samples: 0,
+        num_files: 0,
+        num_bytes: 0,
+        problems: Vec::new(),
+    };
+    let superseded = check_logs(&**storage, &mut report)?;
+    let snapshot = match recover(storage, None) {
+        Ok((snapshot, _)) => snapshot,
+        Err(error @ PoolError::NotFound { .. }) if report.problems.is_empty() => return Err(error),
+        Err(error) => {
+            report.problems.push(error);
+            return Ok(report);
+        }
+    };
+    report.generation = Some(snapshot.generation);
+    report.num_samples = snapshot.num_samples;
+    for i in 0..snapshot.prompts.len() {
+        check_prompts(&snapshot, i, &mut report);
+    }
+    for i in 0..snapshot.segments.len() {
+        check_segment(&snapshot, i, &mut report);
+    }
+    let mut live = HashSet::new();
+    for i in 0..snapshot.columns.len() {
+        check_runs(&snapshot, i, &mut live, &mut report);
+    }
+    for (file, rows) in superseded {
+        if !live.contains(&file.name) {
+            count(&file, &mut report);
+            let columns = run_columns();
+            match DataFile::open(snapshot.storage(), &file, &columns, rows) {
+                Ok(file) => file.check_all(|error| report.problems.push(error)),
+                Err(error) => report.problems.push(error),
+            }
+        }
+    }
+    Ok(report)
+}
+
+fn count(file: &FileEntry, report: &mut Report) {
+    report.num_files += 1;
+    report.num_bytes += file.length;
+}
+
+/// Every record of every log; returns all merged runs that they name.
+fn check_logs(storage: &dyn Storage, report: &mut Report) -> Result<Vec<(FileEntry, u64)>> {
+    let directory = Path::new(MANIFEST_DIR);
+    let entries = storage
+        .list(directory)
+        .map_err(|_| PoolError::NotFound { path: storage.locate(Path::new("")) })?;
+    let mut starts: Vec<u64> = entries.iter().filter_map(|e| parse_log_name(&e.name)).collect();
+    starts.sort_unstable();
+    let mut runs = Vec::new();
+    let mut previous: Option<(u64, [u8; 32])> = None;
+    for (i, &first) in starts.iter().enumerate() {
+        let name = log_name(first);
+        let path = Path::new(&name);
+        let bytes = match storage.read(path) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                report.problems.push(PoolError::io("read", storage.locate(path))(error));
+                continue;
+            }
+        };
+        report.num_files += 1;
+        report.num_bytes += bytes.len() as u64;
+        let chain = read_chain(&bytes, first);
+        collect_runs(&chain, &mut runs);
+        let is_newest = i + 1 == starts.len();
+        if let Some((offset, what)) = chain.broken
+            && (!is_newest || chain.survivor.is_some())
+        {
+            report.problems.push(PoolError::corrupted(&name, offset as u64, what));
+        }
+        let Some(state) = chain.records.first() else { continue };
+        let follows = match previous {
+            None => first == 0,
+            Some((generation, digest)) => first == generation && state.previous == digest,
+        };
+        if !follows {
+            let what = "its first state does not continue the log before it";
+            report.problems.push(PoolError::corrupted(&name, 0, what));
+        }
+        previous = chain.records.last().map(|last| {
+            let repeats = last.kind == Kind::State && last.generation > 0;
+            (last.generation, if repeats { last.previous } else { last.digest })
+        });
+    }
+    Ok(runs)
+}
+
+fn collect_runs(chain: &Chain<'_>, runs: &mut Vec<(FileEntry, u64)>) {
+    for record in &chain.records {
+        match record.kind {
+            Kind::State => {
+                if let Ok(state) = serde_json::from_slice::<State>(record.payload) {
+                    for run in state.columns.iter().flat_map(|c| &c.runs) {
+                        if let RunSource::File(file) = &run.source {
+                            runs.push((file.clone(), run.entries));
+                        }
+                    }
+                }
+            }
+            Kind::Commit => {
+                if let Ok(commit) = serde_json::from_slice::<Commit>(record.payload) {
+                    for merge in commit.scores.into_iter().flat_map(|s| s.merges) {
+                        if let RunSource::File(file) = merge.run.source {
+                            runs.push((file, merge.run.entries));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    runs.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+    runs.dedup_by(|a, b| a.0.name == b.0.name);
+}
+
+fn check_prompts(snapshot: &Snapshot, i: usize, report: &mut Report) {
+    let table = &snapshot.prompts[i];
+    count(&table.entry.file, report);
+    let problems = &mut report.problems;
+    let file = match table.open(&snapshot.home) {
+        Ok(file) => file,
+        Err(error) => return problems.push(error),
+    };
+    let before = problems.len();
+    file.check_all(|error| problems.push(error));
+    if problems.len() > before {
+        return;
+    }
+    for row in 0..file.rows() {
+        let result = file.span(prompt_column::TOKENS, row).and_then(|span| {
+            file.text(prompt_column::TEXT, row)?;
+            file.text(prompt_column::METADATA, row)?;
+            check_tokens(snapshot, file, prompt_column::TOKENS, span)
+        });
+        if let Err(error) = result {
+            return problems.push(error);
+        }
+    }
+}
+
+fn check_tokens(
+    snapshot: &Snapshot,
+    file: &DataFile,
+    column: usize,
+    span: std::ops::Range<usize>,
+) -> Result<()> {
+    let settings = &snapshot.home.settings;
+    let tokens = Tokens::read(file, column, settings.token_bytes, span)?.to_vec();
+    match tokens.into_iter().find(|&id| id >= settings.vocab_size) {
+        None => Ok(()),
+        Some(id) => Err(PoolError::corrupted(
+            file.name(),
+            0,
+            format!("token id {id} is outside the vocabulary of {}", settings.vocab_size),
+        )),
+    }
+}
+
+fn check_segment(snapshot: &Snapshot, i: usize, report: &mut Report) {
+    let segment = &snapshot.segments[i];
+    count(&segment.entry.file, report);
+    let problems = &mut report.problems;
+    let file = match segment.open(&snapshot.home) {
+        Ok(file) => file,
+        Err(error) => return problems.push(error),
+    };
+    let before = problems.len();
+    file.check_all(|error| problems.push(error));
+    if problems.len() > before {
+        return;
+    }
+    for row in 0..file.rows() {
+        let result = file.span(column::COMPLETION, row).and_then(|span| {
+            check_tokens(snapshot, file, column::COMPLETION, span)?;
+            if snapshot.home.settings.store_text {
+                file.text(column::TEXT, row)?;
+            }
+            snapshot.locate_prompt(file.value(column::PROMPT, row)?)?;
+            let settings: u32 = file.value(column::SETTINGS, row)?;
+            if settings as usize >= snapshot.sampling_settings.len() {
+                let what = format!("row {row} names sampling settings {settings}");
+                return Err(PoolError::corrupted(file.name(), 0, what));
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            return problems.push(error);
+        }
+    }
+}
+
+fn check_runs(snapshot: &Snapshot, i: usize, live: &mut HashSet<String>, report: &mut Report) {
+    let column = &snapshot.columns[i];
+    for run in &column.runs {
+        let result = match &run.place {
+            RunPlace::Extent(extent) => check_order(snapshot, extent, run.entry.entries as usize),
+            RunPlace::Merged(file) => {
+                live.insert(file.entry.name.clone());
+                count(&file.entry, report);
+                run.open_merged(&snapshot.home, file).and_then(|file| {
+                    file.check_all(|error| report.problems.push(error));
+                    check_merged(snapshot, column, file)
+                })
+            }
+        };
+        if let Err(error) = result {
+            report.problems.push(error);
+        }
+    }
+}
+
+fn check_order(snapshot: &Snapshot, extent: &crate::snapshot::Extent, scored: usize) -> Result<()> {
+    let home = &snapshot.home;
+    let order = extent.order(home, 0..extent.count())?;
+    let scores = extent.scores(home, 0..extent.count())?;
+    let wrong = |what: String| Err(PoolError::corrupted(extent.file_name(), 0, what));
+    let mut last = None;
+    for (at, &row) in order.iter().enumerate() {
+        let Some(&score) = scores.get(row as usize) else {
+            return wrong(format!("an order names row {row}"));
+        };
+        if score.is_nan() != (at >= scored) {
+            return wrong(format!(
+                "rank {at} of an order is on the wrong side of its {scored} scores"
+            ));
+        }
+        let tie_seed = home.settings.tie_seed;
+        let hash = tie_hash(tie_seed, extent.first() + u64::from(row));
+        let rank = if score.is_nan() {
+            (u32::MAX, 0, u64::from(row))
+        } else {
+            (!score_key(score), hash, u64::from(row))
+        };
+        if last.is_some_and(|last| last >= rank) {
+            return wrong(format!("rank {at} of an order is not in order"));
+        }
+        last = Some(rank);
+    }
+    Ok(())
+}
+
+fn check_merged(
+    snapshot: &Snapshot,
+    column: &crate::snapshot::Column,
+    file: &DataFile,
+) -> Result<()> {
+    let wrong = |what: String| Err(PoolError::corrupted(file.name(), 0, what));
+    let keys: &[u32] = file.values(run_column::KEY, 0..file.rows())?;
+    let ids: &[u64] = file.values(run_column::ID, 0..file.rows())?;
+    let mut scores = vec![0.0; ids.len()];
+    if ids.iter().any(|&id| id >= snapshot.num_samples) {
+        return wrong("a run names a sample that is not there".to_owned());
+    }
+    snapshot.scores_of(column, ids, &mut scores)?;
+    let mut last = None;
+    for (at, (&key, &id)) in keys.iter().zip(ids).enumerate() {
+        if scores[at].is_nan() || score_key(scores[at]) != key {
+            return wrong(format!("entry {at} of a run has not the score of sample {id}"));
+        }
+        let rank = (!key, tie_hash(snapshot.home.settings.tie_seed, id), id);
+        if last.is_some_and(|last| last >= rank) {
+            return wrong(format!("entry {at} of a run is not in order"));
+        }
+        last = Some(rank);
+    }
+    Ok(())
+}
