@@ -176,7 +176,7 @@ def _explain(error: Any, origins: Mapping[str, str]) -> str:  # noqa: ANN401 - p
         known = _known_keys()
         siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
         return f"unknown key {key}{where}{_nearest(key, siblings or known) or _nearest(key, known)}"
-    message = error["msg"].removeprefix("Value error, ")
+    message: str = error["msg"].removeprefix("Value error, ")
     if not key:
         return message
     return f"{key} = {error['input']!r}{where}: {message[:1].lower()}{message[1:]}"

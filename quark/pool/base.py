@@ -196,9 +196,24 @@ class Quantization(Protocol):
         ...
 
     def sampler(
-        self, *, batch_size: int, seed: int, mode: SamplingMode = SamplingMode.STRATIFIED
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        mode: SamplingMode = SamplingMode.STRATIFIED,
+        quantiles: Sequence[int] | None = None,
     ) -> Sampler:
-        """Raises ValueError when nothing is ranked or ``batch_size`` < 1."""
+        """A stream of minibatches.
+
+        Args:
+            batch_size: B.
+            seed: u64.
+            mode: how quantiles are chosen.
+            quantiles: draw from these alone; None draws from all.
+
+        Raises:
+            ValueError: ``batch_size`` < 1, a quantile that is not there, or nothing to draw from.
+        """
         ...
 
 

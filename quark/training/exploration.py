@@ -18,6 +18,7 @@ from quark.models.policy import Policy
 from quark.pool.base import PromptRecord, SampleBatch, SamplePool
 from quark.reference.base import ReferencePolicy
 from quark.rewards.base import RewardFunction
+from quark.rewards.build import reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import score
 from quark.training.seeds import derive_seed
@@ -81,7 +82,11 @@ class Explorer:
         self._reward = reward
         self._reward_config = reward_config
         self._settings = json.dumps(
-            {"sampling": sampling.model_dump(mode="json"), "reward": reward.name}, sort_keys=True
+            {
+                "sampling": sampling.model_dump(mode="json"),
+                "reward": dict(reward_provenance(reward)),
+            },
+            sort_keys=True,
         )
         self._policy = policy
         self._reference = reference
@@ -143,6 +148,7 @@ class Explorer:
                     [c.prompt.text for c in completions],
                     [c.text for c in completions],
                     on_error=self._reward_config.on_error,
+                    batch_size=self._reward_config.batch_size,
                 )
                 failed += int(np.isnan(outcome.scores).sum())
                 messages.update(dict.fromkeys(outcome.messages))

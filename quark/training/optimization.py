@@ -43,7 +43,7 @@ def learning_rate(config: OptimizerSection, step: int, num_steps: int) -> float:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The moments and step counts, named ``<parameter>/<moment>``."""
-    names = {p: name for name, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
         for parameter, state in optimizer.state.items()

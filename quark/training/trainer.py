@@ -32,7 +32,7 @@ from quark.evaluation.evaluator import Evaluation, Evaluator
 from quark.generation.base import Generator
 from quark.models.policy import Policy
 from quark.objectives.quark import LossOutput, QuarkObjective
-from quark.pool.base import Quantization
+from quark.pool.base import PoolBatch, Quantization
 from quark.pool.native import NativePool, publish_directory
 from quark.reference.base import ReferencePolicy
 from quark.run_directory import RunDirectory
@@ -55,6 +55,7 @@ from quark.training.optimization import (
     optimizer_tensors,
 )
 from quark.training.seeds import derive_seed
+from quark.types import Completion
 
 
 @dataclass(slots=True, kw_only=True)
@@ -272,9 +273,9 @@ class Trainer:
                     f"{self.run_directory.pool} has samples that this run did not put there: snapshot "
                     f"{chunks} holds {len(pool)} samples instead of {exploration.ids.stop}"
                 )
-        section = self.config.pool
+        cut = self.config.pool
         quantization = pool.quantize(
-            section.num_quantiles, score="reward", ties=section.ties, remainder=section.remainder
+            cut.num_quantiles, score="reward", ties=cut.ties, remainder=cut.remainder
         )
         if int(quantization.counts.sum()) == 0:
             raise TrainingError(
@@ -293,7 +294,7 @@ class Trainer:
             batch_size=section.batch_size,
             seed=derive_seed(self.config.run.seed, "minibatches", here.round),
             mode=self.config.pool.sampling,
-            quantiles=[self.config.pool.num_quantiles - 1] if only_best else None,
+            **({"quantiles": [self.config.pool.num_quantiles - 1]} if only_best else {}),
         )
         totals: dict[str, float] = {}
         steps = 0
@@ -322,7 +323,7 @@ class Trainer:
             )
         return {f"{name}_mean": value / steps for name, value in totals.items()} if steps else {}
 
-    def _optimizer_step(self, samples: object) -> _Step:
+    def _optimizer_step(self, samples: PoolBatch) -> _Step:
         """Loss and gradient of one batch, micro-batch by micro-batch, and the update."""
         section = self.config.optimizer
         policy = self._policy
@@ -409,7 +410,7 @@ class Trainer:
             "metrics": dict(evaluation.metrics),
             "judges": dict(evaluation.judges),
             "answers": [
-                [completion.prompt.text, completion.text, _number(reward)]
+                [completion.prompt.text, completion.text, reward if math.isfinite(reward) else None]
                 for completion, reward in self._shown(evaluation)
             ],
         }
@@ -433,7 +434,7 @@ class Trainer:
             judges=evaluation.judges,
         )
 
-    def _shown(self, evaluation: Evaluation) -> list[tuple[object, float]]:
+    def _shown(self, evaluation: Evaluation) -> list[tuple[Completion, float]]:
         per_prompt = self.config.evaluation.completions_per_prompt
         indices = range(0, len(evaluation.completions), per_prompt)
         return [
@@ -563,9 +564,8 @@ class Trainer:
             best = self._evaluate_quantile(num_quantiles - 1)
         curve: list[float] = []
         if self.config.evaluation.control_curve:
-            for quantile in range(num_quantiles - 1):
-                curve.append(self._evaluate_quantile(quantile).metrics["reward_mean"])
-            curve.append(best.metrics["reward_mean"])
+            lower = [self._evaluate_quantile(k) for k in range(num_quantiles - 1)]
+            curve = [evaluation.metrics["reward_mean"] for evaluation in (*lower, best)]
             self._log.write(
                 "control_curve", self._position.step, round=self._position.round, reward_mean=curve
             )
@@ -617,7 +617,7 @@ class Trainer:
                         prompt=str(prompt),
                         before=str(text),
                         before_reward=math.nan if reward is None else float(reward),  # type: ignore[arg-type]
-                        after=completion.text,  # type: ignore[attr-defined]
+                        after=completion.text,
                         after_reward=new_reward,
                     )
                 )

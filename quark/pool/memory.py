@@ -1,0 +1,412 @@
+"""The pool as a page of plain Python: the executable specification of the Rust one.
+
+Slow and forgetful on purpose. Whatever it answers, the durable pool must answer, ids drawn by samplers
+included; property tests drive both with the same operations. Scrambling and permutations repeat
+``quark_pool_rs/src/rng.rs``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.pool.base import (
+    PoolBatch,
+    RemainderRule,
+    Sample,
+    SampleBatch,
+    SamplingMode,
+    Snapshot,
+    TieRule,
+)
+
+_MASK = (1 << 64) - 1
+_TIER = 8
+
+
+def mix64(z: int) -> int:
+    """The finalizer of splitmix64: a bijection of 64 bits."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
+    return z ^ (z >> 31)
+
+
+def scramble(seed: int, value: int) -> int:
+    """A hash of ``value`` under ``seed``; bijective in ``value``."""
+    return mix64(mix64((seed + 0x9E3779B97F4A7C15) & _MASK) ^ value)
+
+
+def permute(n: int, key: int, i: int) -> int:
+    """Where ``i`` goes in the keyed permutation of 0 .. n-1: a Feistel network walked into the range."""
+    bits = max((n - 1).bit_length(), 2)
+    low_bits = bits // 2
+    low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
+    while True:
+        low, high = i & low_mask, i >> low_bits
+        for number in range(0, 6, 2):
+            low ^= scramble((key + number) & _MASK, high) & low_mask
+            high ^= scramble((key + number + 1) & _MASK, low) & high_mask
+        i = high << low_bits | low
+        if i < n:
+            return i
+
+
+class MemoryPool:
+    """A ``SamplePool`` in lists.
+
+    Args:
+        vocab_size: token ids are below this.
+        store_text: whether completions carry their text.
+        tie_seed: of the hash that cuts blocks of equal scores.
+    """
+
+    def __init__(self, *, vocab_size: int, store_text: bool = True, tie_seed: int = 0) -> None:
+        self._vocab_size = vocab_size
+        self._store_text = store_text
+        self.tie_seed = tie_seed
+        self._samples: list[Sample] = []
+        self._prompts: dict[tuple[bytes, str, str], int] = {}
+        self._keys: dict[str, range] = {}
+        self._columns: dict[str, list[float]] = {}
+        self._runs: dict[str, list[tuple[int, list[int]]]] = {}
+        self._hash = hashlib.sha256()
+
+    @property
+    def path(self) -> Path | None:
+        return None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            generation=len(self._keys), hash=self._hash.hexdigest(), num_samples=len(self)
+        )
+
+    @property
+    def score_columns(self) -> tuple[str, ...]:
+        return tuple(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def append(self, batch: SampleBatch) -> range:
+        if batch.key in self._keys:
+            return self._keys[batch.key]
+        self._check(batch)
+        first, count = len(self), len(batch.prompt_index)
+        ids = range(first, first + count)
+        prompt_ids = [
+            self._prompts.setdefault(
+                (p.token_ids.astype(np.uint32).tobytes(), p.text, p.metadata), len(self._prompts)
+            )
+            for p in batch.prompts
+        ]
+        for row, id in enumerate(ids):
+            which = int(batch.prompt_index[row])
+            prompt = batch.prompts[which]
+            begin, end = batch.completion_offsets[row : row + 2]
+            self._samples.append(
+                Sample(
+                    id=id,
+                    prompt_id=prompt_ids[which],
+                    prompt_text=prompt.text,
+                    prompt_tokens=prompt.token_ids.astype(np.uint32),
+                    prompt_metadata=prompt.metadata,
+                    completion_tokens=batch.completion_tokens[begin:end].astype(np.uint32),
+                    completion_text=(
+                        batch.completion_texts[row]
+                        if self._store_text and batch.completion_texts is not None
+                        else None
+                    ),
+                    finish_reason=int(batch.finish_reasons[row]),
+                    round=batch.round,
+                    chunk=batch.chunk,
+                    policy_step=batch.policy_step,
+                    reward_token=int(batch.reward_tokens[row]),
+                    settings=batch.settings,
+                    seed=int(batch.seeds[row]),
+                    logprob_policy=float(batch.logprob_policy[row]),
+                    logprob_reference=float(batch.logprob_reference[row]),
+                    scores={name: float(values[row]) for name, values in batch.scores.items()},
+                )
+            )
+        for name, values in batch.scores.items():
+            column = self._columns.setdefault(name, [])
+            column += [math.nan] * (first - len(column)) + [float(v) for v in values]
+            run = self._ranked(name, [id for id in ids if not math.isnan(column[id])])
+            runs = self._runs.setdefault(name, [])
+            if run:
+                runs.append((0, run))
+            while len(runs) >= _TIER and len({level for level, _ in runs[-_TIER:]}) == 1:
+                level = runs[-1][0] + 1
+                members = [id for _, ids_of in runs[-_TIER:] for id in ids_of]
+                runs[-_TIER:] = [(level, self._ranked(name, members))]
+        self._keys[batch.key] = ids
+        self._hash.update(batch.key.encode())
+        return ids
+
+    def find(self, key: str) -> range | None:
+        return self._keys.get(key)
+
+    def refresh(self) -> Snapshot:
+        return self.snapshot
+
+    def quantize(
+        self,
+        num_quantiles: int,
+        *,
+        score: str = "reward",
+        ties: TieRule = TieRule.HASH,
+        remainder: RemainderRule = RemainderRule.SPREAD,
+    ) -> MemoryQuantization:
+        if num_quantiles < 1:
+            raise ValueError(f"num_quantiles is {num_quantiles}; at least 1 is needed")
+        if score not in self._columns:
+            raise KeyError(score)
+        runs = [list(ids) for _, ids in self._runs[score]]
+        return MemoryQuantization(self, num_quantiles, score, runs, ties, remainder)
+
+    def scores(self, name: str) -> NDArray[np.float32]:
+        column = self._columns[name]
+        return np.array(column + [math.nan] * (len(self) - len(column)), dtype=np.float32)
+
+    def samples(self, ids: Sequence[int]) -> list[Sample]:
+        if any(not 0 <= id < len(self) for id in ids):
+            raise IndexError(f"the pool holds {len(self)} samples")
+        return [self._samples[id] for id in ids]
+
+    def gather(self, ids: NDArray[np.uint64], *, pad_id: int) -> PoolBatch:
+        samples = self.samples([int(id) for id in ids])
+        prompts = [s.prompt_tokens for s in samples]
+        completions = [s.completion_tokens for s in samples]
+        prompt_tokens = np.full((len(ids), max(map(len, prompts), default=0)), pad_id, np.int64)
+        completion_tokens = np.full(
+            (len(ids), max(map(len, completions), default=0)), pad_id, np.int64
+        )
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            prompt_tokens[i, prompt_tokens.shape[1] - len(prompt) :] = prompt
+            completion_tokens[i, : len(completion)] = completion
+        return PoolBatch(
+            ids=np.asarray(ids, dtype=np.uint64),
+            quantiles=np.full(len(ids), -1, dtype=np.int16),
+            prompt_tokens=prompt_tokens,
+            prompt_lengths=np.array([len(p) for p in prompts], dtype=np.int32),
+            completion_tokens=completion_tokens,
+            completion_lengths=np.array([len(c) for c in completions], dtype=np.int32),
+            scores=np.full(len(ids), math.nan, dtype=np.float32),
+        )
+
+    def close(self) -> None:
+        pass
+
+    def _ranked(self, name: str, ids: Sequence[int]) -> list[int]:
+        column = self._columns[name]
+        # -0.0 == 0.0 already; the hash is bijective in the id, so the order is total.
+        return sorted(ids, key=lambda id: (-column[id], scramble(self.tie_seed, id)))
+
+    def _check(self, batch: SampleBatch) -> None:
+        count = len(batch.prompt_index)
+        offsets = batch.completion_offsets
+        if count == 0:
+            raise ValueError("a batch holds at least one sample")
+        if len(offsets) != count + 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+            raise ValueError("completion_offsets does not fit the batch")
+        if offsets[-1] != len(batch.completion_tokens):
+            raise ValueError("completion_offsets does not end where the tokens do")
+        per_sample = {
+            "finish_reasons": batch.finish_reasons,
+            "reward_tokens": batch.reward_tokens,
+            "seeds": batch.seeds,
+            "logprob_policy": batch.logprob_policy,
+            "logprob_reference": batch.logprob_reference,
+            **{f"scores[{name!r}]": values for name, values in batch.scores.items()},
+        }
+        for name, values in per_sample.items():
+            if len(values) != count:
+                raise ValueError(f"{name} has {len(values)} entries for {count} samples")
+        tokens = [batch.completion_tokens, *(p.token_ids for p in batch.prompts)]
+        if any(len(t) and int(t.max()) >= self._vocab_size for t in tokens):
+            raise ValueError(f"a token id is outside the vocabulary of {self._vocab_size}")
+        if (batch.prompt_index >= len(batch.prompts)).any():
+            raise ValueError("prompt_index names a prompt that the batch does not have")
+
+
+class MemoryQuantization:
+    """The ranking of a ``MemoryPool``, cut."""
+
+    def __init__(
+        self,
+        pool: MemoryPool,
+        num_quantiles: int,
+        score: str,
+        runs: list[list[int]],
+        ties: TieRule,
+        remainder: RemainderRule,
+    ) -> None:
+        self._pool = pool
+        self._num_quantiles = num_quantiles
+        self._score = score
+        self._values = [float(v) for v in pool.scores(score)]
+        self._snapshot = pool.snapshot
+        ranked = [id for run in runs for id in run]
+        values = self._values
+
+        def worst_first(id: int) -> tuple[float, int]:
+            tie = -id if ties is TieRule.OLDER_FIRST else -scramble(pool.tie_seed, id)
+            return values[id], tie
+
+        ascending = sorted(ranked, key=worst_first)
+        total = len(ascending)
+        if remainder is RemainderRule.SPREAD:
+            starts = [k * total // num_quantiles for k in range(num_quantiles)]
+        else:
+            size = total // num_quantiles
+            starts = [0, *(total - (num_quantiles - k) * size for k in range(1, num_quantiles))]
+        label_of: dict[int, int] = {}
+        for k, start in enumerate(starts):
+            if ties is TieRule.TOGETHER and start < total:
+                # The block that the boundary cuts goes up as a whole.
+                while start > 0 and values[ascending[start - 1]] == values[ascending[start]]:
+                    start -= 1
+            for id in ascending[start:]:
+                label_of[id] = k
+        self._labels = label_of
+        self._members = [
+            self._in_run_order(k, runs, ties, starts, ascending) for k in range(num_quantiles)
+        ]
+
+    def _in_run_order(
+        self,
+        quantile: int,
+        runs: list[list[int]],
+        ties: TieRule,
+        starts: list[int],
+        ascending: list[int],
+    ) -> list[int]:
+        """Members of a quantile as samplers number them: blocks cut by age first, then run by run."""
+        age_cut: list[int] = []
+        if ties is TieRule.OLDER_FIRST:
+            for k in (quantile + 1, quantile):
+                if 0 < k < self._num_quantiles and starts[k] < len(ascending) and starts[k] > 0:
+                    value = self._values[ascending[starts[k]]]
+                    if self._values[ascending[starts[k] - 1]] == value:
+                        block = sorted(
+                            id
+                            for id, label in self._labels.items()
+                            if label == quantile and self._values[id] == value
+                        )
+                        age_cut += [id for id in block if id not in age_cut]
+        return age_cut + [
+            id for run in runs for id in run if self._labels[id] == quantile and id not in age_cut
+        ]
+
+    @property
+    def num_quantiles(self) -> int:
+        return self._num_quantiles
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        return np.array([len(members) for members in self._members], dtype=np.int64)
+
+    @property
+    def lower_bounds(self) -> NDArray[np.float32]:
+        return np.array(
+            [min((self._values[id] for id in m), default=math.nan) for m in self._members],
+            dtype=np.float32,
+        )
+
+    @property
+    def num_unranked(self) -> int:
+        return self._snapshot.num_samples - len(self._labels)
+
+    def labels(self) -> NDArray[np.int16]:
+        return np.array(
+            [self._labels.get(id, -1) for id in range(self._snapshot.num_samples)], dtype=np.int16
+        )
+
+    def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]:
+        if any(int(id) >= self._snapshot.num_samples for id in ids):
+            raise IndexError(f"the snapshot holds {self._snapshot.num_samples} samples")
+        return np.array([self._labels.get(int(id), -1) for id in ids], dtype=np.int16)
+
+    def sampler(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        mode: SamplingMode = SamplingMode.STRATIFIED,
+        quantiles: Sequence[int] | None = None,
+    ) -> MemorySampler:
+        wanted = range(self._num_quantiles) if quantiles is None else quantiles
+        if any(not 0 <= k < self._num_quantiles for k in wanted):
+            raise ValueError(f"quantiles are 0 .. {self._num_quantiles - 1}")
+        strata = [(k, self._members[k]) for k in sorted(set(wanted)) if self._members[k]]
+        if batch_size < 1 or not strata:
+            raise ValueError("batch_size is below 1, or there is nothing to draw from")
+        return MemorySampler(self._pool, self._values, strata, batch_size, seed, mode)
+
+
+class MemorySampler:
+    """Batch t takes the slots t B .. (t + 1) B - 1 of an endless sequence."""
+
+    def __init__(
+        self,
+        pool: MemoryPool,
+        values: list[float],
+        strata: list[tuple[int, list[int]]],
+        batch_size: int,
+        seed: int,
+        mode: SamplingMode,
+    ) -> None:
+        self._pool = pool
+        self._values = values
+        self._strata = strata
+        self._batch_size = batch_size
+        self._seed = seed
+        self._mode = mode
+
+    def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
+        slots = range(step * self._batch_size, (step + 1) * self._batch_size)
+        drawn = [self._at(slot) for slot in slots]
+        return (
+            np.array([id for _, id in drawn], dtype=np.uint64),
+            np.array([quantile for quantile, _ in drawn], dtype=np.int16),
+        )
+
+    def _at(self, slot: int) -> tuple[int, int]:
+        seed, strata = self._seed, self._strata
+        match self._mode:
+            case SamplingMode.STRATIFIED:
+                quantile, members = strata[slot % len(strata)]
+                epoch, place = divmod(slot // len(strata), len(members))
+                key = scramble(scramble(scramble(seed, 1), quantile), epoch)
+                return quantile, members[permute(len(members), key, place)]
+            case SamplingMode.IID:
+                quantile, members = strata[scramble(scramble(seed, 2), slot) * len(strata) >> 64]
+                return quantile, members[scramble(scramble(seed, 3), slot) * len(members) >> 64]
+            case SamplingMode.SHUFFLE:
+                everything = [(k, id) for k, members in strata for id in members]
+                epoch, place = divmod(slot, len(everything))
+                key = scramble(scramble(seed, 4), epoch)
+                return everything[permute(len(everything), key, place)]
+
+    def batch(self, step: int, *, pad_id: int) -> PoolBatch:
+        ids, quantiles = self.draw(step)
+        rows = self._pool.gather(ids, pad_id=pad_id)
+        return PoolBatch(
+            ids=ids,
+            quantiles=quantiles,
+            prompt_tokens=rows.prompt_tokens,
+            prompt_lengths=rows.prompt_lengths,
+            completion_tokens=rows.completion_tokens,
+            completion_lengths=rows.completion_lengths,
+            scores=np.array([self._values[int(id)] for id in ids], dtype=np.float32),
+        )
