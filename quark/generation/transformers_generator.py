@@ -71,6 +71,10 @@ class TransformersGenerator:
             dtype=torch.int64,
             device=device,
         )
+        # Whether decoding drops the space before a first word, as SentencePiece tokenizers do.
+        words = tokenizer("a a", add_special_tokens=False).input_ids
+        pieces = self._decode([words[:-1], words[-1:]])
+        self._joins_words = "".join(pieces) != self._decode([words])[0]
         self._max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
 
     def generate(
@@ -227,10 +231,8 @@ class TransformersGenerator:
         token_ids = [
             tokens[:count] for tokens, count in zip(sampled.tokens, sampled.counts, strict=True)
         ]
-        texts = self._tokenizer.batch_decode(
-            [ids.tolist() for ids in token_ids],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
+        texts = self._texts(
+            [prompts[row].token_ids for row in rows], [ids.tolist() for ids in token_ids]
         )
         for i, row in enumerate(rows):
             yield Completion(
@@ -242,6 +244,28 @@ class TransformersGenerator:
                 seed=seed,
                 logprob_policy=float(sampled.logprobs[i]),
             )
+
+    def _texts(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[list[int]]
+    ) -> list[str]:
+        """What each completion adds to its prompt's text."""
+        if not self._joins_words:
+            return self._decode(completions)
+        # Decoded alone, a completion would lose the space before its first word.
+        wholes = self._decode(
+            [[*prompt, *ids] for prompt, ids in zip(prompts, completions, strict=True)]
+        )
+        begins = self._decode([list(prompt) for prompt in prompts])
+        return [
+            whole[len(begin) :] if whole.startswith(begin) else alone
+            for whole, begin, alone in zip(wholes, begins, self._decode(completions), strict=True)
+        ]
+
+    def _decode(self, rows: Sequence[list[int]]) -> list[str]:
+        texts: list[str] = self._tokenizer.batch_decode(
+            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
 from quark.data.collate import collate
 from quark.errors import ModelError
@@ -218,3 +220,17 @@ def test_a_broken_model_is_reported():
         policy.model.get_output_embeddings().weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="NaN"):
         generator(policy).generate(PROMPTS, quantile=0, seed=0)
+
+
+def test_a_completion_keeps_the_space_that_decoding_alone_would_drop():
+    backend = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1, "▁c": 2, "</s>": 3}, unk_token="</s>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    assert tokenizer.decode([1]) == "b"
+    config = SamplingConfig(max_new_tokens=3)
+    plain = TransformersGenerator(tiny_gpt2(vocab=4), tokenizer, None, config, CPU)
+    prompts = [Prompt(index=i, text="a b", token_ids=(0, 1)) for i in range(20)]
+    for completion in plain.generate(prompts, quantile=None, seed=0):
+        whole = tokenizer.decode([0, 1, *completion.token_ids], skip_special_tokens=True)
+        assert completion.prompt.text + completion.text == whole
