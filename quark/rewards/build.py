@@ -17,7 +17,7 @@ def build_reward(config: RewardConfig) -> RewardFunction:
 
     >>> reward = build_reward(RewardConfig(name="length", length={"maximum": 3}))
     >>> reward(prompts=["", ""], completions=["easy to use", "not so easy to use at all"])
-    [1.0, 0.42857142857142855]
+    [1.0, 0.4285714285714286]
 
     Raises:
         RewardError: It cannot be loaded; names what is missing.

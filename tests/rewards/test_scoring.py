@@ -1,0 +1,170 @@
+"""Whatever a reward returns, scoring either has float32 scores with counted gaps or says what is wrong."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quark.errors import RewardError
+from quark.rewards.scoring import score
+
+PROMPTS = ["p0", "p1", "p2"]
+COMPLETIONS = ["c0", "c1", "c2"]
+
+
+class Returning:
+    name = "tested"
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, *, prompts, completions):
+        return self.function(prompts, completions)
+
+
+def outcome_of(value, **options):
+    return score(Returning(lambda p, c: value), PROMPTS, COMPLETIONS, **options)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1, 2.5, -3],
+        (1, 2.5, -3),
+        [np.float64(1), np.float32(2.5), np.int64(-3)],
+        np.array([1, 2.5, -3]),
+        torch.tensor([1, 2.5, -3]),
+        torch.tensor([1, 2.5, -3], requires_grad=True),
+        [torch.tensor(1.0), torch.tensor(2.5), torch.tensor(-3.0)],
+    ],
+)
+def test_numbers_in_any_sequence_become_float32_in_order(value):
+    outcome = outcome_of(value)
+    assert outcome.scores.dtype == np.float32
+    assert outcome.scores.tolist() == [1.0, 2.5, -3.0]
+    assert (outcome.num_failed, outcome.num_nonfinite, outcome.messages) == (0, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("value", "num_nonfinite"),
+    [(None, 0), (math.nan, 1), (math.inf, 1), (-math.inf, 1), (1e39, 1), (10**400, 1)],
+)
+def test_what_is_no_score_becomes_nan_and_is_counted(value, num_nonfinite):
+    outcome = outcome_of([0.5, value, 1.5])
+    assert outcome.scores[[0, 2]].tolist() == [0.5, 1.5]
+    assert np.isnan(outcome.scores[1])
+    assert (outcome.num_failed, outcome.num_nonfinite) == (1, num_nonfinite)
+    assert "tested" in outcome.messages[0]
+    assert "completion 1" in outcome.messages[0]
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 4])
+@pytest.mark.parametrize("on_error", ["fail", "nan"])
+def test_a_wrong_length_raises_in_every_mode(length, on_error):
+    with pytest.raises(RewardError, match=f"'tested' returned {length} scores for 3"):
+        outcome_of([1.0] * length, on_error=on_error)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, np.True_, "1.0", b"1", [1.0], {}, 1j, torch.tensor(True), object()],
+    ids=repr,
+)
+@pytest.mark.parametrize("on_error", ["fail", "nan"])
+def test_what_cannot_be_a_score_raises_with_function_index_and_value(value, on_error):
+    with pytest.raises(RewardError, match=r"'tested' returned .* for completion 2"):
+        outcome_of([0.0, 1.0, value], on_error=on_error)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        1.0,
+        "abc",
+        {"a": 1.0, "b": 2.0, "c": 3.0},
+        {1.0, 2.0, 3.0},
+        (x for x in (1.0, 2.0, 3.0)),
+        np.ones((3, 1)),
+        torch.ones(1, 3),
+        torch.tensor(1.0),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_list_of_scores_raises(value):
+    with pytest.raises(RewardError, match="'tested' returned"):
+        outcome_of(value)
+
+
+def test_an_array_of_booleans_raises():
+    with pytest.raises(RewardError, match="bool True for completion 0"):
+        outcome_of(np.array([True, False, True]))
+
+
+def test_a_raising_reward_stops_the_run_and_names_where():
+    def fails(prompts, completions):
+        raise KeyError("missing")
+
+    with pytest.raises(
+        RewardError, match=r"'tested' raised on completions 0 to 2: KeyError"
+    ) as info:
+        score(Returning(fails), PROMPTS, COMPLETIONS)
+    assert isinstance(info.value.__cause__, KeyError)
+
+
+def test_with_nan_only_the_failing_batch_is_lost():
+    def fails_on_c1(prompts, completions):
+        if "c1" in completions:
+            raise ValueError("no")
+        return [1.0] * len(completions)
+
+    outcome = score(Returning(fails_on_c1), PROMPTS, COMPLETIONS, on_error="nan", batch_size=1)
+    assert np.isnan(outcome.scores).tolist() == [False, True, False]
+    assert outcome.num_failed == 1
+    assert outcome.num_nonfinite == 0
+    assert "ValueError: no" in outcome.messages[0]
+
+
+def test_interrupts_pass_through():
+    def interrupted(prompts, completions):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(Returning(interrupted), PROMPTS, COMPLETIONS, on_error="nan")
+
+
+def test_a_reward_that_changes_its_inputs_changes_nothing_of_ours():
+    def vandal(prompts, completions):
+        values = [float(len(text)) for text in completions]
+        prompts.clear()
+        completions.clear()
+        return values
+
+    prompts, completions = list(PROMPTS), list(COMPLETIONS)
+    assert score(Returning(vandal), prompts, completions).scores.tolist() == [2.0, 2.0, 2.0]
+    assert (prompts, completions) == (PROMPTS, COMPLETIONS)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False)), st.integers(1, 7))
+def test_batches_do_not_change_scores(values, batch_size):
+    completions = [str(index) for index in range(len(values))]
+    reward = Returning(lambda p, c: [values[int(text)] for text in c])
+    outcome = score(reward, [""] * len(values), completions, batch_size=batch_size)
+    assert outcome.scores.tolist() == values
+
+
+def test_messages_stay_few():
+    outcome = score(
+        Returning(lambda p, c: [None]), [""] * 100, [str(i) for i in range(100)], batch_size=1
+    )
+    assert outcome.num_failed == 100
+    assert 1 <= len(outcome.messages) <= 5
+
+
+def test_prompts_and_completions_must_match():
+    with pytest.raises(ValueError, match="2 prompts for 3 completions"):
+        score(Returning(lambda p, c: []), PROMPTS[:2], COMPLETIONS)
