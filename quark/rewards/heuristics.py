@@ -8,6 +8,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from quark.errors import RewardError
 from quark.settings import Settings
 from quark.text_statistics import diversity, words
 
@@ -104,6 +105,9 @@ class RegexReward:
     name: Final = "regex"
 
     def __init__(self, config: RegexConfig) -> None:
+        """Compile the pattern; RewardError without one."""
+        if not config.pattern:
+            raise RewardError("reward regex needs reward.regex.pattern")
         self._config = config
         self._pattern = re.compile(config.pattern, re.IGNORECASE if config.ignore_case else 0)
 

@@ -120,6 +120,10 @@ class HttpReward:
             time.sleep(self._wait_s(attempt, asked))
         raise AssertionError("the last attempt returns or raises")
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def _scores(self, response: httpx2.Response) -> Sequence[float | None]:
         if not response.is_success:
             raise RewardError(
