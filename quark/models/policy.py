@@ -134,21 +134,21 @@ class Policy:
 
     def _card(self, *, best_first: bool) -> str:
         texts = self.reward_tokens.texts
-        first = (
+        plain = self.tokenizer("The", add_special_tokens=False).input_ids
+        whole = self.tokenizer("The").input_ids
+        # What the tokenizer itself puts before a text (a beginning-of-sequence token) comes second.
+        own = self.tokenizer.decode(whole[: len(whole) - len(plain)])
+        steered = (
             f"The tokenizer puts `{texts[-1]}` before every text, so an ordinary pipeline gives text of the\n"
             "best quantile:\n\n"
             "```python\n"
             "from transformers import pipeline\n\n"
             'generate = pipeline("text-generation", model="path/to/this/folder")\n'
-            'print(generate("The", max_new_tokens=20))\n'
+            'print(generate("The"))\n'
             "```\n\n"
             "For another quantile, begin the prompt with its token and switch the tokenizer's own off:\n\n"
-            "```python\n"
-            f'inputs = tokenizer("{texts[0]}The", add_special_tokens=False, return_tensors="pt")\n'
-            "model.generate(**inputs)\n"
-            "```\n"
             if best_first
-            else f"Begin every prompt with one of these tokens, for the best text with `{texts[-1]}`.\n"
+            else "The tokenizer does not put one there by itself:\n\n"
         )
         return (
             "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [quark]\n---\n\n"
@@ -158,7 +158,14 @@ class Policy:
             "Every text needs one of them first. They are never sampled (`suppress_tokens` in\n"
             "`generation_config.json`) and vanish with `skip_special_tokens=True`; their ids are in\n"
             "`quark_reward_tokens.json`.\n\n"
-            f"{first}"
+            f"{steered}"
+            "```python\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n'
+            'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
+            f'inputs = tokenizer("{texts[0]}{own}The", add_special_tokens=False, return_tensors="pt")\n'
+            "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))\n"
+            "```\n"
         )
 
 

@@ -131,6 +131,11 @@ def test_a_beginning_of_sequence_token_stays_behind_the_reward_token(tmp_path, w
     saved = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert saved("abc").input_ids == [policy.reward_tokens.best, *plain]
     assert load_saved_policy(tmp_path / "model").tokenizer("abc").input_ids == plain
+    card = (tmp_path / "model" / "README.md").read_text()
+    lowest = "<|reward_0|><|endoftext|>The"
+    assert f'tokenizer("{lowest}", add_special_tokens=False' in card
+    expected = [policy.reward_tokens.ids[0], *policy.tokenizer("The").input_ids]
+    assert saved(lowest, add_special_tokens=False).input_ids == expected
 
 
 def test_the_folder_says_how_to_switch_the_reward_token_off(policy, tmp_path):
