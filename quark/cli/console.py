@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _LINE_MODE_WIDTH = 100
+_SHOWN_CHARACTERS = 2000
 
 
 def make_console(stream: IO[str] | None = None, *, width: int | None = None) -> Console:
@@ -50,6 +51,13 @@ def foreign(text: str, *, limit: int | None = None, style: str = "") -> Text:
     from rich.text import Text
 
     return Text(printable(text, limit=limit), style=style)
+
+
+def continued(prompt: str, completion: str) -> Text:
+    """A prompt, dimmed, and the completion that goes on from it, as one text."""
+    return foreign(prompt, limit=_SHOWN_CHARACTERS, style="dim").append_text(
+        foreign(completion, limit=_SHOWN_CHARACTERS)
+    )
 
 
 def prose(text: str, style: str = "") -> Text:
@@ -106,7 +114,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return "–"
     if value == 0 or 10**-digits <= abs(value) < 1e6:
         return f"{value:.{digits}f}"
-    return f"{value:.{digits}g}"
+    return f"{value:.1e}"
 
 
 def count(value: int) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from quark.cli.console import (
     bar,
+    continued,
     count,
     duration,
     figures,
@@ -42,6 +43,17 @@ _UNITS: dict[Phase, str] = {
     "evaluating": "prompts",
     "saving": "",
 }
+_OWN_FIGURES = (
+    "completion_length",
+    "distinct",
+    "diversity",
+    "failed",
+    "kl_",
+    "perplexity",
+    "rep_",
+    "reward",
+)
+"""How the evaluator's own figures begin; any other one is a judge's."""
 _FIGURES = (
     ("reward", "reward_mean", 3),
     ("KL", "kl_policy_to_reference", 3),
@@ -230,13 +242,15 @@ def round_line(summary: RoundSummary) -> str:
     """One round in one line."""
     metrics = summary.metrics
     parts = [f"round {summary.round}/{summary.num_rounds - 1}"]
-    for label, key, digits in (
-        ("reward", "reward_mean", 3),
-        ("KL", "kl_policy_to_reference", 3),
-        ("distinct-2", "distinct_2", 2),
+    for label, keys, digits in (
+        ("reward", ("reward_mean",), 3),
+        ("held-out", ("evaluation_reward_mean",), 3),
+        ("KL", ("kl_policy_to_reference", "kl_policy_to_reference_mean"), 3),
+        ("distinct-2", ("distinct_2",), 2),
     ):
-        if key in metrics:
-            parts.append(f"{label} {number(metrics[key], digits)}")
+        value = next((metrics[key] for key in keys if key in metrics), None)
+        if value is not None:
+            parts.append(f"{label} {number(value, digits)}")
     if "samples" in metrics:
         parts.append(f"pool {count(int(metrics['samples']))} samples")
     failed = metrics.get("failed_scores", 0.0)
@@ -293,11 +307,10 @@ def print_result(console: Console, result: TrainingResult) -> None:
             "   (held-out prompts, best reward token)",
         )
     ]
-    for name in sorted({key.removesuffix("_before") for key in metrics if key.endswith("_before")}):
-        before = metrics[f"{name}_before"]
-        after = metrics.get(f"{name}_after", math.nan)
-        if name != "reward":
-            rows.append((name.replace("_", "-"), f"{number(before)} → {number(after)}"))
+    rows += [
+        (label, f"{number(metrics[before], digits)} → {number(metrics.get(after), digits)}")
+        for label, before, after, digits in _compared(metrics)
+    ]
     rows += [
         (
             "KL to the original",
@@ -317,18 +330,19 @@ def print_result(console: Console, result: TrainingResult) -> None:
     if result.before_after:
         console.print()
         console.print(heading("The same prompt, before and after"))
-        for pair in list(result.before_after)[:SAMPLES_PER_QUANTILE]:
-            console.print(foreign(pair.prompt, limit=console.width - 1, style="bold"))
+        for index, pair in enumerate(list(result.before_after)[:SAMPLES_PER_QUANTILE]):
+            if index:
+                console.print()
             console.print(
                 figures(
                     [
                         (
                             f"  before {number(pair.before_reward):>6}",
-                            foreign(pair.before.strip(" "), limit=400),
+                            continued(pair.prompt, pair.before),
                         ),
                         (
                             f"  after  {number(pair.after_reward):>6}",
-                            foreign(pair.after.strip(" "), limit=400),
+                            continued(pair.prompt, pair.after),
                         ),
                     ]
                 )
@@ -339,6 +353,21 @@ def print_result(console: Console, result: TrainingResult) -> None:
         paths.append(("report", result.report))
     console.print(heading("Files"))
     console.print(figures([(name, foreign(str(path))) for name, path in paths]))
+
+
+def _compared(metrics: Mapping[str, float]) -> Iterator[tuple[str, str, str, int]]:
+    """Label, keys and digits of what is shown before and after: the judges, then a few of our own."""
+    names = [key.removesuffix("_before") for key in metrics if key.endswith("_before")]
+    for name in names:
+        if not name.startswith(_OWN_FIGURES):
+            yield f"judge {name}", f"{name}_before", f"{name}_after", 3
+    for name, label, digits in (
+        ("distinct_2", "distinct-2", 2),
+        ("perplexity_reference", "perplexity", 1),
+        ("completion_length_mean", "length in tokens", 1),
+    ):
+        if name in names:
+            yield label, f"{name}_before", f"{name}_after", digits
 
 
 def print_next_steps(console: Console, result: TrainingResult) -> None:

@@ -56,7 +56,13 @@ def result(text: str = "fine") -> TrainingResult:
         control_curve=[-0.1, 0.4, math.nan, 0.98],
         seconds=61.0,
         interrupted=False,
-        metrics={"distinct_2_before": 0.94, "distinct_2_after": 0.6},
+        metrics={
+            "distinct_2_before": 0.94,
+            "distinct_2_after": 0.6,
+            "vader_before": 0.1,
+            "vader_after": 0.7,
+            "reward_std_before": 0.3,
+        },
         before_after=[
             BeforeAfter(prompt=text, before=text, before_reward=0.1, after=text, after_reward=0.9)
         ],
@@ -184,7 +190,9 @@ def test_the_result_shows_before_and_after_and_every_path() -> None:
     text = stream.getvalue()
     for expected in (
         "0.540 → 0.980",
-        "0.940 → 0.600",
+        "0.94 → 0.60",
+        "judge vader",
+        "0.100 → 0.700",
         "<|reward_0|> (worst)",
         "<|reward_3|> (best)",
         "runs/demo/pool",
@@ -201,7 +209,7 @@ def test_numbers_durations_and_bars() -> None:
         "–",
         "–",
         "0.000",
-        "1e-07",
+        "1.0e-07",
     ]
     assert [duration(s) for s in (5, 187, 7500, math.nan)] == ["5 s", "3:07 min", "2:05 h", "–"]
     assert bar(0.5, 0.0, 1.0, 10) == "█" * 5

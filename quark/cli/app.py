@@ -1,0 +1,134 @@
+"""The command tree, and what happens to an error.
+
+Command modules import only the standard library, Typer and quark's ground floor at the top; torch,
+transformers and polars wait until a command runs, so that ``quark --help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from quark import __version__
+from quark.cli import config, doctor, evaluate, generate, init, pool, report, reward, train
+from quark.cli.exit_codes import MEANINGS, ExitCode, exit_code_of, way_out_of
+
+TRACEBACK_FLAG = "--traceback"
+TRACEBACK_VARIABLE = "QUARK_TRACEBACK"
+
+_EPILOG = "\n\n".join(
+    (
+        "**Exit codes:** "
+        + ";  ".join(f"**{code.value}** {meaning}" for code, meaning in MEANINGS.items())
+        + ".",
+        "**First steps:**  `quark train`  trains the embedded model offline on a CPU;  "
+        "`quark init`  writes a commented configuration;  `quark doctor`  says what is missing.",
+    )
+)
+
+app = typer.Typer(
+    name="quark",
+    help="Teach or unteach a language model with any black-box reward.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train", rich_help_panel="Train and use")(train.train)
+app.command("generate", rich_help_panel="Train and use")(generate.generate)
+app.command("evaluate", rich_help_panel="Train and use")(evaluate.evaluate)
+app.command("report", rich_help_panel="Look inside")(report.report)
+app.add_typer(pool.app, name="pool", rich_help_panel="Look inside")
+app.command("init", rich_help_panel="Set up")(init.init)
+app.add_typer(config.app, name="config", rich_help_panel="Set up")
+app.add_typer(reward.app, name="reward", rich_help_panel="Set up")
+app.command("doctor", rich_help_panel="Set up")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"quark {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and leave."
+        ),
+    ] = False,
+    show_traceback: Annotated[
+        bool,
+        typer.Option(
+            TRACEBACK_FLAG,
+            envvar=TRACEBACK_VARIABLE,
+            help="Show where an expected error came from, too.",
+        ),
+    ] = False,
+) -> None:
+    """Teach or unteach a language model with any black-box reward."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit status; every error ends here."""
+    _prepare_process()
+    try:
+        app(args=list(arguments), prog_name="quark")
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else ExitCode.OK
+    except BaseException as error:  # the outermost frame: nothing may pass it unseen
+        return _report_error(error, with_traceback=_wants_traceback(arguments))
+    return ExitCode.OK
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _prepare_process() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(
+                errors="backslashreplace"
+            )  # a terminal that lacks a character gets its escape
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _wants_traceback(arguments: Sequence[str]) -> bool:
+    return TRACEBACK_FLAG in arguments or os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0")
+
+
+def _report_error(error: BaseException, *, with_traceback: bool) -> int:
+    from quark.cli.console import error_line
+    from quark.printable import printable_lines
+
+    code = exit_code_of(error)
+    if code is ExitCode.KILLED:
+        error_line("quit")
+        return code
+    if with_traceback or code is ExitCode.UNEXPECTED:
+        sys.stderr.write(printable_lines("".join(traceback.format_exception(error))))
+    if code is ExitCode.UNEXPECTED:
+        error_line(f"{type(error).__name__}: {error}", "report it with the lines above")
+    else:
+        error_line(_message_of(error), way_out_of(error))
+    return code
+
+
+def _message_of(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return str(error) or type(error).__name__

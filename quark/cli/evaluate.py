@@ -1,0 +1,253 @@
+"""``quark evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from quark.cli.trained_model import TrainedModel
+    from quark.config.schema import RunConfig
+    from quark.evaluation.evaluator import Evaluation
+
+_COLUMNS = (
+    ("reward", "reward_mean", 3),
+    ("std", "reward_std", 3),
+    ("KL", "kl_policy_to_reference", 3),
+    ("perplexity", "perplexity_reference", 1),
+    ("dist-1", "distinct_1", 2),
+    ("dist-2", "distinct_2", 2),
+    ("dist-3", "distinct_3", 2),
+    ("length", "completion_length_mean", 1),
+)
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_RUN",
+            help="A run directory, a model folder or a model's name.",
+            show_default=False,
+        ),
+    ],
+    prompts: Annotated[
+        Path | None, typer.Option(help="File with prompts. Default: the run's held-out ones.")
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="Reward to measure; further ones are judges. Default: the run's."),
+    ] = None,
+    quantile: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--quantile",
+            "-q",
+            metavar="best|none|0..K-1",
+            help="Only these. Default: all and none.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Original model for KL and perplexity. Default: the run's.", show_default=False
+        ),
+    ] = None,
+    num: Annotated[
+        int | None,
+        typer.Option("--num", "-n", min=1, help="Completions per prompt. Default: the run's."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the sampling. Default: the run's.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout.")
+    ] = False,
+) -> None:
+    """Measure a model on held-out prompts: reward, KL, perplexity, diversity, control curve.
+
+    The first row is the original model without a token; the others are the trained model under each
+    reward token.
+
+    **Examples**
+
+    * `quark evaluate runs/demo`
+
+    * `quark evaluate runs/demo --reward sentiment --reward toxicity --prompts mine.jsonl`
+
+    * `quark evaluate path/to/model --reference embedded:reviews`
+    """
+    from quark.cli.console import make_console, print_json
+    from quark.cli.trained_model import NONE, open_model
+
+    source = open_model(model)
+    config = _configured(source, rewards=reward or (), reference=reference, num=num, seed=seed)
+    wanted = quantile or [NONE, *map(str, range(source.num_quantiles))]
+    quantiles = list(dict.fromkeys(source.quantile(text) for text in wanted))
+    evaluations = _evaluate(source, config, quantiles, prompts)
+    by_quantile = {evaluation.quantile: evaluation for evaluation in evaluations}
+    curve = [
+        by_quantile[k].metrics["reward_mean"]
+        for k in range(source.num_quantiles)
+        if k in by_quantile
+    ]
+    is_whole_curve = source.num_quantiles > 0 and len(curve) == source.num_quantiles
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "reference": config.model.name,
+                "reward": config.reward.name,
+                "evaluations": [
+                    {"quantile": e.quantile, **e.metrics, "judges": e.judges} for e in evaluations
+                ],
+                "control_curve": curve if is_whole_curve else None,
+            }
+        )
+        return
+    console = make_console()
+    console.print(_table(evaluations, source.num_quantiles, config.evaluation.judges))
+    if is_whole_curve:
+        from quark.cli.console import heading
+        from quark.cli.run_display import control_curve_chart
+
+        console.print()
+        console.print(heading("Reward when asked for each quantile"))
+        console.print(control_curve_chart(curve, width=console.width // 3))
+
+
+def _configured(
+    source: TrainedModel,
+    *,
+    rewards: tuple[str, ...] | list[str],
+    reference: str | None,
+    num: int | None,
+    seed: int | None,
+) -> RunConfig:
+    """The source's configuration with the command line's wishes."""
+    from quark.errors import ConfigError
+
+    config = source.config
+    if not rewards and ":" in config.reward.name:
+        raise ConfigError(
+            f"the run's reward {config.reward.name} is Python code, which is never taken from a run "
+            f"directory: say --reward {config.reward.name} if you trust it"
+        )
+    if source.policy is not None and not source.is_run and reference is None:
+        raise ConfigError(
+            f"{source.name} does not say which model it was trained from: give --reference"
+        )
+    if source.policy is None:
+        reference = source.name
+    evaluation = config.evaluation.model_dump()
+    if rewards:
+        evaluation["judges"] = tuple(rewards[1:])
+    if num is not None:
+        evaluation["completions_per_prompt"] = num
+    values = config.model_dump()
+    values["evaluation"] = evaluation
+    if rewards:
+        values["reward"]["name"] = rewards[0]
+    if reference is not None:
+        values["model"]["name"] = reference
+    if seed is not None:
+        values["run"]["seed"] = seed
+    return _validated(type(config), values)
+
+
+def _validated(kind: type[RunConfig], values: dict[str, object]) -> RunConfig:
+    from pydantic import ValidationError
+
+    from quark.errors import ConfigError
+
+    try:
+        return kind.model_validate(values)
+    except ValidationError as err:
+        first = err.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from err
+
+
+def _evaluate(
+    source: TrainedModel, config: RunConfig, quantiles: list[int | None], prompts: Path | None
+) -> list[Evaluation]:
+    import sys
+
+    from quark.cli.console import make_console, prose
+    from quark.data.prompts import load_prompts
+    from quark.evaluation.evaluator import Evaluator
+    from quark.generation.transformers_generator import TransformersGenerator
+    from quark.models.loading import load_base_model, load_policy
+    from quark.reference.base import FrozenReference
+    from quark.rewards.build import build_reward
+    from quark.training.assemble import build_judges
+    from quark.training.seeds import derive_seed
+
+    policy = source.policy or load_policy(
+        config.model, num_quantiles=config.pool.num_quantiles, seed=0, device=source.device
+    )
+    reference = FrozenReference(load_base_model(config.model, device=source.device))
+    seed = config.run.seed
+    if prompts is None:
+        chosen = load_prompts(
+            config.prompts, policy.tokenizer, seed=derive_seed(seed, "split")
+        ).evaluation
+    else:
+        chosen = tuple(source.prompts_of(prompts))
+    sampling = config.sampling
+    if config.evaluation.top_p is not None:
+        sampling = sampling.model_copy(update={"top_p": config.evaluation.top_p})
+    evaluator = Evaluator(
+        prompts=chosen,
+        reference=reference,
+        reward=build_reward(config.reward),
+        judges=build_judges(config.evaluation.judges),
+        completions_per_prompt=config.evaluation.completions_per_prompt,
+        batch_size=sampling.batch_size,
+        seed=derive_seed(seed, "evaluate"),
+    )
+    progress = make_console(sys.stderr)
+    evaluations = []
+    for quantile in quantiles:
+        name = "the original model" if quantile is None else f"quantile {quantile}"
+        progress.print(prose(f"  evaluating {name} on {len(chosen)} prompts", "dim"))
+        generator = TransformersGenerator(
+            reference.model if quantile is None else policy,
+            policy.tokenizer,
+            policy.reward_tokens,
+            sampling,
+            source.device,
+        )
+        evaluations.append(evaluator.evaluate(generator, policy, quantile=quantile))
+    return evaluations
+
+
+def _table(evaluations: list[Evaluation], num_quantiles: int, judges: tuple[str, ...]) -> Table:
+    from quark.cli.console import foreign, grid, number, prose
+
+    titles = [title for title, _, _ in _COLUMNS]
+    table = grid("token", *titles, *judges, right=range(1, 1 + len(titles) + len(judges)))
+    for evaluation in evaluations:
+        quantile = evaluation.quantile
+        if quantile is None:
+            name, style = "none (original)", "dim"
+        else:
+            is_best = quantile == num_quantiles - 1
+            name = (
+                f"{quantile} (best)"
+                if is_best
+                else f"{quantile} (worst)"
+                if not quantile
+                else str(quantile)
+            )
+            style = "green" if is_best else "red" if not quantile else ""
+        table.add_row(
+            prose(name, style),
+            *(prose(number(evaluation.metrics.get(key), digits)) for _, key, digits in _COLUMNS),
+            *(foreign(number(evaluation.judges.get(judge))) for judge in judges),
+        )
+    return table

@@ -1,0 +1,348 @@
+"""``quark pool``: look into a sample pool, whatever is writing to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quark.cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from quark.pool.native import NativePool
+
+app = typer.Typer(
+    help="Look into a sample pool; reading never disturbs a run.", no_args_is_help=True
+)
+
+PoolPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH", help="A pool, or the run directory it is in.", show_default=False
+    ),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+NumQuantiles = Annotated[
+    int, typer.Option("--num-quantiles", "-k", min=1, help="Cut into this many.")
+]
+_SAMPLES_AT_ONCE = 8192
+
+ScoreColumn = Annotated[str, typer.Option("--score", help="Score column to rank by.")]
+
+
+@app.command()
+def info(path: PoolPath, as_json: JsonFlag = False) -> None:
+    """Show how many samples a pool holds, which scores, how large it is."""
+    from quark.cli.console import count, figures, foreign, make_console, number, print_json, size
+
+    with opened(path) as pool:
+        facts = pool.info()
+    if as_json:
+        columns = {
+            column.name: {
+                key: value for key, value in dataclasses.asdict(column).items() if key != "name"
+            }
+            for column in facts.score_columns
+        }
+        print_json(
+            {
+                "path": facts.path,
+                "uuid": facts.uuid,
+                "samples": facts.snapshot.num_samples,
+                "prompts": facts.num_prompts,
+                "snapshot": dataclasses.asdict(facts.snapshot),
+                "score_columns": columns,
+                "segments": facts.num_segments,
+                "bytes": facts.num_bytes,
+                "vocab_size": facts.vocab_size,
+                "store_text": facts.store_text,
+                "metadata": facts.metadata,
+            }
+        )
+        return
+    rows: list[tuple[str, Any]] = [
+        ("pool", foreign(str(facts.path))),
+        ("samples", count(facts.snapshot.num_samples)),
+        ("prompts", count(facts.num_prompts)),
+        ("snapshot", f"{facts.snapshot.generation} ({facts.snapshot.hash[:16]})"),
+        ("size", f"{size(facts.num_bytes)} in {count(facts.num_segments)} segments"),
+        ("vocabulary", f"{count(facts.vocab_size)} tokens"),
+    ]
+    for column in facts.score_columns:
+        text = (
+            f"mean {number(column.mean)}, {number(column.min)} .. {number(column.max)}, "
+            f"{count(column.num_unscored)} not scored"
+        )
+        rows.append((f"score {column.name}", text))
+    rows += [(str(key), foreign(str(value), limit=200)) for key, value in facts.metadata.items()]
+    make_console().print(figures(rows))
+
+
+@app.command()
+def head(
+    path: PoolPath,
+    quantile: Annotated[
+        int | None, typer.Option("--quantile", "-q", help="Only this quantile; 0 is the lowest.")
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="The highest scores first.")] = False,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Samples to show.")] = 10,
+    num_quantiles: NumQuantiles = 5,
+    score: ScoreColumn = "reward",
+    as_json: JsonFlag = False,
+) -> None:
+    """Show samples: the first ones, the best ones, or those of one quantile.
+
+    **Examples**
+
+    * `quark pool head runs/demo --best`
+
+    * `quark pool head runs/demo --quantile 0 --num 3`
+    """
+    import numpy as np
+
+    from quark.cli.console import foreign, grid, make_console, number, print_json, prose
+
+    if quantile is not None and not 0 <= quantile < num_quantiles:
+        raise typer.BadParameter(f"--quantile {quantile} is not in 0 .. {num_quantiles - 1}")
+    with opened(path) as pool:
+        scores = column(pool, score)
+        labels = pool.quantize(num_quantiles, score=score).labels()
+        ids = np.arange(len(pool)) if quantile is None else np.flatnonzero(labels == quantile)
+        if best:
+            ids = ids[~np.isnan(scores[ids])]
+            ids = ids[np.argsort(-scores[ids], kind="stable")]
+        samples = pool.samples([int(sample_id) for sample_id in ids[:num]])
+    if as_json:
+        print_json(
+            {
+                "samples": [
+                    {
+                        "id": sample.id,
+                        "quantile": int(labels[sample.id]),
+                        "round": sample.round,
+                        "reward_token": sample.reward_token,
+                        "prompt": sample.prompt_text,
+                        "completion": sample.completion_text,
+                        "scores": dict(sample.scores),
+                        "logprob_policy": sample.logprob_policy,
+                        "logprob_reference": sample.logprob_reference,
+                    }
+                    for sample in samples
+                ]
+            }
+        )
+        return
+    table = grid(
+        "id", "round", "quantile", score, "prompt", "completion", right=(0, 1, 2, 3), wide=(4, 5)
+    )
+    table.columns[5].ratio = 2
+    for sample in samples:
+        label = int(labels[sample.id])
+        table.add_row(
+            prose(str(sample.id), "dim"),
+            prose(str(sample.round), "dim"),
+            prose("–" if label < 0 else str(label)),
+            prose(number(sample.scores.get(score, math.nan))),
+            foreign(sample.prompt_text, limit=200, style="dim"),
+            foreign(sample.completion_text or "", limit=400),
+        )
+    make_console().print(table)
+
+
+@app.command()
+def stats(
+    path: PoolPath,
+    num_quantiles: NumQuantiles = 5,
+    score: ScoreColumn = "reward",
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the scores: spread, ties, histogram, quantile cuts, means by round."""
+    from quark.cli.console import (
+        bar,
+        count,
+        foreign,
+        grid,
+        heading,
+        make_console,
+        number,
+        print_json,
+        prose,
+    )
+
+    with opened(path) as pool:
+        scores = column(pool, score)
+        columns = {name: describe(pool.scores(name)) for name in pool.score_columns}
+        cuts = pool.quantize(num_quantiles, score=score)
+        counts, lower_bounds = cuts.counts.tolist(), cuts.lower_bounds.tolist()
+        rounds = round_means(pool, scores)
+    histogram = histogram_of(scores)
+    if as_json:
+        print_json(
+            {
+                "samples": len(scores),
+                "columns": columns,
+                "score": score,
+                "quantile_counts": counts,
+                "quantile_lower_bounds": lower_bounds,
+                "histogram": [
+                    {"low": low, "high": high, "samples": num} for low, high, num in histogram
+                ],
+                "rounds": rounds,
+            }
+        )
+        return
+    console = make_console()
+    names = ("mean", "std", "min", "median", "max")
+    table = grid("score", "samples", *names, "not scored", "tied", right=range(1, 9))
+    for name, row in columns.items():
+        table.add_row(
+            foreign(name, limit=64),
+            prose(count(int(row["samples"]))),
+            *(prose(number(row[key])) for key in names),
+            prose(count(int(row["nan"]))),
+            prose(f"{row['tie_share']:.0%}"),
+        )
+    console.print(table)
+    most = max((num for _, _, num in histogram), default=0)
+    console.print()
+    console.print(heading(f"Histogram of {score}"))
+    lines = grid("from", "to", "samples", "", right=(0, 1, 2))
+    for low, high, num in histogram:
+        cells = bar(num, 0, most, console.width - 40)
+        lines.add_row(
+            prose(number(low)), prose(number(high)), prose(count(num)), prose(cells, "cyan")
+        )
+    console.print(lines)
+    console.print()
+    console.print(heading(f"{num_quantiles} quantiles (0 lowest)"))
+    table = grid("quantile", "samples", "lowest " + score, right=(0, 1, 2))
+    for index in reversed(range(num_quantiles)):
+        table.add_row(
+            prose(str(index)), prose(count(counts[index])), prose(number(lower_bounds[index]))
+        )
+    console.print(table)
+    console.print()
+    console.print(heading("By round"))
+    table = grid("round", "samples", "mean", "", right=(0, 1, 2))
+    means = [row["mean"] for row in rounds if math.isfinite(row["mean"])]
+    low, high = min([*means, 0.0]), max([*means, 0.0])
+    for row in rounds:
+        table.add_row(
+            prose(str(row["round"])),
+            prose(count(int(row["samples"]))),
+            prose(number(row["mean"])),
+            prose(bar(row["mean"], low, high, console.width - 40), "cyan"),
+        )
+    console.print(table)
+
+
+@app.command()
+def verify(path: PoolPath, as_json: JsonFlag = False) -> None:
+    """Check every byte of a pool; leaves with status 4 when something is damaged."""
+    from quark.cli.console import count, foreign, make_console, print_json, prose, size
+    from quark.pool.native import NativePool
+
+    report = NativePool.verify(_pool_path(path))
+    if as_json:
+        print_json({"sound": report.is_sound, **dataclasses.asdict(report)})
+    else:
+        console = make_console()
+        read = f"read {size(report.num_bytes)} in {count(report.num_files)} files"
+        if report.is_sound:
+            console.print(prose(f"sound: {count(report.num_samples)} samples, {read}", "green"))
+        for problem in report.problems:
+            where = f"{problem.file} at byte {count(problem.offset)}: " if problem.file else ""
+            console.print(foreign(f"damaged: {where}{problem.what}", style="red"), soft_wrap=True)
+        if not report.is_sound:
+            console.print(prose(f"{len(report.problems)} problems; {read}", "bold red"))
+    if not report.is_sound:
+        raise typer.Exit(ExitCode.STATE)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[NativePool]:
+    """The pool at ``path`` (or in the run directory ``path``), read-only."""
+    from quark.pool.native import NativePool
+
+    pool = NativePool.open(_pool_path(path))
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def column(pool: NativePool, name: str) -> NDArray[np.float32]:
+    """A score column. Raises ConfigError naming the columns that there are."""
+    from quark.errors import ConfigError
+
+    if name not in pool.score_columns:
+        there = ", ".join(pool.score_columns) or "none"
+        raise ConfigError(f"the pool has no score column {name!r} (it has: {there})")
+    return pool.scores(name)
+
+
+def describe(scores: NDArray[np.float32]) -> dict[str, float]:
+    """Spread of a score column; ``tie_share`` is the share of scored samples that share their score."""
+    import numpy as np
+
+    scored = scores[~np.isnan(scores)].astype(np.float64)
+    if scored.size == 0:
+        empty = dict.fromkeys(("mean", "std", "min", "median", "max"), math.nan)
+        return {"samples": len(scores), **empty, "nan": len(scores), "tie_share": 0.0}
+    _, repeats = np.unique(scored, return_counts=True)
+    return {
+        "samples": len(scores),
+        "mean": float(scored.mean()),
+        "std": float(scored.std()),
+        "min": float(scored.min()),
+        "median": float(np.median(scored)),
+        "max": float(scored.max()),
+        "nan": len(scores) - scored.size,
+        "tie_share": float(repeats[repeats > 1].sum() / scored.size),
+    }
+
+
+def histogram_of(scores: NDArray[np.float32], bins: int = 12) -> list[tuple[float, float, int]]:
+    """(low, high, number of samples) of equal bins over the finite scores; empty without any."""
+    import numpy as np
+
+    finite = scores[np.isfinite(scores)].astype(np.float64)
+    if finite.size == 0:
+        return []
+    counts, edges = np.histogram(finite, bins=1 if finite.min() == finite.max() else bins)
+    return [
+        (float(low), float(high), int(num))
+        for low, high, num in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
+
+
+def round_means(pool: NativePool, scores: NDArray[np.float32]) -> list[dict[str, float]]:
+    """Samples and mean score (NaN where nothing is scored) of every round, in order; reads every sample."""
+    import numpy as np
+
+    of_sample = np.empty(len(scores), np.int64)
+    for start in range(0, len(scores), _SAMPLES_AT_ONCE):
+        ids = range(start, min(start + _SAMPLES_AT_ONCE, len(scores)))
+        of_sample[start : ids.stop] = [sample.round for sample in pool.samples(ids)]
+    rows = []
+    for index in np.unique(of_sample).tolist():
+        of_round = scores[of_sample == index]
+        scored = of_round[~np.isnan(of_round)].astype(np.float64)
+        mean = float(scored.mean()) if scored.size else math.nan
+        rows.append({"round": index, "samples": len(of_round), "mean": mean})
+    return rows
+
+
+def _pool_path(path: Path) -> Path:
+    from quark.run_directory import RunDirectory
+
+    run = RunDirectory(path)
+    return run.pool if run.is_run() else path

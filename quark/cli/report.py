@@ -1,0 +1,38 @@
+"""``quark report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run_dir: Annotated[
+        Path, typer.Argument(help="A run directory, finished or not.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File to write. Default: report.html in the run directory."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout.")
+    ] = False,
+) -> None:
+    """Write a run's report: one HTML file that opens anywhere, offline.
+
+    It only reads the run directory, so it can be made while the run goes on or after a crash.
+
+    **Example:**  `quark report runs/demo`
+    """
+    from quark.cli.console import make_console, print_json, prose
+    from quark.report.render import write_report
+
+    path = write_report(run_dir, output)
+    if as_json:
+        print_json({"report": path, "bytes": path.stat().st_size})
+    else:
+        make_console().print(prose(f"wrote {path}", "green"), soft_wrap=True)

@@ -1,0 +1,205 @@
+"""``quark reward``: train a scorer of your own, or try any reward before a run depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quark.cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from quark.rewards.config import RewardConfig
+
+app = typer.Typer(help="Train a scorer of your own; check any reward.", no_args_is_help=True)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@app.command("train")
+def train_scorer(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA.jsonl", help="One JSON object a line.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the reward. Default: the folder's.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
+    target_field: Annotated[
+        str | None,
+        typer.Option(help="Field of the target in [0, 1]. Default: label, else score."),
+    ] = None,
+    penalty: Annotated[
+        bool, typer.Option("--penalty", help="The target is unwanted: reward = 1 - score.")
+    ] = False,
+    held_out_fraction: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share of the texts that only the figures see.")
+    ] = 0.1,
+    l2: Annotated[float, typer.Option(min=0.0, help="Strength of the penalty on weights.")] = 1.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a small linear scorer on labelled texts, to be used as a reward.
+
+    **Example:**  `quark reward train reviews.jsonl --output scorers/reviews`  with lines such as
+    `{"text": "easy to use", "label": 1}`
+    """
+    import dataclasses
+    import sys
+
+    from quark.cli.console import count, figures, make_console, number, print_json, prose, size
+    from quark.rewards.linear_training import train_linear_scorer
+
+    progress = make_console(sys.stderr)
+    report = train_linear_scorer(
+        data,
+        output,
+        name=name,
+        text_field=text_field,
+        target_field=target_field,
+        is_penalty=penalty,
+        held_out_fraction=held_out_fraction,
+        l2=l2,
+        on_progress=lambda text: progress.print(prose(text, "dim")),
+    )
+    if as_json:
+        print_json(dataclasses.asdict(report))
+        return
+    console = make_console()
+    console.print(
+        figures(
+            [
+                (
+                    "trained on",
+                    f"{count(report.num_train)} texts, {count(report.num_held_out)} held out",
+                ),
+                ("AUC", number(report.auc)),
+                ("accuracy", number(report.accuracy)),
+                ("correlation", f"{number(report.pearson)} (rank: {number(report.spearman)})"),
+                ("weights", f"{count(report.num_weights)}, {size(report.num_bytes)}"),
+                ("written to", str(report.folder)),
+            ]
+        )
+    )
+
+
+@app.command()
+def check(
+    reward: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|MODULE:FUNCTION|FOLDER", help="The reward to try.", show_default=False
+        ),
+    ],
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="JSONL with `prompt` and `completion`. Default: a few built-in samples."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="A reward setting, e.g. reward.length.maximum=9.",
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Call a reward on a few samples and say whether a run can rely on it.
+
+    Shows every score and looks for what makes training fail or stand still: errors, missing scores, one
+    constant score, ties, slowness, answers that change from call to call. Leaves with status 3 when a
+    run could not use it.
+
+    **Examples**
+
+    * `quark reward check sentiment`
+
+    * `quark reward check my_rewards:politeness --samples some.jsonl`
+    """
+    import dataclasses
+    import math
+
+    from quark.cli.console import figures, foreign, grid, make_console, number, print_json, prose
+    from quark.rewards.build import build_reward
+    from quark.rewards.checking import check_reward
+
+    config = _reward_config(reward, set_ or ())
+    report = check_reward(
+        build_reward(config),
+        None if samples is None else _read_samples(samples),
+        batch_size=config.batch_size,
+    )
+    is_usable = not report.is_constant and report.num_failed < report.num_samples
+    if as_json:
+        fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+        fields["scores"] = [dataclasses.asdict(sample) for sample in report.scores]
+        print_json({"reward": fields.pop("name"), "usable": is_usable, **fields})
+    else:
+        console = make_console()
+        table = grid("score", "prompt", "completion", right=(0,), wide=(1, 2))
+        table.columns[2].ratio = 3
+        for sample in report.scores:
+            table.add_row(
+                prose(number(sample.score), "dim" if math.isnan(sample.score) else "bold"),
+                foreign(sample.prompt, limit=200, style="dim"),
+                foreign(sample.completion.strip(" "), limit=400),
+            )
+        console.print(table)
+        console.print()
+        spread = f"{number(report.minimum)} .. {number(report.mean)} .. {number(report.maximum)}"
+        console.print(
+            figures(
+                [
+                    ("lowest, mean, highest", spread),
+                    ("speed", f"{report.samples_per_s:,.0f} samples/s"),
+                    ("ties", f"{report.tie_share:.0%} of the scores"),
+                    ("repeatable", "yes" if report.is_repeatable else "no"),
+                ]
+            )
+        )
+        for warning in report.warnings:
+            console.print(prose("warning: " + warning, "yellow"), soft_wrap=True)
+        verdict = "a run can use it" if is_usable else "a run could not learn from it"
+        console.print(prose(verdict, "green" if is_usable else "bold red"))
+    if not is_usable:
+        raise typer.Exit(ExitCode.INPUT)
+
+
+def _reward_config(name: str, overrides: Sequence[str]) -> RewardConfig:
+    import json
+
+    from quark.config.load import load_config
+
+    return load_config(None, [*overrides, f"reward.name={json.dumps(name)}"]).config.reward
+
+
+def _read_samples(path: Path) -> list[tuple[str, str]]:
+    import json
+
+    from quark.errors import DataError
+
+    pairs = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                prompt, completion = row.get("prompt", ""), row["completion"]
+            except (ValueError, KeyError, TypeError, AttributeError) as err:
+                raise DataError(
+                    f"{path}:{number}: a JSON object with `prompt` and `completion` is needed"
+                ) from err
+            if not isinstance(prompt, str) or not isinstance(completion, str):
+                raise DataError(f"{path}:{number}: `prompt` and `completion` must be texts")
+            pairs.append((prompt, completion))
+    if not pairs:
+        raise DataError(f"{path} has no samples")
+    return pairs

@@ -1,0 +1,208 @@
+"""``quark train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quark.cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from quark.cli.run_display import RunDisplay
+    from quark.config.load import LoadedConfig
+    from quark.training.events import TrainingResult
+
+
+def train(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PRESET|CONFIG.toml",
+            help="A preset's name (`quark config list`) or a TOML file. Default: demo.",
+            show_default=False,
+        ),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Run directory. Default: runs/NAME OF THE SOURCE.", show_default=False),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", metavar="KEY=VALUE", help="Override a key, e.g. objective.kl_coef=0.1."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Insist on resuming: fail where there is no run yet.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; refuses an existing run without --force.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --fresh: delete the run that is there.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Load everything, show the configuration and three scored prompts, and stop.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")
+    ] = False,
+) -> None:
+    """Train a model on a reward; an existing run directory is resumed.
+
+    **Examples**
+
+    * `quark train` – the embedded model and reward, offline, about two minutes on a CPU
+
+    * `quark train demo --set reward.name=length --run-dir runs/short`
+
+    * `quark train my.toml --dry-run` – check a configuration before spending time on it
+
+    Ctrl-C (or SIGTERM) once finishes the step, writes a checkpoint and leaves with status 75; the same
+    command then resumes. Twice quits at once.
+    """
+    if resume and fresh:
+        raise typer.BadParameter("--resume and --fresh exclude each other")
+    if force and not fresh:
+        raise typer.BadParameter("--force belongs to --fresh")
+    from quark.cli.console import make_console, prose
+    from quark.cli.run_display import RunDisplay
+    from quark.cli.stopping import StopOnSignal
+    from quark.config.load import load_config
+
+    loaded = load_config(source if source is not None else "demo", set_ or ())
+    progress = make_console(sys.stderr)
+    with RunDisplay(progress, quiet=quiet) as display:
+        if dry_run:
+            _dry_run(loaded, display, as_json=as_json)
+            return
+        with StopOnSignal(lambda text: display.on_message(text, level="warning")) as signals:
+            from quark.training.assemble import assemble
+
+            if resume:
+                _require_run(run_dir if run_dir is not None else Path("runs") / loaded.name)
+            trainer = assemble(loaded, run_dir, listener=display, fresh=fresh, force=force)
+            signals.ask_through(trainer.request_stop)
+            result = trainer.run()
+        result = _with_report(result, display)
+    _print_result(result, as_json=as_json)
+    if result.interrupted:
+        progress.print(
+            prose(f"interrupted; resume with: {_resume_command()}", "yellow"), soft_wrap=True
+        )
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _require_run(run_dir: Path) -> None:
+    from quark.errors import RunDirectoryError
+    from quark.run_directory import RunDirectory
+
+    if not RunDirectory(run_dir).is_run():
+        raise RunDirectoryError(
+            f"there is no run in {run_dir} to resume: leave out --resume to start one"
+        )
+
+
+def _dry_run(loaded: LoadedConfig, display: RunDisplay, *, as_json: bool) -> None:
+    from quark.cli.config import values_table
+    from quark.cli.console import (
+        count,
+        figures,
+        foreign,
+        grid,
+        heading,
+        make_console,
+        number,
+        print_json,
+        prose,
+    )
+    from quark.training.assemble import dry_run
+
+    outcome = dry_run(loaded, listener=display)
+    if as_json:
+        fields = {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)}
+        fields["prompts"] = [dataclasses.asdict(prompt) for prompt in outcome.prompts]
+        config = loaded.config.model_dump(mode="json")
+        print_json({"config": config, "origins": dict(loaded.origins), **fields})
+        return
+    console = make_console()
+    console.print(heading("Configuration"))
+    console.print(values_table(loaded))
+    console.print()
+    console.print(heading("Loaded"))
+    console.print(
+        figures(
+            [
+                (
+                    "model",
+                    f"{loaded.config.model.name}, {count(outcome.num_parameters)} parameters",
+                ),
+                ("device", outcome.device),
+                ("reward", loaded.config.reward.name),
+                (
+                    "prompts",
+                    f"{count(outcome.num_train_prompts)} to train, "
+                    f"{count(outcome.num_evaluation_prompts)} held out",
+                ),
+            ]
+        )
+    )
+    for note in outcome.notes:
+        console.print(prose("note: " + note, "yellow"), soft_wrap=True)
+    console.print()
+    console.print(heading("Three prompts as the policy sees them, answered by the original model"))
+    table = grid("reward", "prompt", "completion", right=(0,), wide=(1, 2))
+    for prompt in outcome.prompts:
+        table.add_row(
+            prose(number(prompt.reward), "bold"),
+            foreign(prompt.text, limit=400),
+            foreign(prompt.completion.strip(" "), limit=400),
+        )
+    table.columns[1].no_wrap = table.columns[2].no_wrap = False
+    console.print(table)
+    console.print(prose("nothing was written", "dim"))
+
+
+def _with_report(result: TrainingResult, display: RunDisplay) -> TrainingResult:
+    """The report is a view of the run: failing to draw it must not fail the run."""
+    from quark.errors import QuarkError
+    from quark.report.render import write_report
+
+    try:
+        return dataclasses.replace(result, report=write_report(result.run_dir))
+    except (QuarkError, OSError) as error:
+        display.on_message(f"no report: {error}", level="warning")
+        return result
+
+
+def _print_result(result: TrainingResult, *, as_json: bool) -> None:
+    from quark.cli.console import make_console, print_json
+    from quark.cli.run_display import print_next_steps, print_result
+
+    if as_json:
+        fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+        fields["before_after"] = [dataclasses.asdict(pair) for pair in result.before_after]
+        print_json(fields)
+        return
+    console = make_console()
+    print_result(console, result)
+    if not result.interrupted:
+        print_next_steps(console, result)
+
+
+def _resume_command() -> str:
+    import shlex
+
+    arguments = [text for text in sys.argv[1:] if text not in ("--fresh", "--force")]
+    return shlex.join(["quark", *arguments])

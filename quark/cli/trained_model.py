@@ -1,0 +1,138 @@
+"""What MODEL_OR_RUN names on the command line: a run, a saved policy, or any causal LM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quark.errors import ConfigError, RunDirectoryError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from quark.config.load import LoadedConfig
+    from quark.config.schema import RunConfig
+    from quark.generation.base import SamplingConfig
+    from quark.generation.transformers_generator import TransformersGenerator
+    from quark.models.policy import Policy
+    from quark.types import Prompt
+
+BEST, NONE = "best", "none"
+_MAX_PROMPT_TOKENS = 1 << 20
+"""Prompts of a file are not shortened: the model says when one is too long for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedModel:
+    """A model ready to answer, and the run that it came from, if any."""
+
+    name: str
+    policy: Policy | None
+    """None for a model without reward tokens."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    config: RunConfig
+    """The run's configuration, or the defaults."""
+    is_run: bool
+
+    @property
+    def num_quantiles(self) -> int:
+        """K; 0 for a model without reward tokens."""
+        return 0 if self.policy is None else self.policy.reward_tokens.num_quantiles
+
+    def quantile(self, wanted: str | None) -> int | None:
+        """The quantile that ``--quantile`` names; the best one (or none where there is none) by default.
+
+        Raises:
+            ConfigError: it is not ``best``, ``none`` or one of the model's quantiles.
+        """
+        if wanted is None:
+            wanted = BEST if self.num_quantiles else NONE
+        if wanted == NONE:
+            return None
+        if not self.num_quantiles:
+            raise ConfigError(
+                f"--quantile {wanted}: {self.name} has no reward tokens, use --quantile none"
+            )
+        if wanted == BEST:
+            return self.num_quantiles - 1
+        if wanted.isascii() and wanted.isdigit() and int(wanted) < self.num_quantiles:
+            return int(wanted)
+        raise ConfigError(
+            f"--quantile {wanted}: give best, none or a number from 0 (worst) to {self.num_quantiles - 1}"
+        )
+
+    def generator(self, sampling: SamplingConfig) -> TransformersGenerator:
+        """A generator that never samples reward tokens."""
+        from quark.generation.transformers_generator import TransformersGenerator
+
+        return TransformersGenerator(
+            self.model if self.policy is None else self.policy,
+            self.tokenizer,
+            None if self.policy is None else self.policy.reward_tokens,
+            sampling,
+            self.device,
+        )
+
+    def prompts_of(self, file: Path) -> list[Prompt]:
+        """All prompts of a file, in order. Raises DataError naming the file and the row."""
+        from quark.data.prompts import load_prompts
+
+        config = self.config.prompts.model_copy(
+            update={
+                "source": str(file),
+                "evaluation_source": str(file),
+                "num_evaluation": _MAX_PROMPT_TOKENS,
+                "max_tokens": _MAX_PROMPT_TOKENS,
+                "limit": None,
+            }
+        )
+        return list(load_prompts(config, self.tokenizer, seed=0).evaluation)
+
+
+def open_model(name: str) -> TrainedModel:
+    """Load what ``name`` is: a run directory, a folder that quark saved, or any name that a config takes.
+
+    Raises:
+        RunDirectoryError: a run that has no finished model yet.
+        ModelError: the model cannot be loaded.
+    """
+    from quark.config.load import load_config
+    from quark.models.loading import load_base_model, load_saved_policy, load_tokenizer
+    from quark.models.reward_tokens import REWARD_TOKENS_FILE
+    from quark.run_directory import RunDirectory
+    from quark.training.assemble import choose_device
+
+    folder, run = Path(name), RunDirectory(Path(name))
+    loaded: LoadedConfig = load_config(run.config if run.is_run() else None)
+    device = choose_device(loaded.config.run.device)
+    if run.is_run():
+        if not (run.model / REWARD_TOKENS_FILE).is_file():
+            raise RunDirectoryError(
+                f"{name} has no finished model yet: `quark train` on it goes on with the run"
+            )
+        folder = run.model
+    if (folder / REWARD_TOKENS_FILE).is_file():
+        policy = load_saved_policy(folder, device=device)
+        return TrainedModel(
+            name=name,
+            policy=policy,
+            model=policy.model,
+            tokenizer=policy.tokenizer,
+            device=device,
+            config=loaded.config,
+            is_run=run.is_run(),
+        )
+    config = loaded.config.model.model_copy(update={"name": name})
+    return TrainedModel(
+        name=name,
+        policy=None,
+        model=load_base_model(config, device=device),
+        tokenizer=load_tokenizer(config),
+        device=device,
+        config=loaded.config,
+        is_run=False,
+    )

@@ -1,0 +1,260 @@
+"""What a run directory says about its run.
+
+Reads ``run.json``, ``config.toml``, ``metrics.jsonl`` and the pool, all read-only, and expects any of them
+but the first to be missing or cut off: a run may be going on or may have crashed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.errors import PoolError, RunDirectoryError
+from quark.pool.base import Sample, SamplePool
+from quark.run_directory import RunDirectory
+
+REWARD_COLUMN = "reward"
+SAMPLES_PER_KIND = 2
+
+Row = Mapping[str, Any]
+"""One line of ``metrics.jsonl``; null stands for NaN."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantileView:
+    """One quantile of the pool with samples to look at."""
+
+    index: int
+    """0 holds the lowest rewards."""
+    num_samples: int
+    lower_bound: float
+    """Lowest reward in it; NaN where it is empty."""
+    mean: float
+    samples: tuple[tuple[str, Sample], ...]
+    """(``best`` | ``typical`` | ``worst``, sample), best first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolView:
+    """The pool at the moment of reading."""
+
+    rewards: NDArray[np.float32]
+    """[N] in id order, NaN = not scored."""
+    labels: NDArray[np.int16]
+    """[N] quantile of each sample, -1 for unscored ones."""
+    quantiles: tuple[QuantileView, ...]
+
+    @property
+    def num_unscored(self) -> int:
+        return int(np.isnan(self.rewards).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunData:
+    """Everything the page shows, by event and in order; a repeated row (after a resume) counts once."""
+
+    directory: RunDirectory
+    identity: Row
+    config: Row
+    runs: tuple[Row, ...]
+    steps: tuple[Row, ...]
+    rounds: tuple[Row, ...]
+    evaluations: tuple[Row, ...]
+    control_curves: tuple[Row, ...]
+    end: Row | None
+    num_bad_lines: int
+    """Lines of ``metrics.jsonl`` that are not complete JSON objects."""
+    pool: PoolView | None
+    pool_problem: str | None
+    """Why ``pool`` is None."""
+
+    @property
+    def num_quantiles(self) -> int:
+        """K, from what was logged; 5 where nothing was."""
+        for row, key in ((self.last_round, "quantile_counts"), (self.last_curve, "reward_mean")):
+            if row is not None and isinstance(values := row.get(key), list) and values:
+                return len(values)
+        return 5
+
+    @property
+    def last_round(self) -> Row | None:
+        return self.rounds[-1] if self.rounds else None
+
+    @property
+    def last_curve(self) -> Row | None:
+        return self.control_curves[-1] if self.control_curves else None
+
+    @property
+    def baseline(self) -> Row | None:
+        """The first evaluation of the original model, without a reward token."""
+        return next((row for row in self.evaluations if row.get("quantile") is None), None)
+
+    @property
+    def best_evaluations(self) -> tuple[Row, ...]:
+        """Evaluations under the best reward token, by step."""
+        best = max(
+            (q for row in self.evaluations if isinstance(q := row.get("quantile"), int)),
+            default=None,
+        )
+        return tuple(
+            row for row in self.evaluations if best is not None and row.get("quantile") == best
+        )
+
+
+def load_run(path: Path) -> RunData:
+    """Read a run directory.
+
+    Raises:
+        RunDirectoryError: ``path`` is not a run directory, or its ``run.json`` or ``config.toml`` is damaged.
+    """
+    directory = RunDirectory(path)
+    if not directory.is_run():
+        raise RunDirectoryError(
+            f"{path} is not a run directory (it has no {directory.identity.name}): give the --run-dir of a run"
+        )
+    rows, num_bad_lines = _read_metrics(directory.metrics)
+    identity = _read_identity(directory.identity)
+    config = _read_config(directory.config)
+    by_event: dict[str, list[Row]] = {}
+    for row in rows:
+        by_event.setdefault(str(row.get("event")), []).append(row)
+    rounds = _last_of_each(by_event.get("round", []), "round")
+    curves = _last_of_each(by_event.get("control_curve", []), "step")
+    data = RunData(
+        directory=directory,
+        identity=identity,
+        config=config,
+        runs=tuple(by_event.get("run", ())),
+        steps=_last_of_each(by_event.get("step", []), "step"),
+        rounds=rounds,
+        evaluations=_last_of_each(by_event.get("evaluation", []), "step", "quantile"),
+        control_curves=curves,
+        end=by_event["end"][-1] if "end" in by_event else None,
+        num_bad_lines=num_bad_lines,
+        pool=None,
+        pool_problem=None,
+    )
+    return _with_pool(data)
+
+
+def figure(row: Row | None, key: str) -> float:
+    """A number of a row; NaN where the row, the key or the number is missing."""
+    value = None if row is None else row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value)
+
+
+def summarize_pool(pool: SamplePool, num_quantiles: int) -> PoolView:
+    """Rewards, labels and a few samples of every quantile. Raises KeyError without a reward column."""
+    rewards = pool.scores(REWARD_COLUMN)
+    quantization = pool.quantize(num_quantiles, score=REWARD_COLUMN)
+    labels = quantization.labels()
+    views = []
+    for index in range(num_quantiles):
+        ids = np.flatnonzero(labels == index)
+        ranked = ids[np.argsort(-rewards[ids], kind="stable")]
+        views.append(
+            QuantileView(
+                index=index,
+                num_samples=len(ranked),
+                lower_bound=float(quantization.lower_bounds[index]),
+                mean=float(rewards[ranked].mean(dtype=np.float64)) if len(ranked) else math.nan,
+                samples=_picked(pool, ranked),
+            )
+        )
+    return PoolView(rewards=rewards, labels=labels, quantiles=tuple(views))
+
+
+def _picked(pool: SamplePool, ranked: NDArray[np.int64]) -> tuple[tuple[str, Sample], ...]:
+    kinds: dict[int, str] = {}
+    middle = max(len(ranked) // 2 - SAMPLES_PER_KIND // 2, 0)
+    for kind, chosen in (
+        ("best", ranked[:SAMPLES_PER_KIND]),
+        ("worst", ranked[-SAMPLES_PER_KIND:]),
+        ("typical", ranked[middle : middle + SAMPLES_PER_KIND]),
+    ):
+        for sample_id in chosen:
+            kinds.setdefault(int(sample_id), kind)
+    order = {"best": 0, "typical": 1, "worst": 2}
+    chosen_ids = [int(i) for i in ranked if int(i) in kinds]
+    chosen_ids.sort(key=lambda i: order[kinds[i]])
+    samples = pool.samples(chosen_ids)
+    return tuple((kinds[sample.id], sample) for sample in samples)
+
+
+def _with_pool(data: RunData) -> RunData:
+    from dataclasses import replace
+
+    from quark.pool.native import NativePool
+
+    if not data.directory.pool.exists():
+        return replace(data, pool_problem="there is no pool yet")
+    try:
+        pool = NativePool.open(data.directory.pool)
+    except (PoolError, OSError) as error:
+        return replace(data, pool_problem=str(error))
+    try:
+        if len(pool) == 0:
+            return replace(data, pool_problem="the pool is still empty")
+        return replace(data, pool=summarize_pool(pool, data.num_quantiles))
+    except KeyError:
+        return replace(data, pool_problem=f"the pool has no score column {REWARD_COLUMN!r}")
+    except (PoolError, OSError) as error:
+        return replace(data, pool_problem=str(error))
+    finally:
+        pool.close()
+
+
+def _read_identity(path: Path) -> Row:
+    try:
+        identity = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise RunDirectoryError(f"{path} cannot be read: {err}") from err
+    if not isinstance(identity, dict):
+        raise RunDirectoryError(f"{path} is not a JSON object")
+    return identity
+
+
+def _read_config(path: Path) -> Row:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as err:
+        raise RunDirectoryError(f"{path} cannot be read: {err}") from err
+
+
+def _read_metrics(path: Path) -> tuple[list[Row], int]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return [], 0
+    rows: list[Row] = []
+    bad = 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            bad += 1
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            bad += 1
+    return rows, bad
+
+
+def _last_of_each(rows: list[Row], *keys: str) -> tuple[Row, ...]:
+    latest: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        latest[tuple(json.dumps(row.get(key)) for key in keys)] = row
+    return tuple(sorted(latest.values(), key=lambda row: figure(row, keys[0])))

@@ -1,0 +1,211 @@
+"""A loaded run as one HTML file.
+
+Everything that came from a model, a file or a user passes ``printable`` and Jinja's autoescape; the page
+has no script, loads nothing, and says so in its content security policy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from quark import __version__
+from quark.printable import printable
+from quark.report import charts
+from quark.report.load import RunData, figure, load_run
+from quark.run_directory import RunDirectory
+
+_SHOWN_CHARACTERS = 1200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headline:
+    """One large figure at the top of the page."""
+
+    name: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One value of the configuration."""
+
+    key: str
+    value: str
+    origin: str
+
+
+def write_report(run_dir: Path, output: Path | None = None) -> Path:
+    """Write the report of a run and return its path; the file appears whole or not at all.
+
+    Args:
+        run_dir: a run directory, finished or not.
+        output: where to write; ``report.html`` in the run directory when None.
+
+    Raises:
+        RunDirectoryError: ``run_dir`` is not a run directory or is damaged.
+        OSError: the file cannot be written.
+    """
+    path = RunDirectory(run_dir).report if output is None else output
+    page = render_report(load_run(run_dir), relative_to=path.parent)
+    handle, staged = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(page)
+        Path(staged).chmod(0o644)
+        Path(staged).replace(path)
+    except BaseException:
+        Path(staged).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def render_report(data: RunData, *, relative_to: Path) -> str:
+    """The page as text; links are relative to the folder ``relative_to``."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("quark.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        shown=lambda text: printable(str(text), limit=_SHOWN_CHARACTERS),
+        num=number,
+        count=lambda value: f"{value:,}",
+    )
+    return environment.get_template("report.html").render(
+        name=data.directory.path.resolve().name,
+        data=data,
+        state=_state(data),
+        headlines=_headlines(data),
+        examples=_examples(data),
+        charts=_charts(data),
+        histogram=charts.reward_histogram(data.pool) if data.pool else None,
+        color=lambda index: charts.quantile_color(index, data.num_quantiles),
+        settings=list(_settings(data)),
+        facts=_facts(data),
+        links=list(_links(data.directory, relative_to)),
+        version=__version__,
+    )
+
+
+def number(value: object, digits: int = 3) -> str:
+    """A figure for people; anything that is not a finite number is a dash."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}" if value == 0 or abs(value) >= 10**-digits else f"{value:.2g}"
+
+
+def _state(data: RunData) -> str:
+    if data.end is None:
+        return "unfinished: still running, or stopped without saying so"
+    return "interrupted, can be resumed" if data.end.get("interrupted") else "finished"
+
+
+def _headlines(data: RunData) -> list[Headline]:
+    best = data.best_evaluations[-1] if data.best_evaluations else None
+    before = figure(data.end, "reward_before")
+    after = figure(data.end, "reward_after")
+    before = before if math.isfinite(before) else figure(data.baseline, "reward_mean")
+    after = after if math.isfinite(after) else figure(best, "reward_mean")
+    kl = figure(data.end, "kl_policy_to_reference")
+    if not math.isfinite(kl):
+        kl = figure(data.steps[-1] if data.steps else None, "kl_policy_to_reference")
+    lines = [
+        Headline(
+            name="Reward",
+            value=f"{number(before, 2)} → {number(after, 2)}",
+            note="held-out prompts: original model → best reward token",
+        ),
+        Headline(
+            name="KL to the original", value=number(kl), note="nats per token, policy to original"
+        ),
+    ]
+    distinct_before, distinct_after = (
+        figure(data.baseline, "distinct_2"),
+        figure(best, "distinct_2"),
+    )
+    if math.isfinite(distinct_after):
+        value = f"{number(distinct_before, 2)} → {number(distinct_after, 2)}"
+        lines.append(Headline(name="Distinct-2", value=value, note="share of distinct word pairs"))
+    samples = figure(data.end, "samples")
+    if data.pool is not None:
+        samples = float(len(data.pool.rewards))
+    elif not math.isfinite(samples):
+        samples = figure(data.last_round, "samples")
+    shown = f"{int(samples):,}" if math.isfinite(samples) else "–"
+    lines.append(
+        Headline(name="Samples", value=shown, note=f"in the pool, {len(data.rounds)} rounds")
+    )
+    return lines
+
+
+def _examples(data: RunData) -> list[Mapping[str, object]]:
+    pairs = (data.end or {}).get("before_after")
+    keys = {"prompt", "before", "before_reward", "after", "after_reward"}
+    if not isinstance(pairs, list):
+        return []
+    return [pair for pair in pairs if isinstance(pair, dict) and keys <= pair.keys()]
+
+
+def _charts(data: RunData) -> list[charts.Chart]:
+    drawn = (
+        charts.reward_by_round(data),
+        charts.control_curve(data),
+        charts.kl_by_step(data),
+        charts.loss_by_step(data),
+        charts.diversity_by_round(data),
+        charts.perplexity_by_round(data),
+    )
+    return [chart for chart in drawn if chart is not None]
+
+
+def _settings(data: RunData) -> Iterator[Setting]:
+    origins = data.identity.get("origins")
+    origins = origins if isinstance(origins, dict) else {}
+
+    def walk(prefix: str, value: object) -> Iterator[Setting]:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else str(key), item)
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            yield Setting(key=prefix, value=text, origin=str(origins.get(prefix, "")))
+
+    yield from walk("", dict(data.config))
+
+
+def _facts(data: RunData) -> list[tuple[str, str]]:
+    facts = [(str(key), value) for key, value in data.identity.items() if key != "origins"]
+    for row in data.runs[-1:]:
+        facts += [(str(key), value) for key, value in row.items() if key != "event"]
+    flat: dict[str, str] = {}
+    for key, value in facts:
+        if isinstance(value, dict):
+            flat.update({str(name): str(item) for name, item in value.items()})
+        elif value is not None:
+            flat[key] = str(value)
+    return list(flat.items())
+
+
+def _links(directory: RunDirectory, relative_to: Path) -> Iterator[tuple[str, str]]:
+    for title, path in (
+        ("model, loadable with plain transformers", directory.model),
+        ("sample pool", directory.pool),
+        ("configuration", directory.config),
+        ("metrics, one JSON object a line", directory.metrics),
+        ("checkpoints", directory.checkpoints),
+    ):
+        if path.exists():
+            target = os.path.relpath(path.resolve(), relative_to.resolve()).replace(os.sep, "/")
+            yield f"{path.name}: {title}", quote(target) + ("/" if path.is_dir() else "")

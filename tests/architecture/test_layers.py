@@ -1,0 +1,177 @@
+"""The house is in order: arrows run down, families do not know each other, every room says what it is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import quark
+
+PACKAGE = Path(quark.__file__).parent
+ROOT = PACKAGE.parent
+
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "__init__"}),
+    frozenset(
+        {"types", "settings", "run_directory", "text_statistics", "printable", "assets", "_pool_rs"}
+    ),
+    frozenset({"models"}),
+    frozenset({"objectives", "reference", "generation", "rewards", "pool", "data"}),
+    frozenset({"evaluation"}),
+    frozenset({"config"}),
+    frozenset({"training", "report"}),
+    frozenset({"cli"}),
+    frozenset({"__main__"}),
+)
+"""Rooms from the ground up. A room imports rooms of lower layers and itself, never a sibling."""
+
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+GROUND = HEIGHT["types"]
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def room_of(module: Path) -> str:
+    return module.parts[0].removesuffix(".py")
+
+
+def imports_of(module: Path) -> Iterator[tuple[str, int]]:
+    """(room, line) of everything of quark that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} imports relatively"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "quark":
+                room = rest.partition(".")[0]
+                yield (room if room in HEIGHT else "__init__"), node.lineno
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_a_room_imports_only_rooms_below_it(module: Path) -> None:
+    room = room_of(module)
+    assert room in HEIGHT, f"{module} is in no layer: say in which one"
+    for other, line in imports_of(module):
+        is_own = other == room
+        is_below = HEIGHT[other] < HEIGHT[room]
+        is_ground = HEIGHT[room] == HEIGHT[other] == GROUND
+        assert is_own or is_below or is_ground, f"quark/{module}:{line} imports quark.{other}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_a_module_says_what_lives_in_it(module: Path) -> None:
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"quark/{module} has no docstring"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_nothing_can_unpickle_or_run_a_string(module: Path) -> None:
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    forbidden = {"pickle", "joblib", "marshal", "shelve", "dill"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert not forbidden & {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").partition(".")[0] not in forbidden
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec"), f"quark/{module}:{node.lineno}"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            is_torch_load = (
+                node.func.attr == "load" and isinstance(owner, ast.Name) and owner.id == "torch"
+            )
+            assert not is_torch_load, f"quark/{module}:{node.lineno}"
+
+
+def in_new_process(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        timeout=60,
+    ).stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    loaded = (
+        in_new_process(
+            "import sys\n"
+            "from quark.cli.app import run\n"
+            "assert run(['--help']) == 0\n"
+            "print('\\n' + ' '.join(sys.modules))"
+        )
+        .splitlines()[-1]
+        .split()
+    )
+    heavy = {
+        "torch",
+        "transformers",
+        "numpy",
+        "polars",
+        "matplotlib",
+        "jinja2",
+        "safetensors",
+        "httpx2",
+    }
+    assert not heavy & set(loaded)
+    ours = [
+        name for name in loaded if name.startswith("quark.") and not name.startswith("quark.cli")
+    ]
+    assert set(ours) <= {"quark.errors", "quark.printable"}
+
+
+def test_importing_quark_loads_nothing_else_of_it() -> None:
+    loaded = in_new_process(
+        "import quark, sys; print(*(m for m in sys.modules if m.startswith('quark')))"
+    )
+    assert loaded.split() == ["quark"]
+
+
+def test_the_package_runs_as_a_module() -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "quark", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        timeout=60,
+    ).stdout
+    assert out.strip() == f"quark {quark.__version__}"
+
+
+def test_the_stub_and_the_built_extension_name_the_same_things() -> None:
+    extension = pytest.importorskip("quark._pool_rs", reason="the Rust extension is not built")
+    stub = PACKAGE / "_pool_rs.pyi"
+    names: dict[str, set[str]] = {}
+    for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            names[node.name] = {
+                item.name if isinstance(item, ast.FunctionDef) else item.target.id  # type: ignore[union-attr]
+                for item in node.body
+                if isinstance(item, ast.FunctionDef | ast.AnnAssign)
+            }
+        elif isinstance(node, ast.FunctionDef):
+            names[node.name] = set()
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            if ast.unparse(node.annotation) != "TypeAlias":
+                names[node.target.id] = set()
+    built = {name for name in dir(extension) if not name.startswith("_")}
+    assert built == {name for name in names if not name.startswith("_")}
+    for name, members in names.items():
+        thing = getattr(extension, name)
+        missing = {member for member in members if not hasattr(thing, member)}
+        assert not missing, f"{name} lacks {missing}"
+        if isinstance(thing, type):
+            public = {member for member in vars(thing) if not member.startswith("_")}
+            assert public <= members, f"the stub's {name} lacks {public - members}"
