@@ -129,12 +129,11 @@ def _override(text: str) -> Table:
     parts = key.split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {text!r}: write section.key=value")
+    value = value.strip()
     try:
-        parsed: Any = tomllib.loads(f"value = {value.strip()}")["value"]
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    if parsed in ("none", "null"):
-        parsed = None
+        parsed = None if value in ("none", "null") else value
     for part in reversed(parts):
         parsed = {part: parsed}
     table: Table = parsed

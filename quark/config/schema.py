@@ -57,6 +57,8 @@ class PoolSection(Settings):
     """How minibatches are drawn."""
     train_quantiles: Literal["all", "best"] = "all"
     """``best`` trains on the best quantile alone, for comparison: it loses diversity and the contrast."""
+    extra_scores: tuple[str, ...] = ()
+    """Further rewards by name, e.g. ``["vader"]``: scored and stored beside the reward, never trained on."""
     store_text: bool = True
     """Keep the completions' text beside their tokens."""
 

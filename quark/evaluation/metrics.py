@@ -16,26 +16,21 @@ def text_metrics(texts: Sequence[str], *, group_size: int = 1) -> dict[str, floa
 
     Args:
         texts: the completions of a prompt together.
-        group_size: completions per prompt. With several, distinct-n is taken per prompt and averaged,
-            as the literature does; with one, it is taken over all texts.
+        group_size: completions per prompt.
 
     Returns:
-        ``distinct_1`` .. ``distinct_3`` (distinct n-grams over n-grams), ``distinct_2_words`` and
-        ``distinct_3_words`` (over words, as the published code divides) and ``diversity``
-        (mean over texts of prod_{n=2..4} (1 - rep-n)).
+        ``distinct_1`` .. ``distinct_3`` (distinct n-grams over n-grams of all texts), ``diversity``
+        (mean over texts of prod_{n=2..4} (1 - rep-n)), and where there are several completions per
+        prompt ``distinct_2_per_prompt`` and ``distinct_3_per_prompt``: means over prompts, divided by the
+        number of words, as the published code reports them.
     """
-    groups = (
-        [list(texts)]
-        if group_size == 1
-        else [list(texts[i : i + group_size]) for i in range(0, len(texts), group_size)]
-    )
-    figures = {
-        f"distinct_{n}": _mean([distinct_n(group, n) for group in groups]) for n in (1, 2, 3)
-    }
-    for n in (2, 3):
-        figures[f"distinct_{n}_words"] = _mean(
-            [distinct_n(group, n, denominator="words") for group in groups]
-        )
+    figures = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
+    if group_size > 1:
+        groups = [texts[i : i + group_size] for i in range(0, len(texts), group_size)]
+        for n in (2, 3):
+            figures[f"distinct_{n}_per_prompt"] = _mean(
+                [distinct_n(group, n, denominator="words") for group in groups]
+            )
     figures["diversity"] = _mean([diversity(text) for text in texts])
     return figures
 

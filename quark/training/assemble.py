@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import platform
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,7 +22,7 @@ import quark
 from quark.config.load import LoadedConfig, load_config, to_toml
 from quark.config.schema import RunConfig
 from quark.data.prompts import PromptSet, load_prompts
-from quark.errors import CheckpointError, ConfigError, RunDirectoryError
+from quark.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
 from quark.evaluation.evaluator import Evaluator
 from quark.generation.base import SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
@@ -29,7 +32,7 @@ from quark.objectives.quark import QuarkObjective
 from quark.pool.native import NativePool
 from quark.reference.base import FrozenReference
 from quark.rewards.base import RewardFunction
-from quark.rewards.build import build_reward
+from quark.rewards.build import build_reward, reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import score
 from quark.run_directory import RunDirectory
@@ -43,6 +46,7 @@ from quark.training.trainer import Trainer
 from quark.types import Prompt
 
 RUN_FORMAT = 1
+BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "length", "regex"})
 MAY_CHANGE = (
     "run.num_rounds",
     "run.num_threads",
@@ -79,7 +83,7 @@ def assemble(
     config = loaded.config
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
     _clear(run, fresh=fresh, force=force)
-    identity = _enter(run, config, listener)
+    identity = _enter(run, loaded, listener)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = choose_device(config.run.device)
     if config.run.num_threads is not None:
@@ -87,6 +91,8 @@ def assemble(
     autocast = make_autocast(config.run.precision, device)
     reward = build_reward(config.reward)
     judges = build_judges(config.evaluation.judges)
+    if config.reward.name not in BUILT_IN_REWARDS:
+        _say_reward(reward, listener)
     policy = load_policy(
         config.model,
         num_quantiles=config.pool.num_quantiles,
@@ -100,7 +106,7 @@ def assemble(
     )
     for note in prompts.notes:
         listener.on_message(note, level="warning")
-    pool = _open_pool(run, config, policy, identity["run_id"])
+    pool = _open_pool(run, config, policy, prompts, identity["run_id"])
     try:
         checkpoints = Checkpoints(run.checkpoints, keep_last=config.checkpoint.keep_last)
         resume_from, rejected = checkpoints.newest()
@@ -113,6 +119,7 @@ def assemble(
             )
         fingerprint = make_fingerprint(device)
         if resume_from is not None:
+            _check_pool(run, resume_from.state["pool"])
             _say_resumed(resume_from.state, fingerprint, listener)
         log = MetricLog(
             run.metrics,
@@ -168,6 +175,10 @@ def assemble(
             prompts=prompts.train,
             pool=pool,
             reward=reward,
+            extra_rewards={
+                _column_name(name): judge
+                for name, judge in build_judges(config.pool.extra_scores).items()
+            },
             reward_config=config.reward,
             sampling=config.sampling,
             policy=policy,
@@ -332,7 +343,8 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> None:
             f"{run.path} holds a run. Leave out --fresh to resume it, choose another --run-dir, or add "
             "--force to delete it"
         )
-    for path in (run.pool, run.checkpoints, run.model, run.path / "tensorboard"):
+    folders = (run.pool, run.checkpoints, run.model, run.path / "tensorboard")
+    for path in (*folders, *run.path.glob("model.p*")):
         if path.is_symlink():
             raise RunDirectoryError(f"{path} is a link: remove it yourself")
         if path.exists():
@@ -341,7 +353,7 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-def _enter(run: RunDirectory, config: RunConfig, listener: TrainingListener) -> dict[str, Any]:
+def _enter(run: RunDirectory, loaded: LoadedConfig, listener: TrainingListener) -> dict[str, Any]:
     """Make the run directory, or check that it is this run's; returns its identity."""
     if run.is_run():
         try:
@@ -351,28 +363,46 @@ def _enter(run: RunDirectory, config: RunConfig, listener: TrainingListener) -> 
             raise RunDirectoryError(f"{run.identity} is damaged: {err}") from err
         if not known:
             raise RunDirectoryError(f"{run.identity} was written by another version of quark")
-        _check_config(run, config)
+        _check_config(run, loaded.config)
         listener.on_message(f"resuming the run in {run.path}")
-        run.config.write_text(to_toml(config, comments=False), encoding="utf-8")
-        return identity
-    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        raise RunDirectoryError(
-            f"{run.path} exists and is not a run of quark: choose another --run-dir"
-        )
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        run.config.write_text(to_toml(config, comments=False), encoding="utf-8")
+    else:
+        if run.path.exists() and not _is_empty(run):
+            raise RunDirectoryError(
+                f"{run.path} exists and is not a run of quark: choose another --run-dir"
+            )
         identity = {
             "format_version": RUN_FORMAT,
             "run_id": uuid.uuid4().hex,
             "quark_version": quark.__version__,
         }
-        staged = run.identity.with_suffix(".partial")
-        staged.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
-        staged.rename(run.identity)
+    identity["origins"] = dict(loaded.origins)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        _replace_text(run.config, to_toml(loaded.config, comments=False))
+        _replace_text(run.identity, json.dumps(identity, indent=1) + "\n")
     except OSError as err:
         raise RunDirectoryError(f"cannot make the run directory {run.path}: {err}") from err
     return identity
+
+
+def _is_empty(run: RunDirectory) -> bool:
+    """Whether there is nothing in the directory but what a run that died at its very start left."""
+    leftovers = {run.config, _staged(run.config), _staged(run.identity)}
+    return run.path.is_dir() and leftovers.issuperset(run.path.iterdir())
+
+
+def _staged(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Write a small file that is either the old or the new one, whatever happens."""
+    staged = _staged(path)
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
 
 
 def _check_config(run: RunDirectory, config: RunConfig) -> None:
@@ -395,16 +425,67 @@ def _check_config(run: RunDirectory, config: RunConfig) -> None:
         )
 
 
-def _open_pool(run: RunDirectory, config: RunConfig, policy: Policy, run_id: str) -> NativePool:
-    if run.pool.exists():
-        return NativePool.open(run.pool, writable=True)
-    return NativePool.create(
-        run.pool,
-        vocab_size=policy.reward_tokens.base_vocab_size,
-        store_text=config.pool.store_text,
-        tie_seed=derive_seed(config.run.seed, "ties"),
-        metadata={"model": config.model.name, "run_id": run_id},
-    )
+def _open_pool(
+    run: RunDirectory, config: RunConfig, policy: Policy, prompts: PromptSet, run_id: str
+) -> NativePool:
+    """The run's pool, opened for writing.
+
+    Raises:
+        DataError: it was filled from other prompts than these.
+    """
+    digest = _digest(prompts)
+    if not run.pool.exists():
+        return NativePool.create(
+            run.pool,
+            vocab_size=policy.reward_tokens.base_vocab_size,
+            store_text=config.pool.store_text,
+            tie_seed=derive_seed(config.run.seed, "ties"),
+            metadata={"model": config.model.name, "run_id": run_id, "prompts": digest},
+        )
+    pool = NativePool.open(run.pool, writable=True)
+    if pool.info().metadata.get("prompts") != digest:
+        pool.close()
+        raise DataError(
+            f"the prompts of {config.prompts.source} are not those that {run.path} was started with: "
+            "bring them back, or choose another --run-dir"
+        )
+    return pool
+
+
+def _digest(prompts: PromptSet) -> str:
+    """SHA-256 of the training prompts' tokens, in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts.train:
+        digest.update(json.dumps(prompt.token_ids).encode())
+    return digest.hexdigest()
+
+
+def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
+    """Refuse a pool that is not a continuation of the one a checkpoint was made with."""
+    reason = "lacks samples that the checkpoint's training saw"
+    try:
+        with NativePool.open(run.pool, snapshot=expected["generation"]) as pool:
+            if pool.snapshot.hash == expected["hash"]:
+                return
+            reason = "has another history than the checkpoint's"
+    except ValueError:
+        pass
+    raise CheckpointError(f"{run.pool} {reason}: it was replaced or rolled back")
+
+
+def _column_name(name: str) -> str:
+    """A pool column's name for a reward's."""
+    return re.sub(r"[^a-z0-9_.-]", "_", name.lower())[-64:]
+
+
+def _say_reward(reward: RewardFunction, listener: TrainingListener) -> None:
+    """Name the code, files or server that score."""
+    details = {k: v for k, v in reward_provenance(reward).items() if k != "name"}
+    if details:
+        listener.on_message(
+            f"reward {reward.name}: "
+            + ", ".join(f"{key} {value}" for key, value in details.items())
+        )
 
 
 def _say_resumed(

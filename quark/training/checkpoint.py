@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -89,6 +90,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep_last: int) -> None:
         self._folder = folder
         self._keep_last = max(keep_last, 2)
+        self._rejected: set[Path] = set()
 
     def save(
         self,
@@ -110,6 +112,7 @@ class Checkpoints:
             except CheckpointError:
                 # A damaged one that the run did not resume from: it makes way.
                 final.rename(self._folder / f"{final.name}.partial-{uuid.uuid4().hex[:8]}")
+                self._rejected.discard(final)
         staged = self._folder / f"{final.name}.partial-{uuid.uuid4().hex[:8]}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +129,7 @@ class Checkpoints:
                 json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
             )
             publish_directory(staged, final)
-        except (OSError, ValueError, RuntimeError) as err:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as err:
             shutil.rmtree(staged, ignore_errors=True)
             raise CheckpointError(
                 f"cannot save the checkpoint {final}: {err}. The pool and the earlier checkpoints are "
@@ -143,6 +146,7 @@ class Checkpoints:
                 return verify(path), rejected
             except CheckpointError as err:
                 rejected.append(str(err))
+                self._rejected.add(path)
         return None, rejected
 
     def _published(self) -> list[Path]:
@@ -151,7 +155,9 @@ class Checkpoints:
         return sorted(p for p in self._folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
 
     def _prune(self) -> None:
-        for path in self._published()[: -self._keep_last]:
+        # A damaged one does not count among those that are kept.
+        sound = [path for path in self._published() if path not in self._rejected]
+        for path in sound[: -self._keep_last]:
             shutil.rmtree(path, ignore_errors=True)
         for path in self._folder.iterdir():
             if _STAGED.fullmatch(path.name) and path.is_dir():

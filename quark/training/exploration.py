@@ -6,11 +6,13 @@ A chunk that the pool already has is not generated again: it is the log that a r
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quark.evaluation.evaluator import completion_batch
 from quark.generation.base import Generator, SamplingConfig
@@ -23,6 +25,9 @@ from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import score
 from quark.training.seeds import derive_seed
 from quark.types import Completion, Prompt
+
+REWARD_COLUMN = "reward"
+"""The score column that is trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,7 @@ class Exploration:
     """Freshly scored samples without a score."""
     messages: tuple[str, ...]
     """What failed scores said, without repetition."""
+    seconds_scoring: float
     is_complete: bool
     """False where the run was asked to stop between chunks."""
 
@@ -50,6 +56,7 @@ class Explorer:
         prompts: the training prompts.
         pool: opened for writing.
         reward: the column ``reward``.
+        extra_rewards: further columns by name; a failure of theirs is NaN, never an error.
         reward_config: how failures are handled, and what goes into the provenance.
         sampling: goes into the provenance.
         policy: its tokens tell prompts and completions apart.
@@ -67,6 +74,7 @@ class Explorer:
         prompts: Sequence[Prompt],
         pool: SamplePool,
         reward: RewardFunction,
+        extra_rewards: Mapping[str, RewardFunction],
         reward_config: RewardConfig,
         sampling: SamplingConfig,
         policy: Policy,
@@ -80,6 +88,7 @@ class Explorer:
         self._prompts = prompts
         self._pool = pool
         self._reward = reward
+        self._extra_rewards = extra_rewards
         self._reward_config = reward_config
         self._settings = json.dumps(
             {
@@ -122,19 +131,14 @@ class Explorer:
         """
         prompts = [p for p in self._choose(round, num_prompts) for _ in range(self._per_prompt)]
         begin: int | None = None
-        end = 0
-        replayed = generated = failed = 0
+        end = replayed = generated = failed = 0
+        seconds_scoring = 0.0
         messages: dict[str, None] = {}
+        is_complete = True
         for chunk, start in enumerate(range(0, len(prompts), self._chunk_size)):
             if should_stop():
-                return Exploration(
-                    ids=range(begin or 0, end),
-                    num_replayed=replayed,
-                    num_generated=generated,
-                    num_failed=failed,
-                    messages=tuple(messages),
-                    is_complete=False,
-                )
+                is_complete = False
+                break
             part = prompts[start : start + self._chunk_size]
             key = f"{self._run_id}/{round}/{chunk}"
             figures: dict[str, float] = {}
@@ -143,21 +147,18 @@ class Explorer:
                 replayed += len(ids)
             else:
                 completions = self._generate(generator, part, round, chunk, quantile)
-                outcome = score(
-                    self._reward,
-                    [c.prompt.text for c in completions],
-                    [c.text for c in completions],
-                    on_error=self._reward_config.on_error,
-                    batch_size=self._reward_config.batch_size,
-                )
-                failed += int(np.isnan(outcome.scores).sum())
-                messages.update(dict.fromkeys(outcome.messages))
+                scoring = time.monotonic()
+                scores, reasons = self._score(completions)
+                seconds_scoring += time.monotonic() - scoring
                 ids = self._pool.append(
-                    self._batch(key, completions, outcome.scores, round, chunk, policy_step)
+                    self._batch(key, completions, scores, round, chunk, policy_step)
                 )
+                rewards = scores[REWARD_COLUMN]
+                failed += int(np.isnan(rewards).sum())
+                messages.update(dict.fromkeys(reasons))
                 generated += len(ids)
-                if np.isfinite(outcome.scores).any():
-                    figures["reward_mean"] = float(np.nanmean(outcome.scores))
+                if np.isfinite(rewards).any():
+                    figures["reward_mean"] = float(np.nanmean(rewards))
                 figures["tokens"] = float(sum(len(c.token_ids) for c in completions))
             begin = ids.start if begin is None else begin
             end = ids.stop
@@ -168,7 +169,8 @@ class Explorer:
             num_generated=generated,
             num_failed=failed,
             messages=tuple(messages),
-            is_complete=True,
+            seconds_scoring=seconds_scoring,
+            is_complete=is_complete,
         )
 
     def _choose(self, round: int, count: int) -> list[Prompt]:
@@ -195,11 +197,32 @@ class Explorer:
                 prompts, quantile=quantile, seed=derive_seed(self._seed, "explore", round, chunk)
             )
 
+    def _score(
+        self, completions: Sequence[Completion]
+    ) -> tuple[Mapping[str, NDArray[np.float32]], Sequence[str]]:
+        """All score columns of a chunk, and why rewards are missing in it."""
+        prompts = [c.prompt.text for c in completions]
+        texts = [c.text for c in completions]
+        batch_size = self._reward_config.batch_size
+        outcome = score(
+            self._reward,
+            prompts,
+            texts,
+            on_error=self._reward_config.on_error,
+            batch_size=batch_size,
+        )
+        columns = {REWARD_COLUMN: outcome.scores}
+        for name, extra in self._extra_rewards.items():
+            columns[name] = score(
+                extra, prompts, texts, on_error="nan", batch_size=batch_size
+            ).scores
+        return columns, outcome.messages
+
     def _batch(
         self,
         key: str,
         completions: Sequence[Completion],
-        scores: np.ndarray[tuple[int], np.dtype[np.float32]],
+        scores: Mapping[str, NDArray[np.float32]],
         round: int,
         chunk: int,
         policy_step: int,
@@ -235,12 +258,10 @@ class Explorer:
             seeds=np.array([c.seed for c in completions], dtype=np.uint64),
             logprob_policy=np.array([c.logprob_policy for c in completions], dtype=np.float32),
             logprob_reference=self._reference_logprobs(completions),
-            scores={"reward": np.asarray(scores, dtype=np.float32)},
+            scores=scores,
         )
 
-    def _reference_logprobs(
-        self, completions: Sequence[Completion]
-    ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    def _reference_logprobs(self, completions: Sequence[Completion]) -> NDArray[np.float32]:
         """Under p0; where p0 itself sampled without truncation this equals ``logprob_policy``."""
         if all(c.reward_quantile is None for c in completions):
             return np.array([c.logprob_policy for c in completions], dtype=np.float32)

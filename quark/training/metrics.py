@@ -24,6 +24,7 @@ class MetricLog:
     """
 
     def __init__(self, path: Path, *, offset: int, trackers: Sequence[Tracker] = ()) -> None:
+        self._path = path
         self._file = path.open("ab")
         if self._file.tell() > offset:
             self._file.truncate(offset)
@@ -33,8 +34,11 @@ class MetricLog:
     def write(self, event: str, step: int, **fields: object) -> None:
         """Append one row; it is handed to the operating system before this returns."""
         row = _plain({"event": event, "step": step, "unix_time": round(time.time(), 3), **fields})
-        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as err:
+            raise OSError(err.errno, err.strerror, str(self._path)) from err
         numbers = {
             f"{event}/{key}": float(value)
             for key, value in row.items()

@@ -17,17 +17,18 @@ import dataclasses
 import math
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from quark.config.schema import RunConfig
 from quark.data.collate import collate
-from quark.errors import TrainingError
+from quark.errors import CheckpointError, TrainingError
 from quark.evaluation.evaluator import Evaluation, Evaluator
 from quark.generation.base import Generator
 from quark.models.policy import Policy
@@ -46,7 +47,7 @@ from quark.training.events import (
     TrainingListener,
     TrainingResult,
 )
-from quark.training.exploration import Exploration, Explorer
+from quark.training.exploration import REWARD_COLUMN, Exploration, Explorer
 from quark.training.metrics import MetricLog
 from quark.training.optimization import (
     learning_rate,
@@ -67,10 +68,28 @@ class Position:
     step: int = 0
     """Optimizer steps since the beginning, skipped ones included."""
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    """Sums of the figures of this round's steps that were not skipped."""
+    totalled_steps: int = 0
     seconds: float = 0.0
     """Time spent before this process."""
-    baseline: dict[str, object] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
     """Figures of the original model on the held-out prompts."""
+
+    def begin_round(self, number: int) -> None:
+        self.round, self.step_in_round = number, 0
+        self.totals, self.totalled_steps = {}, 0
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """Count a step's figures in."""
+        self.totalled_steps += 1
+        for name, value in figures.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def means(self) -> dict[str, object]:
+        """Mean figures of this round's steps, named ``<figure>_mean``."""
+        return {f"{name}_mean": value / self.totalled_steps for name, value in self.totals.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +171,6 @@ class Trainer:
         self._position = Position()
         self._started = time.monotonic()
         self._stop_requested = False
-        self._skipped_in_a_row = 0
         if resume_from is not None:
             self._restore(resume_from)
 
@@ -175,7 +193,7 @@ class Trainer:
             last: Evaluation | None = None
             while here.round < self.config.run.num_rounds and not self._stop_requested:
                 last = self._run_round()
-            if self._stop_requested:
+            if self._stop_requested and here.round < self.config.run.num_rounds:
                 return self._interrupted()
             return self._finish(last)
         finally:
@@ -185,20 +203,19 @@ class Trainer:
     def _run_round(self) -> Evaluation | None:
         """One round from wherever it is; returns its evaluation where one is due and it was finished."""
         here = self._position
-        seconds: dict[str, float] = {}
         begin = time.monotonic()
         exploration = self._explore_round()
         if not exploration.is_complete:
             return None
-        seconds["seconds_exploring"] = time.monotonic() - begin
+        explored = time.monotonic()
         quantization = self._quantize(exploration)
-        begin = time.monotonic()
-        learned = self._learn(quantization)
-        seconds["seconds_learning"] = time.monotonic() - begin
+        self._learn(quantization)
         if here.step_in_round < self.config.run.steps_per_round:
-            self._save()
             return None
-        metrics = self._round_metrics(exploration, quantization) | learned | seconds
+        metrics = self._round_metrics(exploration, quantization) | here.means()
+        metrics["seconds_exploring"] = explored - begin - exploration.seconds_scoring
+        metrics["seconds_scoring"] = exploration.seconds_scoring
+        metrics["seconds_learning"] = time.monotonic() - explored
         evaluation = None
         is_last = here.round + 1 == self.config.run.num_rounds
         if is_last or (here.round + 1) % self.config.evaluation.every_rounds == 0:
@@ -206,7 +223,7 @@ class Trainer:
             metrics |= {f"evaluation_{k}": v for k, v in evaluation.metrics.items()}
             metrics |= {f"{name}_evaluation": v for name, v in evaluation.judges.items()}
         self._report_round(exploration, quantization, metrics)
-        here.round, here.step_in_round = here.round + 1, 0
+        here.begin_round(here.round + 1)
         if is_last or here.round % self.config.checkpoint.every_rounds == 0:
             self._save()
         return evaluation
@@ -275,7 +292,7 @@ class Trainer:
                 )
         cut = self.config.pool
         quantization = pool.quantize(
-            cut.num_quantiles, score="reward", ties=cut.ties, remainder=cut.remainder
+            cut.num_quantiles, score=REWARD_COLUMN, ties=cut.ties, remainder=cut.remainder
         )
         if int(quantization.counts.sum()) == 0:
             raise TrainingError(
@@ -285,8 +302,8 @@ class Trainer:
 
     # Learn
 
-    def _learn(self, quantization: Quantization) -> dict[str, float]:
-        """The rest of this round's optimizer steps; returns their mean figures."""
+    def _learn(self, quantization: Quantization) -> None:
+        """The rest of this round's optimizer steps."""
         here = self._position
         section = self.config.optimizer
         only_best = self.config.pool.train_quantiles == "best"
@@ -294,10 +311,8 @@ class Trainer:
             batch_size=section.batch_size,
             seed=derive_seed(self.config.run.seed, "minibatches", here.round),
             mode=self.config.pool.sampling,
-            **({"quantiles": [self.config.pool.num_quantiles - 1]} if only_best else {}),
+            quantiles=[quantization.num_quantiles - 1] if only_best else None,
         )
-        totals: dict[str, float] = {}
-        steps = 0
         while here.step_in_round < self.config.run.steps_per_round and not self._stop_requested:
             begin = time.monotonic()
             batch = sampler.batch(here.step_in_round, pad_id=self._policy.pad_id)
@@ -309,9 +324,7 @@ class Trainer:
             here.step += 1
             here.step_in_round += 1
             if step.is_finite:
-                steps += 1
-                for name, value in metrics.items():
-                    totals[name] = totals.get(name, 0.0) + value
+                here.add(metrics)
             self._listener.on_progress(
                 Progress(
                     phase="learning",
@@ -321,7 +334,6 @@ class Trainer:
                     metrics=metrics,
                 )
             )
-        return {f"{name}_mean": value / steps for name, value in totals.items()} if steps else {}
 
     def _optimizer_step(self, samples: PoolBatch) -> _Step:
         """Loss and gradient of one batch, micro-batch by micro-batch, and the update."""
@@ -356,7 +368,7 @@ class Trainer:
         }
         coefficients = self._objective.state_dict()
         if is_finite:
-            self._skipped_in_a_row = 0
+            self._position.skipped_in_a_row = 0
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             self._optimizer.step()
@@ -385,20 +397,20 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         here = self._position
         here.skipped_steps += 1
-        self._skipped_in_a_row += 1
+        here.skipped_in_a_row += 1
         self._listener.on_message(
             f"step {here.step} is skipped: loss {loss}, gradient norm {grad_norm}", level="warning"
         )
-        if self._skipped_in_a_row > self.config.optimizer.max_skipped_steps:
+        if here.skipped_in_a_row > self.config.optimizer.max_skipped_steps:
             raise TrainingError(
-                f"{self._skipped_in_a_row} steps in a row had a loss or gradient that is not finite "
+                f"{here.skipped_in_a_row} steps in a row had a loss or gradient that is not finite "
                 f"(the last: loss {loss}, gradient norm {grad_norm}). The last checkpoint is good; "
                 "lower optimizer.learning_rate and resume from it in a new run"
             )
 
     # Evaluate
 
-    def _measure_baseline(self) -> dict[str, object]:
+    def _measure_baseline(self) -> dict[str, Any]:
         """Figures of the original model without a token, with the answers that the end compares."""
         self._listener.on_progress(
             Progress(phase="evaluating", round=self._position.round, done=0, total=1)
@@ -415,13 +427,14 @@ class Trainer:
             ],
         }
 
-    def _evaluate_quantile(self, quantile: int) -> Evaluation:
+    def _evaluate_quantile(self, quantile: int, *, is_logged: bool = False) -> Evaluation:
         self._listener.on_progress(
             Progress(phase="evaluating", round=self._position.round, done=0, total=1)
         )
         with self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate, self._policy, quantile=quantile)
-        self._write_evaluation(evaluation)
+        if not is_logged:
+            self._write_evaluation(evaluation)
         return evaluation
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
@@ -449,11 +462,11 @@ class Trainer:
     ) -> dict[str, object]:
         """Figures of the samples that this round brought, read back from the pool."""
         ids = exploration.ids
-        rewards = self._pool.scores("reward")[ids.start : ids.stop]
+        rewards = self._pool.scores(REWARD_COLUMN)[ids.start : ids.stop]
         scored = rewards[np.isfinite(rewards)]
         samples = self._pool.samples(ids)
         bounds = quantization.lower_bounds
-        everything = self._pool.scores("reward")[: ids.stop]
+        everything = self._pool.scores(REWARD_COLUMN)[: ids.stop]
         ties = [float(np.mean(everything == bound)) for bound in bounds[1:] if np.isfinite(bound)]
         return {
             "samples": ids.stop,
@@ -486,7 +499,7 @@ class Trainer:
                     id=sample.id,
                     prompt=sample.prompt_text,
                     completion=sample.completion_text or "",
-                    reward=sample.scores["reward"],
+                    reward=sample.scores[REWARD_COLUMN],
                     quantile=quantile,
                 )
                 for sample in self._pool.samples([int(i) for i in ids[labels == quantile][:count]])
@@ -515,11 +528,7 @@ class Trainer:
             optimizer=optimizer_tensors(self._optimizer, self._policy.model),
             state={
                 "run_id": self._run_id,
-                "round": here.round,
-                "step_in_round": here.step_in_round,
-                "skipped_steps": here.skipped_steps,
-                "seconds": self._elapsed(),
-                "baseline": here.baseline,
+                "position": dataclasses.asdict(here) | {"seconds": self._elapsed()},
                 "objective": self._objective.state_dict(),
                 "pool": {
                     "generation": snapshot.generation,
@@ -536,14 +545,7 @@ class Trainer:
         checkpoint.load_model(self._policy.model)
         load_optimizer_tensors(self._optimizer, self._policy.model, checkpoint.optimizer_tensors())
         self._objective.load_state_dict(state["objective"])
-        self._position = Position(
-            round=state["round"],
-            step_in_round=state["step_in_round"],
-            step=checkpoint.step,
-            skipped_steps=state["skipped_steps"],
-            seconds=state["seconds"],
-            baseline=state["baseline"],
-        )
+        self._position = Position(**state["position"])
 
     def _elapsed(self) -> float:
         return self._position.seconds + time.monotonic() - self._started
@@ -551,6 +553,8 @@ class Trainer:
     # End
 
     def _interrupted(self) -> TrainingResult:
+        if self._position.baseline:
+            self._save()
         self._listener.on_message(
             f"stopped in round {self._position.round} after {self._position.step} steps; "
             "the same command resumes"
@@ -561,7 +565,8 @@ class Trainer:
         """Control curve, the saved model, and the closing row."""
         num_quantiles = self.config.pool.num_quantiles
         if best is None:
-            best = self._evaluate_quantile(num_quantiles - 1)
+            # Killed between the last checkpoint and this: the log has this evaluation's row already.
+            best = self._evaluate_quantile(num_quantiles - 1, is_logged=True)
         curve: list[float] = []
         if self.config.evaluation.control_curve:
             lower = [self._evaluate_quantile(k) for k in range(num_quantiles - 1)]
@@ -581,20 +586,29 @@ class Trainer:
     def _save_model(self) -> None:
         """Write ``run/model`` beside itself and swap it in."""
         final = self.run_directory.model
-        staged = final.with_name(f"model.partial-{uuid.uuid4().hex[:8]}")
-        previous = final.with_name(f"model.partial-{uuid.uuid4().hex[:8]}")
-        self._policy.save(staged, max_new_tokens=self.config.sampling.max_new_tokens)
-        if final.exists():
-            final.rename(previous)
-        publish_directory(staged, final)
+        staged = final.with_name("model.partial")
+        previous = final.with_name("model.previous")
+        try:
+            for leftover in (staged, previous):
+                shutil.rmtree(leftover, ignore_errors=True)
+            self._policy.save(staged, max_new_tokens=self.config.sampling.max_new_tokens)
+            if final.exists():
+                final.rename(previous)
+            publish_directory(staged, final)
+        except (OSError, SafetensorError) as err:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise CheckpointError(
+                f"cannot save the model {final}: {err}. The last checkpoint is good; make room and run "
+                "the same command to finish"
+            ) from err
         shutil.rmtree(previous, ignore_errors=True)
 
     def _result(
         self, best: Evaluation | None, curve: list[float], *, interrupted: bool
     ) -> TrainingResult:
         baseline = self._position.baseline
-        before: Mapping[str, float] = baseline.get("metrics", {})  # type: ignore[assignment]
-        before_judges: Mapping[str, float] = baseline.get("judges", {})  # type: ignore[assignment]
+        before: Mapping[str, float] = baseline.get("metrics", {})
+        before_judges: Mapping[str, float] = baseline.get("judges", {})
         after = best.metrics if best is not None else {}
         names = [
             n
@@ -606,21 +620,20 @@ class Trainer:
         metrics |= {f"{n}_before": v for n, v in before_judges.items()}
         metrics |= {f"{n}_after": v for n, v in (best.judges.items() if best else ())}
         metrics["skipped_steps"] = float(self._position.skipped_steps)
-        answers: list[BeforeAfter] = []
-        if best is not None:
-            old: list[list[object]] = baseline.get("answers", [])  # type: ignore[assignment]
+        answers = [
+            BeforeAfter(
+                prompt=prompt,
+                before=text,
+                before_reward=math.nan if reward is None else reward,
+                after=completion.text,
+                after_reward=new_reward,
+            )
             for (prompt, text, reward), (completion, new_reward) in zip(
-                old, self._shown(best), strict=False
-            ):
-                answers.append(
-                    BeforeAfter(
-                        prompt=str(prompt),
-                        before=str(text),
-                        before_reward=math.nan if reward is None else float(reward),  # type: ignore[arg-type]
-                        after=completion.text,
-                        after_reward=new_reward,
-                    )
-                )
+                baseline.get("answers", ()) if best is not None else (),
+                self._shown(best) if best is not None else (),
+                strict=True,
+            )
+        ]
         run = self.run_directory
         return TrainingResult(
             run_dir=run.path,
