@@ -1,0 +1,421 @@
+"""Every command on one tiny run of the embedded model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quark.pool.native import NativePool
+from quark.run_directory import RunDirectory
+from tests.cli.commands import TINY_RUN, Outcome, quark, quark_process
+from tests.hostile_text import HOSTILE
+
+
+def test_train_prints_one_json_object_with_the_documented_fields(trained: Outcome) -> None:
+    result = trained.json
+    assert set(result) >= {
+        "run_dir",
+        "pool",
+        "model",
+        "report",
+        "rounds",
+        "samples",
+        "reward_before",
+        "reward_after",
+        "kl_policy_to_reference",
+        "kl_reference_to_policy",
+        "control_curve",
+        "seconds",
+        "interrupted",
+        "metrics",
+        "before_after",
+    }
+    assert result["rounds"] == 2
+    assert result["samples"] == 60
+    assert len(result["control_curve"]) == 5
+    assert 0 < result["reward_before"] < 1
+    assert result["interrupted"] is False
+    for key in ("run_dir", "pool", "model", "report"):
+        assert Path(result[key]).exists()
+
+
+def test_train_reports_rounds_on_stderr(trained: Outcome) -> None:
+    assert "round 0/1 · reward" in trained.err
+    assert "best (4)" in trained.err
+    assert "\x1b" not in trained.err
+
+
+def test_training_again_resumes_and_says_so(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    outcome = quark("train", "--run-dir", copy, *TINY_RUN, "--json", "--resume")
+    assert outcome.code == 0, outcome.err
+    assert "resuming the run" in outcome.err
+    assert outcome.json["samples"] == 60
+
+
+def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
+    outcome = quark("train", "--run-dir", tmp_path / "none", *TINY_RUN, "--resume")
+    assert outcome.code == 4
+    assert "leave out --resume" in outcome.err
+    assert not (tmp_path / "none").exists()
+
+
+def test_fresh_refuses_a_run_and_force_deletes_it(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    before = RunDirectory(copy).identity.read_bytes()
+    refused = quark("train", "--run-dir", copy, *TINY_RUN, "--fresh")
+    assert refused.code == 4
+    assert "--force" in refused.err
+    assert RunDirectory(copy).identity.read_bytes() == before
+    forced = quark("train", "--run-dir", copy, *TINY_RUN, "--fresh", "--force", "--json")
+    assert forced.code == 0, forced.err
+    assert RunDirectory(copy).identity.read_bytes() != before
+
+
+def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    outcome = quark("train", "--run-dir", tmp_path, *TINY_RUN, "--fresh", "--force")
+    assert outcome.code == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--set", "objective.kl_ceof=0.1"], 2, "objective.kl_coef"),
+        (["--set", "run.num_rounds=-1"], 2, "run.num_rounds"),
+        (["no-such-preset"], 2, "demo"),
+        (["no/such/file.toml"], 3, "no/such/file.toml"),
+        (["--set", "model.name=/no/such/model"], 3, "/no/such/model"),
+        (["--set", "prompts.source=/no/such/prompts.jsonl"], 3, "/no/such/prompts.jsonl"),
+        (["--set", "reward.name=no_such_module_x:reward"], 3, "no_such_module_x"),
+    ],
+)
+def test_a_mistake_is_named_with_its_exit_code(
+    arguments: list[str], code: int, says: str, tmp_path: Path
+) -> None:
+    outcome = quark("train", "--run-dir", tmp_path / "run", *arguments)
+    assert outcome.code == code, outcome.err
+    assert says in outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+
+
+def test_a_dry_run_shows_everything_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = quark("train", *TINY_RUN, "--dry-run", "--json")
+    assert outcome.code == 0, outcome.err
+    shown = outcome.json
+    assert shown["config"]["run"]["num_rounds"] == 2
+    assert shown["origins"]["run.num_rounds"] == "--set"
+    assert shown["origins"]["reward.name"] == "preset demo"
+    assert shown["origins"]["optimizer.eps"] == "default"
+    assert len(shown["prompts"]) == 3
+    for prompt in shown["prompts"]:
+        assert prompt["text"].startswith("<|reward_4|>")
+        assert 0 <= prompt["reward"] <= 1
+    people = quark("train", *TINY_RUN, "--dry-run")
+    assert "nothing was written" in people.out
+    assert "<|reward_4|>" in people.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_obeys_quantile_number_and_seed(run_dir: Path) -> None:
+    arguments = (
+        "generate",
+        run_dir,
+        "-p",
+        "the battery",
+        "--prompt",
+        "zoom",
+        "--num",
+        "2",
+        "--json",
+    )
+    first = quark(*arguments, "--seed", "7").json
+    assert first["quantile"] == 4
+    assert [c["prompt"] for c in first["completions"]] == ["the battery"] * 2 + ["zoom"] * 2
+    assert all(1 <= c["num_tokens"] <= 6 for c in first["completions"])
+    assert quark(*arguments, "--seed", "7").json == first
+    assert quark(*arguments, "--seed", "8").json["completions"] != first["completions"]
+    assert quark(*arguments, "--quantile", "0").json["quantile"] == 0
+    assert quark(*arguments, "--quantile", "none").json["quantile"] is None
+    longer = quark(*arguments, "--max-new-tokens", "9", "--temperature", "0", "--top-p", "0.5").json
+    assert (
+        longer["sampling"] | {"max_new_tokens": 9, "temperature": 0.0, "top_p": 0.5}
+        == longer["sampling"]
+    )
+
+
+@pytest.mark.parametrize("quantile", ["5", "-1", "worst", "٣", ""])
+def test_generate_refuses_a_quantile_that_is_not_there(run_dir: Path, quantile: str) -> None:
+    outcome = quark("generate", run_dir, "-p", "a", f"--quantile={quantile}")
+    assert outcome.code == 2
+    assert "best, none or a number from 0 (worst) to 4" in outcome.err
+
+
+def test_generate_reads_prompt_files_and_other_models(run_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "one"}\n{"prompt": "two", "split": "eval"}\n')
+    from_model = quark("generate", run_dir / "model", "--prompts", file, "--json").json
+    assert [c["prompt"] for c in from_model["completions"]] == ["one", "two"]
+    original = quark("generate", "embedded:reviews", "--prompts", file, "--json").json
+    assert original["quantile"] is None
+    refused = quark("generate", "embedded:reviews", "-p", "a", "--quantile", "best")
+    assert refused.code == 2
+    assert "no reward tokens" in refused.err
+    file.write_text('{"prompt": "one"}\nnot json\n')
+    damaged = quark("generate", run_dir, "--prompts", file)
+    assert damaged.code == 3
+    assert "prompts.jsonl:2" in damaged.err
+
+
+def test_generate_shows_the_prompt_and_what_follows(run_dir: Path) -> None:
+    outcome = quark("generate", run_dir, "-p", "the battery", "-n", "3")
+    assert outcome.code == 0
+    assert [line[:11] for line in outcome.out.splitlines()] == ["the battery"] * 3
+
+
+def test_a_run_without_a_model_says_so(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    shutil.rmtree(RunDirectory(copy).model)
+    outcome = quark("generate", copy, "-p", "a")
+    assert outcome.code == 4
+    assert "no finished model" in outcome.err
+
+
+def test_evaluate_repeats_the_figures_of_training(run_dir: Path, trained: Outcome) -> None:
+    outcome = quark("evaluate", run_dir, "--json")
+    assert outcome.code == 0, outcome.err
+    measured = outcome.json
+    assert [e["quantile"] for e in measured["evaluations"]] == [None, 0, 1, 2, 3, 4]
+    assert measured["evaluations"][0]["reward_mean"] == pytest.approx(trained.json["reward_before"])
+    assert measured["control_curve"] == pytest.approx(trained.json["control_curve"], abs=1e-6)
+    best = measured["evaluations"][-1]
+    assert best["kl_policy_to_reference"] == pytest.approx(
+        trained.json["kl_policy_to_reference"], rel=1e-3
+    )
+    assert set(best) >= {"perplexity_reference", "distinct_1", "distinct_2", "judges"}
+
+
+def test_evaluate_takes_rewards_prompts_and_quantiles(run_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("the menu\nthe screen\n")
+    wishes = ("--reward", "length", "--reward", "vader", "--prompts", file, "--quantile", "best")
+    measured = quark("evaluate", run_dir, *wishes, "--json").json
+    assert measured["reward"] == "length"
+    assert [e["quantile"] for e in measured["evaluations"]] == [4]
+    assert set(measured["evaluations"][0]["judges"]) == {"vader"}
+    assert measured["control_curve"] is None
+    people = quark("evaluate", run_dir, *wishes)
+    assert "4 (best)" in people.out
+    assert quark("evaluate", run_dir, "--reward", "no-such-reward").code == 2
+    model = quark("evaluate", run_dir / "model")
+    assert model.code == 2
+    assert "--reference" in model.err
+
+
+def test_code_named_by_a_run_directory_is_not_run(run_dir: Path, tmp_path: Path) -> None:
+    module = tmp_path / "planted.py"
+    proof = tmp_path / "it-ran"
+    module.write_text(
+        f"open({str(proof)!r}, 'w').close()\n"
+        "def reward(*, prompts, completions):\n    return [0.0] * len(completions)\n"
+    )
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    config = RunDirectory(copy).config
+    name = json.dumps(f"{module}:reward")
+    text = config.read_text().replace('name = "sentiment"', f"name = {name}")
+    assert name in text
+    config.write_text(text)
+    for command in (["evaluate", copy], ["generate", copy, "-p", "a"], ["report", copy]):
+        quark(*command)
+    assert not proof.exists()
+    assert "--reward" in quark("evaluate", copy).err
+    trusted = quark("evaluate", copy, "--reward", f"{module}:reward", "-q", "best", "--json")
+    assert trusted.code == 0, trusted.err
+    assert proof.exists()
+
+
+def test_pool_info_has_the_documented_fields(run_dir: Path) -> None:
+    info = quark("pool", "info", run_dir, "--json").json
+    assert info["samples"] == 60
+    assert info["snapshot"]["num_samples"] == 60
+    assert "reward" in info["score_columns"]
+    assert info["bytes"] > 0
+    assert quark("pool", "info", run_dir / "pool", "--json").json == info
+    assert "60" in quark("pool", "info", run_dir).out
+
+
+def test_pool_head_shows_the_first_the_best_and_one_quantile(run_dir: Path) -> None:
+    def head(*options: str) -> list[dict[str, object]]:
+        samples: list[dict[str, object]] = quark("pool", "head", run_dir, *options, "--json").json[
+            "samples"
+        ]
+        return samples
+
+    assert [sample["id"] for sample in head()] == list(range(10))
+    best = head("--best", "--num", "60")
+    rewards = [sample["scores"]["reward"] for sample in best]  # type: ignore[index]
+    assert rewards == sorted(rewards, reverse=True)
+    assert {sample["quantile"] for sample in best[:12]} == {4}
+    assert {sample["quantile"] for sample in head("--quantile", "0", "-n", "60")} == {0}
+    assert len(head("--quantile", "0", "-n", "60")) == 12
+    assert set(best[0]) >= {"round", "prompt", "completion", "reward_token", "logprob_policy"}
+    assert quark("pool", "head", run_dir, "--quantile", "5").code == 2
+    wrong = quark("pool", "head", run_dir, "--score", "rewrad")
+    assert wrong.code == 2
+    assert "it has: reward" in wrong.err
+
+
+def test_pool_stats_agree_with_the_pool(run_dir: Path) -> None:
+    stats = quark("pool", "stats", run_dir, "--num-quantiles", "4", "--json").json
+    with NativePool.open(RunDirectory(run_dir).pool) as pool:
+        rewards = pool.scores("reward").astype(np.float64)
+        bounds = pool.quantize(4).lower_bounds
+    assert stats["samples"] == 60
+    assert stats["columns"]["reward"]["mean"] == pytest.approx(rewards.mean())
+    assert stats["columns"]["reward"]["nan"] == 0
+    assert stats["quantile_counts"] == [15] * 4
+    assert stats["quantile_lower_bounds"] == pytest.approx(bounds.tolist())
+    assert sum(part["samples"] for part in stats["histogram"]) == 60
+    assert [(row["round"], row["samples"]) for row in stats["rounds"]] == [(0, 40), (1, 20)]
+    assert stats["rounds"][1]["mean"] == pytest.approx(rewards[40:].mean())
+    assert "Histogram of reward" in quark("pool", "stats", run_dir).out
+
+
+def test_pool_verify_finds_damage(run_dir: Path, tmp_path: Path) -> None:
+    sound = quark("pool", "verify", run_dir, "--json")
+    assert sound.code == 0
+    assert sound.json["sound"] is True
+    copy = shutil.copytree(RunDirectory(run_dir).pool, tmp_path / "pool")
+    largest = max((p for p in copy.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    damaged = quark("pool", "verify", copy, "--json")
+    assert damaged.code == 4
+    assert damaged.json["problems"]
+    assert "damaged: " in quark("pool", "verify", copy).out
+    assert quark("pool", "info", tmp_path / "none").code == 3
+
+
+def test_report_writes_the_page(run_dir: Path, tmp_path: Path) -> None:
+    outcome = quark("report", run_dir, "--output", tmp_path / "page.html", "--json")
+    assert outcome.json["bytes"] == (tmp_path / "page.html").stat().st_size
+    assert "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert RunDirectory(run_dir).report.is_file()  # by `train`
+
+
+def test_config_shows_values_origins_presets_and_schema(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "demo"\n[run]\nseed = 5\n')
+    shown = quark("config", "show", file, "--set", "run.num_rounds=3", "--json").json
+    assert shown["config"]["run"] | {"seed": 5, "num_rounds": 3} == shown["config"]["run"]
+    assert shown["origins"]["run.seed"] == f"file {file}"
+    assert shown["origins"]["run.num_rounds"] == "--set"
+    assert shown["origins"]["run.steps_per_round"] == "preset demo"
+    assert "run.seed" in quark("config", "show", file).out
+    assert "demo" in quark("config", "list", "--json").json["presets"]
+    assert "demo" in quark("config", "list").out
+    assert "run" in quark("config", "schema").json["properties"]
+
+
+def test_init_writes_a_file_that_loads_and_never_overwrites(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    assert quark("init", file).code == 0
+    text = file.read_text(encoding="utf-8")
+    assert text.count("# ") > 30
+    assert tomllib.loads(text)["model"]["name"] == "embedded:reviews"
+    assert quark("config", "show", file, "--json").json["config"]["run"]["num_rounds"] == 10
+    file.write_text("mine")
+    refused = quark("init", file)
+    assert refused.code == 2
+    assert "--force" in refused.err
+    assert file.read_text() == "mine"
+    assert quark("init", file, "--force", "--preset", "paper").code == 0
+    assert quark("init", tmp_path).code == 0
+    assert (tmp_path / "quark.toml").is_file()
+
+
+def test_doctor_finds_everything_that_is_needed() -> None:
+    outcome = quark("doctor", "--json")
+    assert outcome.code == 0, outcome.out
+    assert outcome.json["healthy"] is True
+    states = {finding["name"]: finding["state"] for finding in outcome.json["findings"]}
+    assert states["pool extension"] == states["torch"] == states["model reviews"] == "ok"
+    for finding in outcome.json["findings"]:
+        assert finding["state"] == "ok" or finding["way_out"] or finding["name"] == "cuda"
+    assert "all that is needed is here" in quark("doctor").out
+
+
+def test_reward_check_judges_a_reward(tmp_path: Path) -> None:
+    good = quark("reward", "check", "sentiment", "--json")
+    assert good.code == 0
+    assert good.json["usable"] is True
+    assert good.json["num_failed"] == 0
+    file = tmp_path / "rewards.py"
+    file.write_text(
+        "def constant(*, prompts, completions):\n    return [1.0] * len(completions)\n"
+        "def short(*, prompts, completions):\n    return [1.0]\n"
+    )
+    constant = quark("reward", "check", f"{file}:constant")
+    assert constant.code == 3
+    assert "could not learn" in constant.out
+    short = quark("reward", "check", f"{file}:short")
+    assert short.code == 3
+    assert "1 scores for" in short.err
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text('{"prompt": "a", "completion": "good"}\n{"completion": "bad"}\n')
+    assert (
+        quark("reward", "check", "vader", "--samples", samples, "--json").json["num_samples"] == 2
+    )
+    samples.write_text('{"prompt": "a"}\n')
+    refused = quark("reward", "check", "vader", "--samples", samples)
+    assert refused.code == 3
+    assert "samples.jsonl:1" in refused.err
+    longest = quark("reward", "check", "length", "--set", "reward.length.maximum=1", "--json")
+    assert longest.json["maximum"] == 1.0
+
+
+def test_a_scorer_can_be_trained_and_used(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"{'good great' if i % 2 else 'bad poor'} number {i}", "label": i % 2}
+        for i in range(400)
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = quark("reward", "train", data, "--output", tmp_path / "scorer", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["auc"] > 0.99
+    assert quark("reward", "check", tmp_path / "scorer", "--json").json["reward"] == "scorer"
+    data.write_text('{"text": "a"}\n')
+    assert quark("reward", "train", data, "--output", tmp_path / "other").code == 3
+
+
+def test_hostile_prompts_cannot_act_on_the_terminal(run_dir: Path, tmp_path: Path) -> None:
+    texts = [
+        t for t in HOSTILE if 0 < len(t) < 60 and "\0" not in t and t.strip() and "\ud800" not in t
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    outcome = quark("generate", run_dir, "--prompts", file, "--max-new-tokens", "2")
+    assert outcome.code == 0, outcome.err
+    assert all(c.isprintable() or c == "\n" for c in outcome.out)
+    shown = quark("generate", run_dir, "--prompts", file, "--max-new-tokens", "2", "--json")
+    assert shown.out.isascii()
+    assert [c["prompt"] for c in shown.json["completions"]] == texts
+
+
+def test_a_process_of_its_own_prints_nothing_but_the_json_object(tmp_path: Path) -> None:
+    outcome = quark_process("train", "--run-dir", tmp_path / "run", *TINY_RUN, "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["samples"] == 60
+    assert outcome.err == ""
