@@ -1,7 +1,7 @@
 """The compiled extension; ``quark.pool.native`` is its face."""
 
 from pathlib import Path
-from typing import Any, Final, Protocol, TypedDict, final
+from typing import Any, Final, Protocol, TypeAlias, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 __version__: Final[str]
 FORMAT_VERSION: Final[int]
 
-type _Snapshot = tuple[int, str, int]
-type Gathered = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]
-type _Draw = tuple[NDArray[np.uint64], NDArray[np.int16]]
+_Snapshot: TypeAlias = tuple[int, str, int]
+Gathered: TypeAlias = tuple[
+    NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]
+]
+_Draw: TypeAlias = tuple[NDArray[np.uint64], NDArray[np.int16]]
 
 class _Batch(Protocol):
     @property
@@ -107,7 +109,9 @@ class Quantization:
     def num_unranked(self) -> int: ...
     def labels(self) -> NDArray[np.int16]: ...
     def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]: ...
-    def sampler(self, batch_size: int, seed: int, mode: str) -> Sampler: ...
+    def sampler(
+        self, batch_size: int, seed: int, mode: str, quantiles: list[int] | None
+    ) -> Sampler: ...
 
 @final
 class Sampler:

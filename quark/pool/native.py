@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from quark import _pool_rs
 from quark.pool.base import (
@@ -31,6 +31,8 @@ from quark.pool.base import (
     TieRule,
 )
 from quark.types import Json
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +147,19 @@ class NativeQuantization:
         return self._quantization.labels_of(_array("ids", ids, np.uint64))
 
     def sampler(
-        self, *, batch_size: int, seed: int, mode: SamplingMode = SamplingMode.STRATIFIED
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        mode: SamplingMode = SamplingMode.STRATIFIED,
+        quantiles: Sequence[int] | None = None,
     ) -> NativeSampler:
         return NativeSampler(
             self._quantization.sampler(
-                _bounded("batch_size", batch_size, 32), _bounded("seed", seed, 64), mode.value
+                _bounded("batch_size", batch_size, 32),
+                _bounded("seed", seed, 64),
+                mode.value,
+                None if quantiles is None else list(quantiles),
             )
         )
 
@@ -369,7 +379,7 @@ class NativePool:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> str:
         raise TypeError("a pool cannot be pickled: open it by its path where it is needed")
 
 
@@ -434,7 +444,7 @@ def _pool_batch(
     )
 
 
-def _array(name: str, values: Any, dtype: type[np.generic]) -> NDArray[Any]:
+def _array(name: str, values: ArrayLike, dtype: type[_Number]) -> NDArray[_Number]:
     """``values`` as a contiguous vector of ``dtype``; ValueError where that would change a value."""
     given = np.asarray(values)
     if given.ndim != 1:

@@ -42,15 +42,17 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Minibatches of `batch_size` of a quantization.
+    /// Minibatches of `batch_size` of a quantization, of all its quantiles or of some.
     ///
     /// # Errors
-    /// `Invalid` when nothing is ranked or the batch size is 0 or beyond 2^31.
+    /// `Invalid` when there is nothing to draw from, a quantile does not exist, or the batch size is 0 or
+    /// beyond 2^31.
     pub fn new(
         quantization: Arc<Quantization>,
         batch_size: usize,
         seed: u64,
         mode: SamplingMode,
+        quantiles: Option<&[i64]>,
     ) -> Result<Self> {
         if batch_size == 0 || batch_size > 1 << 31 {
             return Err(PoolError::invalid(format!(
@@ -58,9 +60,20 @@ impl Sampler {
             )));
         }
         let counts = quantization.counts();
-        let strata: Vec<(i16, u64)> = (0..).zip(counts).filter(|&(_, count)| count > 0).collect();
+        let known = 0..counts.len() as i64;
+        if let Some(wrong) = quantiles.unwrap_or_default().iter().find(|k| !known.contains(k)) {
+            return Err(PoolError::invalid(format!(
+                "there is no quantile {wrong}; they go from 0 to {}",
+                known.end - 1
+            )));
+        }
+        let is_wanted = |label: i16| quantiles.is_none_or(|only| only.contains(&i64::from(label)));
+        let strata: Vec<(i16, u64)> =
+            (0..).zip(counts).filter(|&(label, count)| count > 0 && is_wanted(label)).collect();
         if strata.is_empty() {
-            return Err(PoolError::invalid("nothing is ranked: every sample's score is NaN"));
+            return Err(PoolError::invalid(
+                "there is nothing to draw from: no sample is ranked there",
+            ));
         }
         let ends = strata
             .iter()

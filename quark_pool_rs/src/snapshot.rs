@@ -522,9 +522,9 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The score of a sample that the snapshot has, NaN where no extent covers it.
+    /// The extent of a column that covers a sample of the snapshot.
     #[inline]
-    fn score_of(&self, column: &Column, id: u64) -> Result<f32> {
+    fn extent_of<'a>(&self, column: &'a Column, id: u64) -> Option<&'a Extent> {
         // Mostly every segment has the column, so that extents and segments run in step.
         let at = self.segment_index(id);
         let same = column.extents.get(at).filter(|e| e.first() == self.first_ids[at]);
@@ -532,7 +532,13 @@ impl Snapshot {
             let after = column.extents.partition_point(|e| e.first() <= id);
             after.checked_sub(1).map(|i| &column.extents[i])
         });
-        match extent.filter(|e| id - e.first() < e.entry.count) {
+        extent.filter(|e| id - e.first() < e.entry.count)
+    }
+
+    /// The score of a sample that the snapshot has, NaN where no extent covers it.
+    #[inline]
+    fn score_of(&self, column: &Column, id: u64) -> Result<f32> {
+        match self.extent_of(column, id) {
             None => Ok(f32::NAN),
             Some(extent) => {
                 let row = (id - extent.first()) as usize;
@@ -581,7 +587,11 @@ impl Snapshot {
             scores: self
                 .columns
                 .iter()
-                .map(|c| Ok((c.name.clone(), self.score_of(c, id)?)))
+                .filter_map(|c| self.extent_of(c, id).map(|extent| (c, extent)))
+                .map(|(c, extent)| {
+                    let row = (id - extent.first()) as usize;
+                    Ok((c.name.clone(), extent.scores(&self.home, row..row + 1)?[0]))
+                })
                 .collect::<Result<_>>()?,
         })
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::datafile::{DataFile, FileEntry};
 use crate::error::{PoolError, Result};
-use crate::format::{MANIFEST_DIR, log_name, parse_log_name};
-use crate::manifest::{Chain, Commit, Kind, RunSource, State, read_chain};
+use crate::format::{HEAD, MANIFEST_DIR, log_name, parse_log_name};
+use crate::manifest::{Chain, Commit, Kind, RunSource, State, decode_head, read_chain};
 use crate::ranking::{score_key, tie_hash};
 use crate::recovery::recover;
 use crate::segment::{Tokens, column, prompt_column, run_column, run_columns};
@@ -41,6 +41,12 @@ pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
         num_bytes: 0,
         problems: Vec::new(),
     };
+    match storage.read(Path::new(HEAD)) {
+        Ok(bytes) if decode_head(&bytes).is_none() => {
+            report.problems.push(PoolError::corrupted(HEAD, 0, "it does not match its sum"));
+        }
+        _ => {}
+    }
     let superseded = check_logs(&**storage, &mut report)?;
     let snapshot = match recover(storage, None) {
         Ok((snapshot, _)) => snapshot,

@@ -261,12 +261,14 @@ impl PyQuantization {
         Ok(PyArray1::from_vec(py, labels))
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
     fn sampler(
         &self,
         py: Python<'_>,
         batch_size: usize,
         seed: u64,
         mode: &str,
+        quantiles: Option<Vec<i64>>,
     ) -> PyResult<PySampler> {
         let mode = match mode {
             "stratified" => SamplingMode::Stratified,
@@ -274,7 +276,7 @@ impl PyQuantization {
             "shuffle" => SamplingMode::Shuffle,
             _ => return Err(PyValueError::new_err(format!("unknown sampling mode {mode:?}"))),
         };
-        Sampler::new(self.0.clone(), batch_size, seed, mode)
+        Sampler::new(self.0.clone(), batch_size, seed, mode, quantiles.as_deref())
             .map(PySampler)
             .map_err(|error| to_python(py, error))
     }

@@ -1,0 +1,525 @@
+//! A disk in memory that can lose what was not synced, and refuse operations.
+//!
+//! Every mutation is one entry of a log. A crash image is the log up to some entry, where an effect that no
+//! later sync of its file or directory covers may be missing: writes in pieces of 512 bytes, and names.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use quark_pool_rs::mapping::Region;
+use quark_pool_rs::storage::{Entry, Lock, Output, Storage};
+
+const PIECE: usize = 512;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Write {
+        file: usize,
+        offset: usize,
+        bytes: Vec<u8>,
+    },
+    Truncate {
+        file: usize,
+        len: usize,
+    },
+    Link {
+        path: PathBuf,
+        node: Node,
+    },
+    Unlink {
+        path: PathBuf,
+    },
+    SyncFile {
+        file: usize,
+    },
+    SyncDir {
+        path: PathBuf,
+    },
+    /// A sync that failed: what was pending is clean in memory and never reaches the disk.
+    LoseFile {
+        file: usize,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Node {
+    File(usize),
+    Dir,
+}
+
+/// What the disk does instead of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A write that stops half-way with "no space".
+    NoSpace,
+    /// Any operation fails with an I/O error; a sync then loses what was pending.
+    Io,
+}
+
+#[derive(Default)]
+struct Inner {
+    ops: Vec<Op>,
+    contents: Vec<Vec<u8>>,
+    names: BTreeMap<PathBuf, Option<usize>>,
+    locked: HashSet<PathBuf>,
+    calls: usize,
+    fault: Option<(usize, bool, Fault)>,
+    /// Syncs of paths that begin with this and are (directory or not) do nothing.
+    ignored_syncs: Option<(String, bool)>,
+    synced_after_failure: bool,
+    failed: HashSet<usize>,
+}
+
+/// The disk; clones share it.
+#[derive(Clone, Default)]
+pub struct Disk(Arc<Mutex<Inner>>);
+
+impl Disk {
+    pub fn storage(&self) -> Arc<dyn Storage> {
+        Arc::new(self.clone())
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
+    }
+
+    /// Length of the log.
+    pub fn num_ops(&self) -> usize {
+        self.inner().ops.len()
+    }
+
+    /// Operations that could have failed so far.
+    pub fn num_calls(&self) -> usize {
+        self.inner().calls
+    }
+
+    /// Let operation number `at`, or all from it on, fail.
+    pub fn set_fault(&self, at: usize, from_then_on: bool, fault: Fault) {
+        self.inner().fault = Some((at, from_then_on, fault));
+    }
+
+    /// Clear a fault that has struck.
+    pub fn clear_fault_if(&self, is_over: bool) {
+        let mut inner = self.inner();
+        if is_over && inner.fault.is_some_and(|(at, _, _)| inner.calls >= at) {
+            inner.fault = None;
+        }
+    }
+
+    pub fn clear_fault(&self) {
+        self.inner().fault = None;
+    }
+
+    /// Let syncs of files (or directories) below a path do nothing.
+    pub fn ignore_syncs(&self, prefix: &str, of_directories: bool) {
+        self.inner().ignored_syncs = Some((prefix.to_owned(), of_directories));
+    }
+
+    /// Whether a file was synced again after its sync had failed.
+    pub fn retried_a_failed_sync(&self) -> bool {
+        self.inner().synced_after_failure
+    }
+
+    /// All files with their content.
+    pub fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let inner = self.inner();
+        let files = inner.names.iter().filter_map(|(path, file)| file.map(|f| (path, f)));
+        files.map(|(path, file)| (path.clone(), inner.contents[file].clone())).collect()
+    }
+
+    /// A disk with these files (and their directories), all of it durable.
+    pub fn with_files(files: &[(PathBuf, Vec<u8>)]) -> Self {
+        let disk = Self::default();
+        {
+            let mut inner = disk.inner();
+            for (path, bytes) in files {
+                let mut parent = path.parent();
+                while let Some(directory) = parent.filter(|p| !p.as_os_str().is_empty()) {
+                    inner.names.insert(directory.to_path_buf(), None);
+                    parent = directory.parent();
+                }
+                inner.contents.push(bytes.clone());
+                let file = inner.contents.len() - 1;
+                inner.names.insert(path.clone(), Some(file));
+            }
+        }
+        disk
+    }
+
+    /// Effects of the first `crash` operations that may be lost, by position.
+    pub fn pending(&self, crash: usize) -> Vec<(usize, usize)> {
+        let inner = self.inner();
+        let mut pending = Vec::new();
+        for (at, op) in inner.ops[..crash].iter().enumerate() {
+            let later = &inner.ops[at + 1..crash];
+            let is_pending = match op {
+                Op::Write { file, .. } | Op::Truncate { file, .. } => later
+                    .iter()
+                    .find_map(|op| match op {
+                        Op::SyncFile { file: synced } if synced == file => Some(false),
+                        Op::LoseFile { file: lost } if lost == file => Some(true),
+                        _ => None,
+                    })
+                    .unwrap_or(true),
+                Op::Link { path, .. } | Op::Unlink { path } => !later.iter().any(
+                    |op| matches!(op, Op::SyncDir { path: synced } if Some(&**synced) == path.parent()),
+                ),
+                _ => false,
+            };
+            if is_pending {
+                let pieces = match op {
+                    Op::Write { bytes, .. } => bytes.len().div_ceil(PIECE),
+                    _ => 1,
+                };
+                pending.extend((0..pieces).map(|piece| (at, piece)));
+            }
+        }
+        pending
+    }
+
+    /// The same disk with everything on it as the beginning of its log, all of it durable;
+    /// and the length of that beginning.
+    pub fn rebased(&self) -> (Self, usize) {
+        let (files, directories) = {
+            let inner = self.inner();
+            let directories: Vec<PathBuf> =
+                inner.names.iter().filter(|(_, f)| f.is_none()).map(|(p, _)| p.clone()).collect();
+            (inner.names.clone(), directories)
+        };
+        let disk = Self::default();
+        {
+            let contents = self.inner().contents.clone();
+            let mut inner = disk.inner();
+            inner.contents = vec![Vec::new(); contents.len()];
+            for directory in &directories {
+                inner.link(directory, Node::Dir);
+            }
+            for (path, file) in &files {
+                if let Some(file) = *file {
+                    inner.link(path, Node::File(file));
+                    inner.write(file, 0, &contents[file]);
+                    inner.ops.push(Op::SyncFile { file });
+                }
+            }
+            for directory in directories.iter().map(PathBuf::as_path).chain([Path::new("")]) {
+                inner.ops.push(Op::SyncDir { path: directory.to_path_buf() });
+            }
+        }
+        let base = disk.num_ops();
+        (disk, base)
+    }
+
+    /// The disk after a power cut at `crash`, without the effects in `lost`.
+    pub fn image(&self, crash: usize, lost: &HashSet<(usize, usize)>) -> Self {
+        let inner = self.inner();
+        let mut contents: Vec<Vec<u8>> = vec![Vec::new(); inner.contents.len()];
+        let mut names: BTreeMap<PathBuf, Option<usize>> = BTreeMap::new();
+        for (at, op) in inner.ops[..crash].iter().enumerate() {
+            match op {
+                Op::Write { file, offset, bytes } => {
+                    for (piece, bytes) in bytes.chunks(PIECE).enumerate() {
+                        if lost.contains(&(at, piece)) {
+                            continue;
+                        }
+                        let content = &mut contents[*file];
+                        let start = offset + piece * PIECE;
+                        content.resize(content.len().max(start + bytes.len()), 0);
+                        content[start..start + bytes.len()].copy_from_slice(bytes);
+                    }
+                }
+                _ if lost.contains(&(at, 0)) => {}
+                Op::Truncate { file, len } => contents[*file].truncate(*len),
+                Op::Link { path, node } => {
+                    let file = match node {
+                        Node::File(file) => Some(*file),
+                        Node::Dir => None,
+                    };
+                    names.insert(path.clone(), file);
+                }
+                Op::Unlink { path } => {
+                    names.remove(path);
+                }
+                _ => {}
+            }
+        }
+        // What lies in a directory whose own name was lost cannot be reached.
+        let reachable = |path: &Path| {
+            path.ancestors().skip(1).all(|p| p.as_os_str().is_empty() || names.contains_key(p))
+        };
+        let kept: BTreeMap<_, _> = names
+            .iter()
+            .filter(|(path, _)| reachable(path))
+            .map(|(p, n)| (p.clone(), *n))
+            .collect();
+        let image = Self::default();
+        *image.inner() = Inner { contents, names: kept, ..Inner::default() };
+        image
+    }
+}
+
+impl Inner {
+    /// Count a call, and fail it if its turn has come.
+    fn step(&mut self) -> io::Result<()> {
+        self.calls += 1;
+        match self.fault {
+            Some((at, forever, fault)) if self.calls == at || forever && self.calls > at => {
+                Err(match fault {
+                    Fault::NoSpace => io::Error::from_raw_os_error(28),
+                    Fault::Io => io::Error::from_raw_os_error(5),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn file(&self, path: &Path) -> io::Result<usize> {
+        match self.names.get(path) {
+            Some(Some(file)) => Ok(*file),
+            Some(None) => Err(io::ErrorKind::InvalidInput.into()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn check_parent(&self, path: &Path) -> io::Result<()> {
+        match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() && !self.names.contains_key(parent) => {
+                Err(io::ErrorKind::NotFound.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn link(&mut self, path: &Path, node: Node) {
+        let file = match node {
+            Node::File(file) => Some(file),
+            Node::Dir => None,
+        };
+        self.names.insert(path.to_path_buf(), file);
+        self.ops.push(Op::Link { path: path.to_path_buf(), node });
+    }
+
+    fn new_file(&mut self, path: &Path) -> usize {
+        self.contents.push(Vec::new());
+        let file = self.contents.len() - 1;
+        self.link(path, Node::File(file));
+        file
+    }
+
+    fn write(&mut self, file: usize, offset: usize, bytes: &[u8]) {
+        let content = &mut self.contents[file];
+        content.resize(content.len().max(offset + bytes.len()), 0);
+        content[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.ops.push(Op::Write { file, offset, bytes: bytes.to_vec() });
+    }
+
+    fn ignores(&self, path: &Path, is_directory: bool) -> bool {
+        self.ignored_syncs.as_ref().is_some_and(|(prefix, of_directories)| {
+            *of_directories == is_directory
+                && if prefix.is_empty() {
+                    path.as_os_str().is_empty()
+                } else {
+                    path.starts_with(prefix)
+                }
+        })
+    }
+}
+
+struct FakeOutput {
+    disk: Disk,
+    path: PathBuf,
+    file: usize,
+}
+
+impl Output for FakeOutput {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut inner = self.disk.inner();
+        let end = inner.contents[self.file].len();
+        if let Err(error) = inner.step() {
+            inner.write(self.file, end, &bytes[..bytes.len() / 2]);
+            return Err(error);
+        }
+        inner.write(self.file, end, bytes);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let mut inner = self.disk.inner();
+        let file = self.file;
+        inner.synced_after_failure |= inner.failed.contains(&file);
+        if let Err(error) = inner.step() {
+            inner.failed.insert(file);
+            inner.ops.push(Op::LoseFile { file });
+            return Err(error);
+        }
+        if !inner.ignores(&self.path, false) {
+            inner.ops.push(Op::SyncFile { file });
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        let mut inner = self.disk.inner();
+        inner.step()?;
+        let (file, len) = (self.file, len as usize);
+        inner.contents[file].truncate(len);
+        inner.ops.push(Op::Truncate { file, len });
+        Ok(())
+    }
+
+    fn seal(&mut self) -> io::Result<()> {
+        self.disk.inner().step()
+    }
+}
+
+struct FakeLock(Disk, PathBuf);
+
+impl Lock for FakeLock {}
+
+impl Drop for FakeLock {
+    fn drop(&mut self) {
+        self.0.inner().locked.remove(&self.1);
+    }
+}
+
+impl Storage for Disk {
+    fn locate(&self, path: &Path) -> PathBuf {
+        path.to_path_buf()
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.step()?;
+        inner.check_parent(path)?;
+        if !path.as_os_str().is_empty() && !inner.names.contains_key(path) {
+            inner.link(path, Node::Dir);
+        }
+        Ok(())
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
+        let mut inner = self.inner();
+        inner.step()?;
+        inner.check_parent(path)?;
+        if inner.names.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let file = inner.new_file(path);
+        Ok(Box::new(FakeOutput { disk: self.clone(), path: path.to_path_buf(), file }))
+    }
+
+    fn append(&self, path: &Path) -> io::Result<Box<dyn Output>> {
+        let mut inner = self.inner();
+        inner.step()?;
+        let file = inner.file(path)?;
+        Ok(Box::new(FakeOutput { disk: self.clone(), path: path.to_path_buf(), file }))
+    }
+
+    fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.step()?;
+        let file = match inner.file(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => inner.new_file(path),
+            Err(error) => return Err(error),
+        };
+        inner.write(file, 0, bytes);
+        Ok(())
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let mut inner = self.inner();
+        inner.step()?;
+        inner.file(path).map(|file| inner.contents[file].clone())
+    }
+
+    fn map(&self, path: &Path) -> io::Result<Region> {
+        let mut inner = self.inner();
+        inner.step()?;
+        inner.file(path).map(|file| Region::copy(&inner.contents[file]))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
+        let mut inner = self.inner();
+        inner.step()?;
+        if !path.as_os_str().is_empty() && inner.names.get(path) != Some(&None) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let children = inner.names.iter().filter(|(child, _)| child.parent() == Some(path));
+        Ok(children
+            .map(|(child, file)| Entry {
+                name: child.file_name().unwrap().to_string_lossy().into_owned(),
+                is_dir: file.is_none(),
+                is_file: file.is_some(),
+            })
+            .collect())
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        let file = self.inner().file(path)?;
+        FakeOutput { disk: self.clone(), path: path.to_path_buf(), file }.sync()
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.step()?;
+        if !path.as_os_str().is_empty() && inner.names.get(path) != Some(&None) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if !inner.ignores(path, true) {
+            inner.ops.push(Op::SyncDir { path: path.to_path_buf() });
+        }
+        Ok(())
+    }
+
+    fn sync_parent(&self) -> io::Result<()> {
+        self.inner().step()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.step()?;
+        let moved: Vec<_> = inner
+            .names
+            .iter()
+            .filter(|(path, _)| path.starts_with(from))
+            .map(|(path, file)| (path.clone(), *file))
+            .collect();
+        if moved.is_empty() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        for (path, file) in moved {
+            let target = if path == from {
+                to.to_path_buf()
+            } else {
+                to.join(path.strip_prefix(from).unwrap())
+            };
+            inner.names.remove(&path);
+            inner.ops.push(Op::Unlink { path });
+            inner.link(&target, file.map_or(Node::Dir, Node::File));
+        }
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.step()?;
+        inner.file(path)?;
+        inner.names.remove(path);
+        inner.ops.push(Op::Unlink { path: path.to_path_buf() });
+        Ok(())
+    }
+
+    fn lock(&self, path: &Path, message: &str) -> io::Result<Box<dyn Lock>> {
+        let mut inner = self.inner();
+        inner.step()?;
+        if !inner.locked.insert(path.to_path_buf()) {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, message.to_owned()));
+        }
+        if !inner.names.contains_key(path) {
+            inner.new_file(path);
+        }
+        Ok(Box::new(FakeLock(self.clone(), path.to_path_buf())))
+    }
+}

@@ -1,0 +1,144 @@
+//! What the tests share: a fake disk and made-up batches.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+pub mod disk;
+
+use std::sync::Arc;
+
+use quark_pool_rs::format::PoolSettings;
+use quark_pool_rs::pool::{Batch, OpenOptions, Pool};
+use quark_pool_rs::snapshot::{Sample, Snapshot};
+use quark_pool_rs::storage::Storage;
+
+pub const VOCAB: u32 = 500;
+pub const TIE_SEED: u64 = 11;
+
+pub fn settings() -> PoolSettings {
+    PoolSettings::new("0123456789abcdef".to_owned(), VOCAB, true, TIE_SEED, "{\"who\":\"test\"}")
+        .unwrap()
+}
+
+pub fn create(storage: &Arc<dyn Storage>) -> quark_pool_rs::error::Result<Pool> {
+    Pool::create(storage.clone(), &settings(), "pid 1")
+}
+
+pub fn writer(storage: &Arc<dyn Storage>) -> quark_pool_rs::error::Result<Pool> {
+    Pool::open(storage.clone(), OpenOptions { writer: Some("pid 1"), snapshot: None })
+}
+
+pub fn reader(storage: &Arc<dyn Storage>) -> quark_pool_rs::error::Result<Pool> {
+    Pool::open(storage.clone(), OpenOptions::default())
+}
+
+/// A batch that owns its arrays.
+#[derive(Debug, Clone)]
+pub struct Owned {
+    pub key: String,
+    pub prompts: Vec<(Vec<u32>, String, String)>,
+    pub prompt_index: Vec<u32>,
+    pub completions: Vec<(Vec<u32>, String)>,
+    pub settings: String,
+    pub round: u32,
+    pub scores: Vec<(String, Vec<f32>)>,
+}
+
+impl Owned {
+    /// The same for the same number: `count` samples, some prompts that other batches have too.
+    pub fn numbered(number: u32, count: u32) -> Self {
+        let prompt = |i: u32| {
+            let i = i % 5 + number / 3;
+            (vec![i % VOCAB, 7, i / 2], format!("prompt {i} \u{e9}"), "{}".to_owned())
+        };
+        let score = |i: u32| match (number * 7 + i * 13) % 11 {
+            0 => f32::NAN,
+            r => r as f32 / 2.0 - 2.0,
+        };
+        Self {
+            key: format!("run/{number}"),
+            prompts: (0..3).map(prompt).collect(),
+            prompt_index: (0..count).map(|i| i % 3).collect(),
+            completions: (0..count)
+                .map(|i| {
+                    let tokens = (0..(i + number) % 6).map(|t| (t * 31 + i + number) % VOCAB);
+                    (tokens.collect(), format!("completion {i} of {number}"))
+                })
+                .collect(),
+            settings: format!("{{\"temperature\":{}}}", number % 2),
+            round: number,
+            scores: vec![("reward".to_owned(), (0..count).map(score).collect())],
+        }
+    }
+
+    pub fn append(&self, pool: &Pool) -> quark_pool_rs::error::Result<std::ops::Range<u64>> {
+        let n = self.completions.len();
+        let prompt_tokens: Vec<u32> = self.prompts.iter().flat_map(|p| p.0.clone()).collect();
+        let texts: Vec<&str> = self.prompts.iter().map(|p| p.1.as_str()).collect();
+        let metadata: Vec<&str> = self.prompts.iter().map(|p| p.2.as_str()).collect();
+        let tokens: Vec<u32> = self.completions.iter().flat_map(|c| c.0.clone()).collect();
+        let completion_texts: Vec<&str> = self.completions.iter().map(|c| c.1.as_str()).collect();
+        let scores: Vec<(&str, &[f32])> =
+            self.scores.iter().map(|(name, values)| (name.as_str(), values.as_slice())).collect();
+        pool.append(&Batch {
+            key: &self.key,
+            prompt_tokens: &prompt_tokens,
+            prompt_offsets: &offsets(self.prompts.iter().map(|p| p.0.len())),
+            prompt_texts: &texts,
+            prompt_metadata: &metadata,
+            prompt_index: &self.prompt_index,
+            completion_tokens: &tokens,
+            completion_offsets: &offsets(self.completions.iter().map(|c| c.0.len())),
+            completion_texts: Some(&completion_texts),
+            finish: &vec![1; n],
+            round: self.round,
+            chunk: 2,
+            policy_step: 3,
+            reward_tokens: &vec![-1; n],
+            settings: &self.settings,
+            seeds: &(0..n as u64).map(|i| i << 40).collect::<Vec<_>>(),
+            logprob_policy: &vec![-1.5; n],
+            logprob_reference: &vec![f32::NAN; n],
+            scores: &scores,
+        })
+    }
+
+    /// Whether row `row` is what `sample` says.
+    pub fn matches(&self, row: usize, sample: &Sample) -> bool {
+        let prompt = &self.prompts[self.prompt_index[row] as usize];
+        let scores = self.scores.iter().map(|(name, values)| (name.clone(), values[row].to_bits()));
+        sample.prompt_tokens == prompt.0
+            && sample.prompt_text == prompt.1
+            && sample.prompt_metadata == prompt.2
+            && sample.completion_tokens == self.completions[row].0
+            && sample.completion_text.as_ref() == Some(&self.completions[row].1)
+            && (sample.finish, sample.round, sample.chunk) == (1, self.round, 2)
+            && (sample.policy_step, sample.reward_token) == (3, -1)
+            && *sample.settings == *self.settings
+            && sample.seed == (row as u64) << 40
+            && sample.logprob_policy.to_bits() == (-1.5_f32).to_bits()
+            && sample.logprob_reference.is_nan()
+            && sample.scores.iter().map(|(n, s)| (n.clone(), s.to_bits())).eq(scores)
+    }
+}
+
+fn offsets(lengths: impl Iterator<Item = usize>) -> Vec<i64> {
+    let mut offsets = vec![0];
+    for len in lengths {
+        offsets.push(offsets[offsets.len() - 1] + len as i64);
+    }
+    offsets
+}
+
+/// Whether a snapshot holds exactly these batches; an error of the pool is passed on.
+pub fn check_content(snapshot: &Snapshot, batches: &[Owned]) -> quark_pool_rs::error::Result<bool> {
+    let mut id = 0;
+    for batch in batches {
+        for row in 0..batch.completions.len() {
+            if id >= snapshot.num_samples || !batch.matches(row, &snapshot.sample(id)?) {
+                return Ok(false);
+            }
+            id += 1;
+        }
+    }
+    Ok(id == snapshot.num_samples)
+}

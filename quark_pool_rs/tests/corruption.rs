@@ -1,0 +1,210 @@
+//! Is damage ever served? Files are flipped, cut, lengthened, zeroed, swapped and removed; reading must end
+//! in an error that names a file, or in exactly what was committed, and verification must find it.
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use common::disk::Disk;
+use common::{Owned, check_content, create, reader};
+use quark_pool_rs::error::{PoolError, Result};
+use quark_pool_rs::ranking::{Quantization, RemainderRule, TieRule};
+use quark_pool_rs::snapshot::Snapshot;
+use quark_pool_rs::verify::verify;
+
+type Files = Vec<(PathBuf, Vec<u8>)>;
+
+fn pool(appends: u32) -> (Files, Vec<Owned>) {
+    let disk = Disk::default();
+    let pool = create(&disk.storage()).unwrap();
+    let batches: Vec<Owned> = (0..appends).map(|i| Owned::numbered(i, 2)).collect();
+    for batch in &batches {
+        batch.append(&pool).unwrap();
+    }
+    (disk.files(), batches)
+}
+
+/// Everything that a ranking says.
+fn ranking(snapshot: &Arc<Snapshot>) -> Result<(Vec<i16>, Vec<u64>, Vec<u32>)> {
+    let spread = RemainderRule::Spread;
+    let quantization = Quantization::new(snapshot.clone(), "reward", 3, TieRule::Hash, spread)?;
+    let mut labels = vec![0; snapshot.num_samples as usize];
+    quantization.labels(&mut labels)?;
+    let mut places = Vec::new();
+    for (quantile, count) in (0..).zip(quantization.counts()) {
+        places.extend((0..count).map(|index| (quantile, index)));
+    }
+    let mut ids = vec![0; places.len()];
+    quantization.ids_at(&places, &mut ids)?;
+    Ok((labels, ids, quantization.lower_bounds()?.into_iter().map(f32::to_bits).collect()))
+}
+
+struct Oracle {
+    files: Files,
+    batches: Vec<Owned>,
+    ranking: (Vec<i16>, Vec<u64>, Vec<u32>),
+}
+
+impl Oracle {
+    fn new(appends: u32) -> Self {
+        let (files, batches) = pool(appends);
+        let opened = reader(&Disk::with_files(&files).storage()).unwrap();
+        let ranking = ranking(&opened.snapshot()).unwrap();
+        let clean = verify(&Disk::with_files(&files).storage()).unwrap();
+        assert!(clean.problems.is_empty(), "{:?}", clean.problems);
+        Self { files, batches, ranking }
+    }
+
+    /// Whether reading fails as it should (true) or gives what was committed (false).
+    fn is_refused(&self, files: &Files, what: &str) -> bool {
+        let storage = Disk::with_files(files).storage();
+        let read = || {
+            let pool = reader(&storage)?;
+            let snapshot = pool.snapshot();
+            Ok((check_content(&snapshot, &self.batches)?, ranking(&snapshot)?))
+        };
+        match read() {
+            Ok((is_same, ranking)) => {
+                assert!(is_same && ranking == self.ranking, "{what}: wrong data was served");
+                false
+            }
+            Err(PoolError::Corrupted { file, .. }) => {
+                assert!(!file.is_empty(), "{what}: no file named");
+                true
+            }
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+
+    fn is_found_by_verify(&self, files: &Files) -> bool {
+        match verify(&Disk::with_files(files).storage()) {
+            Ok(report) => !report.problems.is_empty(),
+            Err(error) => matches!(error, PoolError::NotFound { .. }),
+        }
+    }
+
+    /// Damage one file, check, and say whether reading was refused.
+    fn check(&self, file: usize, damage: impl FnOnce(&mut Vec<u8>), what: &str) -> bool {
+        let mut files = self.files.clone();
+        damage(&mut files[file].1);
+        let what = format!("{} {what}", files[file].0.display());
+        let refused = self.is_refused(&files, &what);
+        assert!(self.is_found_by_verify(&files), "{what}: verification is content");
+        refused
+    }
+
+    fn is_message(&self, file: usize) -> bool {
+        self.files[file].0.ends_with("LOCK")
+    }
+}
+
+#[test]
+fn every_flipped_byte_is_refused_or_harmless_and_always_found() {
+    let oracle = Oracle::new(2);
+    let (mut flips, mut refused) = (0, 0);
+    for file in 0..oracle.files.len() {
+        for at in 0..oracle.files[file].1.len() {
+            for mask in [0x01, 0x80] {
+                let what = format!("byte {at} ^ {mask:#x}");
+                refused += usize::from(oracle.check(file, |bytes| bytes[at] ^= mask, &what));
+                flips += 1;
+            }
+        }
+    }
+    assert!(flips > 20_000 && refused * 10 > flips * 9, "{refused} of {flips}");
+}
+
+#[test]
+fn a_merged_run_is_guarded_like_the_rest() {
+    let oracle = Oracle::new(9);
+    let run = oracle.files.iter().position(|(path, _)| path.starts_with("runs")).unwrap();
+    for at in 0..oracle.files[run].1.len() {
+        let flip = |bytes: &mut Vec<u8>| bytes[at] ^= 0x10;
+        oracle.check(run, flip, &format!("byte {at}"));
+    }
+}
+
+#[test]
+fn every_shortened_file_is_refused() {
+    let oracle = Oracle::new(2);
+    for file in (0..oracle.files.len()).filter(|&file| !oracle.is_message(file)) {
+        let is_head = oracle.files[file].0.ends_with("HEAD");
+        for len in 0..oracle.files[file].1.len() {
+            let refused = oracle.check(file, |bytes| bytes.truncate(len), &format!("cut to {len}"));
+            // Without a HEAD nothing is missing; it only bounds what a log may lose.
+            assert!(refused != is_head, "{} cut to {len}", oracle.files[file].0.display());
+        }
+    }
+}
+
+#[test]
+fn a_lengthened_file_is_refused_or_harmless() {
+    let oracle = Oracle::new(2);
+    for file in (0..oracle.files.len()).filter(|&file| !oracle.is_message(file)) {
+        for len in 1..=64 {
+            let mut files = oracle.files.clone();
+            files[file].1.extend(vec![0xA5; len]);
+            oracle.is_refused(&files, &format!("{} and {len} bytes", files[file].0.display()));
+        }
+    }
+}
+
+#[test]
+fn a_zeroed_sector_is_refused_or_harmless() {
+    let oracle = Oracle::new(2);
+    for file in (0..oracle.files.len()).filter(|&file| !oracle.is_message(file)) {
+        for start in (0..oracle.files[file].1.len()).step_by(512) {
+            let mut files = oracle.files.clone();
+            files[file].1[start..].iter_mut().take(512).for_each(|byte| *byte = 0);
+            if files[file].1 != oracle.files[file].1 {
+                oracle.check(file, |b| b.clone_from(&files[file].1), &format!("zeroed at {start}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn swapped_and_missing_files_are_refused() {
+    let oracle = Oracle::new(9);
+    let data: Vec<usize> = (0..oracle.files.len())
+        .filter(|&file| oracle.files[file].0.extension().is_some_and(|e| e == "arrow"))
+        .collect();
+    for pair in data.windows(2) {
+        let mut files = oracle.files.clone();
+        let first = std::mem::take(&mut files[pair[0]].1);
+        let second = std::mem::replace(&mut files[pair[1]].1, first);
+        files[pair[0]].1 = second;
+        assert!(oracle.is_refused(&files, "swapped"));
+        assert!(oracle.is_found_by_verify(&files));
+    }
+    for file in (0..oracle.files.len()).filter(|&file| !oracle.is_message(file)) {
+        let mut files = oracle.files.clone();
+        let (path, _) = files.remove(file);
+        let is_log = path.extension().is_some_and(|e| e == "log");
+        if path.ends_with("HEAD") {
+            assert!(!oracle.is_refused(&files, "without HEAD"));
+        } else if is_log {
+            // Its directory is gone with it here, so there is no pool at all.
+            assert!(reader(&Disk::with_files(&files).storage()).is_err());
+        } else {
+            let what = format!("without {}", path.display());
+            assert!(oracle.is_refused(&files, &what), "{what}");
+            assert!(oracle.is_found_by_verify(&files));
+        }
+    }
+}
+
+#[test]
+fn the_log_of_another_pool_is_refused() {
+    let oracle = Oracle::new(2);
+    let (other, _) = pool(1);
+    let mut files = oracle.files.clone();
+    for (path, bytes) in &mut files {
+        if path.extension().is_some_and(|e| e == "log") {
+            bytes.clone_from(&other.iter().find(|(p, _)| p == path).unwrap().1);
+        }
+    }
+    assert!(oracle.is_refused(&files, "an older log"));
+}

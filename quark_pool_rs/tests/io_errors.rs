@@ -1,0 +1,118 @@
+//! Does the pool cope when the system refuses? Each operation in turn fails, once or from then on; what was
+//! acknowledged must stay, what was refused must be as if it had not been asked for.
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+mod common;
+
+use common::disk::{Disk, Fault};
+use common::{Owned, check_content, create, reader, writer};
+use quark_pool_rs::error::PoolError;
+
+fn batches() -> Vec<Owned> {
+    (0..10).map(|i| Owned::numbered(i, 2)).collect()
+}
+
+/// Calls until the creation, and until the end of all appends, without a fault.
+fn calls() -> (usize, usize) {
+    let disk = Disk::default();
+    let pool = create(&disk.storage()).unwrap();
+    let created = disk.num_calls();
+    for batch in batches() {
+        batch.append(&pool).unwrap();
+    }
+    (created, disk.num_calls())
+}
+
+#[test]
+fn a_failing_operation_loses_nothing_and_invents_nothing() {
+    let (created, end) = calls();
+    for fault in [Fault::NoSpace, Fault::Io] {
+        for from_then_on in [false, true] {
+            for at in created + 1..=end {
+                let what = format!("{fault:?} at {at}, from then on: {from_then_on}");
+                let disk = Disk::default();
+                let storage = disk.storage();
+                let pool = create(&storage).unwrap();
+                disk.set_fault(at, from_then_on, fault);
+                let mut kept = Vec::new();
+                let mut is_poisoned = false;
+                for batch in batches() {
+                    match batch.append(&pool) {
+                        Ok(_) => {
+                            assert!(!is_poisoned, "{what}: appended after a failed sync");
+                            kept.push(batch);
+                        }
+                        Err(PoolError::Io { .. }) => assert!(!is_poisoned, "{what}: not poisoned"),
+                        Err(PoolError::Poisoned) => is_poisoned = true,
+                        Err(error) => panic!("{what}: {error}"),
+                    }
+                    disk.clear_fault_if(!from_then_on);
+                }
+                disk.clear_fault();
+                assert!(
+                    check_content(&pool.snapshot(), &kept).unwrap(),
+                    "{what}: the handle differs"
+                );
+                pool.close();
+                drop(pool);
+                assert!(!disk.retried_a_failed_sync(), "{what}: a failed sync was trusted");
+
+                let snapshot = reader(&storage).unwrap().snapshot();
+                let found = snapshot.generation as usize;
+                // A commit whose sync failed may be there: it was refused, not undone.
+                assert!(found == kept.len() || found == kept.len() + 1, "{what}: {found} appends");
+                assert!(check_content(&snapshot, &kept_and_next(&kept, found)).unwrap(), "{what}");
+
+                let pool = writer(&storage).unwrap();
+                let again = kept_and_next(&kept, found);
+                for batch in batches() {
+                    batch.append(&pool).unwrap();
+                }
+                let mut all = again.clone();
+                all.extend(batches().into_iter().filter(|b| again.iter().all(|a| a.key != b.key)));
+                assert!(check_content(&pool.snapshot(), &all).unwrap(), "{what}: after reopening");
+            }
+        }
+    }
+}
+
+/// What was acknowledged, and the refused batch after it if it is there all the same.
+fn kept_and_next(kept: &[Owned], found: usize) -> Vec<Owned> {
+    let mut batches_found = kept.to_vec();
+    if found > kept.len() {
+        let next = batches().into_iter().find(|b| kept.iter().all(|k| k.key != b.key));
+        batches_found.extend(next);
+    }
+    batches_found
+}
+
+#[test]
+fn a_creation_that_fails_can_be_repeated() {
+    let (created, _) = calls();
+    for at in 1..=created {
+        let disk = Disk::default();
+        disk.set_fault(at, false, Fault::Io);
+        let result = create(&disk.storage());
+        disk.clear_fault();
+        match result.map(drop) {
+            Ok(()) => {}
+            Err(PoolError::Io { .. }) => match create(&disk.storage()).map(drop) {
+                Ok(()) => {}
+                // The pool was there before the failure; only the handle was refused.
+                Err(PoolError::Exists { .. }) => drop(writer(&disk.storage()).unwrap()),
+                Err(error) => panic!("at {at}: {error}"),
+            },
+            Err(error) => panic!("at {at}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_second_writer_is_told_who_has_the_pool() {
+    let disk = Disk::default();
+    let first = create(&disk.storage()).unwrap();
+    assert!(matches!(writer(&disk.storage()), Err(PoolError::Locked { .. })));
+    first.close();
+    writer(&disk.storage()).unwrap();
+    assert!(matches!(Owned::numbered(0, 1).append(&first), Err(PoolError::ReadOnly(_))));
+}

@@ -1,0 +1,278 @@
+//! Does the pool behave like a list? Random appends, reopenings and old snapshots against plain vectors.
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::disk::Disk;
+use common::{Owned, TIE_SEED, check_content, create, reader, writer};
+use proptest::prelude::*;
+use quark_pool_rs::gather::gather;
+use quark_pool_rs::pool::{OpenOptions, Pool};
+use quark_pool_rs::ranking::{Quantization, RemainderRule, TieRule, tie_hash};
+use quark_pool_rs::sampler::{Sampler, SamplingMode};
+use quark_pool_rs::verify::verify;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append(Owned),
+    Repeat(usize),
+    Reopen,
+}
+
+fn score() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        4 => (-3_i8..3).prop_map(f32::from),
+        2 => any::<f32>(),
+        1 => Just(f32::NAN),
+        1 => Just(-0.0),
+        1 => Just(f32::NEG_INFINITY),
+    ]
+}
+
+fn batch() -> impl Strategy<Value = Owned> {
+    (1_usize..7, any::<u16>(), prop::sample::subsequence(vec!["reward", "length"], 0..=2))
+        .prop_flat_map(|(n, number, names)| {
+            let columns = names.len();
+            prop::collection::vec(prop::collection::vec(score(), n), columns).prop_map(
+                move |values| {
+                    let mut batch = Owned::numbered(u32::from(number), n as u32);
+                    batch.scores = names.iter().map(|n| (*n).to_owned()).zip(values).collect();
+                    batch
+                },
+            )
+        })
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        8 => batch().prop_map(Step::Append),
+        1 => (0_usize..20).prop_map(Step::Repeat),
+        1 => Just(Step::Reopen),
+    ];
+    prop::collection::vec(step, 1..30)
+}
+
+/// Scores of a column, NaN where it has none.
+fn column(batches: &[Owned], name: &str) -> Vec<f32> {
+    let of = |batch: &Owned| match batch.scores.iter().find(|(n, _)| n == name) {
+        Some((_, values)) => values.clone(),
+        None => vec![f32::NAN; batch.completions.len()],
+    };
+    batches.iter().flat_map(of).collect()
+}
+
+/// Ids worst first, as the contract words it.
+fn ascending(scores: &[f32], ties: TieRule) -> Vec<u64> {
+    let mut ids: Vec<u64> =
+        (0..scores.len() as u64).filter(|&id| !scores[id as usize].is_nan()).collect();
+    ids.sort_by(|&a, &b| {
+        let scores = scores[a as usize].partial_cmp(&scores[b as usize]).unwrap();
+        scores.then(match ties {
+            TieRule::OlderFirst => b.cmp(&a),
+            _ => tie_hash(TIE_SEED, b).cmp(&tie_hash(TIE_SEED, a)),
+        })
+    });
+    ids
+}
+
+fn labels(scores: &[f32], k: usize, ties: TieRule, remainder: RemainderRule) -> Vec<i16> {
+    let ids = ascending(scores, ties);
+    let n = ids.len();
+    let start = |q: usize| match remainder {
+        RemainderRule::Spread => q * n / k,
+        RemainderRule::Lowest if q == 0 => 0,
+        RemainderRule::Lowest => n - (k - q) * (n / k),
+    };
+    let mut labels = vec![-1; scores.len()];
+    for (rank, &id) in ids.iter().enumerate() {
+        let label = (0..k).rev().find(|&q| rank >= start(q)).unwrap();
+        labels[id as usize] = label as i16;
+    }
+    if ties == TieRule::Together {
+        for &id in &ids {
+            let same = ids.iter().filter(|&&o| scores[o as usize] == scores[id as usize]);
+            let highest = same.map(|&o| labels[o as usize]).max().unwrap();
+            labels[id as usize] = highest;
+        }
+    }
+    labels
+}
+
+fn check_ranking(pool: &Pool, batches: &[Owned], name: &str) {
+    let snapshot = pool.snapshot();
+    let scores = column(batches, name);
+    let mut found = vec![0.0; scores.len()];
+    snapshot.copy_scores(snapshot.column(name).unwrap(), &mut found).unwrap();
+    assert!(found.iter().map(|s| s.to_bits()).eq(scores.iter().map(|s| s.to_bits())));
+    let all: Vec<u64> = (0..scores.len() as u64).collect();
+    for ties in [TieRule::Hash, TieRule::OlderFirst, TieRule::Together] {
+        for remainder in [RemainderRule::Spread, RemainderRule::Lowest] {
+            for k in [1, 2, 5, 23] {
+                let q = Quantization::new(snapshot.clone(), name, k, ties, remainder).unwrap();
+                let expected = labels(&scores, k as usize, ties, remainder);
+                let (mut one_pass, mut one_by_one) = (vec![9; all.len()], vec![9; all.len()]);
+                q.labels(&mut one_pass).unwrap();
+                q.labels_of(&all, &mut one_by_one).unwrap();
+                assert_eq!(one_pass, expected, "{ties:?} {remainder:?} {k}");
+                assert_eq!(one_by_one, expected);
+                let q = Arc::new(q);
+                for (label, &count) in q.counts().iter().enumerate() {
+                    let mut members = vec![0; count as usize];
+                    let places: Vec<_> = (0..count).map(|i| (label as i16, i)).collect();
+                    q.ids_at(&places, &mut members).unwrap();
+                    members.sort_unstable();
+                    let with = |id: &u64| expected[*id as usize] == label as i16;
+                    assert!(members.iter().eq(all.iter().filter(|id| with(id))));
+                }
+                let ranked: u64 = q.counts().iter().sum();
+                for mode in [SamplingMode::Stratified, SamplingMode::Iid, SamplingMode::Shuffle] {
+                    let Ok(sampler) = Sampler::new(q.clone(), 7, 3, mode, None) else {
+                        assert_eq!(ranked, 0);
+                        continue;
+                    };
+                    let (ids, quantiles) = sampler.draw(5).unwrap();
+                    assert!(ids.iter().zip(quantiles).all(|(&id, q)| expected[id as usize] == q));
+                }
+                if ranked > 0 {
+                    let epoch =
+                        Sampler::new(q, ranked as usize, 3, SamplingMode::Shuffle, None).unwrap();
+                    let mut ids = epoch.draw(2).unwrap().0;
+                    ids.sort_unstable();
+                    ids.dedup();
+                    assert_eq!(ids.len() as u64, ranked);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_pool_is_a_list_of_its_batches(steps in steps()) {
+        let storage = Disk::default().storage();
+        let mut pool = create(&storage).unwrap();
+        let mut batches: Vec<Owned> = Vec::new();
+        let mut hashes = vec![pool.snapshot().hash()];
+        for step in steps {
+            match step {
+                Step::Append(batch) => {
+                    let known = batches.iter().position(|b| b.key == batch.key);
+                    let before = batches.iter().map(|b| b.completions.len() as u64);
+                    let first = before.clone().take(known.unwrap_or(batches.len())).sum::<u64>();
+                    let ids = batch.append(&pool).unwrap();
+                    prop_assert_eq!(ids.start, first);
+                    if known.is_none() {
+                        batches.push(batch);
+                        hashes.push(pool.snapshot().hash());
+                    }
+                }
+                Step::Repeat(at) if at < batches.len() => {
+                    let ids = batches[at].append(&pool).unwrap();
+                    prop_assert_eq!(Some(ids), pool.find(&batches[at].key));
+                }
+                Step::Repeat(_) => {}
+                Step::Reopen => {
+                    pool.close();
+                    drop(pool);
+                    pool = writer(&storage).unwrap();
+                }
+            }
+            prop_assert_eq!(pool.snapshot().generation as usize, batches.len());
+        }
+        let reader = reader(&storage).unwrap();
+        for handle in [&pool, &reader] {
+            prop_assert!(check_content(&handle.snapshot(), &batches).unwrap());
+            prop_assert_eq!(handle.snapshot().hash(), hashes[batches.len()].clone());
+            for name in ["reward", "length"] {
+                if batches.iter().any(|b| b.scores.iter().any(|(n, _)| n == name)) {
+                    check_ranking(handle, &batches, name);
+                } else {
+                    prop_assert!(handle.snapshot().column(name).is_err());
+                }
+            }
+        }
+        for generation in (0..=batches.len()).step_by(3) {
+            let at = Some(generation as u64);
+            let options = OpenOptions { writer: None, snapshot: at };
+            let snapshot = Pool::open(storage.clone(), options).unwrap().snapshot();
+            prop_assert!(check_content(&snapshot, &batches[..generation]).unwrap());
+            prop_assert_eq!(snapshot.hash(), hashes[generation].clone());
+        }
+        let report = verify(&storage).unwrap();
+        prop_assert!(report.problems.is_empty(), "{:?}", report.problems);
+    }
+}
+
+#[test]
+fn a_gathered_batch_is_padded_on_the_outside() {
+    let storage = Disk::default().storage();
+    let pool = create(&storage).unwrap();
+    let batches: Vec<Owned> = (0..4).map(|i| Owned::numbered(i, 5)).collect();
+    batches.iter().for_each(|batch| drop(batch.append(&pool).unwrap()));
+    let ids = [19, 0, 7, 7];
+    let gathered = gather(&pool.snapshot(), &ids, -1).unwrap();
+    for (row, &id) in ids.iter().enumerate() {
+        let sample = pool.snapshot().sample(id).unwrap();
+        let prompt = &gathered.prompts[row * gathered.prompt_width..][..gathered.prompt_width];
+        let completion =
+            &gathered.completions[row * gathered.completion_width..][..gathered.completion_width];
+        let (pad, tokens) = prompt.split_at(gathered.prompt_width - sample.prompt_tokens.len());
+        assert!(pad.iter().all(|&t| t == -1));
+        assert!(tokens.iter().copied().eq(sample.prompt_tokens.iter().map(|&t| i64::from(t))));
+        let (tokens, pad) = completion.split_at(sample.completion_tokens.len());
+        assert!(pad.iter().all(|&t| t == -1));
+        assert!(tokens.iter().copied().eq(sample.completion_tokens.iter().map(|&t| i64::from(t))));
+    }
+    assert!(gather(&pool.snapshot(), &[20], 0).is_err());
+    assert_eq!(gather(&pool.snapshot(), &[], 0).unwrap().prompts.len(), 0);
+}
+
+#[test]
+fn a_reader_moves_on_only_when_asked() {
+    let storage = Disk::default().storage();
+    let pool = create(&storage).unwrap();
+    Owned::numbered(0, 3).append(&pool).unwrap();
+    let reader = reader(&storage).unwrap();
+    let pinned = reader.snapshot();
+    Owned::numbered(1, 3).append(&pool).unwrap();
+    assert_eq!(reader.snapshot().num_samples, 3);
+    assert_eq!(reader.find("run/1"), None);
+    reader.refresh().unwrap();
+    assert_eq!((reader.snapshot().num_samples, pinned.num_samples), (6, 3));
+    assert_eq!(reader.find("run/1"), Some(3..6));
+    assert!(Owned::numbered(2, 1).append(&reader).is_err());
+}
+
+#[test]
+fn a_bad_batch_is_refused_at_the_door() {
+    let storage = Disk::default().storage();
+    let pool = create(&storage).unwrap();
+    let good = Owned::numbered(0, 3);
+    let refuse = |change: &dyn Fn(&mut Owned)| {
+        let mut batch = good.clone();
+        change(&mut batch);
+        let error = batch.append(&pool).unwrap_err();
+        assert!(matches!(error, quark_pool_rs::error::PoolError::Invalid(_)), "{error}");
+    };
+    refuse(&|b| b.key.clear());
+    refuse(&|b| b.key = "k".repeat(2000));
+    refuse(&|b| b.prompt_index[1] = 3);
+    refuse(&|b| b.completions[0].0 = vec![common::VOCAB]);
+    refuse(&|b| b.prompts[0].0 = vec![u32::MAX]);
+    refuse(&|b| b.prompts[0].2 = "[1]".to_owned());
+    refuse(&|b| b.settings = "{".to_owned());
+    refuse(&|b| b.scores[0].0 = "Reward!".to_owned());
+    refuse(&|b| b.scores[0].1.truncate(2));
+    refuse(&|b| b.scores.push(b.scores[0].clone()));
+    refuse(&|b| {
+        b.prompt_index.clear();
+        b.completions.clear();
+        b.scores.clear();
+    });
+    assert_eq!(pool.snapshot().generation, 0);
+    good.append(&pool).unwrap();
+}

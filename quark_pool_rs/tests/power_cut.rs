@@ -1,0 +1,191 @@
+//! Does the pool survive a power cut? Every operation is a crash point; effects that no sync covers are
+//! kept or lost in many combinations; recovery itself is cut, too.
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+mod common;
+
+use std::collections::HashSet;
+
+use common::disk::Disk;
+use common::{Owned, check_content, create, reader, writer};
+use quark_pool_rs::error::PoolError;
+use quark_pool_rs::rng::mix64;
+use quark_pool_rs::verify::verify;
+
+/// What was acknowledged, and when.
+struct Workload {
+    disk: Disk,
+    /// Operations until the creation was acknowledged.
+    created: usize,
+    /// Per append: operations until it was acknowledged.
+    acked: Vec<usize>,
+    batches: Vec<Owned>,
+}
+
+/// Create a pool and append batches; with long settings a new log begins on the way.
+fn run(batches: Vec<Owned>, ignored_syncs: Option<(&str, bool)>) -> Workload {
+    let disk = Disk::default();
+    if let Some((prefix, of_directories)) = ignored_syncs {
+        disk.ignore_syncs(prefix, of_directories);
+    }
+    let storage = disk.storage();
+    let pool = create(&storage).unwrap();
+    let created = disk.num_ops();
+    let mut acked = Vec::new();
+    for batch in &batches {
+        batch.append(&pool).unwrap();
+        acked.push(disk.num_ops());
+    }
+    pool.close();
+    Workload { disk, created, acked, batches }
+}
+
+/// Which pending effects are lost: all combinations of a few, else the telling ones and some at random.
+fn losses(pending: &[(usize, usize)], seed: u64) -> Vec<HashSet<(usize, usize)>> {
+    let pick = |bits: &dyn Fn(usize) -> bool| -> HashSet<_> {
+        pending.iter().enumerate().filter(|(i, _)| bits(*i)).map(|(_, p)| *p).collect()
+    };
+    let n = pending.len();
+    if n <= 6 {
+        return (0..1_usize << n).map(|mask| pick(&|i| mask >> i & 1 == 1)).collect();
+    }
+    let mut losses = vec![pick(&|_| false), pick(&|_| true)];
+    for chosen in (0..n).step_by(n.div_ceil(12)) {
+        losses.push(pick(&|i| i == chosen));
+        losses.push(pick(&|i| i != chosen));
+    }
+    for round in 0..8 {
+        losses.push(pick(&|i| mix64(seed ^ mix64(round) ^ i as u64) & 1 == 0));
+    }
+    losses
+}
+
+impl Workload {
+    /// Whether an image holds what was acknowledged `crash` operations in, and nothing but the next batch
+    /// beyond it; or why not.
+    fn check(&self, image: &Disk, crash: usize, append_more: bool) -> Result<(), String> {
+        let storage = image.storage();
+        let acked = self.acked.iter().filter(|&&at| at <= crash).count();
+        let opened = if append_more { writer(&storage) } else { reader(&storage) };
+        let pool = match opened {
+            Ok(pool) => pool,
+            Err(PoolError::NotFound { .. }) if crash < self.created => return Ok(()),
+            Err(error) => return Err(format!("does not open: {error}")),
+        };
+        let snapshot = pool.snapshot();
+        let found = snapshot.generation as usize;
+        if found < acked || found > acked + 1 {
+            return Err(format!("{acked} appends were acknowledged, {found} are there"));
+        }
+        match check_content(&snapshot, &self.batches[..found]) {
+            Ok(true) => {}
+            Ok(false) => return Err("content differs".to_owned()),
+            Err(error) => return Err(format!("content cannot be read: {error}")),
+        }
+        if append_more {
+            let extra = Owned::numbered(99, 2);
+            extra.append(&pool).map_err(|error| format!("does not append: {error}"))?;
+            pool.close();
+            let mut batches = self.batches[..found].to_vec();
+            batches.push(extra);
+            let pool = reader(&storage).map_err(|error| format!("does not reopen: {error}"))?;
+            if !check_content(&pool.snapshot(), &batches).map_err(|error| error.to_string())? {
+                return Err("content differs after another append".to_owned());
+            }
+            // Reads the runs, too.
+            let report = verify(&storage).map_err(|error| error.to_string())?;
+            if let Some(problem) = report.problems.first() {
+                return Err(format!("not sound: {problem}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// All images; the first that is wrong, and how many there were.
+    fn enumerate(&self, cut_recovery: bool) -> (usize, Option<String>) {
+        let mut images = 0;
+        for crash in 0..=self.disk.num_ops() {
+            for (i, lost) in losses(&self.disk.pending(crash), crash as u64).iter().enumerate() {
+                let fresh = || self.disk.image(crash, lost);
+                let wrong = |what| Some(format!("crash at {crash}, image {i}: {what}"));
+                images += 2;
+                if let Err(what) = self.check(&fresh(), crash, false) {
+                    return (images, wrong(what));
+                }
+                let image = fresh();
+                if let Err(what) = self.check(&image, crash, true) {
+                    return (images, wrong(what));
+                }
+                if !cut_recovery || i % 7 != 0 {
+                    continue;
+                }
+                // The second cut: while a writer tidies up.
+                let (image, base) = fresh().rebased();
+                let Ok(pool) = writer(&image.storage()) else { continue };
+                drop(pool);
+                for second in base..=image.num_ops() {
+                    for lost in losses(&image.pending(second), second as u64).iter().take(12) {
+                        images += 1;
+                        if let Err(what) = self.check(&image.image(second, lost), crash, true) {
+                            return (images, wrong(format!("again at {second}: {what}")));
+                        }
+                    }
+                }
+            }
+        }
+        (images, None)
+    }
+}
+
+fn small() -> Vec<Owned> {
+    (0..10).map(|i| Owned::numbered(i, i % 3 + 1)).collect()
+}
+
+/// Sampling settings so long that the log is soon worth a new one.
+fn with_long_settings() -> Vec<Owned> {
+    let long = |mut batch: Owned| {
+        batch.settings = format!("{{\"note\":\"{}{}\"}}", batch.key, "x".repeat(30_000));
+        batch
+    };
+    (0..5).map(|i| long(Owned::numbered(i, 2))).collect()
+}
+
+#[test]
+fn what_was_acknowledged_survives_every_power_cut() {
+    let workload = run(small(), None);
+    assert!(workload.disk.files().iter().any(|(path, _)| path.starts_with("runs")), "no merge");
+    let (images, wrong) = workload.enumerate(true);
+    assert_eq!(wrong, None);
+    assert!(images > 5_000, "only {images} images");
+}
+
+#[test]
+fn a_new_log_survives_every_power_cut() {
+    let workload = run(with_long_settings(), None);
+    let logs =
+        workload.disk.files().iter().filter(|(path, _)| path.starts_with("manifest")).count();
+    assert!(logs > 1, "no new log");
+    assert_eq!(workload.enumerate(false).1, None);
+}
+
+#[test]
+fn a_protocol_without_one_of_its_syncs_is_caught() {
+    for (prefix, of_directories) in [
+        ("segments", false),
+        ("prompts", false),
+        ("runs", false),
+        ("manifest", false),
+        ("segments", true),
+        ("prompts", true),
+        ("runs", true),
+        ("manifest", true),
+        ("", true),
+    ] {
+        let workload = run(small(), Some((prefix, of_directories)));
+        let (_, wrong) = workload.enumerate(false);
+        assert!(
+            wrong.is_some(),
+            "nothing noticed that {prefix:?} (directory: {of_directories}) is not synced"
+        );
+    }
+}
