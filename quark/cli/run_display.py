@@ -186,7 +186,7 @@ class RunDisplay:
 
     def _parts(self, progress: Progress) -> list[str]:
         parts = [f"round {progress.round} {progress.phase}"]
-        if progress.total > 0:
+        if progress.total > 1:
             unit = _UNITS[progress.phase]
             parts.append(f"{count(progress.done)}/{count(progress.total)} {unit}".rstrip())
         left = self._seconds_left(progress)
@@ -230,7 +230,7 @@ class RunDisplay:
         line.add_column(no_wrap=True)
         line.add_column(width=min(20, self._console.width // 6))
         line.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        if progress.total > 0:
+        if progress.total > 1:
             middle: RenderableType = ProgressBar(total=progress.total, completed=progress.done)
         else:
             middle = Spinner("dots")

@@ -90,9 +90,15 @@ def train(
         with StopOnSignal(lambda text: display.on_message(text, level="warning")) as signals:
             from quark.training.assemble import assemble
 
+            directory = run_dir if run_dir is not None else Path("runs") / loaded.name
             if resume:
-                _require_run(run_dir if run_dir is not None else Path("runs") / loaded.name)
-            trainer = assemble(loaded, run_dir, listener=display, fresh=fresh, force=force)
+                _require_run(directory)
+            config = loaded.config
+            display.on_message(
+                f"training {config.model.name} on {config.reward.name}, "
+                f"{config.run.num_rounds} rounds, in {directory}"
+            )
+            trainer = assemble(loaded, directory, listener=display, fresh=fresh, force=force)
             signals.ask_through(trainer.request_stop)
             result = trainer.run()
         result = _with_report(result, display)
@@ -195,9 +201,9 @@ def _print_result(result: TrainingResult, *, as_json: bool) -> None:
         fields["before_after"] = [dataclasses.asdict(pair) for pair in result.before_after]
         print_json(fields)
         return
-    console = make_console()
-    print_result(console, result)
     if not result.interrupted:
+        console = make_console()
+        print_result(console, result)
         print_next_steps(console, result)
 
 

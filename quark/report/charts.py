@@ -59,6 +59,14 @@ _STYLE: dict[Any, Any] = {
 }
 _DASHES = (0, (4, 3))
 _SIZE_INCHES = (5.4, 3.0)
+_LEGEND: dict[str, Any] = {
+    "loc": "lower left",
+    "bbox_to_anchor": (-0.02, 1.0),
+    "ncols": 3,
+    "columnspacing": 1.2,
+    "handlelength": 1.4,
+    "borderaxespad": 0.2,
+}
 _MAX_POINTS = 400
 """Longer step series are averaged down to this many points: the page stays small."""
 
@@ -87,7 +95,7 @@ def reward_by_round(data: RunData) -> Chart | None:
         return None
 
     def draw(axes: Axes) -> None:
-        _line(axes, data.rounds, "round", "reward_mean", BLUE, "pool", marker="o")
+        _line(axes, data.rounds, "round", "reward_mean", BLUE, "new samples", marker="o")
         _line(axes, best, "round", "reward_mean", TEAL, "held-out, best token", marker="s")
         baseline = figure(data.baseline, "reward_mean")
         if math.isfinite(baseline):
@@ -146,7 +154,7 @@ def kl_by_step(data: RunData) -> Chart | None:
     def draw(axes: Axes) -> None:
         _line(axes, data.steps, "step", "kl_policy_to_reference", PURPLE, "policy to original")
         _line(axes, data.steps, "step", "kl_reference_to_policy", ORANGE, "original to policy")
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("KL (nats per token)")
         _legend(axes)
@@ -155,16 +163,22 @@ def kl_by_step(data: RunData) -> Chart | None:
 
 
 def loss_by_step(data: RunData) -> Chart | None:
-    """The whole loss and its language-modelling part."""
+    """The optimized loss, and its language-modelling part on a scale of its own."""
     if not data.steps:
         return None
 
     def draw(axes: Axes) -> None:
-        _line(axes, data.steps, "step", "loss", BLUE, "loss")
-        _line(axes, data.steps, "step", "lm_loss", ORANGE, "language-modelling part")
+        _line(axes, data.steps, "step", "loss", BLUE, "whole loss (left)")
         axes.set_xlabel("optimizer step")
-        axes.set_ylabel("loss (nats per token)")
-        _legend(axes)
+        axes.set_ylabel("whole loss (nats)")
+        right = axes.twinx()
+        right.grid(visible=False)
+        right.spines["right"].set_visible(True)
+        _line(right, data.steps, "step", "lm_loss", ORANGE, "language modelling (right)")
+        right.set_ylabel("nats per token")
+        left_handles, left_labels = axes.get_legend_handles_labels()
+        right_handles, right_labels = right.get_legend_handles_labels()
+        axes.legend(left_handles + right_handles, left_labels + right_labels, **_LEGEND)
 
     return _svg("loss", "Losses by step", draw)
 
@@ -204,7 +218,7 @@ def perplexity_by_round(data: RunData) -> Chart | None:
             axes.axhline(
                 baseline, color=_MUTED, linestyle=_DASHES, linewidth=1.4, label="original model"
             )
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
         _whole_numbers(axes)
         axes.set_xlabel("round")
         axes.set_ylabel("perplexity")
@@ -288,16 +302,13 @@ def _whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
 
 
+def _from_zero(axes: Axes) -> None:
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
+
+
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(-0.02, 1.0),
-            ncols=3,
-            columnspacing=1.2,
-            handlelength=1.4,
-            borderaxespad=0.2,
-        )
+        axes.legend(**_LEGEND)
 
 
 def _svg(name: str, title: str, draw: Callable[[Axes], None]) -> Chart:

@@ -163,9 +163,8 @@ def test_the_stub_and_the_built_extension_name_the_same_things() -> None:
             }
         elif isinstance(node, ast.FunctionDef):
             names[node.name] = set()
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            if ast.unparse(node.annotation) != "TypeAlias":
-                names[node.target.id] = set()
+        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) != "TypeAlias":
+            names[ast.unparse(node.target)] = set()
     names = {name: members for name, members in names.items() if not name.startswith("_")}
     assert names.keys() == {name for name in dir(extension) if not name.startswith("_")}
     for name, members in names.items():
