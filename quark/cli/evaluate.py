@@ -181,7 +181,7 @@ def _evaluate(
     from quark.data.prompts import load_prompts
     from quark.evaluation.evaluator import Evaluator
     from quark.generation.transformers_generator import TransformersGenerator
-    from quark.models.loading import load_base_model, load_policy
+    from quark.models.loading import load_base_model, load_policy, load_tokenizer
     from quark.reference.base import FrozenReference
     from quark.rewards.build import build_reward
     from quark.training.assemble import build_judges
@@ -194,7 +194,7 @@ def _evaluate(
     seed = config.run.seed
     if prompts is None:
         chosen = load_prompts(
-            config.prompts, policy.tokenizer, seed=derive_seed(seed, "split")
+            config.prompts, load_tokenizer(config.model), seed=derive_seed(seed, "split")
         ).evaluation
     else:
         chosen = tuple(source.prompts_of(prompts))

@@ -113,10 +113,7 @@ def generate(
 
 
 def _tokenized(source: TrainedModel, text: str) -> Prompt:
-    from quark.errors import DataError
     from quark.types import Prompt
 
     token_ids = tuple(source.tokenizer.encode(text))
-    if not token_ids:
-        raise DataError("an empty prompt: the model needs at least one token to go on from")
-    return Prompt(index=0, text=text, token_ids=token_ids)
+    return source.checked(Prompt(index=0, text=text, token_ids=token_ids))

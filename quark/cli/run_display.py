@@ -285,8 +285,9 @@ def control_curve_chart(curve: Sequence[float], *, width: int = 30) -> Table:
     table.add_column(no_wrap=True, justify="right")
     table.add_column(no_wrap=True)
     for index, value in enumerate(curve):
-        note = " (worst)" if index == 0 else " (best)" if index == len(curve) - 1 else ""
-        style = "green" if index == len(curve) - 1 else "red" if index == 0 else "cyan"
+        is_best = index == len(curve) - 1
+        note = " (best)" if is_best else " (worst)" if index == 0 else ""
+        style = "green" if is_best else "red" if index == 0 else "cyan"
         table.add_row(
             prose(f"<|reward_{index}|>{note}"),
             prose(number(value)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quark.errors import ConfigError, RunDirectoryError
+from quark.errors import ConfigError, DataError, RunDirectoryError
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,25 @@ class TrainedModel:
                 "limit": None,
             }
         )
-        return list(load_prompts(config, self.tokenizer, seed=0).evaluation)
+        return [
+            self.checked(prompt)
+            for prompt in load_prompts(config, self.tokenizer, seed=0).evaluation
+        ]
+
+    def checked(self, prompt: Prompt) -> Prompt:
+        """``prompt``, if the model can go on from it.
+
+        Raises:
+            DataError: it has no tokens, or one of them is a reward token.
+        """
+        if not prompt.token_ids:
+            raise DataError("an empty prompt: the model needs at least one token to go on from")
+        tokens = () if self.policy is None else self.policy.reward_tokens.ids
+        if set(prompt.token_ids) & set(tokens):
+            raise DataError(
+                f"the prompt {prompt.text!r} has a reward token in it: ask with --quantile instead"
+            )
+        return prompt
 
 
 def open_model(name: str) -> TrainedModel:

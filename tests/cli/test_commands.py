@@ -171,6 +171,10 @@ def test_generate_reads_prompt_files_and_other_models(run_dir: Path, tmp_path: P
     refused = quark("generate", "embedded:reviews", "-p", "a", "--quantile", "best")
     assert refused.code == 2
     assert "no reward tokens" in refused.err
+    for prompt in ("<|reward_4|>a", ""):
+        refused = quark("generate", run_dir, "-p", prompt)
+        assert refused.code == 3, refused.err
+        assert "--quantile" in refused.err or "empty prompt" in refused.err
     file.write_text('{"prompt": "one"}\nnot json\n')
     damaged = quark("generate", run_dir, "--prompts", file)
     assert damaged.code == 3
