@@ -19,7 +19,7 @@ type Files = Vec<(PathBuf, Vec<u8>)>;
 fn pool(appends: u32) -> (Files, Vec<Owned>) {
     let disk = Disk::default();
     let pool = create(&disk.storage()).unwrap();
-    let batches: Vec<Owned> = (0..appends).map(|i| Owned::numbered(i, 2)).collect();
+    let batches: Vec<Owned> = (0..appends).map(|i| Owned::numbered(i, 3)).collect();
     for batch in &batches {
         batch.append(&pool).unwrap();
     }

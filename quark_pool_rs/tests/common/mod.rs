@@ -48,7 +48,7 @@ impl Owned {
     pub fn numbered(number: u32, count: u32) -> Self {
         let prompt = |i: u32| {
             let i = i % 5 + number / 3;
-            (vec![i % VOCAB, 7, i / 2], format!("prompt {i} \u{e9}"), "{}".to_owned())
+            (vec![i % VOCAB, 7, i / 2 % VOCAB], format!("prompt {i} \u{e9}"), "{}".to_owned())
         };
         let score = |i: u32| match (number * 7 + i * 13) % 11 {
             0 => f32::NAN,
@@ -105,7 +105,10 @@ impl Owned {
     /// Whether row `row` is what `sample` says.
     pub fn matches(&self, row: usize, sample: &Sample) -> bool {
         let prompt = &self.prompts[self.prompt_index[row] as usize];
-        let scores = self.scores.iter().map(|(name, values)| (name.clone(), values[row].to_bits()));
+        let mut given: Vec<_> = self.scores.iter().map(|(n, v)| (n, v[row].to_bits())).collect();
+        let mut stored: Vec<_> = sample.scores.iter().map(|(n, s)| (n, s.to_bits())).collect();
+        given.sort_unstable();
+        stored.sort_unstable();
         sample.prompt_tokens == prompt.0
             && sample.prompt_text == prompt.1
             && sample.prompt_metadata == prompt.2
@@ -117,7 +120,7 @@ impl Owned {
             && sample.seed == (row as u64) << 40
             && sample.logprob_policy.to_bits() == (-1.5_f32).to_bits()
             && sample.logprob_reference.is_nan()
-            && sample.scores.iter().map(|(n, s)| (n.clone(), s.to_bits())).eq(scores)
+            && given == stored
     }
 }
 
