@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Loa
             _merge(values, table, origins, origin)
     for override in overrides:
         _merge(values, _override(override), origins, "--set")
-    config = _validate(values, origins)
+    config = _validate(values, _Origins(origins))
     for key in _leaves(config.model_dump(mode="json")):
         origins.setdefault(key, "default")
     return LoadedConfig(config=config, origins=origins, name=name)
@@ -152,25 +153,45 @@ def _merge(
             origins[dotted] = origin
 
 
-def _validate(values: Table, origins: Mapping[str, str]) -> RunConfig:
+@dataclass(frozen=True, slots=True)
+class _Origins:
+    """Where a key was said, for error messages."""
+
+    by_key: Mapping[str, str]
+
+    def place(self, key: str) -> str:
+        """`` (file PATH, line N)``, `` (--set)``, or nothing for a default."""
+        for known, origin in self.by_key.items():
+            if known == key or known.startswith(f"{key}.") or key.startswith(f"{known}."):
+                line = _line_of(key, Path(origin[5:])) if origin.startswith("file ") else None
+                return f" ({origin})" if line is None else f" ({origin}, line {line})"
+        return ""
+
+
+def _line_of(key: str, path: Path) -> int | None:
+    """The line of a TOML file that says ``key`` or opens its table; None where it is written unusually."""
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if opened := re.match(r"\s*\[\s*([\w.\- ]+?)\s*\]", line):
+            table = tuple(opened[1].split("."))
+            if ".".join(table) == key:
+                return number
+        elif (said := re.match(r"\s*([\w.\-]+)\s*=", line)) and ".".join((*table, said[1])) == key:
+            return number
+    return None
+
+
+def _validate(values: Table, origins: _Origins) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as err:
         raise ConfigError("\n".join(_explain(error, origins) for error in err.errors())) from err
 
 
-def _explain(error: Any, origins: Mapping[str, str]) -> str:  # noqa: ANN401 - pydantic's error details
+def _explain(error: Any, origins: _Origins) -> str:  # noqa: ANN401 - pydantic's error details
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
-    origin = next(
-        (
-            o
-            for k, o in origins.items()
-            if k == key or k.startswith(f"{key}.") or key.startswith(f"{k}.")
-        ),
-        None,
-    )
-    where = f" ({origin})" if origin else ""
+    where = origins.place(key)
     if error["type"] == "extra_forbidden":
         known = _known_keys()
         siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
@@ -248,7 +269,8 @@ def _toml(value: Any) -> str:  # noqa: ANN401 - any TOML value
         case int() | float():
             return repr(value)
         case str():
-            return json.dumps(value, ensure_ascii=True).replace("\\/", "/")
+            # TOML's basic strings are JSON's, but for one more forbidden character.
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case list() | tuple():
             return "[" + ", ".join(_toml(item) for item in value) + "]"
         case dict():

@@ -82,8 +82,8 @@ def assemble(
     """
     config = loaded.config
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
-    _clear(run, fresh=fresh, force=force)
-    identity = _enter(run, loaded, listener)
+    was_cleared = _clear(run, fresh=fresh, force=force)
+    identity = _enter(run, loaded, listener, is_ours=was_cleared)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = choose_device(config.run.device)
     if config.run.num_threads is not None:
@@ -330,14 +330,14 @@ def make_fingerprint(device: torch.device) -> dict[str, str]:
     }
 
 
-def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> None:
-    """Make way for a new run where that was asked for; only a run of ours is ever deleted."""
+def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
+    """Make way for a new run where that was asked for; returns whether a run of ours was deleted."""
     if not fresh or not run.path.exists():
-        return
+        return False
     if not run.is_run():
         if any(run.path.iterdir()):
             raise RunDirectoryError(f"{run.path} is not a run of quark: nothing in it is touched")
-        return
+        return False
     if not force:
         raise RunDirectoryError(
             f"{run.path} holds a run. Leave out --fresh to resume it, choose another --run-dir, or add "
@@ -351,9 +351,12 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> None:
             shutil.rmtree(path)
     for path in (run.metrics, run.report, run.config, run.identity):
         path.unlink(missing_ok=True)
+    return True
 
 
-def _enter(run: RunDirectory, loaded: LoadedConfig, listener: TrainingListener) -> dict[str, Any]:
+def _enter(
+    run: RunDirectory, loaded: LoadedConfig, listener: TrainingListener, *, is_ours: bool
+) -> dict[str, Any]:
     """Make the run directory, or check that it is this run's; returns its identity."""
     if run.is_run():
         try:
@@ -366,7 +369,7 @@ def _enter(run: RunDirectory, loaded: LoadedConfig, listener: TrainingListener) 
         _check_config(run, loaded.config)
         listener.on_message(f"resuming the run in {run.path}")
     else:
-        if run.path.exists() and not _is_empty(run):
+        if run.path.exists() and not is_ours and not _is_empty(run):
             raise RunDirectoryError(
                 f"{run.path} exists and is not a run of quark: choose another --run-dir"
             )
@@ -492,7 +495,7 @@ def _say_resumed(
     state: Mapping[str, Any], fingerprint: Mapping[str, str], listener: TrainingListener
 ) -> None:
     listener.on_message(
-        f"continuing from the checkpoint of step {state['step']} (round {state['round']})"
+        f"continuing from the checkpoint of step {state['step']} (round {state['position']['round']})"
     )
     different = [
         f"{key} {before} -> {fingerprint.get(key)}"

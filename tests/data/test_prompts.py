@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from quark.data.prompts import PromptConfig, PromptSet, load_prompts
+from quark.errors import DataError
+from tests.shared_data import shared_data
+from tests.tiny import byte_tokenizer
+
+
+def load(path: Path | str, seed: int = 0, **settings: object) -> PromptSet:
+    config = PromptConfig.model_validate({"source": str(path), **settings})
+    return load_prompts(config, byte_tokenizer(), seed=seed)
+
+
+def write(tmp_path: Path, content: bytes | str, name: str = "prompts.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def lines(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def texts(prompts: object) -> list[str]:
+    return [prompt.text for prompt in prompts]  # type: ignore[attr-defined]
+
+
+def test_the_split_field_decides(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        lines(
+            {"prompt": "a", "split": "train"},
+            {"prompt": "b", "split": "eval"},
+            {"prompt": "c", "split": "train"},
+        ),
+    )
+    prompts = load(path)
+    assert texts(prompts.train) == ["a", "c"]
+    assert texts(prompts.evaluation) == ["b"]
+
+
+def test_an_evaluation_file_decides(tmp_path: Path) -> None:
+    path = write(tmp_path, "a\nb\n", "train.txt")
+    other = write(tmp_path, lines({"prompt": "held out"}), "held.jsonl")
+    prompts = load(path, evaluation_source=str(other))
+    assert texts(prompts.train) == ["a", "b"]
+    assert texts(prompts.evaluation) == ["held out"]
+
+
+def test_without_either_a_seeded_part_is_held_out(tmp_path: Path) -> None:
+    path = write(tmp_path, "".join(f"p{i}\n" for i in range(100)), "many.txt")
+    first, again, other = (load(path, seed=seed, num_evaluation=10) for seed in (1, 1, 2))
+    assert first == again
+    assert texts(first.evaluation) != texts(other.evaluation)
+    assert len(first.evaluation) == 10
+    assert sorted(texts(first.train) + texts(first.evaluation)) == sorted(
+        f"p{i}" for i in range(100)
+    )
+
+
+def test_the_layout_of_real_toxicity_prompts_is_understood(tmp_path: Path) -> None:
+    row = {
+        "filename": "x",
+        "prompt": {"text": "hello", "toxicity": 0.1},
+        "continuation": {"text": "!"},
+    }
+    assert texts(load(write(tmp_path, lines(row, row))).train) == ["hello"]
+
+
+def test_the_shared_prompt_file_loads() -> None:
+    prompts = load(shared_data("realtoxicityprompts_4k.jsonl"), max_tokens=2000)
+    assert len(prompts.train) > 1000
+    assert all(prompt.text.strip() for prompt in prompts.train)
+
+
+def test_the_embedded_prompts_load() -> None:
+    prompts = load("embedded:reviews")
+    assert (len(prompts.train), len(prompts.evaluation)) == (711, 128)
+
+
+def test_parquet_and_another_field(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.parquet"
+    pl.DataFrame({"question": ["a", "b", "c", "d"], "n": [1, 2, 3, 4]}).write_parquet(path)
+    prompts = load(path, field="question", num_evaluation=1)
+    assert sorted(texts(prompts.train) + texts(prompts.evaluation)) == ["a", "b", "c", "d"]
+    assert {p.metadata["n"] for p in prompts.train} <= {1, 2, 3, 4}
+
+
+def test_duplicates_marks_and_windows_line_ends_are_fine(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, b"\xef\xbb\xbf" + b'{"prompt": "a"}\r\n{"prompt": "a"}\r\n\r\n{"prompt": "b"}\r\n'
+    )
+    prompts = load(path, num_evaluation=1)
+    assert sorted(texts(prompts.train) + texts(prompts.evaluation)) == ["a", "a", "b"]
+
+
+def test_long_prompts_lose_their_beginning_and_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path, "a\nb\nabcdefgh\n", "long.txt")
+    prompts = load(path, max_tokens=3, num_evaluation=1, seed=4)
+    everything = texts(prompts.train) + texts(prompts.evaluation)
+    assert sorted(everything) == ["a", "b", "fgh"]
+    assert any("1 prompt" in note for note in prompts.notes)
+
+
+def test_long_prompts_may_be_left_out_or_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "a\nb\nc\nabcdefgh\n", "long.txt")
+    prompts = load(path, max_tokens=3, num_evaluation=1, over_long="skip")
+    assert "abcdefgh" not in texts(prompts.train) + texts(prompts.evaluation)
+    assert any("1 prompt" in note for note in prompts.notes)
+    with pytest.raises(DataError, match=r"long\.txt:4.*8 tokens"):
+        load(path, max_tokens=3, over_long="fail")
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"not json", "JSON"),
+        (b'"a string"', "str"),
+        (b"[1]", "list"),
+        (b'{"text": "x"}', "no field 'prompt'"),
+        (b'{"prompt": 3}', "not a text"),
+        (b'{"prompt": null}', "not a text"),
+        (b'{"prompt": {"txt": "x"}}', "not a text"),
+        (b'{"prompt": ""}', "empty"),
+        (b'{"prompt": "  "}', "empty"),
+        (b'{"prompt": "a\\u0000b"}', "NUL"),
+        (b'{"prompt": "\\ud800"}', "surrogate"),
+        (b'{"prompt": "a", "prompt": "b"}', "twice"),
+        (b'{"prompt": "\xff"}', "UTF-8"),
+        (b"[" * 100_000, "JSON"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_line_and_reason(
+    tmp_path: Path, place: int, bad: bytes, reason: str
+) -> None:
+    rows = [b'{"prompt": "fine"}'] * 4
+    rows.insert(place, bad)
+    path = write(tmp_path, b"\n".join(rows))
+    with pytest.raises(DataError, match=rf"prompts\.jsonl:{place + 1}.*{reason}"):
+        load(path)
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "huge.txt"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(DataError, match=r"huge\.txt:1"):
+        load(path)
+
+
+def test_missing_empty_and_strange_sources_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load(tmp_path / "nowhere.jsonl")
+    with pytest.raises(DataError, match="0 prompts"):
+        load(write(tmp_path, ""))
+    with pytest.raises(DataError, match="not a file"):
+        load(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="not a file"):
+        load(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="csv"):
+        load(write(tmp_path, "a,b", "prompts.csv"))
+    with pytest.raises(DataError, match="Parquet"):
+        load(write(tmp_path, "no", "prompts.parquet"))

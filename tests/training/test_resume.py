@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quark.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
+from quark.run_directory import RunDirectory
+from quark.training.checkpoint import verify
+from tests.training.tiny_run import (
+    NUM_ROUNDS,
+    STEPS_PER_ROUND,
+    Listener,
+    fingerprint_of,
+    rows_of,
+    train,
+    write_inputs,
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert not train(config, run_dir).interrupted
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def expected(whole_run: Path) -> dict[str, Any]:
+    return fingerprint_of(whole_run)
+
+
+@pytest.fixture
+def stopped_run(config: Path, tmp_path: Path) -> Path:
+    """Stopped inside the second round's learning."""
+    run_dir = tmp_path / "run"
+    assert train(config, run_dir, stop_at=21).interrupted
+    return run_dir
+
+
+def test_the_log_of_a_whole_run_has_every_row_once(expected: dict[str, Any]) -> None:
+    rows = expected["rows"]
+    assert rows[0]["event"] == "run"
+    assert [r["step"] for r in rows if r["event"] == "step"] == list(
+        range(NUM_ROUNDS * STEPS_PER_ROUND)
+    )
+    assert [r["round"] for r in rows if r["event"] == "round"] == list(range(NUM_ROUNDS))
+    evaluated = [r["quantile"] for r in rows if r["event"] == "evaluation"]
+    assert evaluated == [None, *[2] * NUM_ROUNDS, 0, 1]
+    assert [r["event"] for r in rows[-2:]] == ["control_curve", "end"]
+
+
+def test_a_run_stopped_again_and_again_ends_equal(
+    config: Path, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    num_lives = 1
+    while train(config, run_dir, stop_at=7).interrupted:
+        num_lives += 1
+        assert num_lives < 100
+    assert num_lives > NUM_ROUNDS
+    assert fingerprint_of(run_dir) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_killed_at_random_moments_ends_equal(
+    config: Path, expected: dict[str, Any], tmp_path: Path, seed: int
+) -> None:
+    run_dir = tmp_path / "run"
+    num_kills = 8
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.training.killed_run",
+            config,
+            run_dir,
+            str(seed),
+            str(num_kills),
+        ],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    kills = re.match(r"killed (\d+) times", done.stdout)
+    assert kills is not None
+    assert int(kills[1]) >= 2
+    assert fingerprint_of(run_dir) == expected
+
+
+def test_committed_chunks_are_replayed_and_not_generated_again(
+    config: Path, expected: dict[str, Any], whole_run: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole_run, run_dir)
+    run = RunDirectory(run_dir)
+    checkpoints = sorted(run.checkpoints.iterdir())
+    shutil.rmtree(checkpoints[-1])  # as if killed after the last round's exploration
+    listener = Listener()
+    train(config, run_dir, listener=listener)
+    assert f"step {verify(checkpoints[-2]).step}" in "\n".join(listener.messages)
+    assert not any("generated" in message for message in listener.messages)
+    assert fingerprint_of(run_dir) == expected
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+)
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    config: Path,
+    expected: dict[str, Any],
+    whole_run: Path,
+    tmp_path: Path,
+    file: str,
+    damage: str,
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole_run, run_dir)
+    older, newest = sorted(RunDirectory(run_dir).checkpoints.iterdir())[-2:]
+    target = newest / file
+    content = bytearray(target.read_bytes())
+    if damage == "delete":
+        target.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        target.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=re.escape(str(newest))):
+        verify(newest)
+    listener = Listener()
+    train(config, run_dir, listener=listener)
+    assert any("rejected" in m and str(newest) in m for m in listener.messages)
+    assert any(f"step {verify(older).step}" in m for m in listener.messages)
+    assert fingerprint_of(run_dir) == expected
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    config: Path, expected: dict[str, Any], whole_run: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole_run, run_dir)
+    result = train(config, run_dir)
+    assert not result.interrupted
+    assert fingerprint_of(run_dir) == expected
+
+
+def test_resuming_says_so_and_from_where(config: Path, stopped_run: Path) -> None:
+    listener = Listener()
+    train(config, stopped_run, listener=listener)
+    text = "\n".join(listener.messages)
+    assert f"resuming the run in {stopped_run}" in text
+    assert "continuing from the checkpoint of step" in text
+
+
+def test_a_changed_setting_is_named_and_refused(config: Path, stopped_run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: 0\.001 -> 0\.01"):
+        train(config, stopped_run, overrides=("optimizer.learning_rate=0.01",))
+
+
+def test_harmless_settings_may_change(config: Path, stopped_run: Path) -> None:
+    result = train(config, stopped_run, overrides=("run.num_rounds=4", "checkpoint.keep_last=3"))
+    assert result.rounds == 4
+
+
+def test_changed_prompts_are_refused(config: Path, stopped_run: Path, tmp_path: Path) -> None:
+    inputs = tmp_path / "inputs"
+    shutil.copytree(config.parent, inputs)
+    prompts = inputs / "prompts.jsonl"
+    source = config.parent / "prompts.jsonl"
+    original = source.read_text()
+    try:
+        source.write_text(original.replace("three", "thirteen"))
+        with pytest.raises(DataError, match="not those"):
+            train(config, stopped_run)
+    finally:
+        source.write_text(original)
+    assert prompts.read_text() == original
+
+
+def test_a_pool_of_another_history_is_refused(
+    config: Path, stopped_run: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    assert train(config, other, stop_at=14).interrupted
+    shutil.rmtree(stopped_run / "pool")
+    shutil.copytree(other / "pool", stopped_run / "pool")
+    with pytest.raises(CheckpointError, match="replaced or rolled back"):
+        train(config, stopped_run)
+
+
+def test_fresh_refuses_a_run_and_force_deletes_only_what_is_ours(
+    config: Path, expected: dict[str, Any], stopped_run: Path
+) -> None:
+    with pytest.raises(RunDirectoryError, match="--force"):
+        train(config, stopped_run, fresh=True)
+    mine = stopped_run / "notes.txt"
+    mine.write_text("keep me")
+    train(config, stopped_run, fresh=True, force=True)
+    assert mine.read_text() == "keep me"
+    assert fingerprint_of(stopped_run) == expected
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_directory_that_is_not_ours_is_not_touched(
+    config: Path, tmp_path: Path, fresh: bool
+) -> None:
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "chapter.tex").write_text("dear reader")
+    with pytest.raises(RunDirectoryError, match="not a run of quark"):
+        train(config, foreign, fresh=fresh, force=fresh)
+    assert [p.name for p in foreign.iterdir()] == ["chapter.tex"]
+
+
+def test_what_a_run_that_died_at_its_start_left_is_taken_over(config: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.toml").write_text("")
+    (run_dir / "run.json.partial").write_text("{")
+    assert train(config, run_dir).rounds == NUM_ROUNDS
+
+
+def test_old_checkpoints_go_and_foreign_paths_stay(config: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(config, run_dir, stop_at=21)
+    checkpoints = RunDirectory(run_dir).checkpoints
+    foreign = checkpoints / "step-of-my-own"
+    foreign.mkdir()
+    (checkpoints / "step-00000001.partial-0123abcd").mkdir()
+    train(config, run_dir)
+    names = sorted(p.name for p in checkpoints.iterdir())
+    assert names == ["step-00000008", "step-00000012", "step-of-my-own"]
+
+
+def test_a_checkpoint_holds_tensors_and_json_and_nothing_else(whole_run: Path) -> None:
+    files = [p for p in RunDirectory(whole_run).checkpoints.rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {".safetensors", ".json"}
+    for path in files:
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+
+
+def test_the_log_never_grows_by_a_resume_without_steps(config: Path, stopped_run: Path) -> None:
+    before = rows_of(stopped_run)
+    assert train(config, stopped_run, stop_at=1).interrupted
+    assert rows_of(stopped_run) == before
