@@ -16,14 +16,12 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     ("reward", "reward_mean", 3),
-    ("std", "reward_std", 3),
     ("KL", "kl_policy_to_reference", 3),
     ("perplexity", "perplexity_reference", 1),
-    ("dist-1", "distinct_1", 2),
-    ("dist-2", "distinct_2", 2),
-    ("dist-3", "distinct_3", 2),
+    ("distinct-2", "distinct_2", 2),
     ("length", "completion_length_mean", 1),
 )
+"""What people see; ``--json`` has every figure."""
 
 
 def evaluate(
@@ -129,6 +127,7 @@ def _configured(
     seed: int | None,
 ) -> RunConfig:
     """The source's configuration with the command line's wishes."""
+    from quark.cli.trained_model import overridden
     from quark.errors import ConfigError
 
     config = source.config
@@ -143,33 +142,17 @@ def _configured(
         )
     if source.policy is None:
         reference = source.name
-    evaluation = config.evaluation.model_dump()
-    if rewards:
-        evaluation["judges"] = tuple(rewards[1:])
-    if num is not None:
-        evaluation["completions_per_prompt"] = num
-    values = config.model_dump()
-    values["evaluation"] = evaluation
+    values: dict[str, dict[str, object]] = {"evaluation": {}, "reward": {}, "model": {}, "run": {}}
     if rewards:
         values["reward"]["name"] = rewards[0]
+        values["evaluation"]["judges"] = tuple(rewards[1:])
+    if num is not None:
+        values["evaluation"]["completions_per_prompt"] = num
     if reference is not None:
         values["model"]["name"] = reference
     if seed is not None:
         values["run"]["seed"] = seed
-    return _validated(type(config), values)
-
-
-def _validated(kind: type[RunConfig], values: dict[str, object]) -> RunConfig:
-    from pydantic import ValidationError
-
-    from quark.errors import ConfigError
-
-    try:
-        return kind.model_validate(values)
-    except ValidationError as err:
-        first = err.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from err
+    return overridden(config, values)
 
 
 def _evaluate(

@@ -69,14 +69,13 @@ def generate(
     if not prompt and prompts is None:
         raise typer.BadParameter("give --prompt TEXT or --prompts FILE")
     from quark.cli.console import continued, make_console, print_json
-    from quark.cli.trained_model import open_model
+    from quark.cli.trained_model import open_model, overridden
 
     source = open_model(model)
     asked = source.quantile(quantile)
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    sampling = source.config.sampling
-    sampling = type(sampling).model_validate(
-        sampling.model_dump() | {key: value for key, value in given.items() if value is not None}
+    sampling = overridden(
+        source.config.sampling, {key: value for key, value in given.items() if value is not None}
     )
     asking = [_tokenized(source, text) for text in prompt or ()]
     if prompts is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from quark.errors import ConfigError, DataError, RunDirectoryError
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from quark.generation.base import SamplingConfig
     from quark.generation.transformers_generator import TransformersGenerator
     from quark.models.policy import Policy
+    from quark.settings import Settings
     from quark.types import Prompt
+
+_Settings = TypeVar("_Settings", bound="Settings")
 
 BEST, NONE = "best", "none"
 _MAX_PROMPT_TOKENS = 1 << 20
@@ -109,6 +113,26 @@ class TrainedModel:
                 f"the prompt {prompt.text!r} has a reward token in it: ask with --quantile instead"
             )
         return prompt
+
+
+def overridden(settings: _Settings, values: Mapping[str, object]) -> _Settings:
+    """``settings`` with some values of it, or of its sections, replaced and checked.
+
+    Raises:
+        ConfigError: a value does not fit; names its key.
+    """
+    from pydantic import ValidationError
+
+    replaced = settings.model_dump()
+    for key, value in values.items():
+        replaced[key] = replaced[key] | value if isinstance(value, dict) else value
+    try:
+        return type(settings).model_validate(replaced)
+    except ValidationError as err:
+        first = err.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{key} = {first['input']!r}: {message}") from err
 
 
 def open_model(name: str) -> TrainedModel:
