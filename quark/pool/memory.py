@@ -37,8 +37,8 @@ def mix64(z: int) -> int:
 
 
 def scramble(seed: int, value: int) -> int:
-    """A hash of ``value`` under ``seed``; bijective in ``value``."""
-    return mix64(mix64((seed + 0x9E3779B97F4A7C15) & _MASK) ^ value)
+    """A hash of ``value`` (modulo 2**64) under ``seed``; bijective in ``value``."""
+    return mix64(mix64((seed + 0x9E3779B97F4A7C15) & _MASK) ^ (value & _MASK))
 
 
 def permute(n: int, key: int, i: int) -> int:
@@ -183,10 +183,10 @@ class MemoryPool:
         samples = self.samples([int(id) for id in ids])
         prompts = [s.prompt_tokens for s in samples]
         completions = [s.completion_tokens for s in samples]
-        prompt_tokens = np.full((len(ids), max(map(len, prompts), default=0)), pad_id, np.int64)
-        completion_tokens = np.full(
-            (len(ids), max(map(len, completions), default=0)), pad_id, np.int64
-        )
+        prompt_width = max((len(tokens) for tokens in prompts), default=0)
+        completion_width = max((len(tokens) for tokens in completions), default=0)
+        prompt_tokens = np.full((len(ids), prompt_width), pad_id, np.int64)
+        completion_tokens = np.full((len(ids), completion_width), pad_id, np.int64)
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             prompt_tokens[i, prompt_tokens.shape[1] - len(prompt) :] = prompt
             completion_tokens[i, : len(completion)] = completion

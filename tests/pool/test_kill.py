@@ -33,7 +33,7 @@ KILLS_PER_POOL = 18
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
-    """Processes that are forked, fast, from one that has threads of its own nowhere."""
+    """Processes forked from a server without threads, so that hundreds of them are cheap."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.pool.killable_writer"])
     return context

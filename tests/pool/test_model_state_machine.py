@@ -1,0 +1,206 @@
+"""The durable pool and the plain-Python one, driven by the same operations, give the same answers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from quark.pool.base import RemainderRule, SampleBatch, SamplePool, SamplingMode, TieRule
+from quark.pool.memory import MemoryPool
+from quark.pool.native import NativePool
+from tests.pool.batches import (
+    VOCAB_SIZE,
+    assert_same_batch,
+    assert_same_content,
+    assert_same_cut,
+    assert_same_draws,
+    make_batch,
+)
+
+# Few values, so that blocks of ties are long and boundaries fall inside them; and the odd ones.
+TIED = [0.0, -0.0, 1.0, 0.5, -1.0]
+ODD = [float("nan"), float("inf"), float("-inf"), 1e-45, -1e-45, 3.4028235e38]
+SCORE = st.one_of(st.sampled_from(TIED), st.sampled_from(ODD), st.floats(width=32, allow_nan=False))
+SCORES = st.one_of(
+    st.lists(SCORE, min_size=1, max_size=40),
+    st.builds(lambda value, size: [value] * size, SCORE, st.integers(1, 40)),
+)
+SEED = st.integers(0, 2**64 - 1)
+COLUMNS = st.sampled_from([("reward",), ("reward", "judge"), ("judge",)])
+NUM_QUANTILES = st.one_of(st.integers(1, 8), st.integers(1, 200))
+
+
+class TwoPools(RuleBasedStateMachine):
+    """A pool on disk, a model of it, and a reader that may lag behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.batches: list[SampleBatch] = []
+        self.reader_generation = 0
+
+    @initialize(tie_seed=SEED, store_text=st.booleans())
+    def create(self, tie_seed: int, store_text: bool) -> None:
+        self.tie_seed, self.store_text = tie_seed, store_text
+        self.pool = NativePool.create(
+            self.folder / "pool", vocab_size=VOCAB_SIZE, store_text=store_text, tie_seed=tie_seed
+        )
+        self.model = self.model_at(0)
+        self.reader = NativePool.open(self.folder / "pool")
+
+    def model_at(self, generation: int) -> MemoryPool:
+        model = MemoryPool(
+            vocab_size=VOCAB_SIZE, store_text=self.store_text, tie_seed=self.tie_seed
+        )
+        for batch in self.batches[:generation]:
+            model.append(batch)
+        return model
+
+    def append_both(self, scores: dict[str, list[float]], content: int) -> None:
+        key = f"run/{len(self.batches)}"
+        batch = make_batch(key, scores, content=content, with_texts=self.store_text)
+        assert self.pool.append(batch) == self.model.append(batch)
+        self.batches.append(batch)
+
+    @rule(scores=SCORES, columns=COLUMNS, content=st.integers(0, 2**32 - 1))
+    def append(self, scores: list[float], columns: tuple[str, ...], content: int) -> None:
+        by_name = {"reward": scores, "judge": scores[::-1]}
+        self.append_both({name: by_name[name] for name in columns}, content)
+
+    @rule(number=st.integers(2, 30), content=st.integers(0, 2**16))
+    def append_many_small(self, number: int, content: int) -> None:
+        rng = np.random.default_rng(content)
+        for _ in range(number):
+            size = int(rng.integers(1, 4))
+            self.append_both({"reward": rng.choice(TIED + ODD, size).tolist()}, content)
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data())
+    def append_a_known_key_again(self, data: st.DataObject) -> None:
+        known = data.draw(st.sampled_from(self.batches))
+        other = make_batch(known.key, {"reward": [9.0]}, content=1, with_texts=self.store_text)
+        before = self.pool.snapshot
+        assert self.pool.append(other) == self.model.append(other) == self.model.find(known.key)
+        assert self.pool.find(known.key) == self.model.find(known.key)
+        assert self.pool.snapshot == before
+
+    @rule(content=st.integers(0, 2**16))
+    def append_a_token_outside_the_vocabulary(self, content: int) -> None:
+        batch = make_batch("bad", {"reward": [1.0] * 20}, content=content)
+        assume(len(batch.completion_tokens) > 0)
+        batch.completion_tokens[-1] = VOCAB_SIZE
+        before = self.pool.snapshot
+        for pool in (self.pool, self.model):
+            with pytest.raises(ValueError):
+                pool.append(batch)
+            assert pool.find("bad") is None
+        assert self.pool.snapshot == before
+
+    @rule()
+    def reopen(self) -> None:
+        before = self.pool.snapshot
+        self.pool.close()
+        self.pool = NativePool.open(self.folder / "pool", writable=True)
+        assert self.pool.snapshot == before
+
+    @rule()
+    def refresh_the_reader(self) -> None:
+        assert self.reader.refresh() == self.pool.snapshot
+        self.reader_generation = len(self.batches)
+
+    @rule()
+    def content(self) -> None:
+        assert_same_content(self.pool, self.model)
+
+    @precondition(lambda self: len(self.model) > 0)
+    @rule(data=st.data(), pad_id=st.integers(-1, VOCAB_SIZE))
+    def gather(self, data: st.DataObject, pad_id: int) -> None:
+        id_lists = st.lists(st.integers(0, len(self.model) - 1), max_size=20)
+        ids = np.array(data.draw(id_lists), dtype=np.uint64)
+        assert_same_batch(
+            self.pool.gather(ids, pad_id=pad_id), self.model.gather(ids, pad_id=pad_id)
+        )
+        outside = np.array([len(self.model)], dtype=np.uint64)
+        for pool in (self.pool, self.model):
+            with pytest.raises(IndexError):
+                pool.gather(outside, pad_id=pad_id)
+
+    @rule(data=st.data(), which=st.sampled_from(["writer", "reader", "past"]))
+    def quantize_and_sample(self, data: st.DataObject, which: str) -> None:
+        pool: SamplePool = self.pool
+        model: SamplePool = self.model
+        if which == "reader":
+            pool, model = self.reader, self.model_at(self.reader_generation)
+        elif which == "past":
+            generation = data.draw(st.integers(0, len(self.batches)))
+            pool = NativePool.open(self.folder / "pool", snapshot=generation)
+            model = self.model_at(generation)
+        assume(model.score_columns)
+        self.compare_quantizations(data, pool, model)
+
+    def compare_quantizations(
+        self, data: st.DataObject, pool: SamplePool, model: SamplePool
+    ) -> None:
+        num_quantiles = data.draw(NUM_QUANTILES)
+        score = data.draw(st.sampled_from(model.score_columns))
+        ties = data.draw(st.sampled_from(TieRule))
+        remainder = data.draw(st.sampled_from(RemainderRule))
+        cut, expected = (
+            p.quantize(num_quantiles, score=score, ties=ties, remainder=remainder)
+            for p in (pool, model)
+        )
+        assert_same_cut(cut, expected)
+
+        batch_size = data.draw(st.integers(1, 33))
+        seed = data.draw(SEED)
+        mode = data.draw(st.sampled_from(SamplingMode))
+        labels = st.lists(st.integers(0, num_quantiles - 1), min_size=1, max_size=num_quantiles)
+        only = data.draw(st.one_of(st.none(), labels))
+        if not any(expected.counts[range(num_quantiles) if only is None else only]):
+            for quantization in (cut, expected):
+                with pytest.raises(ValueError):
+                    quantization.sampler(
+                        batch_size=batch_size, seed=seed, mode=mode, quantiles=only
+                    )
+            return
+        drawn, drawn_expected = (
+            q.sampler(batch_size=batch_size, seed=seed, mode=mode, quantiles=only)
+            for q in (cut, expected)
+        )
+        steps = data.draw(st.lists(st.integers(0, 2**64 - 1), max_size=3))
+        assert_same_draws(drawn, drawn_expected, [0, 1, 2, *steps])
+
+    @invariant()
+    def sees_every_commit(self) -> None:
+        assert self.pool.snapshot.generation == self.model.snapshot.generation
+        assert len(self.pool) == len(self.model)
+        assert self.reader.snapshot.generation == self.reader_generation
+
+    def teardown(self) -> None:
+        self.reader.close()
+        self.pool.close()
+        report = NativePool.verify(self.folder / "pool")
+        shutil.rmtree(self.folder)
+        assert report.is_sound, report.problems
+
+
+TestTwoPools = TwoPools.TestCase
+TestTwoPools.settings = settings(
+    max_examples=60,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
