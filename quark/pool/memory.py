@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +217,7 @@ class MemoryPool:
             raise ValueError("completion_offsets does not fit the batch")
         if offsets[-1] != len(batch.completion_tokens):
             raise ValueError("completion_offsets does not end where the tokens do")
-        per_sample = {
+        per_sample: dict[str, Sized] = {
             "finish_reasons": batch.finish_reasons,
             "reward_tokens": batch.reward_tokens,
             "seeds": batch.seeds,
