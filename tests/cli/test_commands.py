@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
-from tests.cli.commands import TINY_RUN, Outcome, quark, quark_process
+from tests.cli.commands import ROOT, TINY_RUN, Outcome, quark, quark_process
 from tests.hostile_text import HOSTILE
 
 
@@ -42,6 +43,28 @@ def test_train_prints_one_json_object_with_the_documented_fields(trained: Outcom
     assert result["interrupted"] is False
     for key in ("run_dir", "pool", "model", "report"):
         assert Path(result[key]).exists()
+
+
+def test_the_documented_fields_are_there(run_dir: Path) -> None:
+    """Every row of the table in docs/cli.md that needs no more than a run."""
+    table = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for command, arguments in (
+        ("train --dry-run", ["train", *TINY_RUN, "--dry-run"]),
+        ("generate", ["generate", run_dir, "-p", "a"]),
+        ("evaluate", ["evaluate", run_dir, "-q", "best"]),
+        ("pool info", ["pool", "info", run_dir]),
+        ("pool head", ["pool", "head", run_dir]),
+        ("pool stats", ["pool", "stats", run_dir]),
+        ("pool verify", ["pool", "verify", run_dir]),
+        ("config show", ["config", "show"]),
+        ("reward check", ["reward", "check", "vader"]),
+        ("doctor", ["doctor"]),
+    ):
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{command}` | "))
+        outside_brackets = re.sub(r"\([^)]*\)", "", row.split(" | ")[1])
+        documented = re.findall(r"`(\w+)`", outside_brackets)
+        assert documented
+        assert set(documented) == set(quark(*arguments, "--json").json), command
 
 
 def test_train_reports_rounds_on_stderr(trained: Outcome) -> None:
