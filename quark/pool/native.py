@@ -272,32 +272,36 @@ class NativePool:
         prompt_offsets = np.zeros(len(prompt_tokens) + 1, np.int64)
         np.cumsum([len(tokens) for tokens in prompt_tokens], out=prompt_offsets[1:])
         texts = batch.completion_texts
-        first, end = self._pool.append(
-            _BatchArrays(
-                key=batch.key,
-                prompt_tokens=np.concatenate([np.empty(0, np.uint32), *prompt_tokens]),
-                prompt_offsets=prompt_offsets,
-                prompt_texts=[prompt.text for prompt in batch.prompts],
-                prompt_metadata=[prompt.metadata for prompt in batch.prompts],
-                prompt_index=_array("prompt_index", batch.prompt_index, np.uint32),
-                completion_tokens=_array("completion_tokens", batch.completion_tokens, np.uint32),
-                completion_offsets=_array("completion_offsets", batch.completion_offsets, np.int64),
-                completion_texts=None if texts is None else list(texts),
-                finish_reasons=_array("finish_reasons", batch.finish_reasons, np.uint8),
-                round=_bounded("round", batch.round, 32),
-                chunk=_bounded("chunk", batch.chunk, 32),
-                policy_step=_bounded("policy_step", batch.policy_step, 32),
-                reward_tokens=_array("reward_tokens", batch.reward_tokens, np.int16),
-                settings=batch.settings,
-                seeds=_array("seeds", batch.seeds, np.uint64),
-                logprob_policy=_array("logprob_policy", batch.logprob_policy, np.float32),
-                logprob_reference=_array("logprob_reference", batch.logprob_reference, np.float32),
-                scores=[
-                    (name, _array(f"scores[{name!r}]", values, np.float32))
-                    for name, values in batch.scores.items()
-                ],
-            )
+        arrays = _BatchArrays(
+            key=batch.key,
+            prompt_tokens=np.concatenate([np.empty(0, np.uint32), *prompt_tokens]),
+            prompt_offsets=prompt_offsets,
+            prompt_texts=[prompt.text for prompt in batch.prompts],
+            prompt_metadata=[prompt.metadata for prompt in batch.prompts],
+            prompt_index=_array("prompt_index", batch.prompt_index, np.uint32),
+            completion_tokens=_array("completion_tokens", batch.completion_tokens, np.uint32),
+            completion_offsets=_array("completion_offsets", batch.completion_offsets, np.int64),
+            completion_texts=None if texts is None else list(texts),
+            finish_reasons=_array("finish_reasons", batch.finish_reasons, np.uint8),
+            round=_bounded("round", batch.round, 32),
+            chunk=_bounded("chunk", batch.chunk, 32),
+            policy_step=_bounded("policy_step", batch.policy_step, 32),
+            reward_tokens=_array("reward_tokens", batch.reward_tokens, np.int16),
+            settings=batch.settings,
+            seeds=_array("seeds", batch.seeds, np.uint64),
+            logprob_policy=_array("logprob_policy", batch.logprob_policy, np.float32),
+            logprob_reference=_array("logprob_reference", batch.logprob_reference, np.float32),
+            scores=[
+                (name, _array(f"scores[{name!r}]", values, np.float32))
+                for name, values in batch.scores.items()
+            ],
         )
+        try:
+            first, end = self._pool.append(arrays)
+        except TypeError as error:
+            if isinstance(error.__cause__, UnicodeEncodeError):
+                raise ValueError(f"a text is not valid Unicode: {error.__cause__}") from error
+            raise
         return range(first, end)
 
     def find(self, key: str) -> range | None:

@@ -402,13 +402,31 @@ impl DataFile {
             .map_err(|_| self.damaged(at, "a text is not UTF-8"))
     }
 
-    /// Ask the system for a row's items if this process has not seen them yet.
+    /// Ask the processor for a row's value or offsets, which will soon be read.
     #[inline]
-    pub fn will_need(&self, column: usize, span: &Range<usize>) {
+    pub fn prefetch_row(&self, column: usize, row: usize) {
+        let layout = &self.columns[column];
+        let at = if layout.kind.has_offsets() {
+            layout.offsets.start + row * 4
+        } else {
+            layout.values.start + row * layout.kind.width()
+        };
+        self.region.prefetch(at);
+    }
+
+    /// Ask the processor for the first items of a span, and the system if this process has not seen them.
+    #[inline]
+    pub fn prefetch_items(&self, column: usize, span: &Range<usize>) {
         let layout = &self.columns[column];
         let at = layout.values.start + span.start * layout.kind.width();
         let end = layout.values.start + span.end * layout.kind.width();
-        if at < end && !self.checked.is_checked(at / BLOCK_BYTES) {
+        if at >= end {
+            return;
+        }
+        if self.checked.is_checked(at / BLOCK_BYTES) {
+            self.region.prefetch(at);
+            self.region.prefetch(end - 1);
+        } else {
             self.region.will_need(at / BLOCK_BYTES * BLOCK_BYTES..end.min(self.region.len()));
         }
     }

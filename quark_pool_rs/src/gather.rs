@@ -49,14 +49,17 @@ pub fn gather(snapshot: &Snapshot, ids: &[u64], pad_id: i64) -> Result<Gathered>
         .map(|&id| {
             snapshot.check_id(id)?;
             let (segment, row) = snapshot.locate(id);
-            Ok((segment.open(home)?, row))
+            let file = segment.open(home)?;
+            file.prefetch_row(column::COMPLETION, row);
+            file.prefetch_row(column::PROMPT, row);
+            Ok((file, row))
         })
         .collect::<Result<Vec<_>>>()?;
     let completions = rows
         .iter()
         .map(|&(file, row)| {
             let span = file.span(column::COMPLETION, row)?;
-            file.will_need(column::COMPLETION, &span);
+            file.prefetch_items(column::COMPLETION, &span);
             Ok(Place { file, start: span.start, end: span.end })
         })
         .collect::<Result<Vec<_>>>()?;
@@ -64,14 +67,16 @@ pub fn gather(snapshot: &Snapshot, ids: &[u64], pad_id: i64) -> Result<Gathered>
         .iter()
         .map(|&(file, row)| {
             let (table, row) = snapshot.locate_prompt(file.value(column::PROMPT, row)?)?;
-            Ok((table.open(home)?, row))
+            let file = table.open(home)?;
+            file.prefetch_row(prompt_column::TOKENS, row);
+            Ok((file, row))
         })
         .collect::<Result<Vec<_>>>()?;
     let prompts = prompt_rows
         .iter()
         .map(|&(file, row)| {
             let span = file.span(prompt_column::TOKENS, row)?;
-            file.will_need(prompt_column::TOKENS, &span);
+            file.prefetch_items(prompt_column::TOKENS, &span);
             Ok(Place { file, start: span.start, end: span.end })
         })
         .collect::<Result<Vec<_>>>()?;

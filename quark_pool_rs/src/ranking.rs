@@ -18,12 +18,22 @@ use crate::snapshot::{Column, Home, Run, RunPlace, Snapshot};
 
 /// Runs of one level that become one of the next.
 const TIER: usize = 8;
+/// Scores that are labelled at a time; their keys stay in the nearest cache.
+const CHUNK: usize = 1024;
+/// With more cuts a binary search is faster than counting.
+const MAX_VECTOR_CUTS: usize = 24;
 
 /// Orders as the score does; -0.0 equals 0.0. The score is not NaN.
 #[inline]
 pub fn score_key(score: f32) -> u32 {
     let bits = if score == 0.0 { 0 } else { score.to_bits() };
     if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
+}
+
+/// The same order in signed numbers, which more processors compare many at a time.
+#[inline]
+fn signed_key(key: u32) -> i32 {
+    (key ^ 1 << 31) as i32
 }
 
 /// The score of a key.
@@ -120,6 +130,17 @@ impl LazyView<'_> {
                 self.run.open_merged(self.home, file)?.value(run_column::ID, at)
             }
         }
+    }
+
+    #[inline]
+    fn prefetch_id(&self, at: usize) -> Result<()> {
+        match &self.run.place {
+            RunPlace::Extent(extent) => extent.prefetch_order(self.home, at)?,
+            RunPlace::Merged(file) => {
+                self.run.open_merged(self.home, file)?.prefetch_row(run_column::ID, at);
+            }
+        }
+        Ok(())
     }
 
     /// Row of an entry of a level-0 run.
@@ -413,12 +434,23 @@ impl Quantization {
     /// `Corrupted`, `Io`.
     pub fn ids_at(&self, places: &[(i16, u64)], out: &mut [u64]) -> Result<()> {
         let runs = self.runs();
-        for (&(quantile, index), out) in places.iter().zip(out) {
-            let quantile = &self.quantiles[quantile as usize];
-            let at = quantile.ends.partition_point(|&end| end <= index);
-            let before = if at == 0 { 0 } else { quantile.ends[at - 1] };
-            let offset = (index - before) as usize;
-            *out = match &quantile.pieces[at] {
+        // In stages, so that the lines of the second are on their way.
+        let entries = places
+            .iter()
+            .map(|&(quantile, index)| {
+                let quantile = &self.quantiles[quantile as usize];
+                let at = quantile.ends.partition_point(|&end| end <= index);
+                let before = if at == 0 { 0 } else { quantile.ends[at - 1] };
+                let offset = (index - before) as usize;
+                let piece = &quantile.pieces[at];
+                if let Piece::Slice { run, start } = piece {
+                    runs.views[*run].prefetch_id(start + offset)?;
+                }
+                Ok((piece, offset))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for ((piece, offset), out) in entries.into_iter().zip(out) {
+            *out = match piece {
                 Piece::Slice { run, start } => runs.views[*run].id(start + offset)?,
                 Piece::Ids { ids, start, .. } => ids[start + offset],
             };
@@ -433,22 +465,17 @@ impl Quantization {
         }
         let key = score_key(score);
         let is_beneath = |cut: &Cut| cut.is_beneath(key, id, tie_seed);
-        if self.cuts.len() < 16 {
-            self.cuts.iter().map(|cut| i16::from(is_beneath(cut))).sum()
-        } else {
-            self.cuts.partition_point(is_beneath) as i16
-        }
+        self.cuts.partition_point(is_beneath) as i16
     }
 
-    /// [N] the quantile of each sample in id order, -1 without a score, into `out`.
+    /// [N] the quantile of each sample in id order, -1 without a score.
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    pub fn labels(&self, out: &mut [i16]) -> Result<()> {
-        out.fill(-1);
-        let tie_seed = self.snapshot.home.settings.tie_seed;
+    pub fn labels(&self) -> Result<Vec<i16>> {
+        let mut labels = vec![-1; self.snapshot.num_samples as usize];
         // One slice of the output per extent; samples between extents keep their -1.
-        let mut rest = out;
+        let mut rest = &mut labels[..];
         let mut done = 0;
         let mut parts = Vec::with_capacity(self.scores().extents.len());
         for extent in &self.scores().extents {
@@ -460,11 +487,50 @@ impl Quantization {
         }
         parts.into_par_iter().try_for_each(|(extent, part)| {
             let scores = extent.scores(&self.snapshot.home, 0..extent.count())?;
-            for ((out, &score), id) in part.iter_mut().zip(scores).zip(extent.first()..) {
-                *out = self.label(score, id, tie_seed);
+            let chunks = part.chunks_mut(CHUNK).zip(scores.chunks(CHUNK));
+            for ((labels, scores), first) in chunks.zip((extent.first()..).step_by(CHUNK)) {
+                self.label_chunk(scores, first, labels);
             }
             Ok(())
-        })
+        })?;
+        Ok(labels)
+    }
+
+    /// Labels of up to [`CHUNK`] scores with consecutive ids: plain loops that a compiler turns into vector
+    /// instructions, and a second look at the few scores that equal a cut's.
+    fn label_chunk(&self, scores: &[f32], first: u64, labels: &mut [i16]) {
+        let tie_seed = self.snapshot.home.settings.tie_seed;
+        if self.cuts.len() > MAX_VECTOR_CUTS {
+            for ((label, &score), id) in labels.iter_mut().zip(scores).zip(first..) {
+                *label = self.label(score, id, tie_seed);
+            }
+            return;
+        }
+        let mut keys = [0_i32; CHUNK];
+        let mut counts = [0_i32; CHUNK];
+        let (keys, counts) = (&mut keys[..scores.len()], &mut counts[..scores.len()]);
+        for (key, &score) in keys.iter_mut().zip(scores) {
+            *key = signed_key(score_key(score));
+        }
+        let mut is_tied = 0;
+        for cut in &self.cuts {
+            let bound = signed_key(cut.key);
+            for (count, &key) in counts.iter_mut().zip(&*keys) {
+                *count += i32::from(key > bound);
+                is_tied |= i32::from(key == bound);
+            }
+        }
+        for ((label, &count), &score) in labels.iter_mut().zip(&*counts).zip(scores) {
+            *label = if score.is_nan() { -1 } else { count as i16 };
+        }
+        if is_tied != 0 {
+            let tied = |key: i32| self.cuts.iter().any(|cut| signed_key(cut.key) == key);
+            for (i, &key) in keys.iter().enumerate() {
+                if tied(key) {
+                    labels[i] = self.label(scores[i], first + i as u64, tie_seed);
+                }
+            }
+        }
     }
 
     /// [M] the quantiles of some samples into `out`.

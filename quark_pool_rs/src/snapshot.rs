@@ -112,6 +112,22 @@ impl Extent {
         self.segment.open(home)?.values(position, rows)
     }
 
+    /// Ask the processor for a score that will soon be read.
+    #[inline]
+    pub fn prefetch_score(&self, home: &Home, row: usize) -> Result<()> {
+        let position = score_position(home.settings.store_text, self.index);
+        self.segment.open(home)?.prefetch_row(position, row);
+        Ok(())
+    }
+
+    /// Ask the processor for an entry of the order that will soon be read.
+    #[inline]
+    pub fn prefetch_order(&self, home: &Home, rank: usize) -> Result<()> {
+        let position = score_position(home.settings.store_text, self.index) + 1;
+        self.segment.open(home)?.prefetch_row(position, rank);
+        Ok(())
+    }
+
     /// Row numbers, best first.
     ///
     /// # Errors
@@ -515,9 +531,26 @@ impl Snapshot {
     /// # Errors
     /// `UnknownSample`, `Corrupted`, `Io`.
     pub fn scores_of(&self, column: &Column, ids: &[u64], out: &mut [f32]) -> Result<()> {
-        for (&id, out) in ids.iter().zip(out) {
-            self.check_id(id)?;
-            *out = self.score_of(column, id)?;
+        // In stages, so that the lines of the second are on their way.
+        let places = ids
+            .iter()
+            .map(|&id| {
+                self.check_id(id)?;
+                let extent = self.extent_of(column, id);
+                if let Some(extent) = extent {
+                    extent.prefetch_score(&self.home, (id - extent.first()) as usize)?;
+                }
+                Ok((extent, id))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for ((extent, id), out) in places.into_iter().zip(out) {
+            *out = match extent {
+                None => f32::NAN,
+                Some(extent) => {
+                    let row = (id - extent.first()) as usize;
+                    extent.scores(&self.home, row..row + 1)?[0]
+                }
+            };
         }
         Ok(())
     }
@@ -533,18 +566,6 @@ impl Snapshot {
             after.checked_sub(1).map(|i| &column.extents[i])
         });
         extent.filter(|e| id - e.first() < e.entry.count)
-    }
-
-    /// The score of a sample that the snapshot has, NaN where no extent covers it.
-    #[inline]
-    fn score_of(&self, column: &Column, id: u64) -> Result<f32> {
-        match self.extent_of(column, id) {
-            None => Ok(f32::NAN),
-            Some(extent) => {
-                let row = (id - extent.first()) as usize;
-                Ok(extent.scores(&self.home, row..row + 1)?[0])
-            }
-        }
     }
 
     /// A sample with all its columns.

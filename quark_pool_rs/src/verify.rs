@@ -78,6 +78,9 @@ pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
             }
         }
     }
+    // A block may be needed by more than one check.
+    let mut said = HashSet::new();
+    report.problems.retain(|problem| said.insert(problem.to_string()));
     Ok(report)
 }
 

@@ -30,8 +30,7 @@ fn pool(appends: u32) -> (Files, Vec<Owned>) {
 fn ranking(snapshot: &Arc<Snapshot>) -> Result<(Vec<i16>, Vec<u64>, Vec<u32>)> {
     let spread = RemainderRule::Spread;
     let quantization = Quantization::new(snapshot.clone(), "reward", 3, TieRule::Hash, spread)?;
-    let mut labels = vec![0; snapshot.num_samples as usize];
-    quantization.labels(&mut labels)?;
+    let labels = quantization.labels()?;
     let mut places = Vec::new();
     for (quantile, count) in (0..).zip(quantization.counts()) {
         places.extend((0..count).map(|index| (quantile, index)));

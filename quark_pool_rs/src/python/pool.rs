@@ -238,12 +238,7 @@ impl PyQuantization {
     }
 
     fn labels<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i16>>> {
-        let labels = detached(py, || {
-            let mut labels = vec![0; self.0.snapshot().num_samples as usize];
-            self.0.labels(&mut labels)?;
-            Ok(labels)
-        })?;
-        Ok(PyArray1::from_vec(py, labels))
+        Ok(PyArray1::from_vec(py, detached(py, || self.0.labels())?))
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]

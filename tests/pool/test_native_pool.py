@@ -1,0 +1,308 @@
+"""What only the pool on disk promises: its files, its lock, its errors, its neighbours' tools."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from quark import _pool_rs, errors
+from quark.pool.native import NativePool, publish_directory
+from tests.pool.batches import VOCAB_SIZE, make_batch
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pool"
+
+
+def filled(path: Path, appends: int = 9) -> NativePool:
+    pool = NativePool.create(path, vocab_size=VOCAB_SIZE, metadata={"run": "a"})
+    for number in range(appends):
+        pool.append(make_batch(f"k{number}", {"reward": [0.5, -1.0, float("nan")]}, content=number))
+    return pool
+
+
+def test_every_data_file_opens_in_polars_and_pyarrow(path: Path) -> None:
+    pool = filled(path)
+    files = sorted(path.glob("*/*.arrow"))
+    assert {file.parent.name for file in files} == {"segments", "prompts", "runs"}
+    for file in files:
+        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        table.validate(full=True)
+        assert pl.read_ipc(file).height == table.num_rows
+    segments = pl.concat([pl.read_ipc(file) for file in sorted(path.glob("segments/*"))])
+    np.testing.assert_array_equal(segments["score:reward"].to_numpy(), pool.scores("reward"))
+    sample = pool.samples([4])[0]
+    assert segments["completion"][4].to_list() == sample.completion_tokens.tolist()
+    assert segments["completion_text"][4] == sample.completion_text
+
+
+def test_a_flipped_byte_is_named_with_file_and_offset(path: Path) -> None:
+    filled(path).close()
+    victim = sorted(path.glob("segments/*"))[3]
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.chmod(0o600)
+    victim.write_bytes(data)
+    pool = NativePool.open(path)
+    with pytest.raises(errors.PoolCorruptedError, match=rf"{victim.name} is damaged at offset \d+"):
+        pool.samples(range(len(pool)))
+    report = NativePool.verify(path)
+    assert not report.is_sound
+    assert [problem.file for problem in report.problems] == [f"segments/{victim.name}"]
+
+
+def test_verification_of_a_sound_pool_reads_every_byte(path: Path) -> None:
+    filled(path).close()
+    report = NativePool.verify(path)
+    assert report.is_sound
+    assert (report.generation, report.num_samples) == (9, 27)
+    read = sum(f.stat().st_size for f in path.rglob("*") if f.suffix in {".arrow", ".log"})
+    assert report.num_bytes == read
+
+
+def test_published_files_are_read_only(path: Path) -> None:
+    filled(path)
+    for file in path.glob("*/*.arrow"):
+        assert file.stat().st_mode & 0o222 == 0
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_info_counts_what_is_there(path: Path) -> None:
+    pool = filled(path)
+    info = pool.info()
+    assert info.metadata == {"run": "a"}
+    assert (info.vocab_size, info.store_text, info.snapshot) == (VOCAB_SIZE, True, pool.snapshot)
+    assert info.num_segments == 9
+    [column] = info.score_columns
+    assert (column.num_scored, column.num_unscored, column.num_runs) == (18, 9, 2)
+    assert (column.mean, column.min, column.max) == (-0.25, -1.0, 0.5)
+    assert info.num_bytes > 9 * 1000
+
+
+def test_the_second_writer_is_told_who_has_the_pool(path: Path) -> None:
+    with filled(path):
+        with pytest.raises(errors.PoolLockedError, match=f"locked by pid {os.getpid()} on host"):
+            NativePool.open(path, writable=True)
+        NativePool.open(path)
+    NativePool.open(path, writable=True).close()
+
+
+def test_the_lock_of_a_dead_writer_is_free(path: Path) -> None:
+    filled(path).close()
+    code = (
+        "import os, sys\nfrom quark.pool.native import NativePool\n"
+        "pool = NativePool.open(sys.argv[1], writable=True)\nprint('open', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stdin is not None
+    with child.stdout, child.stdin:
+        assert child.stdout.readline() == b"open\n"
+        with pytest.raises(errors.PoolLockedError, match=f"pid {child.pid}"):
+            NativePool.open(path, writable=True)
+        child.kill()
+        child.wait()
+    NativePool.open(path, writable=True).close()
+
+
+def test_a_forked_child_reads_but_does_not_append(path: Path) -> None:
+    pool = filled(path)
+    child = os.fork()
+    if child == 0:
+        try:
+            assert len(pool.samples([0, 26])) == 2
+            with pytest.raises(errors.PoolLockedError, match="forked"):
+                pool.append(make_batch("child", {"reward": [1.0]}))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(pool.append(make_batch("parent", {"reward": [1.0]}))) == 1
+
+
+def test_an_old_snapshot_stays_readable(path: Path) -> None:
+    pool = filled(path, appends=2)
+    then = pool.snapshot
+    before = pool.quantize(2)
+    for number in range(20):
+        pool.append(make_batch(f"later{number}", {"reward": [9.0, 8.0]}, content=number))
+    old = NativePool.open(path, snapshot=then.generation)
+    assert old.snapshot == then
+    np.testing.assert_array_equal(old.quantize(2).labels(), before.labels())
+    assert before.snapshot == then
+    assert old.find("later0") is None
+    assert old.refresh() == pool.snapshot
+    with pytest.raises(ValueError, match="no snapshot 99"):
+        NativePool.open(path, snapshot=99)
+    with pytest.raises(ValueError, match="only be read"):
+        NativePool.open(path, snapshot=1, writable=True)
+
+
+def test_a_reader_cannot_append_and_a_closed_writer_neither(path: Path) -> None:
+    pool = filled(path)
+    with pytest.raises(errors.PoolError, match="writable=True"):
+        NativePool.open(path).append(make_batch("x", {"reward": [1.0]}))
+    pool.close()
+    with pytest.raises(errors.PoolError, match="closed"):
+        pool.append(make_batch("x", {"reward": [1.0]}))
+
+
+def test_what_is_not_there_or_in_the_way(path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        NativePool.open(path)
+    with pytest.raises(FileNotFoundError):
+        NativePool.verify(path)
+    path.mkdir()
+    (path / "precious").touch()
+    with pytest.raises(FileExistsError):
+        NativePool.create(path, vocab_size=5)
+    (path / "precious").unlink()
+    NativePool.create(path, vocab_size=5).close()
+    with pytest.raises(FileExistsError):
+        NativePool.create(path, vocab_size=5)
+
+
+def test_a_link_in_place_of_a_file_is_refused(path: Path) -> None:
+    filled(path).close()
+    victim = sorted(path.glob("segments/*"))[0]
+    victim.rename(path.parent / "elsewhere")
+    victim.symlink_to(path.parent / "elsewhere")
+    with pytest.raises(errors.PoolCorruptedError, match="not a plain file"):
+        NativePool.open(path).samples([0])
+
+
+def test_a_pool_without_text_stores_none(path: Path) -> None:
+    pool = NativePool.create(path, vocab_size=100_000, store_text=False)
+    pool.append(make_batch("a", {"reward": [1.0, 2.0]}, with_texts=False))
+    assert pool.samples([0])[0].completion_text is None
+    with pytest.raises(ValueError, match="no text"):
+        pool.append(make_batch("b", {"reward": [1.0]}))
+    column = pl.read_ipc(next(path.glob("segments/*")))["completion"]
+    assert column.dtype == pl.List(pl.UInt32)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("prompt_index", np.array([-1, 0, 0]), "do not fit"),
+        ("prompt_index", np.array([0.5, 0, 0]), "type float64"),
+        ("seeds", np.zeros((3, 1), np.uint64), "dimensions"),
+        ("seeds", np.zeros(2, np.uint64), "seeds is for 2 samples"),
+        ("round", -1, "round is -1"),
+        ("policy_step", 2**32, "policy_step is"),
+        ("settings", "[]", "settings is not one JSON object"),
+        ("key", "", "the key has 0 bytes"),
+        ("completion_texts", ["a", "b", "\ud800"], "surrogates"),
+        ("completion_texts", None, "completion_texts is missing"),
+        ("scores", {"Bad Name": np.zeros(3, np.float32)}, "Bad Name"),
+        ("scores", {"reward": np.array(["1", "2", "3"])}, "must be float32"),
+    ],
+)
+def test_a_bad_batch_is_refused_and_leaves_nothing(
+    path: Path, field: str, value: object, message: str
+) -> None:
+    pool = NativePool.create(path, vocab_size=VOCAB_SIZE)
+    batch = make_batch("a", {"reward": [1.0, 2.0, 3.0]})
+    with pytest.raises(ValueError, match=message):
+        pool.append(dataclasses.replace(batch, **{field: value}))
+    assert pool.snapshot.generation == 0
+    assert not list(path.glob("*/*.arrow"))
+    pool.append(batch)
+
+
+def test_unknown_names_ids_and_counts(path: Path) -> None:
+    pool = filled(path)
+    with pytest.raises(KeyError, match="it has reward"):
+        pool.quantize(5, score="toxicity")
+    with pytest.raises(KeyError):
+        pool.scores("toxicity")
+    with pytest.raises(IndexError, match="sample 27"):
+        pool.gather(np.array([27], np.uint64), pad_id=0)
+    with pytest.raises(IndexError):
+        pool.samples([-1])
+    with pytest.raises(ValueError, match="num_quantiles"):
+        pool.quantize(0)
+    quantization = pool.quantize(5)
+    with pytest.raises(IndexError):
+        quantization.labels_of(np.array([27], np.uint64))
+    with pytest.raises(ValueError, match="batch_size"):
+        quantization.sampler(batch_size=0, seed=0)
+    for quantile in (-1, 5):
+        with pytest.raises(ValueError, match="no quantile"):
+            quantization.sampler(batch_size=1, seed=0, quantiles=[quantile])
+    empty = NativePool.create(path.parent / "empty", vocab_size=5)
+    with pytest.raises(KeyError, match="it has none"):
+        empty.quantize(5)
+
+
+def test_a_pool_is_not_pickled(path: Path) -> None:
+    with pytest.raises(TypeError, match="open it by its path"):
+        pickle.dumps(filled(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("invalid", ValueError),
+        ("unknown_column", KeyError),
+        ("unknown_sample", IndexError),
+        ("unknown_snapshot", ValueError),
+        ("not_found", FileNotFoundError),
+        ("exists", FileExistsError),
+        ("corrupted", errors.PoolCorruptedError),
+        ("version", errors.PoolVersionError),
+        ("locked", errors.PoolLockedError),
+        ("poisoned", errors.PoolPoisonedError),
+        ("read_only", errors.PoolError),
+        ("io", PermissionError),
+        ("io_other", OSError),
+        ("panic", errors.PoolError),
+    ],
+)
+def test_every_error_of_the_core_has_its_exception(kind: str, error: type[Exception]) -> None:
+    with pytest.raises(error) as caught:
+        _pool_rs.raise_for_test(kind)
+    assert caught.type is error
+
+
+def test_a_directory_is_published_whole_and_only_once(tmp_path: Path) -> None:
+    staged, final = tmp_path / "staged", tmp_path / "final"
+    (staged / "deep").mkdir(parents=True)
+    (staged / "deep" / "file").write_text("content")
+    publish_directory(staged, final)
+    assert (final / "deep" / "file").read_text() == "content"
+    assert not staged.exists()
+    staged.mkdir()
+    with pytest.raises(FileExistsError):
+        publish_directory(staged, final)
+    with pytest.raises(FileNotFoundError):
+        publish_directory(tmp_path / "nothing", tmp_path / "other")
+    (staged / "link").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="neither a file nor a directory"):
+        publish_directory(staged, tmp_path / "other")
+
+
+def test_the_stub_names_what_the_extension_has() -> None:
+    stub = (Path(errors.__file__).parent / "_pool_rs.pyi").read_text()
+    for name in ("Pool", "Quantization", "Sampler"):
+        section = re.split(rf"^class {name}:$", stub, flags=re.M)[1]
+        section = re.split(r"^\S", section, maxsplit=1, flags=re.M)[0]
+        stated = set(re.findall(r"^    def (\w+)", section, flags=re.M))
+        assert stated == {m for m in vars(getattr(_pool_rs, name)) if not m.startswith("_")}
+    functions = set(re.findall(r"^def (\w+)", stub, flags=re.M))
+    built = {n for n in dir(_pool_rs) if callable(getattr(_pool_rs, n)) and n[0].islower()}
+    assert functions == built
