@@ -183,6 +183,7 @@ def assemble(
             sampling=config.sampling,
             policy=policy,
             reference=reference,
+            stores_text=config.pool.store_text,
             chunk_size=config.run.chunk_size,
             completions_per_prompt=config.run.completions_per_prompt,
             autocast=autocast,

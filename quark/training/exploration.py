@@ -61,6 +61,7 @@ class Explorer:
         sampling: goes into the provenance.
         policy: its tokens tell prompts and completions apart.
         reference: log-probabilities of the samples under the original model.
+        stores_text: whether the pool keeps completions' texts.
         chunk_size: completions per commit.
         completions_per_prompt: of each prompt.
         autocast: the context for forward passes.
@@ -79,6 +80,7 @@ class Explorer:
         sampling: SamplingConfig,
         policy: Policy,
         reference: ReferencePolicy,
+        stores_text: bool,
         chunk_size: int,
         completions_per_prompt: int,
         autocast: Callable[[], AbstractContextManager[object]],
@@ -99,6 +101,7 @@ class Explorer:
         )
         self._policy = policy
         self._reference = reference
+        self._stores_text = stores_text
         self._chunk_size = chunk_size
         self._per_prompt = completions_per_prompt
         self._autocast = autocast
@@ -245,7 +248,7 @@ class Explorer:
             prompt_index=np.array([position[c.prompt.index] for c in completions], dtype=np.uint32),
             completion_tokens=np.concatenate([c.token_ids for c in completions]).astype(np.uint32),
             completion_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            completion_texts=[c.text for c in completions],
+            completion_texts=[c.text for c in completions] if self._stores_text else None,
             finish_reasons=np.array([int(c.finish_reason) for c in completions], dtype=np.uint8),
             round=round,
             chunk=chunk,

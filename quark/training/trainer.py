@@ -33,7 +33,7 @@ from quark.evaluation.evaluator import Evaluation, Evaluator
 from quark.generation.base import Generator
 from quark.models.policy import Policy
 from quark.objectives.quark import LossOutput, QuarkObjective
-from quark.pool.base import PoolBatch, Quantization
+from quark.pool.base import PoolBatch, Quantization, Sample
 from quark.pool.native import NativePool, publish_directory
 from quark.reference.base import ReferencePolicy
 from quark.run_directory import RunDirectory
@@ -480,7 +480,7 @@ class Trainer:
             "quantile_lower_bounds": bounds,
             "tie_share": max(ties, default=0.0),
             "completion_length_mean": float(np.mean([len(s.completion_tokens) for s in samples])),
-            "distinct_2": distinct_n([s.completion_text or "" for s in samples], 2),
+            "distinct_2": distinct_n([self._text(s) for s in samples], 2),
             "logprob_policy_mean": float(np.mean([s.logprob_policy for s in samples])),
             "logprob_reference_mean": float(np.mean([s.logprob_reference for s in samples])),
         }
@@ -498,7 +498,7 @@ class Trainer:
                 SampleView(
                     id=sample.id,
                     prompt=sample.prompt_text,
-                    completion=sample.completion_text or "",
+                    completion=self._text(sample),
                     reward=sample.scores[REWARD_COLUMN],
                     quantile=quantile,
                 )
@@ -515,6 +515,14 @@ class Trainer:
                 worst_samples=views[1],
             )
         )
+
+    def _text(self, sample: Sample) -> str:
+        if sample.completion_text is not None:
+            return sample.completion_text
+        text = self._policy.tokenizer.decode(
+            sample.completion_tokens.tolist(), skip_special_tokens=True
+        )
+        return str(text)
 
     # Save and restore
 
