@@ -26,7 +26,7 @@ from quark.errors import CheckpointError, ConfigError, DataError, RunDirectoryEr
 from quark.evaluation.evaluator import Evaluator
 from quark.generation.base import SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
-from quark.models.loading import load_base_model, load_policy
+from quark.models.loading import load_base_model, load_policy, load_tokenizer
 from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
 from quark.pool.native import NativePool
@@ -101,9 +101,7 @@ def assemble(
     )
     policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
     reference = FrozenReference(load_base_model(config.model, device=device))
-    prompts = load_prompts(
-        config.prompts, policy.tokenizer, seed=derive_seed(config.run.seed, "split")
-    )
+    prompts = _prompts(config)
     for note in prompts.notes:
         listener.on_message(note, level="warning")
     pool = _open_pool(run, config, policy, prompts, identity["run_id"])
@@ -245,9 +243,7 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
         device=device,
     )
     reference = load_base_model(config.model, device=device)
-    prompts: PromptSet = load_prompts(
-        config.prompts, policy.tokenizer, seed=derive_seed(config.run.seed, "split")
-    )
+    prompts = _prompts(config)
     shown: list[Prompt] = list(prompts.train[:3])
     generator = TransformersGenerator(
         reference, policy.tokenizer, policy.reward_tokens, config.sampling, device
@@ -480,6 +476,13 @@ def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
 def _column_name(name: str) -> str:
     """A pool column's name for a reward's."""
     return re.sub(r"[^a-z0-9_.-]", "_", name.lower())[-64:]
+
+
+def _prompts(config: RunConfig) -> PromptSet:
+    """The prompts, in the original model's tokens: a reward token's text in a prompt stays text."""
+    return load_prompts(
+        config.prompts, load_tokenizer(config.model), seed=derive_seed(config.run.seed, "split")
+    )
 
 
 def _say_reward(reward: RewardFunction, listener: TrainingListener) -> None:

@@ -218,6 +218,7 @@ def test_a_reward_that_never_scores_stops_the_run(config: Path, tmp_path: Path) 
         "pool.sampling=iid",
         "pool.sampling=shuffle",
         "pool.train_quantiles=best",
+        "pool.num_quantiles=1",
         "pool.ties=older_first",
         "pool.remainder=lowest",
         "run.completions_per_prompt=2",
