@@ -467,7 +467,8 @@ class Trainer:
         samples = self._pool.samples(ids)
         bounds = quantization.lower_bounds
         everything = self._pool.scores(REWARD_COLUMN)[: ids.stop]
-        ties = [float(np.mean(everything == bound)) for bound in bounds[1:] if np.isfinite(bound)]
+        blocks = [np.count_nonzero(everything == bound) for bound in bounds[1:]]
+        tied = max((size for size in blocks if size > 1), default=0)
         return {
             "samples": ids.stop,
             "new_samples": len(ids),
@@ -478,7 +479,7 @@ class Trainer:
             "reward_max": float(scored.max()) if scored.size else math.nan,
             "quantile_counts": quantization.counts,
             "quantile_lower_bounds": bounds,
-            "tie_share": max(ties, default=0.0),
+            "tie_share": tied / ids.stop,
             "completion_length_mean": float(np.mean([len(s.completion_tokens) for s in samples])),
             "distinct_2": distinct_n([self._text(s) for s in samples], 2),
             "logprob_policy_mean": float(np.mean([s.logprob_policy for s in samples])),
