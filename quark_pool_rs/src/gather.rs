@@ -104,12 +104,16 @@ fn pad(
     on_the_left: bool,
 ) -> Result<(Vec<i64>, usize, Vec<i32>)> {
     let width = places.iter().map(Place::len).max().unwrap_or(0);
-    let mut out = vec![pad_id; places.len() * width];
-    if width > 0 {
-        for (place, out) in places.iter().zip(out.chunks_exact_mut(width)) {
-            let tokens = Tokens::read(place.file, column, token_bytes, place.start..place.end)?;
-            let len = place.len();
-            tokens.widen_into(if on_the_left { &mut out[width - len..] } else { &mut out[..len] });
+    let mut out = Vec::with_capacity(places.len() * width);
+    for place in places {
+        let tokens = Tokens::read(place.file, column, token_bytes, place.start..place.end)?;
+        let padding = std::iter::repeat_n(pad_id, width - place.len());
+        if on_the_left {
+            out.extend(padding);
+            tokens.widen_into(&mut out);
+        } else {
+            tokens.widen_into(&mut out);
+            out.extend(padding);
         }
     }
     Ok((out, width, places.iter().map(|place| place.len() as i32).collect()))

@@ -37,14 +37,12 @@ impl Region {
         // files are immutable: the pool creates them under a name that did not exist, never writes to
         // them again, and makes them read-only; it unlinks but never truncates. The rest is the user's
         // duty, stated on `Region`. The map is private to this type and only lent as `&[u8]`.
-        match unsafe { Mmap::map(&*file) } {
-            Ok(map) => Ok(Self(Bytes::Map(map))),
-            Err(_) => {
-                let mut bytes = Vec::new();
-                file.read_to_end(&mut bytes)?;
-                Ok(Self::copy(&bytes))
-            }
+        if let Ok(map) = unsafe { Mmap::map(&*file) } {
+            return Ok(Self(Bytes::Map(map)));
         }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(Self::copy(&bytes))
     }
 
     /// A copy on the heap.

@@ -427,6 +427,9 @@ fn to_json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("manifest values have string keys and no unserializable part")
 }
 
+/// What an append published: the commit, its digest, and hash and id of each new prompt.
+type Published = (Commit, Digest256, Vec<([u8; 16], u32)>);
+
 /// Files of one append, to be removed again if a write fails.
 struct NewFiles<'a> {
     storage: &'a dyn Storage,
@@ -443,11 +446,7 @@ impl NewFiles<'_> {
 }
 
 impl Writer {
-    fn append(
-        &mut self,
-        snapshot: &Snapshot,
-        batch: &Batch<'_>,
-    ) -> Result<(Commit, Digest256, Vec<([u8; 16], u32)>)> {
+    fn append(&mut self, snapshot: &Snapshot, batch: &Batch<'_>) -> Result<Published> {
         self.begin_log_if_due(snapshot)?;
         let mut files = NewFiles { storage: snapshot.storage(), names: Vec::new() };
         let result = self.write_and_publish(snapshot, batch, &mut files);
@@ -462,7 +461,7 @@ impl Writer {
         snapshot: &Snapshot,
         batch: &Batch<'_>,
         files: &mut NewFiles<'_>,
-    ) -> Result<(Commit, Digest256, Vec<([u8; 16], u32)>)> {
+    ) -> Result<Published> {
         let generation = snapshot.generation + 1;
         let settings = &snapshot.home.settings;
         let first = snapshot.num_samples;

@@ -153,24 +153,6 @@ impl LazyView<'_> {
         if row < extent.count() { Ok(row) } else { Err(not_a_row(extent.file_name(), row)) }
     }
 
-    /// First entry in `range` for which `is_above` is false; it is true before and false after.
-    fn partition(
-        &self,
-        range: Range<usize>,
-        mut is_above: impl FnMut(usize) -> Result<bool>,
-    ) -> Result<usize> {
-        let (mut low, mut high) = (range.start, range.end);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if is_above(middle)? {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        Ok(low)
-    }
-
     fn whole(&self) -> Result<View<'_>> {
         let len = self.len();
         match &self.run.place {
@@ -191,6 +173,23 @@ impl LazyView<'_> {
             }
         }
     }
+}
+
+/// First entry in `range` for which `is_above` is false; it is true before and false after.
+fn partition(
+    range: Range<usize>,
+    mut is_above: impl FnMut(usize) -> Result<bool>,
+) -> Result<usize> {
+    let (mut low, mut high) = (range.start, range.end);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if is_above(middle)? {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(low)
 }
 
 fn not_a_row(file: &str, row: usize) -> PoolError {
@@ -615,7 +614,7 @@ impl<'a> Runs<'a> {
         is_above: impl Fn(&LazyView<'a>, usize) -> Result<bool>,
     ) -> Result<Vec<usize>> {
         let pairs = self.views.iter().zip(ranges);
-        pairs.map(|(v, range)| v.partition(range.clone(), |at| is_above(v, at))).collect()
+        pairs.map(|(v, range)| partition(range.clone(), |at| is_above(v, at))).collect()
     }
 
     /// The cut inside the block of samples with key `key`.

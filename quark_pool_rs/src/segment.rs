@@ -263,12 +263,12 @@ impl<'a> Tokens<'a> {
         })
     }
 
-    /// Widened copies into `out`, which has the same length.
+    /// Append them, widened.
     #[inline]
-    pub fn widen_into(self, out: &mut [i64]) {
+    pub fn widen_into(self, out: &mut Vec<i64>) {
         match self {
-            Self::Narrow(ids) => ids.iter().zip(out).for_each(|(&id, to)| *to = i64::from(id)),
-            Self::Wide(ids) => ids.iter().zip(out).for_each(|(&id, to)| *to = i64::from(id)),
+            Self::Narrow(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
+            Self::Wide(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
         }
     }
 

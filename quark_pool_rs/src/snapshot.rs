@@ -113,6 +113,9 @@ impl Extent {
     }
 
     /// Ask the processor for a score that will soon be read.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
     #[inline]
     pub fn prefetch_score(&self, home: &Home, row: usize) -> Result<()> {
         let position = score_position(home.settings.store_text, self.index);
@@ -121,6 +124,9 @@ impl Extent {
     }
 
     /// Ask the processor for an entry of the order that will soon be read.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
     #[inline]
     pub fn prefetch_order(&self, home: &Home, rank: usize) -> Result<()> {
         let position = score_position(home.settings.store_text, self.index) + 1;

@@ -2,6 +2,7 @@
 //!
 //! [`Storage`] has just the operations whose order the commit argument of FORMAT.md speaks of, so that a
 //! fake disk can cut the power between any two of them. Paths are relative to the storage's root.
+#![expect(clippy::disallowed_methods, reason = "this is the room")]
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -284,7 +285,6 @@ fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    #[expect(clippy::let_and_return, reason = "the attribute above needs the name")]
     options
 }
 

@@ -77,25 +77,25 @@ impl Oracle {
         }
     }
 
-    fn is_found_by_verify(&self, files: &Files) -> bool {
-        match verify(&Disk::with_files(files).storage()) {
-            Ok(report) => !report.problems.is_empty(),
-            Err(error) => matches!(error, PoolError::NotFound { .. }),
-        }
-    }
-
     /// Damage one file, check, and say whether reading was refused.
     fn check(&self, file: usize, damage: impl FnOnce(&mut Vec<u8>), what: &str) -> bool {
         let mut files = self.files.clone();
         damage(&mut files[file].1);
         let what = format!("{} {what}", files[file].0.display());
         let refused = self.is_refused(&files, &what);
-        assert!(self.is_found_by_verify(&files), "{what}: verification is content");
+        assert!(is_found_by_verify(&files), "{what}: verification is content");
         refused
     }
 
     fn is_message(&self, file: usize) -> bool {
         self.files[file].0.ends_with("LOCK")
+    }
+}
+
+fn is_found_by_verify(files: &Files) -> bool {
+    match verify(&Disk::with_files(files).storage()) {
+        Ok(report) => !report.problems.is_empty(),
+        Err(error) => matches!(error, PoolError::NotFound { .. }),
     }
 }
 
@@ -176,7 +176,7 @@ fn swapped_and_missing_files_are_refused() {
         let second = std::mem::replace(&mut files[pair[1]].1, first);
         files[pair[0]].1 = second;
         assert!(oracle.is_refused(&files, "swapped"));
-        assert!(oracle.is_found_by_verify(&files));
+        assert!(is_found_by_verify(&files));
     }
     for file in (0..oracle.files.len()).filter(|&file| !oracle.is_message(file)) {
         let mut files = oracle.files.clone();
@@ -190,7 +190,7 @@ fn swapped_and_missing_files_are_refused() {
         } else {
             let what = format!("without {}", path.display());
             assert!(oracle.is_refused(&files, &what), "{what}");
-            assert!(oracle.is_found_by_verify(&files));
+            assert!(is_found_by_verify(&files));
         }
     }
 }

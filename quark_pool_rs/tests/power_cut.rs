@@ -5,11 +5,13 @@
 mod common;
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use common::disk::Disk;
 use common::{Owned, check_content, create, reader, writer};
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::rng::mix64;
+use quark_pool_rs::storage::{Output, Storage, publish_directory};
 use quark_pool_rs::verify::verify;
 
 /// What was acknowledged, and when.
@@ -187,5 +189,49 @@ fn a_protocol_without_one_of_its_syncs_is_caught() {
             wrong.is_some(),
             "nothing noticed that {prefix:?} (directory: {of_directories}) is not synced"
         );
+    }
+}
+
+/// Write a directory without a sync, publish it, and look at every power cut.
+fn publish(ignored_syncs: Option<(&str, bool)>) -> Option<String> {
+    let disk = Disk::default();
+    if let Some((prefix, of_directories)) = ignored_syncs {
+        disk.ignore_syncs(prefix, of_directories);
+    }
+    let storage = disk.storage();
+    for directory in ["runs", "runs/staged", "runs/staged/deep"] {
+        storage.create_dir(Path::new(directory)).unwrap();
+    }
+    storage.sync_dir(Path::new("")).unwrap();
+    let content = vec![7; 1500];
+    for file in ["runs/staged/a", "runs/staged/deep/b"] {
+        storage.create(Path::new(file)).unwrap().write_all(&content).unwrap();
+    }
+    publish_directory(&*storage, Path::new("runs/staged"), Path::new("runs/final")).unwrap();
+    let acked = disk.num_ops();
+    for crash in 0..=acked {
+        for lost in losses(&disk.pending(crash), crash as u64) {
+            let image = disk.image(crash, &lost).storage();
+            if image.list(Path::new("runs/final")).is_err() {
+                if crash == acked {
+                    return Some("it is gone after it was published".to_owned());
+                }
+                continue;
+            }
+            for file in ["runs/final/a", "runs/final/deep/b"] {
+                if image.read(Path::new(file)).ok().as_ref() != Some(&content) {
+                    return Some(format!("{file} is not whole after a crash at {crash}"));
+                }
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn a_published_directory_is_whole_or_absent() {
+    assert_eq!(publish(None), None);
+    for mutant in [("runs/staged", false), ("runs/staged", true), ("runs", true)] {
+        assert!(publish(Some(mutant)).is_some(), "nothing noticed {mutant:?}");
     }
 }

@@ -38,6 +38,7 @@ fn verify(py: Python<'_>, path: PathBuf) -> PyResult<ReportTuple> {
 
 /// Sync everything in `staged`, rename it to `final`, sync the parent.
 #[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
 fn publish_directory(py: Python<'_>, staged: PathBuf, finished: PathBuf) -> PyResult<()> {
     errors::detached(py, || {
         crate::storage::publish_directory(&FileStorage::new(""), &staged, &finished)

@@ -163,9 +163,12 @@ impl Disk {
                         _ => None,
                     })
                     .unwrap_or(true),
-                Op::Link { path, .. } | Op::Unlink { path } => !later.iter().any(
-                    |op| matches!(op, Op::SyncDir { path: synced } if Some(&**synced) == path.parent()),
-                ),
+                Op::Link { path, .. } | Op::Unlink { path } | Op::Rename { to: path, .. } => {
+                    !later.iter().any(|op| match op {
+                        Op::SyncDir { path: synced } => Some(&**synced) == path.parent(),
+                        _ => false,
+                    })
+                }
                 _ => false,
             };
             if is_pending {
@@ -241,6 +244,7 @@ impl Disk {
                 Op::Unlink { path } => {
                     names.remove(path);
                 }
+                Op::Rename { from, to } => rename(&mut names, from, to),
                 _ => {}
             }
         }
@@ -256,6 +260,17 @@ impl Disk {
         let image = Self::default();
         *image.inner() = Inner { contents, names: kept, ..Inner::default() };
         image
+    }
+}
+
+/// Move a name and everything below it.
+fn rename(names: &mut BTreeMap<PathBuf, Option<usize>>, from: &Path, to: &Path) {
+    let moved: Vec<PathBuf> = names.keys().filter(|path| path.starts_with(from)).cloned().collect();
+    for path in moved {
+        let file = names.remove(&path).unwrap();
+        let below = path.strip_prefix(from).unwrap();
+        let target = if below.as_os_str().is_empty() { to.to_path_buf() } else { to.join(below) };
+        names.insert(target, file);
     }
 }
 
@@ -480,25 +495,11 @@ impl Storage for Disk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut inner = self.inner();
         inner.step()?;
-        let moved: Vec<_> = inner
-            .names
-            .iter()
-            .filter(|(path, _)| path.starts_with(from))
-            .map(|(path, file)| (path.clone(), *file))
-            .collect();
-        if moved.is_empty() {
+        if !inner.names.contains_key(from) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        for (path, file) in moved {
-            let target = if path == from {
-                to.to_path_buf()
-            } else {
-                to.join(path.strip_prefix(from).unwrap())
-            };
-            inner.names.remove(&path);
-            inner.ops.push(Op::Unlink { path });
-            inner.link(&target, file.map_or(Node::Dir, Node::File));
-        }
+        rename(&mut inner.names, from, to);
+        inner.ops.push(Op::Rename { from: from.to_path_buf(), to: to.to_path_buf() });
         Ok(())
     }
 
