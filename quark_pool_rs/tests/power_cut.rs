@@ -11,7 +11,7 @@ use common::disk::Disk;
 use common::{Owned, check_content, create, reader, writer};
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::rng::mix64;
-use quark_pool_rs::storage::{Output, Storage, publish_directory};
+use quark_pool_rs::storage::publish_directory;
 use quark_pool_rs::verify::verify;
 
 /// What was acknowledged, and when.

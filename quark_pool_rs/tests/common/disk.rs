@@ -31,6 +31,10 @@ enum Op {
     Unlink {
         path: PathBuf,
     },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
     SyncFile {
         file: usize,
     },
