@@ -82,8 +82,8 @@ class OptimizerSection(Settings):
     """Adam's epsilon."""
     weight_decay: float = Field(0.0, ge=0.0)
     """Decoupled weight decay."""
-    max_grad_norm: float | None = Field(1.0, gt=0.0)
-    """Clip the gradient's norm; unset does not clip."""
+    max_grad_norm: float = Field(1.0, ge=0.0)
+    """Clip the gradient's norm; 0 does not clip."""
     max_skipped_steps: int = Field(5, ge=0)
     """Steps in a row whose loss or gradient is not finite before the run stops; each is skipped and counted."""
 

@@ -340,7 +340,8 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
             f"{run.path} holds a run. Leave out --fresh to resume it, choose another --run-dir, or add "
             "--force to delete it"
         )
-    folders = (run.pool, run.checkpoints, run.model, run.path / "tensorboard")
+    Checkpoints(run.checkpoints, keep_last=2).remove_all()
+    folders = (run.pool, run.model, run.path / "tensorboard")
     for path in (*folders, *run.path.glob("model.p*")):
         if path.is_symlink():
             raise RunDirectoryError(f"{path} is a link: remove it yourself")

@@ -149,6 +149,17 @@ class Checkpoints:
                 self._rejected.add(path)
         return None, rejected
 
+    def remove_all(self) -> None:
+        """Delete every checkpoint, whole or staged, and nothing else."""
+        if not self._folder.is_dir():
+            return
+        for path in self._folder.iterdir():
+            ours = _NAME.fullmatch(path.name) or _STAGED.fullmatch(path.name)
+            if ours and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+        if not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
     def _published(self) -> list[Path]:
         if not self._folder.is_dir():
             return []

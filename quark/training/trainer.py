@@ -49,6 +49,7 @@ from quark.training.events import (
 )
 from quark.training.exploration import REWARD_COLUMN, Exploration, Explorer
 from quark.training.metrics import MetricLog
+from quark.training.model_card import card_section
 from quark.training.optimization import (
     learning_rate,
     load_optimizer_tensors,
@@ -356,7 +357,7 @@ class Trainer:
             output.loss.backward()  # type: ignore[no-untyped-call]
             outputs.append(output)
         parameters = [p for p in policy.model.parameters() if p.grad is not None]
-        bound = math.inf if section.max_grad_norm is None else section.max_grad_norm
+        bound = section.max_grad_norm or math.inf
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound))
         loss = sum(float(output.loss.detach()) for output in outputs)
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
@@ -586,13 +587,13 @@ class Trainer:
         self._listener.on_progress(
             Progress(phase="saving", round=self._position.round, done=0, total=1)
         )
-        self._save_model()
         result = self._result(best, curve, interrupted=False)
+        self._save_model(result)
         self._log.write("end", self._position.step, **dataclasses.asdict(result))
         self._log.sync()
         return result
 
-    def _save_model(self) -> None:
+    def _save_model(self, result: TrainingResult) -> None:
         """Write ``run/model`` beside itself and swap it in."""
         final = self.run_directory.model
         staged = final.with_name("model.partial")
@@ -601,6 +602,8 @@ class Trainer:
             for leftover in (staged, previous):
                 shutil.rmtree(leftover, ignore_errors=True)
             self._policy.save(staged, max_new_tokens=self.config.sampling.max_new_tokens)
+            with (staged / "README.md").open("a", encoding="utf-8") as card:
+                card.write(card_section(self.config, result))
             if final.exists():
                 final.rename(previous)
             publish_directory(staged, final)

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from quark.config.load import json_schema, load_config, preset_names, to_toml
+from quark.config.schema import RunConfig
 from quark.errors import ConfigError
 
 
@@ -116,13 +119,13 @@ def test_set_understands_numbers_lists_booleans_and_none() -> None:
             "optimizer.learning_rate=1e-4",
             'evaluation.judges=["vader", "diversity"]',
             "pool.store_text=false",
-            "optimizer.max_grad_norm=none",
+            "prompts.limit=none",
         ],
     ).config
     assert config.optimizer.learning_rate == 1e-4
     assert config.evaluation.judges == ("vader", "diversity")
     assert config.pool.store_text is False
-    assert config.optimizer.max_grad_norm is None
+    assert config.prompts.limit is None
 
 
 @pytest.mark.parametrize("override", ["optimizer", "=3", "a..b=3", "optimizer.lr=1e-3", "run=3"])
@@ -149,6 +152,19 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> Non
     assert load_config(path).config.run.seed == 5
 
 
+def test_what_can_be_unset_is_unset_by_default() -> None:
+    """TOML has no null: a value that could be unset only by saying so would not survive a round trip."""
+
+    def check(section: type[BaseModel]) -> None:
+        for key, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                check(field.annotation)
+            elif type(None) in get_args(field.annotation):
+                assert field.default is None, key
+
+    check(RunConfig)
+
+
 def test_the_schema_knows_every_section_and_the_presets() -> None:
     schema = json_schema()
     properties = schema["properties"]
@@ -170,6 +186,7 @@ def test_the_official_preset_has_the_published_quirks() -> None:
     assert (config.sampling.top_k, config.sampling.min_new_tokens) == (50, 3)
     assert (config.optimizer.warmup_steps, config.optimizer.schedule) == (500, "linear")
     assert config.optimizer.eps == 1e-5
+    assert config.optimizer.max_grad_norm == 0.0
 
 
 def test_the_paper_preset_is_equation_one() -> None:

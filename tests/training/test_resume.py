@@ -211,8 +211,12 @@ def test_fresh_refuses_a_run_and_force_deletes_only_what_is_ours(
         train(config, stopped_run, fresh=True)
     mine = stopped_run / "notes.txt"
     mine.write_text("keep me")
+    other = RunDirectory(stopped_run).checkpoints / "mine-too"
+    other.mkdir()
     train(config, stopped_run, fresh=True, force=True)
     assert mine.read_text() == "keep me"
+    assert other.is_dir()
+    other.rmdir()
     assert fingerprint_of(stopped_run) == expected
 
 

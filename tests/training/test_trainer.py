@@ -111,6 +111,14 @@ def test_the_saved_model_is_loaded_by_plain_transformers(run_dir: Path) -> None:
     assert generate("say one")[0]["generated_text"]
 
 
+def test_the_models_card_tells_the_run(run_dir: Path) -> None:
+    card = (RunDirectory(run_dir).model / "README.md").read_text()
+    end = rows_of(run_dir)[-1]
+    assert f"{end['reward_after']:.3f}" in card
+    assert "mean diversity (never trained on)" in card
+    assert "num_quantiles = 3" in card
+
+
 def test_the_log_is_strict_json(run_dir: Path) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
