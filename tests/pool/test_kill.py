@@ -136,10 +136,3 @@ def test_a_second_writer_is_refused_while_readers_are_not(tmp_path: Path) -> Non
         assert str(os.getpid()) in other.stdout
     with NativePool.open(path, writable=True) as again:
         assert len(again) == 1
-
-
-def test_the_lock_of_a_killed_writer_is_free(processes: ForkServerContext, tmp_path: Path) -> None:
-    path = tmp_path / "pool"
-    promised = write_and_be_killed(processes, path, 0, after=1, wait_s=0)
-    with NativePool.open(path, writable=True) as pool:
-        assert pool.find(numbered_batch(promised[-1]).key) is not None
