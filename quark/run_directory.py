@@ -1,13 +1,13 @@
 """Every file name inside a run directory, in one place.
 
-    run/
-      run.json          who made this run: format version, run id, quark version
-      config.toml       the effective configuration
-      pool/             the sample pool
-      metrics.jsonl     one JSON object a line (docs/metrics.md)
-      checkpoints/      step-00000042/ ...
-      model/            the newest finished model, loadable with plain transformers
-      report.html       the report
+run/
+  run.json          who made this run: format version, run id, quark version
+  config.toml       the effective configuration
+  pool/             the sample pool
+  metrics.jsonl     one JSON object a line (docs/metrics.md)
+  checkpoints/      step-00000042/ ...
+  model/            the newest finished model, loadable with plain transformers
+  report.html       the report
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ A bad row is an error that names the file, the line and the reason; nothing is s
 from __future__ import annotations
 
 import json
+import operator
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,9 @@ class PromptConfig(Settings):
     field: str = "prompt"
     """The column of a JSONL or Parquet file; an object in it is read by its ``text`` key, as
     RealToxicityPrompts has it."""
+    where: str | None = Field(None, pattern=r"^\s*[^\s<>=]+\s*(>=|>|<=|<|==)\s*-?[0-9.eE+-]+\s*$")
+    """Keep only rows where a number in the record fits, e.g. ``"prompt.toxicity >= 0.5"``; dots lead into nested
+    objects. Rows without that number are left out."""
     evaluation_source: str | None = None
     """A file with the held-out prompts; unset takes rows with ``split`` = ``eval``, or else a seeded part
     of the source."""
@@ -79,10 +84,12 @@ def load_prompts(
         FileNotFoundError: no such file.
         DataError: a row that is no prompt, or no prompts at all.
     """
-    rows = list(_read(config.source, config.field))
+    rows = list(_read(config.source, config.field, config.where))
+    if not rows and config.where is not None:
+        raise DataError(f"{config.source}: no row fits prompts.where = {config.where!r}")
     if config.evaluation_source is not None:
         train_rows = rows
-        evaluation_rows = list(_read(config.evaluation_source, config.field))
+        evaluation_rows = list(_read(config.evaluation_source, config.field, config.where))
     elif any(row.split == "eval" for row in rows):
         train_rows = [row for row in rows if row.split != "eval"]
         evaluation_rows = [row for row in rows if row.split == "eval"]
@@ -144,7 +151,7 @@ def _tokenize(
     return tuple(prompts)
 
 
-def _read(source: str, field: str) -> Iterator[_Row]:
+def _read(source: str, field: str, where: str | None) -> Iterator[_Row]:
     if source.startswith("embedded:"):
         path = asset_path("prompts", source.removeprefix("embedded:")).with_suffix(".jsonl")
     else:
@@ -157,12 +164,14 @@ def _read(source: str, field: str) -> Iterator[_Row]:
         )
     match path.suffix.lower():
         case ".jsonl" | ".ndjson" | ".json":
-            yield from _read_jsonl(path, field)
+            yield from _read_jsonl(path, field, where)
+        case ".txt" if where is not None:
+            raise DataError(f"{path}: lines of text have no numbers for prompts.where: unset it")
         case ".txt":
             for number, line in _lines(path):
                 yield _row(f"{path}:{number}", line, None, {})
         case ".parquet":
-            yield from _read_parquet(path, field)
+            yield from _read_parquet(path, field, where)
         case suffix:
             raise DataError(
                 f"{path}: prompts come from .jsonl, .txt or .parquet files, not {suffix!r}"
@@ -196,7 +205,7 @@ def _no_duplicates(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return record
 
 
-def _read_jsonl(path: Path, field: str) -> Iterator[_Row]:
+def _read_jsonl(path: Path, field: str, where: str | None) -> Iterator[_Row]:
     for number, line in _lines(path):
         place = f"{path}:{number}"
         try:
@@ -205,10 +214,11 @@ def _read_jsonl(path: Path, field: str) -> Iterator[_Row]:
             raise DataError(f"{place}: not a JSON object: {err}") from err
         if not isinstance(record, dict):
             raise DataError(f"{place}: not a JSON object but a {type(record).__name__}")
-        yield _record_row(place, record, field)
+        if where is None or _fits(record, where):
+            yield _record_row(place, record, field)
 
 
-def _read_parquet(path: Path, field: str) -> Iterator[_Row]:
+def _read_parquet(path: Path, field: str, where: str | None) -> Iterator[_Row]:
     import polars as pl
 
     try:
@@ -216,7 +226,26 @@ def _read_parquet(path: Path, field: str) -> Iterator[_Row]:
     except Exception as err:
         raise DataError(f"{path}: not a readable Parquet file: {err}") from err
     for number, record in enumerate(frame.iter_rows(named=True)):
-        yield _record_row(f"{path}: row {number}", record, field)
+        if where is None or _fits(record, where):
+            yield _record_row(f"{path}: row {number}", record, field)
+
+
+_COMPARE = {
+    ">=": operator.ge,
+    ">": operator.gt,
+    "<=": operator.le,
+    "<": operator.lt,
+    "==": operator.eq,
+}
+
+
+def _fits(record: Mapping[str, Json], where: str) -> bool:
+    """Whether the number that ``where`` names is there and compares as it says."""
+    key, sign, bound = re.split(r"\s*(>=|>|<=|<|==)\s*", where.strip())
+    value: Json | Mapping[str, Json] = record
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return isinstance(value, int | float) and _COMPARE[sign](value, float(bound))
 
 
 def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:

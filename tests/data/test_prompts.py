@@ -74,6 +74,22 @@ def test_the_layout_of_real_toxicity_prompts_is_understood(tmp_path: Path) -> No
     assert texts(load(write(tmp_path, lines(row, row))).train) == ["hello"]
 
 
+def test_where_keeps_rows_by_a_number_in_them(tmp_path: Path) -> None:
+    rows = [{"prompt": {"text": f"p{i}", "toxicity": i / 10}} for i in range(10)]
+    path = write(tmp_path, lines(*rows, {"prompt": {"text": "none", "toxicity": None}}))
+    held = write(tmp_path, lines({"prompt": {"text": "held", "toxicity": 0.9}}), "held.jsonl")
+    prompts = load(path, where="prompt.toxicity >= 0.7", evaluation_source=str(held))
+    assert texts(prompts.train) == ["p7", "p8", "p9"]
+    prompts = load(path, where="prompt.toxicity<0.2", evaluation_source=str(path))
+    assert texts(prompts.train) == ["p0", "p1"]
+    with pytest.raises(DataError, match=r"no row fits prompts.where = 'prompt.insult > 0'"):
+        load(path, where="prompt.insult > 0")
+    with pytest.raises(DataError, match="lines of text have no numbers"):
+        load(write(tmp_path, "a\nb\n", "a.txt"), where="toxicity > 0")
+    with pytest.raises(ValueError, match="where"):
+        PromptConfig(where="toxicity is high")
+
+
 def test_the_shared_prompt_file_loads() -> None:
     prompts = load(shared_data("realtoxicityprompts_4k.jsonl"), max_tokens=2000)
     assert len(prompts.train) > 1000
