@@ -72,6 +72,9 @@ class OptimizerSection(Settings):
     """Samples per forward and backward pass; unset takes the whole batch. Does not change the loss."""
     learning_rate: float = Field(1e-5, gt=0.0)
     """Peak learning rate."""
+    reward_token_lr_scale: float = Field(1.0, gt=0.0)
+    """The reward tokens' vectors learn this many times faster than the rest. They begin as noise: where there are
+    few steps at a small learning rate, they need more than the weights that are pre-trained."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear warm-up from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -144,7 +144,7 @@ class Evaluator:
                 logprobs = self._reference.sequence_logprobs(
                     batch, base_vocab_size=policy.reward_tokens.base_vocab_size
                 )
-                reference_nll -= float(logprobs.double().sum())
+                reference_nll -= float(logprobs.cpu().double().sum())
                 continue
             with torch.no_grad():
                 statistics = token_statistics(
@@ -153,9 +153,9 @@ class Evaluator:
                     batch.targets,
                     base_vocab_size=policy.reward_tokens.base_vocab_size,
                 )
-            forward += float(statistics.kl_reference_to_policy.double().sum())
-            backward += float(statistics.kl_policy_to_reference.double().sum())
-            reference_nll += float(statistics.reference_nll.double().sum())
+            forward += float(statistics.kl_reference_to_policy.cpu().double().sum())
+            backward += float(statistics.kl_policy_to_reference.cpu().double().sum())
+            reference_nll += float(statistics.reference_nll.cpu().double().sum())
         return {
             "kl_reference_to_policy": forward / num_tokens,
             "kl_policy_to_reference": backward / num_tokens,

@@ -59,6 +59,8 @@ class TransformersGenerator:
         self._reward_tokens = reward_tokens
         self._config = config
         self._device = device
+        # Distributions are inverted in float64, which Apple's GPUs lack.
+        self._home = torch.device("cpu") if device.type == "mps" else device
         model = self._causal.model
         if reward_tokens is None:
             num_columns = model.get_output_embeddings().weight.shape[0]
@@ -140,7 +142,7 @@ class TransformersGenerator:
         reward_token: int | None,
     ) -> _Sampled:
         """Sample one batch."""
-        config, device = self._config, self._device
+        config, device, home = self._config, self._device, self._home
         num_rows, num_steps = len(prompts), config.max_new_tokens
         input_ids, lengths = (t.to(device) for t in pad_left(prompts, self._pad_id))
         if reward_token is not None:
@@ -149,20 +151,20 @@ class TransformersGenerator:
         mask = (columns >= (input_ids.shape[1] - lengths).unsqueeze(1)).long()
         positions = self._causal.positions(mask, is_conditioned=reward_token is not None)
 
-        tokens = torch.full((num_rows, num_steps), self._pad_id, dtype=torch.int64, device=device)
-        logprobs = torch.zeros(num_rows, dtype=torch.float64, device=device)
-        counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
-        numbers = torch.from_numpy(uniforms).to(device)
+        tokens = torch.full((num_rows, num_steps), self._pad_id, dtype=torch.int64, device=home)
+        logprobs = torch.zeros(num_rows, dtype=torch.float64, device=home)
+        counts = torch.zeros(num_rows, dtype=torch.int64, device=home)
+        stopped = torch.zeros(num_rows, dtype=torch.bool, device=home)
+        numbers = torch.from_numpy(uniforms).to(home)
 
-        rows = torch.arange(num_rows, device=device)
+        rows = torch.arange(num_rows, device=home)
         """Rows of the batch that are still running."""
-        alive = torch.ones(num_rows, dtype=torch.bool, device=device)
+        alive = torch.ones(num_rows, dtype=torch.bool, device=home)
         """Per running row: not ended yet."""
         new_ids, new_positions, cache = input_ids, positions, None
         for step in range(num_steps):
             logits, cache = self._causal.next_logits(new_ids, mask, new_positions, cache)
-            logits = logits[:, : self._width].float()
+            logits = logits[:, : self._width].float().to(home)
             sampled, token_logprobs = self._pick(logits, numbers[rows, step], step)
             live = rows[alive]
             tokens[live, step] = sampled[alive]
@@ -175,16 +177,18 @@ class TransformersGenerator:
             if num_alive == 0 or step + 1 == num_steps:
                 break
             one = mask.new_ones(len(rows), 1)
-            mask, input_ids = torch.cat([mask, one], 1), torch.cat([input_ids, sampled[:, None]], 1)
+            mask = torch.cat([mask, one], 1)
+            input_ids = torch.cat([input_ids, sampled[:, None].to(device)], 1)
             positions = torch.cat([positions, positions[:, -1:] + 1], 1)
             if num_alive <= 0.75 * len(rows) and (
                 cache is None or hasattr(cache, "batch_select_indices")
             ):
                 kept = alive.nonzero().squeeze(1)
+                rows, alive = rows[kept], alive[kept]
+                kept = kept.to(device)
                 if cache is not None:
                     cache.batch_select_indices(kept)
-                rows, mask = rows[kept], mask[kept]
-                input_ids, positions, alive = input_ids[kept], positions[kept], alive[kept]
+                mask, input_ids, positions = mask[kept], input_ids[kept], positions[kept]
             if cache is None:
                 new_ids, new_positions = input_ids, positions
             else:

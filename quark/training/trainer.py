@@ -372,7 +372,7 @@ class Trainer:
             self._position.skipped_in_a_row = 0
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
-            self._optimizer.step()
+            self._update()
             self._objective.update_coefficients(
                 kl_reference_to_policy=sums["kl_reference_to_policy"],
                 kl_policy_to_reference=sums["kl_policy_to_reference"],
@@ -392,6 +392,22 @@ class Trainer:
             is_finite=is_finite,
             num_tokens=batch.num_tokens,
         )
+
+    def _update(self) -> None:
+        """The optimizer's step, lengthened for the reward tokens' vectors.
+
+        Adam's step does not depend on the gradient's scale, so a longer step is a larger learning rate.
+        """
+        scale = self.config.optimizer.reward_token_lr_scale
+        if scale == 1.0:
+            self._optimizer.step()
+            return
+        embedding = self._policy.model.get_input_embeddings().weight
+        ids = list(self._policy.reward_tokens.ids)
+        with torch.no_grad():
+            before = embedding[ids].clone()
+            self._optimizer.step()
+            embedding[ids] = before + scale * (embedding[ids] - before)
 
     def _skip(self, loss: float, grad_norm: float) -> None:
         """Count a step whose loss or gradient is not finite; the weights have not been touched."""
