@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import pipeline
+from transformers import AutoModelForCausalLM, pipeline
 
 from quark.config.load import load_config
 from quark.errors import CheckpointError, QuarkError, RewardError, TrainingError
@@ -259,6 +259,26 @@ def test_training_on_the_best_quantile_alone_draws_nothing_else(
         )[1]
         trainer.run()
     assert seen == {2}
+
+
+def test_reward_tokens_take_longer_steps_where_asked_and_nothing_else_does(
+    config: Path, tmp_path: Path
+) -> None:
+    one_step = ("run.num_rounds=1", "run.steps_per_round=1", "optimizer.warmup_steps=0")
+    weights: dict[str, np.ndarray] = {}
+    for scale in ("1.0", "10.0", "20.0"):
+        setting = f"optimizer.reward_token_lr_scale={scale}"
+        train(config, tmp_path / scale, overrides=(*one_step, setting))
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / scale / "model")
+        weights[scale] = model.get_input_embeddings().weight.detach().numpy()
+    # Adam's first step is one learning rate long, so the steps differ by multiples of it.
+    rows, rate = slice(-3, None), 1e-3
+    moved = weights["10.0"] - weights["1.0"]
+    assert np.abs(moved[rows]).max() == pytest.approx(9 * rate, rel=1e-2)
+    assert weights["20.0"][rows] - weights["10.0"][rows] == pytest.approx(
+        moved[rows] * 10 / 9, abs=1e-6
+    )
+    assert not moved[:-3].any()
 
 
 def test_micro_batches_do_not_change_the_step(config: Path, tmp_path: Path) -> None:
