@@ -15,7 +15,7 @@ from numpy.testing import assert_array_equal
 from quark.pool.base import RemainderRule, SamplePool, SamplingMode, TieRule
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
-from tests.pool.batches import VOCAB_SIZE, make_batch
+from tests.pool.batches import VOCAB_SIZE, assert_same_cut, assert_same_draws, make_batch
 
 MakePool = Callable[[list[float]], SamplePool]
 TIED = st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.0, float("nan")]), min_size=1, max_size=60)
@@ -238,3 +238,18 @@ def test_a_quantization_stays_what_it_was_while_the_pool_grows(make_pool: MakePo
     assert cut.snapshot.num_samples == 100
     with pytest.raises(IndexError):
         cut.labels_of(np.array([100], np.uint64))
+
+
+def test_blocks_cut_by_age_at_both_ends_of_a_quantile_are_drawn_alike(tmp_path: Path) -> None:
+    # 90 samples in three blocks of 30 and four quantiles: the middle ones begin and end inside a block.
+    scores = [float(i % 3) for i in range(90)]
+    model = MemoryPool(vocab_size=VOCAB_SIZE)
+    with NativePool.create(tmp_path / "pool", vocab_size=VOCAB_SIZE) as pool:
+        for start in range(0, 90, 9):
+            batch = make_batch(f"{start}", {"reward": scores[start : start + 9]}, content=start)
+            assert pool.append(batch) == model.append(batch)
+        ours, theirs = (p.quantize(4, ties=TieRule.OLDER_FIRST) for p in (pool, model))
+        assert_same_cut(ours, theirs)
+        for mode in SamplingMode:
+            samplers = (q.sampler(batch_size=16, seed=5, mode=mode) for q in (ours, theirs))
+            assert_same_draws(*samplers, steps=range(12))
