@@ -363,7 +363,8 @@ def test_init_writes_a_file_that_loads_and_never_overwrites(tmp_path: Path) -> N
     text = file.read_text(encoding="utf-8")
     assert text.count("# ") > 30
     assert tomllib.loads(text)["model"]["name"] == "embedded:reviews"
-    assert quark("config", "show", file, "--json").json["config"]["run"]["num_rounds"] == 10
+    shown = quark("config", "show", file, "--json").json["config"]
+    assert shown == quark("config", "show", "demo", "--json").json["config"]
     file.write_text("mine")
     refused = quark("init", file)
     assert refused.code == 2

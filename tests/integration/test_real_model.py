@@ -28,6 +28,7 @@ def test_smollm2_learns_from_toxicity_scores_of_real_prompts(tmp_path: Path) -> 
     run = tmp_path / "run"
     settings = {
         "prompts.source": prompts,
+        "prompts.where": '"prompt_scores.toxicity >= 0.5"',
         "prompts.num_evaluation": 4,
         "run.num_rounds": 2,
         "run.steps_per_round": 2,

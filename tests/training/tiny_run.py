@@ -1,4 +1,8 @@
-"""A whole run in a second: a tiny random model, a few prompts, a reward that any bytes can move."""
+"""A whole run in a second: a tiny random model, a few prompts, a reward that any bytes can move.
+
+On one thread: runs are compared bit by bit, and the number of threads belongs to a process, so that it
+would depend on what else a test run did before.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,7 @@ prompts_first_round = 24
 prompts_per_round = 12
 chunk_size = 8
 device = "cpu"
+num_threads = 1
 
 [model]
 name = {model}
