@@ -17,6 +17,7 @@ help:  ## What there is
 
 demo: env  ## Train the embedded model on the embedded reward, offline, in about two minutes
 	@$(BIN)/quark train demo --run-dir $(RUN_DIR)
+	@echo; echo "The command quark lies in $(BIN); to have it at hand: source $(BIN)/activate"
 
 test: lint test-rust test-python  ## Everything that has to pass
 
