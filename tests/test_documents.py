@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from quark.config.schema import RunConfig
+
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benches/*.md")])
@@ -33,3 +35,12 @@ def test_the_pool_guide_runs_as_it_stands(tmp_path: Path) -> None:
 def test_relative_links_lead_somewhere(document: Path) -> None:
     for target in LINK.findall(document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_settings_that_are_named_exist(document: Path) -> None:
+    sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
+    named = re.findall(r"`(\w+)\.(\w+)`", document.read_text(encoding="utf-8"))
+    for section, key in named:
+        if section in sections and key not in ("json", "safetensors"):  # files of that name
+            assert key in sections[section].model_fields, f"{document.name}: {section}.{key}"
