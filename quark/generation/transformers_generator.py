@@ -23,6 +23,7 @@ from quark.generation.base import SamplingConfig
 from quark.models.batch import pad_left, prepend
 from quark.models.causal import CausalModel
 from quark.models.policy import Policy, pad_id, stop_ids
+from quark.models.precision import projections_for_autocast
 from quark.models.reward_tokens import RewardTokens
 from quark.types import Completion, FinishReason, Prompt
 
@@ -35,7 +36,7 @@ class TransformersGenerator:
     the same figure that training computes. ``logprob_reference`` stays NaN.
 
     Args:
-        policy_or_model: a ``Policy``, or a plain causal LM (the reference).
+        policy_or_model: a ``Policy``, a plain causal LM, or one that is already wrapped (the reference's).
         tokenizer: decodes, and names the end-of-sequence token.
         reward_tokens: never sampled; None only where the model has none.
         config: how to sample.
@@ -44,7 +45,7 @@ class TransformersGenerator:
 
     def __init__(
         self,
-        policy_or_model: Policy | PreTrainedModel,
+        policy_or_model: Policy | PreTrainedModel | CausalModel,
         tokenizer: PreTrainedTokenizerBase,
         reward_tokens: RewardTokens | None,
         config: SamplingConfig,
@@ -53,6 +54,8 @@ class TransformersGenerator:
         if isinstance(policy_or_model, Policy):
             self._causal = policy_or_model.causal
             reward_tokens = reward_tokens or policy_or_model.reward_tokens
+        elif isinstance(policy_or_model, CausalModel):
+            self._causal = policy_or_model
         else:
             self._causal = CausalModel(policy_or_model)
         self._tokenizer = tokenizer
@@ -96,7 +99,8 @@ class TransformersGenerator:
         uniforms *= 1.0 - 2.0**-32
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
         completions: dict[int, Completion] = {}
-        with _evaluating(self._causal.model), torch.inference_mode():
+        model = self._causal.model
+        with _evaluating(model), torch.inference_mode(), projections_for_autocast(model):
             for start in range(0, len(order), self._config.batch_size):
                 rows = order[start : start + self._config.batch_size]
                 sampled = self._sample(

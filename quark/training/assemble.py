@@ -100,7 +100,10 @@ def assemble(
         device=device,
     )
     policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
-    reference = FrozenReference(load_base_model(config.model, device=device))
+    reference = FrozenReference(
+        load_base_model(config.model, device=device),
+        autocast_dtype=autocast_dtype(config.run.precision, device),
+    )
     prompts = _prompts(config)
     for note in prompts.notes:
         listener.on_message(note, level="warning")
@@ -147,7 +150,7 @@ def assemble(
         model: Policy | FrozenReference, sampling: SamplingConfig
     ) -> TransformersGenerator:
         return TransformersGenerator(
-            model if isinstance(model, Policy) else model.model,
+            model if isinstance(model, Policy) else model.causal,
             policy.tokenizer,
             policy.reward_tokens,
             sampling,
@@ -298,13 +301,19 @@ def choose_device(name: str) -> torch.device:
 def make_autocast(
     precision: str, device: torch.device
 ) -> Callable[[], AbstractContextManager[object]]:
-    """The context for forward passes; ``auto`` is bfloat16 on CUDA devices that have it."""
+    """The context for forward passes."""
+    dtype = autocast_dtype(precision, device)
+    if dtype is None:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """None where there is no autocast; ``auto`` is bfloat16 on CUDA devices that have it."""
     wanted = precision == "bfloat16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    if not wanted:
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.bfloat16 if wanted else None
 
 
 def build_judges(names: tuple[str, ...]) -> Mapping[str, RewardFunction]:

@@ -32,8 +32,12 @@ pub struct ColumnDescription {
     pub unscored: u64,
     /// Sorted runs.
     pub num_runs: u64,
+    /// 1 for the first scores of the name; re-scoring counts up.
+    pub version: u32,
     /// NaN when nothing is scored.
     pub mean: f64,
+    /// Of the scores as a whole population; NaN when nothing is scored.
+    pub std: f64,
     /// NaN when nothing is scored.
     pub min: f32,
     /// NaN when nothing is scored.
@@ -53,11 +57,18 @@ pub fn describe(snapshot: &Snapshot) -> Result<Description> {
             RunSource::Extent(_) => 0,
         }
     });
+    let scores: u64 = snapshot
+        .columns
+        .iter()
+        .flat_map(|c| &c.extents)
+        .filter_map(|extent| extent.entry.file.as_ref())
+        .map(|file| file.length)
+        .sum();
     Ok(Description {
         num_samples: snapshot.num_samples,
         num_prompts: u64::from(snapshot.num_prompts),
         num_segments: snapshot.segments.len() as u64,
-        num_bytes: segments + prompts + runs,
+        num_bytes: segments + prompts + runs + scores,
         columns: snapshot
             .columns
             .iter()
@@ -74,22 +85,35 @@ fn describe_column(snapshot: &Snapshot, column: &Column) -> Result<ColumnDescrip
         .map(|extent| {
             let scores = extent.scores(&snapshot.home, 0..extent.count())?;
             let scored = scores.iter().copied().filter(|score| !score.is_nan());
-            Ok(scored.fold((0.0, f32::INFINITY, f32::NEG_INFINITY), |(sum, min, max), score| {
-                (sum + f64::from(score), score.min(min), score.max(max))
-            }))
+            let sums = scored
+                .clone()
+                .fold((0.0, f32::INFINITY, f32::NEG_INFINITY), |(sum, min, max), score| {
+                    (sum + f64::from(score), score.min(min), score.max(max))
+                });
+            // Squares around the extent's own mean: nothing is lost where the scores are far from 0.
+            let mean = sums.0 / extent.entry.scored.max(1) as f64;
+            let squares: f64 = scored.map(|score| (f64::from(score) - mean).powi(2)).sum();
+            Ok((sums, extent.entry.scored as f64, mean, squares))
         })
         .collect::<Result<Vec<_>>>()?;
-    let (sum, min, max) =
-        parts.into_iter().fold((0.0, f32::INFINITY, f32::NEG_INFINITY), |a: (f64, f32, f32), b| {
+    let (sum, min, max) = parts
+        .iter()
+        .map(|part| part.0)
+        .fold((0.0, f32::INFINITY, f32::NEG_INFINITY), |a: (f64, f32, f32), b| {
             (a.0 + b.0, a.1.min(b.1), a.2.max(b.2))
         });
     let is_empty = column.scored == 0;
+    let mean = sum / column.scored as f64;
+    let squares: f64 =
+        parts.iter().map(|(_, count, own, squares)| squares + count * (own - mean).powi(2)).sum();
     Ok(ColumnDescription {
         name: column.name.clone(),
         scored: column.scored,
         unscored: snapshot.num_samples - column.scored,
         num_runs: column.runs.len() as u64,
-        mean: sum / column.scored as f64,
+        version: column.version(),
+        mean,
+        std: (squares / column.scored as f64).sqrt(),
         min: if is_empty { f32::NAN } else { min },
         max: if is_empty { f32::NAN } else { max },
     })

@@ -52,6 +52,11 @@ pub fn prompts_name(first_prompt: u32, generation: u64) -> String {
     format!("{PROMPT_DIR}/pr-{first_prompt:016x}-{generation:016x}.arrow")
 }
 
+/// Name of the file of scores that `generation` committed after their samples.
+pub fn scores_name(first_id: u64, generation: u64) -> String {
+    format!("{SCORE_DIR}/sc-{first_id:016x}-{generation:016x}.arrow")
+}
+
 /// Name of the run that `generation` merged.
 pub fn run_name(column: usize, level: u8, generation: u64) -> String {
     format!("{RUN_DIR}/run-{column:04x}-{level:02x}-{generation:016x}.arrow")
@@ -73,6 +78,7 @@ pub fn is_data_name(name: &str) -> bool {
         SEGMENT_DIR => ("seg", &[16, 16]),
         PROMPT_DIR => ("pr", &[16, 16]),
         RUN_DIR => ("run", &[4, 2, 16]),
+        SCORE_DIR => ("sc", &[16, 16]),
         _ => return false,
     };
     let mut parts = stem.split('-');
@@ -172,6 +178,7 @@ mod tests {
         assert!(is_data_name(&segment_name(0, 1)));
         assert!(is_data_name(&prompts_name(u32::MAX, u64::MAX)));
         assert!(is_data_name(&run_name(3, 2, 77)));
+        assert!(is_data_name(&scores_name(1 << 33, 9)));
         assert_eq!(parse_log_name(log_name(42).strip_prefix("manifest/").unwrap()), Some(42));
     }
 

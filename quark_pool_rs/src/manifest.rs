@@ -23,6 +23,8 @@ pub enum Kind {
     State = 1,
     /// What one append added.
     Commit = 2,
+    /// What became of the scores of samples that were there.
+    Scores = 3,
 }
 
 /// A record whose sums were right.
@@ -109,6 +111,7 @@ pub fn decode_record(log: &[u8], offset: usize) -> Result<Record<'_>, &'static s
     let kind = match word(8) {
         1 => Kind::State,
         2 => Kind::Commit,
+        3 => Kind::Scores,
         _ => return Err("a record has an unknown kind"),
     };
     Ok(Record {
@@ -124,7 +127,7 @@ pub fn decode_record(log: &[u8], offset: usize) -> Result<Record<'_>, &'static s
 /// A log, read as far as it is a chain.
 #[derive(Debug)]
 pub struct Chain<'a> {
-    /// A state, then commits without gaps.
+    /// A state, then commits of samples or scores without gaps.
     pub records: Vec<Record<'a>>,
     /// Why the chain ends before the log does: offset and cause.
     pub broken: Option<(usize, &'static str)>,
@@ -142,7 +145,7 @@ pub fn read_chain(log: &[u8], first_generation: u64) -> Chain<'_> {
             let fits = match records.last() {
                 None => record.kind == Kind::State && record.generation == first_generation,
                 Some(last) => {
-                    record.kind == Kind::Commit
+                    record.kind != Kind::State
                         && record.generation == last.generation + 1
                         && record.previous == last.digest
                 }
@@ -226,7 +229,7 @@ pub struct PromptEntry {
     pub file: FileEntry,
 }
 
-/// Values of a score column for some ids; they lie in the segment that begins at `first`.
+/// Values of a score column for some ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExtentEntry {
@@ -236,6 +239,9 @@ pub struct ExtentEntry {
     pub count: u64,
     /// Those of them whose score is not NaN.
     pub scored: u64,
+    /// Where the values lie if they came after their samples; else in the segment that begins at `first`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileEntry>,
 }
 
 /// Where a run lies.
@@ -266,7 +272,7 @@ pub struct RunEntry {
 pub struct ColumnState {
     /// Its name.
     pub name: String,
-    /// 1; re-scoring would count up.
+    /// 1 for the first; each re-scoring counts up.
     pub version: u32,
     /// By first id.
     pub extents: Vec<Arc<ExtentEntry>>,
@@ -290,6 +296,34 @@ pub struct State {
     pub prompts: Vec<Arc<PromptEntry>>,
     /// In order of appearance.
     pub columns: Vec<ColumnState>,
+    /// Columns that are being written and that nobody reads yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drafts: Vec<ColumnState>,
+}
+
+/// Payload of a scores record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ScoreChange {
+    /// More scores of a draft; the first of a name begins it.
+    Draft {
+        /// Name of the column that is to come.
+        name: String,
+        /// Follows the draft's last extent.
+        extent: ExtentEntry,
+        /// Merges, one after another, after the extent's own run was added.
+        merges: Vec<MergeEntry>,
+    },
+    /// The draft becomes the column: a new one, or the next version of the one that has its name.
+    Publish {
+        /// Name of the draft.
+        name: String,
+    },
+    /// The draft is given up.
+    Discard {
+        /// Name of the draft.
+        name: String,
+    },
 }
 
 /// Score column of a commit.

@@ -15,18 +15,19 @@ use crate::error::{PoolError, Result};
 use crate::format::{
     HEAD, LOCK, MANIFEST_DIR, MAX_COLUMN_BYTES, MAX_KEY_BYTES, MIN_LOG_BYTES, PROMPT_DIR,
     PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR, check_column_name, check_json_object, log_name,
-    prompts_name, run_name, segment_name,
+    prompts_name, run_name, scores_name, segment_name,
 };
 use crate::manifest::{
-    Commit, CommitScore, Kind, MergeEntry, PromptEntry, RunEntry, RunSource, SegmentEntry,
-    encode_head, encode_record,
+    Commit, CommitScore, ExtentEntry, Kind, MergeEntry, PromptEntry, RunEntry, RunSource,
+    ScoreChange, SegmentEntry, encode_head, encode_record,
 };
 use crate::ranking::{OwnRun, merge_runs, plan_merge, sort_scores};
 use crate::recovery::{LogEnd, recover, tidy};
 use crate::segment::{
-    PromptRow, SegmentRows, Tokens, encode_prompts, encode_run, encode_segment, prompt_column,
+    PromptRow, SegmentRows, Tokens, encode_prompts, encode_run, encode_scores, encode_segment,
+    prompt_column,
 };
-use crate::snapshot::{Home, Snapshot};
+use crate::snapshot::{Column, Home, Snapshot};
 use crate::storage::{Lock, Output, Storage};
 
 /// N samples to append in one commit; all slices that say [N] have the same length.
@@ -363,21 +364,7 @@ impl Pool {
     /// `Invalid`, `ReadOnly`, `Poisoned`, `Io`, and `Corrupted` if a run or prompt that is needed is.
     pub fn append(&self, batch: &Batch<'_>) -> Result<Range<u64>> {
         let mut guard = self.lock_writer();
-        let writer = guard.as_mut().ok_or_else(|| {
-            PoolError::ReadOnly(if self.is_writable {
-                "the pool is closed".to_owned()
-            } else {
-                "the pool was opened for reading: open it with writable=True".to_owned()
-            })
-        })?;
-        if writer.process != std::process::id() {
-            return Err(PoolError::Locked {
-                holder: format!("by the process {} that this one was forked from", writer.process),
-            });
-        }
-        if writer.is_poisoned {
-            return Err(PoolError::Poisoned);
-        }
+        let writer = self.able_writer(&mut guard)?;
         let snapshot = self.snapshot();
         batch.check(&snapshot.home.settings)?;
         if let Some(ids) = self.find(batch.key) {
@@ -399,6 +386,114 @@ impl Pool {
             }
         }
         Ok(ids)
+    }
+}
+
+/// Scores of samples that are already there.
+///
+/// They go to a draft, chunk by chunk, each a durable commit; [`Pool::publish_scores`] makes the draft the
+/// column in one more. Until then every reader sees the scores that were there before.
+impl Pool {
+    /// Ids below this have scores in the draft of a column; None where there is no draft.
+    pub fn draft_end(&self, name: &str) -> Option<u64> {
+        let snapshot = self.snapshot();
+        snapshot.drafts.iter().find(|draft| draft.name == name).map(Column::end)
+    }
+
+    /// Commit more scores of a draft: those of the samples from `first` on, where the draft ends.
+    ///
+    /// # Errors
+    /// As [`Pool::append`].
+    pub fn draft_scores(&self, name: &str, first: u64, scores: &[f32]) -> Result<()> {
+        check_column_name(name)?;
+        let end = self.draft_end(name).unwrap_or(0);
+        let num_samples = self.snapshot().num_samples;
+        let count = scores.len() as u64;
+        if first != end || count == 0 || count > 1 << 31 || first + count > num_samples {
+            return Err(PoolError::invalid(format!(
+                "{count} scores from sample {first} on: the draft of {name:?} goes on at {end}, and the \
+                 pool has {num_samples} samples"
+            )));
+        }
+        self.change_scores(|writer, snapshot, files| {
+            writer.write_scores(snapshot, name, first, scores, files)
+        })
+    }
+
+    /// Make a complete draft the column of its name.
+    ///
+    /// # Errors
+    /// As [`Pool::append`]; `Invalid` where the draft does not cover every sample.
+    pub fn publish_scores(&self, name: &str) -> Result<()> {
+        let (end, num_samples) = (self.draft_end(name), self.snapshot().num_samples);
+        if end != Some(num_samples) {
+            return Err(PoolError::invalid(format!(
+                "the draft of {name:?} covers {} of {num_samples} samples",
+                end.unwrap_or(0)
+            )));
+        }
+        self.change_scores(|_, _, _| Ok(ScoreChange::Publish { name: name.to_owned() }))
+    }
+
+    /// Give a draft up.
+    ///
+    /// # Errors
+    /// As [`Pool::append`]; `Invalid` where there is no such draft.
+    pub fn discard_scores(&self, name: &str) -> Result<()> {
+        if self.draft_end(name).is_none() {
+            return Err(PoolError::invalid(format!("there is no draft of {name:?}")));
+        }
+        self.change_scores(|_, _, _| Ok(ScoreChange::Discard { name: name.to_owned() }))
+    }
+
+    fn change_scores(
+        &self,
+        write: impl FnOnce(&mut Writer, &Snapshot, &mut NewFiles<'_>) -> Result<ScoreChange>,
+    ) -> Result<()> {
+        let mut guard = self.lock_writer();
+        let writer = self.able_writer(&mut guard)?;
+        let snapshot = self.snapshot();
+        writer.begin_log_if_due(&snapshot)?;
+        let mut files = NewFiles { storage: snapshot.storage(), names: Vec::new() };
+        let published = write(writer, &snapshot, &mut files).and_then(|change| {
+            let generation = snapshot.generation + 1;
+            let digest =
+                writer.publish(files.storage, Kind::Scores, generation, &to_json(&change))?;
+            Ok((change, digest))
+        });
+        if published.is_err() && !writer.is_poisoned {
+            files.undo();
+        }
+        let (change, digest) = published?;
+        drop(snapshot);
+        let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut shown.snapshot)
+            .apply_scores(change, digest)
+            .expect("our own change follows our own snapshot");
+        Ok(())
+    }
+
+    /// The writer, if it may write.
+    fn able_writer<'w>(
+        &self,
+        guard: &'w mut MutexGuard<'_, Option<Writer>>,
+    ) -> Result<&'w mut Writer> {
+        let writer = guard.as_mut().ok_or_else(|| {
+            PoolError::ReadOnly(if self.is_writable {
+                "the pool is closed".to_owned()
+            } else {
+                "the pool was opened for reading: open it with writable=True".to_owned()
+            })
+        })?;
+        if writer.process != std::process::id() {
+            return Err(PoolError::Locked {
+                holder: format!("by the process {} that this one was forked from", writer.process),
+            });
+        }
+        if writer.is_poisoned {
+            return Err(PoolError::Poisoned);
+        }
+        Ok(writer)
     }
 }
 
@@ -513,22 +608,20 @@ impl Writer {
         let mut scores = Vec::with_capacity(ranked.len());
         for (name, values, (order, scored)) in &ranked {
             let own = OwnRun { first, scores: values, order: &order[..*scored] };
-            scores.push(self.merge_tiers(snapshot, generation, name, own, files)?);
+            let number = snapshot.columns.iter().position(|c| c.name == *name);
+            let merges = match number {
+                Some(at) => self.merge_tiers(snapshot, &snapshot.columns[at], at, own, files)?,
+                None => Vec::new(),
+            };
+            let (name, scored) = ((*name).to_owned(), *scored as u64);
+            scores.push(CommitScore { name, scored, merges });
         }
 
         // Names.
         let mut directories = vec![SEGMENT_DIR];
         directories.extend(prompts.is_some().then_some(PROMPT_DIR));
         directories.extend(scores.iter().any(|s| !s.merges.is_empty()).then_some(RUN_DIR));
-        for directory in directories {
-            let path = Path::new(directory);
-            self.poison_on_error(
-                files
-                    .storage
-                    .sync_dir(path)
-                    .map_err(PoolError::io("sync", files.storage.locate(path))),
-            )?;
-        }
+        self.sync_directories(files.storage, &directories)?;
 
         // The record.
         let commit = Commit {
@@ -548,9 +641,56 @@ impl Writer {
             },
             scores,
         };
-        let digest = self.publish(files.storage, generation, &to_json(&commit))?;
+        let digest = self.publish(files.storage, Kind::Commit, generation, &to_json(&commit))?;
         let new_prompts = new_prompts.iter().zip(snapshot.num_prompts..);
         Ok((commit, digest, new_prompts.map(|(prompt, id)| (prompt.hash, id)).collect()))
+    }
+
+    /// Write the file of a draft's next scores, and the runs that it makes due.
+    fn write_scores(
+        &mut self,
+        snapshot: &Snapshot,
+        name: &str,
+        first: u64,
+        scores: &[f32],
+        files: &mut NewFiles<'_>,
+    ) -> Result<ScoreChange> {
+        let generation = snapshot.generation + 1;
+        let (order, scored) = sort_scores(scores, first, snapshot.home.settings.tie_seed);
+        let ranked = order[..scored].to_vec();
+        let (bytes, file) = encode_scores(scores_name(first, generation), scores, order);
+        self.write_file(files, &file, &bytes)?;
+        drop(bytes);
+        let own = OwnRun { first, scores, order: &ranked };
+        let number = snapshot.drafts.iter().position(|draft| draft.name == name);
+        let merges = match number {
+            // Only part of a file's name, which the generation makes unique.
+            Some(at) => {
+                let number = snapshot.columns.len() + at;
+                self.merge_tiers(snapshot, &snapshot.drafts[at], number, own, files)?
+            }
+            None => Vec::new(),
+        };
+        let mut directories = vec![SCORE_DIR];
+        directories.extend((!merges.is_empty()).then_some(RUN_DIR));
+        self.sync_directories(files.storage, &directories)?;
+        let extent = ExtentEntry {
+            first,
+            count: scores.len() as u64,
+            scored: scored as u64,
+            file: Some(file),
+        };
+        Ok(ScoreChange::Draft { name: name.to_owned(), extent, merges })
+    }
+
+    /// Make the names of new files durable.
+    fn sync_directories(&mut self, storage: &dyn Storage, directories: &[&str]) -> Result<()> {
+        for directory in directories {
+            let path = Path::new(directory);
+            let synced = storage.sync_dir(path);
+            self.poison_on_error(synced.map_err(PoolError::io("sync", storage.locate(path))))?;
+        }
+        Ok(())
     }
 
     fn poison_on_error<T>(&mut self, result: Result<T>) -> Result<T> {
@@ -626,25 +766,22 @@ impl Writer {
         Ok((ids, new))
     }
 
-    /// The commit's entry for a score column, after merging what the new run makes due.
+    /// Where a tier of a column is full with the new run, its runs become one of the next tier.
     fn merge_tiers(
         &mut self,
         snapshot: &Snapshot,
-        generation: u64,
-        name: &str,
+        column: &Column,
+        number: usize,
         own: OwnRun<'_>,
         files: &mut NewFiles<'_>,
-    ) -> Result<CommitScore> {
+    ) -> Result<Vec<MergeEntry>> {
         let scored = own.order.len() as u64;
         let mut merges = Vec::new();
-        let Some(column) = snapshot.columns.iter().position(|c| c.name == name) else {
-            return Ok(CommitScore { name: name.to_owned(), scored, merges });
-        };
-        let runs = &snapshot.columns[column].runs;
+        let runs = &column.runs;
         let mut levels: Vec<(u8, u64)> =
             runs.iter().map(|r| (r.entry.level, r.entry.entries)).collect();
         if scored == 0 {
-            return Ok(CommitScore { name: name.to_owned(), scored, merges });
+            return Ok(merges);
         }
         levels.push((0, scored));
         // A cascade merges everything once: only its last step is carried out.
@@ -657,22 +794,24 @@ impl Writer {
         if let Some((start, level)) = due {
             let (keys, ids) = merge_runs(snapshot, &runs[start..], own)?;
             let entries = ids.len() as u64;
-            let (bytes, file) = encode_run(run_name(column, level, generation), keys, ids);
+            let name = run_name(number, level, snapshot.generation + 1);
+            let (bytes, file) = encode_run(name, keys, ids);
             self.write_file(files, &file, &bytes)?;
             let run = RunEntry { level, entries, source: RunSource::File(file) };
             merges.push(MergeEntry { start, end: runs.len() + 1, run });
         }
-        Ok(CommitScore { name: name.to_owned(), scored, merges })
+        Ok(merges)
     }
 
-    /// Append the commit record and make it durable.
+    /// Append the record and make it durable.
     fn publish(
         &mut self,
         storage: &dyn Storage,
+        kind: Kind,
         generation: u64,
         payload: &[u8],
     ) -> Result<Digest256> {
-        let (record, digest) = encode_record(Kind::Commit, generation, &self.end.digest, payload);
+        let (record, digest) = encode_record(kind, generation, &self.end.digest, payload);
         let path = storage.locate(Path::new(&self.end.name));
         if let Err(error) = self.log.write_all(&record) {
             if self.log.truncate(self.end.valid_bytes).is_err() {

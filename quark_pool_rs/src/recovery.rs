@@ -13,7 +13,9 @@ use crate::format::{
     FORMAT_VERSION, HEAD, MANIFEST_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR, SEGMENT_DIR, is_data_name,
     log_name, parse_log_name,
 };
-use crate::manifest::{Chain, Commit, Kind, Record, State, decode_head, encode_head, read_chain};
+use crate::manifest::{
+    Chain, Commit, Kind, Record, ScoreChange, State, decode_head, encode_head, read_chain,
+};
 use crate::snapshot::{Home, Snapshot};
 use crate::storage::Storage;
 
@@ -204,9 +206,16 @@ fn replay(
         if record.generation > at {
             break;
         }
-        let commit: Commit = serde_json::from_slice(record.payload)
-            .map_err(|source| wrong(record, format!("a commit does not parse: {source}")))?;
-        snapshot.apply(commit, record.digest).map_err(|what| wrong(record, what))?;
+        let unparsed =
+            |source: serde_json::Error| wrong(record, format!("a commit does not parse: {source}"));
+        if record.kind == Kind::Scores {
+            let change: ScoreChange = serde_json::from_slice(record.payload).map_err(unparsed)?;
+            snapshot.apply_scores(change, record.digest)
+        } else {
+            let commit: Commit = serde_json::from_slice(record.payload).map_err(unparsed)?;
+            snapshot.apply(commit, record.digest)
+        }
+        .map_err(|what| wrong(record, what))?;
     }
     if snapshot.generation == at { Ok(snapshot) } else { Err(cut_short()) }
 }
@@ -267,7 +276,7 @@ pub fn tidy(storage: &dyn Storage, snapshot: &Snapshot, end: &LogEnd) -> Result<
         storage.sync_dir(directory).map_err(io("sync", directory))?;
     }
     let _ = storage.overwrite(Path::new(HEAD), &encode_head(snapshot.generation, &snapshot.digest));
-    for directory in [SEGMENT_DIR, PROMPT_DIR, RUN_DIR] {
+    for directory in [SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR] {
         let path = Path::new(directory);
         for entry in storage.list(path).map_err(io("list", path))? {
             let name = format!("{directory}/{}", entry.name);

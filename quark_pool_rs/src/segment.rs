@@ -113,6 +113,18 @@ pub fn run_columns() -> Vec<ColumnSpec> {
     vec![("key".to_owned(), Kind::U32), ("id".to_owned(), Kind::U64)]
 }
 
+/// Columns of a file of scores: the values, and the row numbers, best first.
+pub fn score_columns() -> Vec<ColumnSpec> {
+    vec![("score".to_owned(), Kind::F32), ("order".to_owned(), Kind::U32)]
+}
+
+/// The bytes of a file of scores.
+pub fn encode_scores(name: String, scores: &[f32], order: Vec<u32>) -> (Vec<u8>, FileEntry) {
+    let arrays: Vec<ArrayRef> =
+        vec![Arc::new(Float32Array::from(scores.to_vec())), Arc::new(UInt32Array::from(order))];
+    encode(name, &score_columns(), arrays)
+}
+
 /// Values of a segment, N rows.
 #[derive(Debug)]
 pub struct SegmentRows<'a> {

@@ -11,10 +11,12 @@ use crate::datafile::{DataFile, LazyFile};
 use crate::error::{PoolError, Result};
 use crate::format::PoolSettings;
 use crate::manifest::{
-    ColumnState, Commit, ExtentEntry, PromptEntry, RunEntry, RunSource, SegmentEntry, State,
+    ColumnState, Commit, ExtentEntry, MergeEntry, PromptEntry, RunEntry, RunSource, ScoreChange,
+    SegmentEntry, State,
 };
 use crate::segment::{
-    Tokens, column, prompt_column, prompt_columns, run_columns, score_position, segment_columns,
+    Tokens, column, prompt_column, prompt_columns, run_columns, score_columns, score_position,
+    segment_columns,
 };
 use crate::storage::Storage;
 
@@ -86,9 +88,15 @@ impl PromptTable {
 pub struct Extent {
     /// From the manifest.
     pub entry: Arc<ExtentEntry>,
-    segment: Arc<Segment>,
-    /// Position among the segment's score columns.
-    index: usize,
+    place: ExtentPlace,
+}
+
+#[derive(Debug, Clone)]
+enum ExtentPlace {
+    /// In the segment of the samples, at this position among its score columns.
+    Segment(Arc<Segment>, usize),
+    /// In a file of its own.
+    File(Arc<LazyFile>),
 }
 
 impl Extent {
@@ -102,14 +110,27 @@ impl Extent {
         self.entry.count as usize
     }
 
+    /// The file, opened if need be, and the position of the scores in it; their order is the next one.
+    #[inline]
+    fn open(&self, home: &Home) -> Result<(&DataFile, usize)> {
+        Ok(match &self.place {
+            ExtentPlace::Segment(segment, index) => {
+                (segment.open(home)?, score_position(home.settings.store_text, *index))
+            }
+            ExtentPlace::File(file) => {
+                (file.get(&*home.storage, score_columns, self.entry.count)?, 0)
+            }
+        })
+    }
+
     /// Scores of some rows.
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
     #[inline]
     pub fn scores<'a>(&'a self, home: &Home, rows: Range<usize>) -> Result<&'a [f32]> {
-        let position = score_position(home.settings.store_text, self.index);
-        self.segment.open(home)?.values(position, rows)
+        let (file, position) = self.open(home)?;
+        file.values(position, rows)
     }
 
     /// Ask the processor for a score that will soon be read.
@@ -118,8 +139,8 @@ impl Extent {
     /// `Corrupted`, `Io`.
     #[inline]
     pub fn prefetch_score(&self, home: &Home, row: usize) -> Result<()> {
-        let position = score_position(home.settings.store_text, self.index);
-        self.segment.open(home)?.prefetch_row(position, row);
+        let (file, position) = self.open(home)?;
+        file.prefetch_row(position, row);
         Ok(())
     }
 
@@ -129,8 +150,8 @@ impl Extent {
     /// `Corrupted`, `Io`.
     #[inline]
     pub fn prefetch_order(&self, home: &Home, rank: usize) -> Result<()> {
-        let position = score_position(home.settings.store_text, self.index) + 1;
-        self.segment.open(home)?.prefetch_row(position, rank);
+        let (file, position) = self.open(home)?;
+        file.prefetch_row(position + 1, rank);
         Ok(())
     }
 
@@ -140,13 +161,24 @@ impl Extent {
     /// `Corrupted`, `Io`.
     #[inline]
     pub fn order<'a>(&'a self, home: &Home, ranks: Range<usize>) -> Result<&'a [u32]> {
-        let position = score_position(home.settings.store_text, self.index) + 1;
-        self.segment.open(home)?.values(position, ranks)
+        let (file, position) = self.open(home)?;
+        file.values(position + 1, ranks)
     }
 
-    /// The segment's file, for messages.
+    /// The file's name, for messages.
     pub fn file_name(&self) -> &str {
-        &self.segment.entry.file.name
+        match &self.place {
+            ExtentPlace::Segment(segment, _) => &segment.entry.file.name,
+            ExtentPlace::File(file) => &file.entry.name,
+        }
+    }
+
+    /// The file of scores that came after their samples, opened if need be.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub fn own_file(&self, home: &Home) -> Option<Result<&DataFile>> {
+        matches!(self.place, ExtentPlace::File(_)).then(|| self.open(home).map(|(file, _)| file))
     }
 }
 
@@ -193,6 +225,91 @@ pub struct Column {
     pub scored: u64,
 }
 
+impl Column {
+    fn new(name: String, version: u32) -> Self {
+        Self { name, version, extents: Vec::new(), runs: Vec::new(), scored: 0 }
+    }
+
+    fn to_state(&self) -> ColumnState {
+        ColumnState {
+            name: self.name.clone(),
+            version: self.version,
+            extents: self.extents.iter().map(|e| e.entry.clone()).collect(),
+            runs: self.runs.iter().map(|r| r.entry.clone()).collect(),
+        }
+    }
+
+    /// 1 for the first scores of the name; re-scoring counts up.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Ids below this have been covered.
+    pub fn end(&self) -> u64 {
+        self.extents.last().map_or(0, |extent| extent.first() + extent.entry.count)
+    }
+
+    fn push_extent(&mut self, extent: Extent) -> Result<(), String> {
+        if extent.entry.scored > extent.entry.count || extent.first() < self.end() {
+            return Err("an extent that does not fit its column".to_owned());
+        }
+        self.scored += extent.entry.scored;
+        self.extents.push(extent);
+        Ok(())
+    }
+
+    fn run(&self, entry: Arc<RunEntry>) -> Result<Arc<Run>, String> {
+        let place = match &entry.source {
+            RunSource::File(file) => RunPlace::Merged(LazyFile::new(file.clone())),
+            RunSource::Extent(first) => {
+                let at = self.extents.binary_search_by_key(first, Extent::first);
+                let extent =
+                    at.map(|i| self.extents[i].clone()).map_err(|_| "a run of no extent")?;
+                if extent.entry.scored != entry.entries {
+                    return Err("a run that does not fit its extent".to_owned());
+                }
+                RunPlace::Extent(extent)
+            }
+        };
+        Ok(Arc::new(Run { entry, place }))
+    }
+
+    /// Add an extent with its own run, then carry out the merges.
+    fn grow(&mut self, extent: Extent, merges: Vec<MergeEntry>) -> Result<(), String> {
+        let (first, scored) = (extent.first(), extent.entry.scored);
+        self.push_extent(extent)?;
+        if scored > 0 {
+            let entry = RunEntry { level: 0, entries: scored, source: RunSource::Extent(first) };
+            let run = self.run(Arc::new(entry))?;
+            self.runs.push(run);
+        }
+        for merge in merges {
+            let run = self.run(Arc::new(merge.run))?;
+            let merged = self.runs.get(merge.start..merge.end).ok_or("a merge of absent runs")?;
+            if merged.iter().map(|r| r.entry.entries).sum::<u64>() != run.entry.entries {
+                return Err("a merge loses or invents entries".to_owned());
+            }
+            self.runs.splice(merge.start..merge.end, [run]);
+        }
+        Ok(())
+    }
+
+    fn adopt_open_files(&self, earlier: &Self) {
+        for (run, other) in self.runs.iter().zip(&earlier.runs) {
+            if let (RunPlace::Merged(file), RunPlace::Merged(other)) = (&run.place, &other.place) {
+                file.adopt(other);
+            }
+        }
+        for (extent, other) in self.extents.iter().zip(&earlier.extents) {
+            if let (ExtentPlace::File(file), ExtentPlace::File(other)) =
+                (&extent.place, &other.place)
+            {
+                file.adopt(other);
+            }
+        }
+    }
+}
+
 /// The pool at one commit.
 #[derive(Clone)]
 pub struct Snapshot {
@@ -217,6 +334,8 @@ pub struct Snapshot {
     first_prompts: Vec<u32>,
     /// In order of appearance.
     pub columns: Vec<Column>,
+    /// Columns that are being written.
+    pub drafts: Vec<Column>,
 }
 
 impl Snapshot {
@@ -234,6 +353,7 @@ impl Snapshot {
             prompts: Vec::new(),
             first_prompts: Vec::new(),
             columns: Vec::new(),
+            drafts: Vec::new(),
         }
     }
 
@@ -256,27 +376,31 @@ impl Snapshot {
             snapshot.push_prompts(prompts)?;
         }
         for column in state.columns {
-            let at = snapshot.columns.len();
-            snapshot.columns.push(Column {
-                name: column.name,
-                version: column.version,
-                extents: Vec::new(),
-                runs: Vec::new(),
-                scored: 0,
-            });
-            for extent in column.extents {
-                snapshot.push_extent(at, extent)?;
-            }
-            for run in column.runs {
-                let run = snapshot.run(at, run)?;
-                snapshot.columns[at].runs.push(run);
-            }
-            let ranked: u64 = snapshot.columns[at].runs.iter().map(|r| r.entry.entries).sum();
-            if ranked != snapshot.columns[at].scored {
-                return Err("the runs of a column do not hold its scored samples".to_owned());
-            }
+            let column = snapshot.column_from_state(column)?;
+            snapshot.columns.push(column);
+        }
+        for draft in state.drafts {
+            let draft = snapshot.column_from_state(draft)?;
+            snapshot.drafts.push(draft);
         }
         Ok(snapshot)
+    }
+
+    fn column_from_state(&self, state: ColumnState) -> Result<Column, String> {
+        let mut column = Column::new(state.name, state.version);
+        for entry in state.extents {
+            let extent = self.extent(&column.name, entry)?;
+            column.push_extent(extent)?;
+        }
+        for run in state.runs {
+            let run = column.run(run)?;
+            column.runs.push(run);
+        }
+        let ranked: u64 = column.runs.iter().map(|r| r.entry.entries).sum();
+        if ranked != column.scored {
+            return Err("the runs of a column do not hold its scored samples".to_owned());
+        }
+        Ok(column)
     }
 
     /// What a state record is to say.
@@ -287,16 +411,8 @@ impl Snapshot {
             sampling_settings: self.sampling_settings.clone(),
             segments: self.segments.iter().map(|s| s.entry.clone()).collect(),
             prompts: self.prompts.iter().map(|p| p.entry.clone()).collect(),
-            columns: self
-                .columns
-                .iter()
-                .map(|c| ColumnState {
-                    name: c.name.clone(),
-                    version: c.version,
-                    extents: c.extents.iter().map(|e| e.entry.clone()).collect(),
-                    runs: c.runs.iter().map(|r| r.entry.clone()).collect(),
-                })
-                .collect(),
+            columns: self.columns.iter().map(Column::to_state).collect(),
+            drafts: self.drafts.iter().map(Column::to_state).collect(),
         }
     }
 
@@ -316,37 +432,64 @@ impl Snapshot {
         }
         self.sampling_settings.extend(sampling_settings);
         for score in scores {
+            let entry = ExtentEntry { first, count, scored: score.scored, file: None };
+            let extent = self.extent(&score.name, Arc::new(entry))?;
             let at = self.columns.iter().position(|c| c.name == score.name);
             let at = at.unwrap_or_else(|| {
-                self.columns.push(Column {
-                    name: score.name,
-                    version: 1,
-                    extents: Vec::new(),
-                    runs: Vec::new(),
-                    scored: 0,
-                });
+                self.columns.push(Column::new(score.name, 1));
                 self.columns.len() - 1
             });
-            self.push_extent(at, Arc::new(ExtentEntry { first, count, scored: score.scored }))?;
-            if score.scored > 0 {
-                let entry =
-                    RunEntry { level: 0, entries: score.scored, source: RunSource::Extent(first) };
-                let run = self.run(at, Arc::new(entry))?;
-                self.columns[at].runs.push(run);
-            }
-            for merge in score.merges {
-                let run = self.run(at, Arc::new(merge.run))?;
-                let runs = &mut self.columns[at].runs;
-                let merged = runs.get(merge.start..merge.end).ok_or("a merge of absent runs")?;
-                if merged.iter().map(|r| r.entry.entries).sum::<u64>() != run.entry.entries {
-                    return Err("a merge loses or invents entries".to_owned());
+            self.columns[at].grow(extent, score.merges)?;
+        }
+        self.generation += 1;
+        self.digest = digest;
+        Ok(())
+    }
+
+    /// Move to the next generation by a change of scores.
+    ///
+    /// # Errors
+    /// Why the change does not follow; the snapshot is then of no use any more.
+    pub fn apply_scores(&mut self, change: ScoreChange, digest: Digest256) -> Result<(), String> {
+        match change {
+            ScoreChange::Draft { name, extent, merges } => {
+                if extent.file.is_none() || extent.first + extent.count > self.num_samples {
+                    return Err("a draft of scores without a file or samples".to_owned());
                 }
-                runs.splice(merge.start..merge.end, [run]);
+                let extent = self.extent(&name, Arc::new(extent))?;
+                let at = self.drafts.iter().position(|d| d.name == name).unwrap_or_else(|| {
+                    let of = self.columns.iter().find(|c| c.name == name);
+                    let version = of.map_or(1, |column| column.version + 1);
+                    self.drafts.push(Column::new(name, version));
+                    self.drafts.len() - 1
+                });
+                if self.drafts[at].end() != extent.first() {
+                    return Err("a draft of scores with a gap".to_owned());
+                }
+                self.drafts[at].grow(extent, merges)?;
+            }
+            ScoreChange::Publish { name } => {
+                let draft = self.take_draft(&name)?;
+                if draft.end() != self.num_samples {
+                    return Err("a draft is published before it is complete".to_owned());
+                }
+                match self.columns.iter_mut().find(|c| c.name == name) {
+                    Some(column) => *column = draft,
+                    None => self.columns.push(draft),
+                }
+            }
+            ScoreChange::Discard { name } => {
+                self.take_draft(&name)?;
             }
         }
         self.generation += 1;
         self.digest = digest;
         Ok(())
+    }
+
+    fn take_draft(&mut self, name: &str) -> Result<Column, String> {
+        let at = self.drafts.iter().position(|draft| draft.name == name);
+        at.map(|at| self.drafts.remove(at)).ok_or_else(|| format!("there is no draft of {name:?}"))
     }
 
     /// Use the files that an earlier snapshot of the same pool has open.
@@ -358,13 +501,7 @@ impl Snapshot {
             prompts.file.adopt(&other.file);
         }
         for (column, other) in self.columns.iter().zip(&earlier.columns) {
-            for (run, other) in column.runs.iter().zip(&other.runs) {
-                if let (RunPlace::Merged(file), RunPlace::Merged(other)) =
-                    (&run.place, &other.place)
-                {
-                    file.adopt(other);
-                }
-            }
+            column.adopt_open_files(other);
         }
     }
 
@@ -395,44 +532,26 @@ impl Snapshot {
         Ok(())
     }
 
-    fn push_extent(&mut self, column: usize, entry: Arc<ExtentEntry>) -> Result<(), String> {
+    fn extent(&self, column: &str, entry: Arc<ExtentEntry>) -> Result<Extent, String> {
+        if let Some(file) = &entry.file {
+            let file = Arc::new(LazyFile::new(file.clone()));
+            return Ok(Extent { entry, place: ExtentPlace::File(file) });
+        }
         let segment = self
             .first_ids
             .binary_search(&entry.first)
             .map(|i| self.segments[i].clone())
             .map_err(|_| "an extent of no segment")?;
-        let column = &mut self.columns[column];
         let index = segment
             .entry
             .scores
             .iter()
-            .position(|name| *name == column.name)
+            .position(|name| name == column)
             .ok_or("an extent of a segment without the column")?;
-        if entry.count != segment.entry.count
-            || entry.scored > entry.count
-            || column.extents.last().is_some_and(|last| last.entry.first >= entry.first)
-        {
+        if entry.count != segment.entry.count {
             return Err("an extent that does not fit its segment".to_owned());
         }
-        column.scored += entry.scored;
-        column.extents.push(Extent { entry, segment, index });
-        Ok(())
-    }
-
-    fn run(&self, column: usize, entry: Arc<RunEntry>) -> Result<Arc<Run>, String> {
-        let place = match &entry.source {
-            RunSource::File(file) => RunPlace::Merged(LazyFile::new(file.clone())),
-            RunSource::Extent(first) => {
-                let extents = &self.columns[column].extents;
-                let at = extents.binary_search_by_key(first, Extent::first);
-                let extent = at.map(|i| extents[i].clone()).map_err(|_| "a run of no extent")?;
-                if extent.entry.scored != entry.entries {
-                    return Err("a run that does not fit its extent".to_owned());
-                }
-                RunPlace::Extent(extent)
-            }
-        };
-        Ok(Arc::new(Run { entry, place }))
+        Ok(Extent { entry, place: ExtentPlace::Segment(segment, index) })
     }
 
     /// Hexadecimal digest.

@@ -4,14 +4,17 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::datafile::{DataFile, FileEntry};
+use crate::datafile::{ColumnSpec, DataFile, FileEntry};
 use crate::error::{PoolError, Result};
 use crate::format::{HEAD, MANIFEST_DIR, log_name, parse_log_name};
-use crate::manifest::{Chain, Commit, Kind, RunSource, State, decode_head, read_chain};
+use crate::manifest::{
+    Chain, ColumnState, Commit, Kind, MergeEntry, RunSource, ScoreChange, State, decode_head,
+    read_chain,
+};
 use crate::ranking::{score_key, tie_hash};
 use crate::recovery::recover;
-use crate::segment::{Tokens, column, prompt_column, run_column, run_columns};
-use crate::snapshot::{RunPlace, Snapshot};
+use crate::segment::{Tokens, column, prompt_column, run_column, run_columns, score_columns};
+use crate::snapshot::{Column, RunPlace, Snapshot};
 use crate::storage::Storage;
 
 /// What an offline check found.
@@ -65,13 +68,13 @@ pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
         check_segment(&snapshot, i, &mut report);
     }
     let mut live = HashSet::new();
-    for i in 0..snapshot.columns.len() {
-        check_runs(&snapshot, i, &mut live, &mut report);
+    for column in snapshot.columns.iter().chain(&snapshot.drafts) {
+        check_scores(&snapshot, column, &mut live, &mut report);
+        check_runs(&snapshot, column, &mut live, &mut report);
     }
-    for (file, rows) in superseded {
+    for (file, rows, columns) in superseded {
         if !live.contains(&file.name) {
             count(&file, &mut report);
-            let columns = run_columns();
             match DataFile::open(snapshot.storage(), &file, &columns, rows) {
                 Ok(file) => file.check_all(|error| report.problems.push(error)),
                 Err(error) => report.problems.push(error),
@@ -89,15 +92,18 @@ fn count(file: &FileEntry, report: &mut Report) {
     report.num_bytes += file.length;
 }
 
-/// Every record of every log; returns all merged runs that they name.
-fn check_logs(storage: &dyn Storage, report: &mut Report) -> Result<Vec<(FileEntry, u64)>> {
+/// A file that a record names, its rows and its columns.
+type Named = (FileEntry, u64, Vec<ColumnSpec>);
+
+/// Every record of every log; returns all merged runs and files of scores that they name.
+fn check_logs(storage: &dyn Storage, report: &mut Report) -> Result<Vec<Named>> {
     let directory = Path::new(MANIFEST_DIR);
     let entries = storage
         .list(directory)
         .map_err(|_| PoolError::NotFound { path: storage.locate(Path::new("")) })?;
     let mut starts: Vec<u64> = entries.iter().filter_map(|e| parse_log_name(&e.name)).collect();
     starts.sort_unstable();
-    let mut runs = Vec::new();
+    let mut named = Vec::new();
     let mut previous: Option<(u64, [u8; 32])> = None;
     for (i, &first) in starts.iter().enumerate() {
         let name = log_name(first);
@@ -112,7 +118,7 @@ fn check_logs(storage: &dyn Storage, report: &mut Report) -> Result<Vec<(FileEnt
         report.num_files += 1;
         report.num_bytes += bytes.len() as u64;
         let chain = read_chain(&bytes, first);
-        collect_runs(&chain, &mut runs);
+        collect_named(&chain, &mut named);
         let is_newest = i + 1 == starts.len();
         if let Some((offset, what)) = chain.broken
             && (!is_newest || chain.survivor.is_some())
@@ -133,34 +139,58 @@ fn check_logs(storage: &dyn Storage, report: &mut Report) -> Result<Vec<(FileEnt
             (last.generation, if repeats { last.previous } else { last.digest })
         });
     }
-    Ok(runs)
+    Ok(named)
 }
 
-fn collect_runs(chain: &Chain<'_>, runs: &mut Vec<(FileEntry, u64)>) {
+fn collect_named(chain: &Chain<'_>, named: &mut Vec<Named>) {
     for record in &chain.records {
         match record.kind {
             Kind::State => {
                 if let Ok(state) = serde_json::from_slice::<State>(record.payload) {
-                    for run in state.columns.iter().flat_map(|c| &c.runs) {
-                        if let RunSource::File(file) = &run.source {
-                            runs.push((file.clone(), run.entries));
-                        }
+                    for column in state.columns.iter().chain(&state.drafts) {
+                        collect_column(column, named);
                     }
                 }
             }
             Kind::Commit => {
                 if let Ok(commit) = serde_json::from_slice::<Commit>(record.payload) {
-                    for merge in commit.scores.into_iter().flat_map(|s| s.merges) {
-                        if let RunSource::File(file) = merge.run.source {
-                            runs.push((file, merge.run.entries));
-                        }
-                    }
+                    commit.scores.iter().for_each(|score| collect_merges(&score.merges, named));
+                }
+            }
+            Kind::Scores => {
+                if let Ok(ScoreChange::Draft { extent, merges, .. }) =
+                    serde_json::from_slice(record.payload)
+                {
+                    let count = extent.count;
+                    named.extend(extent.file.map(|file| (file, count, score_columns())));
+                    collect_merges(&merges, named);
                 }
             }
         }
     }
-    runs.sort_by(|a, b| a.0.name.cmp(&b.0.name));
-    runs.dedup_by(|a, b| a.0.name == b.0.name);
+    named.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+    named.dedup_by(|a, b| a.0.name == b.0.name);
+}
+
+fn collect_column(column: &ColumnState, named: &mut Vec<Named>) {
+    for run in &column.runs {
+        if let RunSource::File(file) = &run.source {
+            named.push((file.clone(), run.entries, run_columns()));
+        }
+    }
+    for extent in &column.extents {
+        if let Some(file) = &extent.file {
+            named.push((file.clone(), extent.count, score_columns()));
+        }
+    }
+}
+
+fn collect_merges(merges: &[MergeEntry], named: &mut Vec<Named>) {
+    for merge in merges {
+        if let RunSource::File(file) = &merge.run.source {
+            named.push((file.clone(), merge.run.entries, run_columns()));
+        }
+    }
 }
 
 fn check_prompts(snapshot: &Snapshot, i: usize, report: &mut Report) {
@@ -239,8 +269,33 @@ fn check_segment(snapshot: &Snapshot, i: usize, report: &mut Report) {
     }
 }
 
-fn check_runs(snapshot: &Snapshot, i: usize, live: &mut HashSet<String>, report: &mut Report) {
-    let column = &snapshot.columns[i];
+/// The files of a column's scores that came after their samples.
+fn check_scores(
+    snapshot: &Snapshot,
+    column: &Column,
+    live: &mut HashSet<String>,
+    report: &mut Report,
+) {
+    for extent in &column.extents {
+        if let (Some(entry), Some(file)) = (&extent.entry.file, extent.own_file(&snapshot.home)) {
+            live.insert(entry.name.clone());
+            count(entry, report);
+            match file {
+                Ok(file) => file.check_all(|error| report.problems.push(error)),
+                Err(error) => report.problems.push(error),
+            }
+            let result = check_order(snapshot, extent, extent.entry.scored as usize);
+            report.problems.extend(result.err());
+        }
+    }
+}
+
+fn check_runs(
+    snapshot: &Snapshot,
+    column: &Column,
+    live: &mut HashSet<String>,
+    report: &mut Report,
+) {
     for run in &column.runs {
         let result = match &run.place {
             RunPlace::Extent(extent) => check_order(snapshot, extent, run.entry.entries as usize),
@@ -289,11 +344,7 @@ fn check_order(snapshot: &Snapshot, extent: &crate::snapshot::Extent, scored: us
     Ok(())
 }
 
-fn check_merged(
-    snapshot: &Snapshot,
-    column: &crate::snapshot::Column,
-    file: &DataFile,
-) -> Result<()> {
+fn check_merged(snapshot: &Snapshot, column: &Column, file: &DataFile) -> Result<()> {
     let wrong = |what: String| Err(PoolError::corrupted(file.name(), 0, what));
     let keys: &[u32] = file.values(run_column::KEY, 0..file.rows())?;
     let ids: &[u64] = file.values(run_column::ID, 0..file.rows())?;

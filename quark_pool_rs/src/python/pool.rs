@@ -95,6 +95,31 @@ impl PyPool {
         batch.with(|batch| detached(py, || self.0.append(batch).map(|ids| (ids.start, ids.end))))
     }
 
+    /// Ids below this are in the draft of a column; None without a draft.
+    fn draft_end(&self, name: &str) -> Option<u64> {
+        self.0.draft_end(name)
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn draft_scores(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        first: u64,
+        scores: PyReadonlyArray1<'_, f32>,
+    ) -> PyResult<()> {
+        let scores = scores.as_slice()?;
+        detached(py, || self.0.draft_scores(name, first, scores))
+    }
+
+    fn publish_scores(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        detached(py, || self.0.publish_scores(name))
+    }
+
+    fn discard_scores(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        detached(py, || self.0.discard_scores(name))
+    }
+
     fn find(&self, key: &str) -> Option<(u64, u64)> {
         self.0.find(key).map(|ids| (ids.start, ids.end))
     }
@@ -204,7 +229,9 @@ impl PyPool {
         let columns: Vec<_> = description
             .columns
             .into_iter()
-            .map(|c| (c.name, c.scored, c.unscored, c.num_runs, c.mean, c.min, c.max))
+            .map(|c| {
+                (c.name, c.version, c.scored, c.unscored, c.num_runs, c.mean, c.std, c.min, c.max)
+            })
             .collect();
         dict.set_item("score_columns", columns)?;
         Ok(dict)
