@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use common::disk::Disk;
-use common::{Owned, TIE_SEED, check_content, create, reader, writer};
+use common::{Content, Owned, Step as Commit, TIE_SEED, create, reader, writer};
 use proptest::prelude::*;
 use quark_pool_rs::gather::gather;
 use quark_pool_rs::pool::{OpenOptions, Pool};
@@ -19,6 +19,11 @@ enum Step {
     Append(Owned),
     Repeat(usize),
     Reopen,
+    /// As many of these scores as samples have none in the draft.
+    Draft(&'static str, Vec<f32>),
+    /// The draft is completed with zeros first.
+    Publish(&'static str),
+    Discard(&'static str),
 }
 
 fn score() -> impl Strategy<Value = f32> {
@@ -45,11 +50,18 @@ fn batch() -> impl Strategy<Value = Owned> {
         })
 }
 
+fn name() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["reward", "length"])
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         8 => batch().prop_map(Step::Append),
         1 => (0_usize..20).prop_map(Step::Repeat),
         1 => Just(Step::Reopen),
+        3 => (name(), prop::collection::vec(score(), 1..20)).prop_map(|(n, s)| Step::Draft(n, s)),
+        1 => name().prop_map(Step::Publish),
+        1 => name().prop_map(Step::Discard),
     ];
     prop::collection::vec(step, 1..30)
 }
@@ -154,24 +166,26 @@ proptest! {
     fn a_pool_is_a_list_of_its_batches(steps in steps()) {
         let storage = Disk::default().storage();
         let mut pool = create(&storage).unwrap();
-        let mut batches: Vec<Owned> = Vec::new();
+        let mut commits: Vec<Commit> = Vec::new();
+        let mut content = Content::default();
         let mut hashes = vec![pool.snapshot().hash()];
         for step in steps {
+            let mut due = Vec::new();
             match step {
                 Step::Append(batch) => {
-                    let known = batches.iter().position(|b| b.key == batch.key);
-                    let before = batches.iter().map(|b| b.completions.len() as u64);
-                    let first = before.clone().take(known.unwrap_or(batches.len())).sum::<u64>();
-                    let ids = batch.append(&pool).unwrap();
-                    prop_assert_eq!(ids.start, first);
-                    if known.is_none() {
-                        batches.push(batch);
-                        hashes.push(pool.snapshot().hash());
+                    let batches = &content.batches;
+                    match batches.iter().position(|known| known.key == batch.key) {
+                        Some(known) => {
+                            let before = batches[..known].iter().map(|b| b.completions.len());
+                            let ids = batch.append(&pool).unwrap();
+                            prop_assert_eq!(ids.start, before.sum::<usize>() as u64);
+                        }
+                        None => due.push(Commit::Append(batch)),
                     }
                 }
-                Step::Repeat(at) if at < batches.len() => {
-                    let ids = batches[at].append(&pool).unwrap();
-                    prop_assert_eq!(Some(ids), pool.find(&batches[at].key));
+                Step::Repeat(at) if at < content.batches.len() => {
+                    let ids = content.batches[at].append(&pool).unwrap();
+                    prop_assert_eq!(Some(ids), pool.find(&content.batches[at].key));
                 }
                 Step::Repeat(_) => {}
                 Step::Reopen => {
@@ -179,26 +193,58 @@ proptest! {
                     drop(pool);
                     pool = writer(&storage).unwrap();
                 }
+                Step::Draft(name, mut scores) => {
+                    let end = content.drafts.get(name).map_or(0, Vec::len);
+                    scores.truncate(content.num_samples() - end);
+                    if scores.is_empty() {
+                        prop_assert!(Commit::Draft(name, scores).apply(&pool).is_err());
+                    } else {
+                        due.push(Commit::Draft(name, scores));
+                    }
+                }
+                Step::Publish(name) => {
+                    let missing = content.num_samples() - content.drafts.get(name).map_or(0, Vec::len);
+                    if missing > 0 {
+                        prop_assert!(Commit::Publish(name).apply(&pool).is_err());
+                        due.push(Commit::Draft(name, vec![0.0; missing]));
+                    }
+                    if content.num_samples() > 0 {
+                        due.push(Commit::Publish(name));
+                    }
+                }
+                Step::Discard(name) => {
+                    if content.drafts.contains_key(name) {
+                        due.push(Commit::Discard(name));
+                    } else {
+                        prop_assert!(Commit::Discard(name).apply(&pool).is_err());
+                    }
+                }
             }
-            prop_assert_eq!(pool.snapshot().generation as usize, batches.len());
+            for commit in due {
+                commit.apply(&pool).unwrap();
+                content.apply(&commit);
+                commits.push(commit);
+                hashes.push(pool.snapshot().hash());
+            }
+            prop_assert_eq!(pool.snapshot().generation as usize, commits.len());
         }
         let reader = reader(&storage).unwrap();
         for handle in [&pool, &reader] {
-            prop_assert!(check_content(&handle.snapshot(), &batches).unwrap());
-            prop_assert_eq!(handle.snapshot().hash(), hashes[batches.len()].clone());
+            prop_assert!(content.is_in(&handle.snapshot()).unwrap());
+            prop_assert_eq!(handle.snapshot().hash(), hashes[commits.len()].clone());
             for name in ["reward", "length"] {
-                if batches.iter().any(|b| b.scores.iter().any(|(n, _)| n == name)) {
-                    check_ranking(handle, &batches, name);
+                if content.batches.iter().any(|b| b.scores.iter().any(|(n, _)| n == name)) {
+                    check_ranking(handle, &content.batches, name);
                 } else {
                     prop_assert!(handle.snapshot().column(name).is_err());
                 }
             }
         }
-        for generation in (0..=batches.len()).step_by(3) {
+        for generation in (0..=commits.len()).step_by(3) {
             let at = Some(generation as u64);
             let options = OpenOptions { writer: None, snapshot: at };
             let snapshot = Pool::open(storage.clone(), options).unwrap().snapshot();
-            prop_assert!(check_content(&snapshot, &batches[..generation]).unwrap());
+            prop_assert!(Content::after(&commits[..generation]).is_in(&snapshot).unwrap());
             prop_assert_eq!(snapshot.hash(), hashes[generation].clone());
         }
         let report = verify(&storage).unwrap();

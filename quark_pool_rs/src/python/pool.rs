@@ -105,11 +105,12 @@ impl PyPool {
         &self,
         py: Python<'_>,
         name: &str,
+        source: &str,
         first: u64,
         scores: PyReadonlyArray1<'_, f32>,
     ) -> PyResult<()> {
         let scores = scores.as_slice()?;
-        detached(py, || self.0.draft_scores(name, first, scores))
+        detached(py, || self.0.draft_scores(name, source, first, scores))
     }
 
     fn publish_scores(&self, py: Python<'_>, name: &str) -> PyResult<()> {
@@ -230,10 +231,20 @@ impl PyPool {
             .columns
             .into_iter()
             .map(|c| {
-                (c.name, c.version, c.scored, c.unscored, c.num_runs, c.mean, c.std, c.min, c.max)
+                (
+                    (c.name, c.version, c.source),
+                    (c.scored, c.unscored, c.num_runs),
+                    (c.mean, c.std, c.min, c.max),
+                )
             })
             .collect();
         dict.set_item("score_columns", columns)?;
+        let drafts: Vec<_> = snapshot
+            .drafts
+            .iter()
+            .map(|draft| (draft.name.clone(), draft.source.clone(), draft.end()))
+            .collect();
+        dict.set_item("drafts", drafts)?;
         Ok(dict)
     }
 }
