@@ -6,6 +6,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytemuck::Pod;
+use rayon::prelude::*;
+
 use crate::checksum::{Digest256, hex};
 use crate::datafile::{DataFile, LazyFile};
 use crate::error::{PoolError, Result};
@@ -633,6 +636,25 @@ impl Snapshot {
                 name: name.to_owned(),
                 known: if names.is_empty() { "none".to_owned() } else { names.join(", ") },
             }
+        })
+    }
+
+    /// A fixed-width column of the segments in id order into `out`, which has the length of the snapshot.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub fn copy_column<T: Pod + Send + Sync>(&self, column: usize, out: &mut [T]) -> Result<()> {
+        let mut rest = out;
+        let mut parts = Vec::with_capacity(self.segments.len());
+        for segment in &self.segments {
+            let (part, tail) = rest.split_at_mut(segment.entry.count as usize);
+            parts.push((segment, part));
+            rest = tail;
+        }
+        parts.into_par_iter().try_for_each(|(segment, part)| {
+            let rows = 0..part.len();
+            part.copy_from_slice(segment.open(&self.home)?.values(column, rows)?);
+            Ok(())
         })
     }
 

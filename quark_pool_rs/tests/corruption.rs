@@ -10,7 +10,8 @@ use std::sync::Arc;
 use common::disk::Disk;
 use common::{Content, Owned, Step, check_content, create, reader};
 use quark_pool_rs::error::{PoolError, Result};
-use quark_pool_rs::ranking::{Quantization, RemainderRule, TieRule};
+use quark_pool_rs::quantization::Quantization;
+use quark_pool_rs::ranking::{RemainderRule, TieRule};
 use quark_pool_rs::snapshot::Snapshot;
 use quark_pool_rs::verify::verify;
 
@@ -60,7 +61,9 @@ impl Oracle {
         steps.push(Step::Draft("reward", vec![0.5, -2.0, f32::NAN, 4.0]));
         steps.push(Step::Draft("reward", vec![0.5, 7.0]));
         steps.push(Step::Publish("reward"));
-        steps.iter().for_each(|step| step.apply(&pool).unwrap());
+        for step in &steps {
+            step.apply(&pool).unwrap();
+        }
         Self::of(disk.files(), Content::after(&steps).batches)
     }
 

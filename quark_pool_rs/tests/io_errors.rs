@@ -101,7 +101,9 @@ fn rescore(pool: &Pool) -> Result<()> {
 fn scores_anew_go_on_where_a_failing_operation_stopped_them() {
     let prepared = |disk: &Disk| {
         let pool = create(&disk.storage()).unwrap();
-        batches().iter().for_each(|batch| drop(batch.append(&pool).unwrap()));
+        for batch in batches() {
+            batch.append(&pool).unwrap();
+        }
         pool
     };
     let disk = Disk::default();
