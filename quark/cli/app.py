@@ -26,6 +26,7 @@ from quark.cli import (
     pool_explain,
     report,
     reward,
+    selftest,
     train,
 )
 from quark.cli.exit_codes import MEANINGS, ExitCode, exit_code_of, way_out_of
@@ -63,6 +64,7 @@ app.command("init", rich_help_panel="Set up")(init.init)
 app.add_typer(config.app, name="config", rich_help_panel="Set up")
 app.add_typer(reward.app, name="reward", rich_help_panel="Set up")
 app.command("doctor", rich_help_panel="Set up")(doctor.doctor)
+app.command("selftest", rich_help_panel="Set up")(selftest.selftest)
 
 
 def _print_version(wanted: bool) -> None:
