@@ -31,7 +31,8 @@ from quark.selftest.writers import check_kills, check_second_writer
 
 NUM_KILLS = 25
 NUM_FLIPPED_BYTES = 1000
-_SHORTEST_LONGEST_WAIT_S = 0.02
+_LEAST_WAIT_S = 0.02
+"""Kills are spread over at least this long after an acknowledgement."""
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]
 """Called with (name of the check, trials done, trials in all)."""
@@ -99,7 +100,7 @@ def examine(
             sync = measure_syncs(scratch)
             append = measure_appends(scratch)
         run("second_writer", lambda: check_second_writer(scratch))
-        longest_wait_s = max(_SHORTEST_LONGEST_WAIT_S, 2 * append.max if append else 0.0)
+        longest_wait_s = max(_LEAST_WAIT_S, 2 * append.max if append else 0.0)
         run(
             "kill",
             lambda: check_kills(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+from quark.cli.selftest import selftest
 from quark.selftest import durability
 from quark.selftest.base import Check
 from tests.cli.commands import ROOT, quark, quark_process
@@ -91,3 +93,8 @@ def test_what_cannot_be_done_is_said(arguments: list[str], code: int, says: str)
     outcome = quark("selftest", *arguments)
     assert outcome.code == code
     assert says in outcome.err
+
+
+def test_the_help_says_the_library_s_numbers() -> None:
+    assert inspect.signature(selftest).parameters["trials"].default == durability.NUM_KILLS
+    assert str(durability.NUM_FLIPPED_BYTES) in quark("selftest", "--help").out

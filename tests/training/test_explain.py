@@ -16,6 +16,7 @@ from quark.pool.base import PoolBatch, PromptRecord
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.training.explain import Explanation, explain
+from quark.training.metrics import num_steps_logged
 from quark.training.trainer import Trainer
 from tests.pool.batches import make_batch
 from tests.training.tiny_run import NUM_ROUNDS, STEPS_PER_ROUND, train, write_inputs
@@ -186,3 +187,13 @@ def test_a_run_that_cannot_be_read_is_named(tmp_path: Path, file: str, content: 
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(RunDirectoryError, match=str(path)):
         explain(tmp_path, 0)
+
+
+def test_a_log_that_was_cut_short_counts_its_whole_rows(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    assert num_steps_logged(log) == 0
+    log.write_text(
+        '{"event": "run", "step": 0}\n{"event": "step", "step": 0}\n{"event": "step", "step": 1}\n'
+        '{"event": "round", "step": 9}\n[]\n{"event": "step", "st'
+    )
+    assert num_steps_logged(log) == 2
