@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from quark.pool.native import NativePool
 
 app = typer.Typer(
-    help="Look into a sample pool; reading never disturbs a run.", no_args_is_help=True
+    help="Look into a sample pool (reading never disturbs a run), or make one.",
+    no_args_is_help=True,
 )
 
 PoolPath = Annotated[

@@ -47,7 +47,7 @@ def test_train_prints_one_json_object_with_the_documented_fields(trained: Outcom
         assert Path(result[key]).exists()
 
 
-def test_the_documented_fields_are_there(run_dir: Path) -> None:
+def test_the_documented_fields_are_there(run_dir: Path, tmp_path: Path) -> None:
     """Every row of the table in docs/cli.md that needs no more than a run."""
     table = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for command, arguments in (
@@ -58,6 +58,8 @@ def test_the_documented_fields_are_there(run_dir: Path) -> None:
         ("pool head", ["pool", "head", run_dir]),
         ("pool stats", ["pool", "stats", run_dir]),
         ("pool verify", ["pool", "verify", run_dir]),
+        ("pool explain", ["pool", "explain", run_dir, "7"]),
+        ("pool create", ["pool", "create", tmp_path / "pool", "--vocab-size", "9"]),
         ("config show", ["config", "show"]),
         ("reward check", ["reward", "check", "vader"]),
         ("doctor", ["doctor"]),
