@@ -57,6 +57,14 @@ class PoolSection(Settings):
     """How minibatches are drawn."""
     train_quantiles: Literal["all", "best"] = "all"
     """``best`` trains on the best quantile alone, for comparison: it loses diversity and the contrast."""
+    last_rounds: int | None = Field(None, ge=1)
+    """Rank and train on samples of the newest so many rounds alone; unset takes the whole pool."""
+    where: str | None = None
+    """Rank and train on samples for which this SQL expression holds, over score columns and ``round``, ``chunk``,
+    ``policy_step``, ``reward_token``, ``finish_reason``, ``logprob_policy``, ``logprob_reference``, ``prompt_id``."""
+    per_prompt: bool = False
+    """Cut the samples of each prompt for themselves (ALT, Lu et al. 2023), so that a quantile says how good a
+    completion is for its prompt; explore with several completions per prompt then."""
     extra_scores: tuple[str, ...] = ()
     """Further rewards by name, e.g. ``["vader"]``: scored and stored beside the reward, never trained on."""
     store_text: bool = True
@@ -134,6 +142,8 @@ class RunConfig(Settings):
                 f"optimizer.micro_batch_size ({micro}) is larger than optimizer.batch_size "
                 f"({self.optimizer.batch_size})"
             )
+        if self.pool.per_prompt and self.pool.remainder is not RemainderRule.SPREAD:
+            raise ValueError("pool.remainder has no meaning with pool.per_prompt: leave it out")
         if self.sampling.min_new_tokens > self.sampling.max_new_tokens:
             raise ValueError("sampling.min_new_tokens is larger than sampling.max_new_tokens")
         return self

@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from quark.pool.scope import Scope, Score
 
 
 class TieRule(StrEnum):
@@ -294,11 +296,28 @@ class SamplePool(Protocol):
         self,
         num_quantiles: int,
         *,
-        score: str = "reward",
+        score: Score = "reward",
+        scope: Scope | None = None,
         ties: TieRule = TieRule.HASH,
         remainder: RemainderRule = RemainderRule.SPREAD,
     ) -> Quantization:
-        """Raises KeyError for an unknown score column, ValueError for ``num_quantiles`` < 1."""
+        """Rank the snapshot and cut the ranking.
+
+        Args:
+            num_quantiles: K.
+            score: a column, or a combination of some.
+            scope: which samples, and against which; None ranks all against all.
+            ties: how a block of equal scores is cut.
+            remainder: who gets what does not divide; within prompts there is nothing to choose.
+
+        Raises:
+            KeyError: an unknown score column.
+            ValueError: ``num_quantiles`` < 1, a bad scope, or ``remainder`` with ``scope.per_prompt``.
+        """
+        ...
+
+    def column(self, name: str) -> NDArray[Any]:
+        """[N] a provenance column (``quark.pool.scope.PROVENANCE_COLUMNS``) in id order. Raises KeyError."""
         ...
 
     def scores(self, name: str) -> NDArray[np.float32]:

@@ -11,7 +11,9 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from quark.pool.base import (
     Snapshot,
     TieRule,
 )
+from quark.pool.scope import PROVENANCE_COLUMNS, Scope, Score, refuse_remainder, values_of
 
 _MASK = (1 << 64) - 1
 _TIER = 8
@@ -193,16 +196,37 @@ class MemoryPool:
         self,
         num_quantiles: int,
         *,
-        score: str = "reward",
+        score: Score = "reward",
+        scope: Scope | None = None,
         ties: TieRule = TieRule.HASH,
         remainder: RemainderRule = RemainderRule.SPREAD,
     ) -> MemoryQuantization:
         if num_quantiles < 1:
             raise ValueError(f"num_quantiles is {num_quantiles}; at least 1 is needed")
-        if score not in self._columns:
-            raise KeyError(score)
-        runs = [list(ids) for _, ids in self._runs[score]]
-        return MemoryQuantization(self, num_quantiles, score, runs, ties, remainder)
+        for name in [score] if isinstance(score, str) else score.columns:
+            if name not in self._columns:
+                raise KeyError(name)
+        scope = scope or Scope()
+        refuse_remainder(scope, remainder)
+        values = [float(value) for value in values_of(self, score, scope)]
+        runs = None
+        if isinstance(score, str) and scope.is_everything:
+            runs = [list(ids) for _, ids in self._runs[score]]
+        groups = [sample.prompt_id for sample in self._samples] if scope.per_prompt else None
+        return MemoryQuantization(self, num_quantiles, values, runs, groups, ties, remainder)
+
+    def column(self, name: str) -> NDArray[Any]:
+        if name not in PROVENANCE_COLUMNS:
+            raise KeyError(name)
+        dtypes = {
+            "finish_reason": np.uint8,
+            "reward_token": np.int16,
+            "seed": np.uint64,
+            "logprob_policy": np.float32,
+            "logprob_reference": np.float32,
+        }
+        values = [getattr(sample, name) for sample in self._samples]
+        return np.array(values, dtype=dtypes.get(name, np.uint32))
 
     def scores(self, name: str) -> NDArray[np.float32]:
         column = self._columns[name]
@@ -290,24 +314,28 @@ class MemoryQuantization:
         self,
         pool: MemoryPool,
         num_quantiles: int,
-        score: str,
-        runs: list[list[int]],
+        values: list[float],
+        runs: list[list[int]] | None,
+        groups: list[int] | None,
         ties: TieRule,
         remainder: RemainderRule,
     ) -> None:
+        """``runs`` number the members of a quantile; without runs their ids do. ``groups`` are ranked apart."""
         self._pool = pool
         self._num_quantiles = num_quantiles
-        self._score = score
-        self._values = [float(v) for v in pool.scores(score)]
+        self._values = values
         self._snapshot = pool.snapshot
-        ranked = [id for run in runs for id in run]
-        values = self._values
+        ranked = [id for id, value in enumerate(values) if not math.isnan(value)]
 
         def worst_first(id: int) -> tuple[float, int]:
             tie = -id if ties is TieRule.OLDER_FIRST else -scramble(pool.tie_seed, id)
             return values[id], tie
 
         ascending = sorted(ranked, key=worst_first)
+        if groups is not None:
+            self._labels = self._within(groups, ascending, ties)
+            self._members = self._by_age()
+            return
         total = len(ascending)
         if remainder is RemainderRule.SPREAD:
             starts = [k * total // num_quantiles for k in range(num_quantiles)]
@@ -323,8 +351,29 @@ class MemoryQuantization:
             for id in ascending[start:]:
                 label_of[id] = k
         self._labels = label_of
+        if runs is None:
+            self._members = self._by_age()
+            return
         self._members = [
             self._in_run_order(k, runs, ties, starts, ascending) for k in range(num_quantiles)
+        ]
+
+    def _within(self, groups: list[int], ascending: list[int], ties: TieRule) -> dict[int, int]:
+        label_of: dict[int, int] = {}
+        for group in set(groups):
+            members = [id for id in ascending if groups[id] == group]
+            for worse, id in enumerate(members):
+                label_of[id] = (2 * worse + 1) * self._num_quantiles // (2 * len(members))
+            if ties is TieRule.TOGETHER:
+                for low, high in reversed(list(pairwise(members))):
+                    if self._values[low] == self._values[high]:
+                        label_of[low] = label_of[high]
+        return label_of
+
+    def _by_age(self) -> list[list[int]]:
+        return [
+            [id for id in sorted(self._labels) if self._labels[id] == k]
+            for k in range(self._num_quantiles)
         ]
 
     def _in_run_order(

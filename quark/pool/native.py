@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +32,7 @@ from quark.pool.base import (
     TieRule,
 )
 from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
+from quark.pool.scope import Scope, Score, refuse_remainder, values_of
 from quark.types import Json
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -193,6 +195,8 @@ class NativePool:
     def __init__(self, path: Path, pool: _pool_rs.Pool) -> None:
         self._path = path
         self._pool = pool
+        self._lock = threading.Lock()
+        self._kept_values: tuple[object, NDArray[np.float32]] | None = None
 
     @classmethod
     def create(
@@ -374,13 +378,35 @@ class NativePool:
         self,
         num_quantiles: int,
         *,
-        score: str = "reward",
+        score: Score = "reward",
+        scope: Scope | None = None,
         ties: TieRule = TieRule.HASH,
         remainder: RemainderRule = RemainderRule.SPREAD,
     ) -> NativeQuantization:
         count = _bounded("num_quantiles", num_quantiles, 32)
-        quantization = self._pool.quantize(count, score, ties.value, remainder.value)
+        scope = scope or Scope()
+        if isinstance(score, str) and scope.is_everything:
+            quantization = self._pool.quantize(count, score, ties.value, remainder.value)
+        else:
+            refuse_remainder(scope, remainder)
+            quantization = self._pool.quantize_values(
+                count, self._values(score, scope), scope.per_prompt, ties.value, remainder.value
+            )
         return NativeQuantization(quantization, count)
+
+    def _values(self, score: Score, scope: Scope) -> NDArray[np.float32]:
+        """What to rank by; kept for the next cut of the same snapshot."""
+        key = (self._pool.snapshot, repr(score), scope)
+        with self._lock:
+            kept = self._kept_values
+        if kept is None or kept[0] != key:
+            kept = (key, values_of(self, score, scope))
+            with self._lock:
+                self._kept_values = kept
+        return kept[1]
+
+    def column(self, name: str) -> NDArray[Any]:
+        return self._pool.column(name)
 
     def scores(self, name: str) -> NDArray[np.float32]:
         return self._pool.scores(name)

@@ -37,6 +37,7 @@ from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import score
 from quark.run_directory import RunDirectory
 from quark.training.checkpoint import Checkpoints
+from quark.training.draws import REWARD_COLUMN, check_condition
 from quark.training.events import Progress, TrainingListener
 from quark.training.exploration import Explorer
 from quark.training.metrics import MetricLog
@@ -89,6 +90,8 @@ def assemble(
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
     autocast = make_autocast(config.run.precision, device)
+    if config.pool.where is not None:
+        check_condition(config.pool.where, (REWARD_COLUMN, *config.pool.extra_scores))
     reward = build_reward(config.reward)
     judges = build_judges(config.evaluation.judges)
     if config.reward.name not in BUILT_IN_REWARDS:

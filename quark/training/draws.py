@@ -7,11 +7,14 @@ run did and what is said about it cannot come apart.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from pathlib import Path
 
 from quark.config.schema import PoolSection, RunConfig, RunSection
+from quark.errors import ConfigError
 from quark.pool.base import Quantization, SamplePool, Sampler
 from quark.pool.native import NativePool
+from quark.pool.scope import Scope, condition_of
 from quark.training.seeds import derive_seed
 
 REWARD_COLUMN = "reward"
@@ -47,11 +50,34 @@ def first_snapshot_with(path: Path, num_samples: int) -> NativePool:
     return NativePool.open(path, snapshot=found)
 
 
+def check_condition(where: str, score_columns: Sequence[str]) -> None:
+    """Raise ConfigError where ``pool.where`` is no condition on the columns that the run's pool will have."""
+    try:
+        condition_of(where, score_columns)
+    except ValueError as error:
+        raise ConfigError(f"pool.{error}") from error
+
+
 def quantize(pool: SamplePool, section: PoolSection, *, score: str = REWARD_COLUMN) -> Quantization:
-    """The ranking by one score column, by the run's rules. Raises KeyError for an unknown column."""
-    return pool.quantize(
-        section.num_quantiles, score=score, ties=section.ties, remainder=section.remainder
+    """The ranking by one score column, by the run's rules.
+
+    Raises:
+        KeyError: an unknown column.
+        ConfigError: ``pool.where`` is no condition on the columns that there are.
+    """
+    scope = Scope(
+        last_rounds=section.last_rounds, where=section.where, per_prompt=section.per_prompt
     )
+    try:
+        return pool.quantize(
+            section.num_quantiles,
+            score=score,
+            scope=scope,
+            ties=section.ties,
+            remainder=section.remainder,
+        )
+    except ValueError as error:
+        raise ConfigError(f"pool: {error}") from error
 
 
 def round_sampler(quantization: Quantization, config: RunConfig, round: int) -> Sampler:

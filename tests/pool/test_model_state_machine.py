@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 from quark.pool.base import RemainderRule, SampleBatch, SamplePool, SamplingMode, TieRule
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
+from quark.pool.scope import Lowest, MeanMinusVariance, RankMean, Scope, Score, WeightedSum
 from tests.pool.batches import (
     VOCAB_SIZE,
     assert_same_batch,
@@ -41,6 +42,24 @@ SCORES = st.one_of(
 )
 SEED = st.integers(0, 2**64 - 1)
 NAME = st.sampled_from(["reward", "judge"])
+SCOPE = st.builds(
+    Scope,
+    last_rounds=st.one_of(st.none(), st.integers(1, 3)),
+    where=st.sampled_from([None, "reward_token >= 2", "chunk < 50 AND logprob_policy < -0.2"]),
+    per_prompt=st.booleans(),
+)
+
+
+def scores_of(columns: tuple[str, ...]) -> st.SearchStrategy[Score]:
+    return st.one_of(
+        st.sampled_from(columns),
+        st.just(WeightedSum(dict.fromkeys(columns, -0.5))),
+        st.just(Lowest(columns)),
+        st.just(MeanMinusVariance(columns, 0.25)),
+        st.just(RankMean(columns)),
+    )
+
+
 COLUMNS = st.sampled_from([("reward",), ("reward", "judge"), ("judge",)])
 NUM_QUANTILES = st.one_of(st.integers(1, 8), st.integers(1, 200))
 
@@ -206,11 +225,14 @@ class TwoPools(RuleBasedStateMachine):
         self, data: st.DataObject, pool: SamplePool, model: SamplePool
     ) -> None:
         num_quantiles = data.draw(NUM_QUANTILES)
-        score = data.draw(st.sampled_from(model.score_columns))
+        score = data.draw(scores_of(model.score_columns))
+        scope = data.draw(SCOPE)
         ties = data.draw(st.sampled_from(TieRule))
         remainder = data.draw(st.sampled_from(RemainderRule))
+        if scope.per_prompt:
+            remainder = RemainderRule.SPREAD
         cut, expected = (
-            p.quantize(num_quantiles, score=score, ties=ties, remainder=remainder)
+            p.quantize(num_quantiles, score=score, scope=scope, ties=ties, remainder=remainder)
             for p in (pool, model)
         )
         assert_same_cut(cut, expected)

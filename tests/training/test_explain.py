@@ -71,6 +71,8 @@ def assert_says_what_happened(explanations: list[Explanation], record: Record) -
         ("pool.train_quantiles=best", "pool.ties=older_first", "pool.remainder=lowest"),
         ("pool.sampling=iid", "pool.ties=together", "run.completions_per_prompt=2"),
         ("pool.sampling=shuffle", "run.seed=4", "run.chunk_size=5"),
+        ("pool.last_rounds=1", "pool.where='reward > -1000'"),
+        ("pool.per_prompt=true", "run.completions_per_prompt=3"),
     ],
     ids=" ".join,
 )

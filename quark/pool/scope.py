@@ -1,0 +1,231 @@
+"""What a ranking ranks: a combination of score columns, over a part of the samples, or prompt by prompt.
+
+Nothing of it is stored. It comes to one value for each sample, NaN for what is not ranked, made from
+columns of the pool when a quantization asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import polars as pl
+
+PROVENANCE_COLUMNS = (
+    "prompt_id",
+    "finish_reason",
+    "round",
+    "chunk",
+    "policy_step",
+    "reward_token",
+    "seed",
+    "logprob_policy",
+    "logprob_reference",
+)
+"""Columns of numbers that every sample has, besides its scores."""
+
+
+class Columns(Protocol):
+    """The part of a pool that a ranking by values reads."""
+
+    @property
+    def score_columns(self) -> tuple[str, ...]: ...
+    def __len__(self) -> int: ...
+    def scores(self, name: str) -> NDArray[np.float32]: ...
+    def column(self, name: str) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Which samples are ranked, and against which.
+
+    Samples outside are not ranked: their label is -1 and no sampler draws them.
+    """
+
+    last_rounds: int | None = None
+    """Only samples of the newest so many rounds that the pool has; None for all."""
+    where: str | None = None
+    """Only samples for which this SQL expression over provenance and score columns holds, for example
+    ``logprob_reference > -60 AND reward_token = 4``."""
+    per_prompt: bool = False
+    """Rank each sample among those of its own prompt, as in ALT (Lu et al. 2023): of n samples the one with r
+    worse ones gets the quantile floor((r + 1/2) K / n), so that a prompt with few samples favours no end."""
+
+    def __post_init__(self) -> None:
+        if self.last_rounds is not None and self.last_rounds < 1:
+            raise ValueError(f"last_rounds is {self.last_rounds}; at least 1 is needed")
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether all samples are ranked against each other."""
+        return self == Scope()
+
+
+class Combination(Protocol):
+    """One score out of several columns."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the columns that it reads."""
+        ...
+
+    def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        """[N] values from one array [N] for each column; NaN where one of them is NaN."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSum:
+    """``sum_c weights[c] * score_c``; a negative weight is a penalty."""
+
+    weights: Mapping[str, float]
+    columns: Sequence[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check(self.weights)
+        object.__setattr__(self, "columns", tuple(self.weights))
+
+    def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        total = np.zeros(len(scores[0]))
+        for weight, column in zip(self.weights.values(), scores, strict=True):
+            total += weight * column.astype(np.float64)
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Lowest:
+    """The lowest of the scores: a sample is as good as its worst side."""
+
+    columns: Sequence[str]
+
+    def __post_init__(self) -> None:
+        _check(self.columns)
+
+    def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        return np.asarray(np.stack(scores).min(0), dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class MeanMinusVariance:
+    """Mean of an ensemble of scores less ``penalty`` times their variance: what the judges agree on."""
+
+    columns: Sequence[str]
+    penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.columns)
+
+    def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        stacked = np.stack(scores).astype(np.float64)
+        return np.asarray(stacked.mean(0) - self.penalty * stacked.var(0))
+
+
+@dataclass(frozen=True, slots=True)
+class RankMean:
+    """Mean over the columns of the share of samples that score lower (ties count half).
+
+    Blind to the scales of the columns. A column ranks the samples that it has a score for.
+    """
+
+    columns: Sequence[str]
+
+    def __post_init__(self) -> None:
+        _check(self.columns)
+
+    def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        return np.asarray(np.stack([_rank_share(column) for column in scores]).mean(0))
+
+
+Score: TypeAlias = str | Combination
+"""The name of a score column, or a combination of some."""
+
+
+def values_of(pool: Columns, score: Score, scope: Scope) -> NDArray[np.float32]:
+    """[N] what to rank by, NaN for a sample that is outside the scope or lacks a score.
+
+    Raises:
+        KeyError: a score column that is not there.
+        ValueError: a ``where`` that is no condition on the columns that there are.
+    """
+    if isinstance(score, str):
+        values = pool.scores(score)
+    else:
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is no score, and so NaN
+            combined = score.combine([pool.scores(name) for name in score.columns])
+            values = np.asarray(combined, dtype=np.float32)
+    is_inside = np.ones(len(pool), dtype=np.bool_)
+    if scope.last_rounds is not None and len(pool):
+        rounds = pool.column("round")
+        is_inside &= rounds >= np.unique(rounds)[-scope.last_rounds :][0]
+    if scope.where is not None:
+        is_inside &= _holds(pool, scope.where)
+    return np.where(is_inside, values, np.float32(np.nan))
+
+
+def refuse_remainder(scope: Scope, remainder: str) -> None:
+    """Raise ValueError where a remainder rule other than the default is asked for within prompts."""
+    if scope.per_prompt and remainder != "spread":
+        raise ValueError(f"remainder = {remainder!r} has no meaning within prompts: leave it out")
+
+
+def condition_of(where: str, score_columns: Sequence[str]) -> tuple[pl.Expr, list[str]]:
+    """An SQL condition as an expression, and the columns that it names.
+
+    Raises:
+        ValueError: no SQL, no column, or one that is neither provenance nor a score.
+    """
+    import polars as pl
+
+    known = (*PROVENANCE_COLUMNS, *score_columns)
+    try:
+        condition = pl.sql_expr(where)
+        names = sorted(set(condition.meta.root_names()))
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"where = {where!r} is no SQL expression: {error}") from error
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(
+            f"where = {where!r} names {', '.join(unknown) or 'no column'}; there are {', '.join(known)}"
+        )
+    return condition, names
+
+
+def _holds(pool: Columns, where: str) -> NDArray[np.bool_]:
+    import polars as pl
+
+    condition, names = condition_of(where, pool.score_columns)
+    # A score that is missing holds for no condition, as NULL does in SQL.
+    data = {
+        name: pool.column(name) if name in PROVENANCE_COLUMNS else pool.scores(name)
+        for name in names
+    }
+    frame = pl.DataFrame(data).with_columns(pl.selectors.float().fill_nan(None))
+    try:
+        holds = frame.select(condition).to_series()
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"where = {where!r} cannot be computed: {error}") from error
+    if holds.dtype != pl.Boolean or len(holds) != len(pool):
+        raise ValueError(f"where = {where!r} is no condition on a sample")
+    return holds.fill_null(value=False).to_numpy()
+
+
+def _rank_share(column: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[N] of the scored samples, the share that is lower, ties half; NaN without a score."""
+    shares = np.full(len(column), np.nan)
+    is_scored = ~np.isnan(column)
+    scored = column[is_scored]
+    if scored.size:
+        _, block, sizes = np.unique(scored, return_inverse=True, return_counts=True)
+        middles = np.cumsum(sizes) - sizes / 2
+        shares[is_scored] = middles[block] / scored.size
+    return shares
+
+
+def _check(columns: Mapping[str, float] | Sequence[str]) -> None:
+    if not columns or isinstance(columns, str):
+        raise ValueError("a combination needs a list of at least one score column")

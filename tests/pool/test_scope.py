@@ -1,0 +1,138 @@
+"""What a ranking ranks: combinations of columns, parts of the pool, prompts apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quark.pool.base import RemainderRule
+from quark.pool.native import NativePool
+from quark.pool.scope import (
+    Lowest,
+    MeanMinusVariance,
+    RankMean,
+    Scope,
+    Score,
+    WeightedSum,
+    values_of,
+)
+from tests.pool.batches import VOCAB_SIZE, make_batch
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> NativePool:
+    pool = NativePool.create(tmp_path / "pool", vocab_size=VOCAB_SIZE)
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        scores = {"reward": rng.random(20).tolist(), "judge": rng.random(20).tolist()}
+        pool.append(make_batch(f"run/{i}", scores, content=i))
+    return pool
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        (WeightedSum({"a": 2.0, "b": -1.0}), [-1.0, 1.5, NAN]),
+        (Lowest(["a", "b"]), [1.0, 2.0, NAN]),
+        (MeanMinusVariance(["a", "b"], 0.5), [2.0 - 0.5, 2.25 - 0.5 / 16, NAN]),
+        (RankMean(["a", "b"]), [(1 / 4 + 5 / 6) / 2, (3 / 4 + 3 / 6) / 2, NAN]),
+    ],
+)
+def test_a_combination_is_what_it_says(tmp_path: Path, score: Score, expected: list[float]) -> None:
+    pool = NativePool.create(tmp_path / "pool", vocab_size=VOCAB_SIZE)
+    pool.append(make_batch("run/0", {"a": [1.0, 2.0, NAN], "b": [3.0, 2.5, 1.0]}))
+    np.testing.assert_allclose(values_of(pool, score, Scope()), np.array(expected, np.float32))
+
+
+def test_ties_share_their_rank(tmp_path: Path) -> None:
+    pool = NativePool.create(tmp_path / "pool", vocab_size=VOCAB_SIZE)
+    pool.append(make_batch("run/0", {"a": [1.0, 1.0, 0.0, 5.0]}))
+    shares = values_of(pool, RankMean(["a"]), Scope())
+    np.testing.assert_allclose(shares, [0.5, 0.5, 0.125, 0.875])
+
+
+def test_only_the_newest_rounds_are_ranked(pool: NativePool) -> None:
+    rounds = pool.column("round")
+    newest = np.unique(rounds)[-2:]
+    labels = pool.quantize(3, scope=Scope(last_rounds=2)).labels()
+    np.testing.assert_array_equal(labels >= 0, np.isin(rounds, newest))
+    assert (pool.quantize(3, scope=Scope(last_rounds=99)).labels() >= 0).all()
+
+
+def test_a_condition_chooses_samples(pool: NativePool) -> None:
+    judge, tokens = pool.scores("judge"), pool.column("reward_token")
+    scope = Scope(where="judge > 0.5 AND reward_token IN (1, 2)")
+    quantization = pool.quantize(4, scope=scope)
+    inside = (judge > 0.5) & np.isin(tokens, [1, 2])
+    assert 0 < inside.sum() < len(pool)
+    np.testing.assert_array_equal(quantization.labels() >= 0, inside)
+    assert quantization.counts.max() - quantization.counts.min() <= 1
+    ids, _ = quantization.sampler(batch_size=50, seed=0).draw(0)
+    assert inside[ids].all()
+
+
+def test_a_missing_score_holds_for_no_condition(tmp_path: Path) -> None:
+    pool = NativePool.create(tmp_path / "pool", vocab_size=VOCAB_SIZE)
+    pool.append(make_batch("run/0", {"a": [1.0, 2.0], "b": [NAN, 1.0]}))
+    for where in ("b < 5", "NOT b > 5"):
+        assert pool.quantize(1, score="a", scope=Scope(where=where)).labels().tolist() == [-1, 0]
+
+
+def test_each_prompt_is_cut_for_itself(pool: NativePool) -> None:
+    labels = pool.quantize(2, scope=Scope(per_prompt=True)).labels()
+    prompts, rewards = pool.column("prompt_id"), pool.scores("reward")
+    for prompt in np.unique(prompts):
+        of_prompt = prompts == prompt
+        best = rewards[of_prompt & (labels == 1)]
+        worst = rewards[of_prompt & (labels == 0)]
+        assert abs(len(best) - len(worst)) <= 1
+        assert worst.max(initial=-1) < best.min(initial=2)
+
+
+def test_the_only_sample_of_a_prompt_is_in_the_middle(tmp_path: Path) -> None:
+    pool = NativePool.create(tmp_path / "pool", vocab_size=VOCAB_SIZE)
+    pool.append(make_batch("run/0", {"reward": [0.3]}))
+    assert pool.quantize(5, scope=Scope(per_prompt=True)).labels().tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("rewrad > 0", "names rewrad; there are prompt_id"),
+        ("reward >", "no SQL expression"),
+        ("reward + 1", "no condition"),
+        ("1 = 1", "names no column"),
+        ("MAX(reward) > 0", "no condition"),
+        ("reward > 'x'", "cannot be computed"),
+    ],
+)
+def test_a_bad_condition_is_named(pool: NativePool, where: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        pool.quantize(2, scope=Scope(where=where))
+    assert repr(where) in str(caught.value)
+
+
+def test_what_makes_no_sense_is_refused(pool: NativePool) -> None:
+    with pytest.raises(ValueError, match="last_rounds is 0"):
+        Scope(last_rounds=0)
+    with pytest.raises(ValueError, match="no meaning within prompts"):
+        pool.quantize(2, scope=Scope(per_prompt=True), remainder=RemainderRule.LOWEST)
+    with pytest.raises(KeyError, match="rewrad"):
+        pool.quantize(2, score=Lowest(["reward", "rewrad"]))
+    with pytest.raises(ValueError, match="at least one"):
+        Lowest([])
+    with pytest.raises(KeyError, match="rewrad"):
+        pool.column("rewrad")
+
+
+def test_values_follow_the_snapshot(pool: NativePool) -> None:
+    scope = Scope(where="reward >= 0")
+    assert pool.quantize(2, scope=scope).counts.sum() == 120
+    pool.append(make_batch("more", {"reward": [0.5] * 10}))
+    assert pool.quantize(2, scope=scope).counts.sum() == 130
+    pool.rescore("reward", lambda prompts, completions: [-1.0] * len(completions))
+    assert pool.quantize(2, scope=scope).counts.sum() == 0
