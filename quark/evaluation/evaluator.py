@@ -35,6 +35,9 @@ class EvaluationConfig(Settings):
     """Further rewards that are measured and never trained on, by name, e.g. ``["vader"]``."""
     control_curve: bool = True
     """At the end, evaluate under every reward token."""
+    control_gap: bool = True
+    """At every evaluation, measure the lowest token too: how far the model can be steered, and what the alerts
+    on the control curve watch. Costs as much again."""
     show_prompts: int = Field(4, ge=0)
     """Prompts answered before and after, shown at the end."""
     top_p: float | None = Field(None, gt=0.0, le=1.0)

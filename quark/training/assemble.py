@@ -52,6 +52,7 @@ MAY_CHANGE = (
     "run.num_threads",
     "evaluation.",
     "checkpoint.",
+    "alerts.",
     "tracking.",
     "optimizer.max_skipped_steps",
 )

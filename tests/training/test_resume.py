@@ -58,7 +58,7 @@ def test_the_log_of_a_whole_run_has_every_row_once(expected: dict[str, Any]) -> 
     )
     assert [r["round"] for r in rows if r["event"] == "round"] == list(range(NUM_ROUNDS))
     evaluated = [r["quantile"] for r in rows if r["event"] == "evaluation"]
-    assert evaluated == [None, *[2] * NUM_ROUNDS, 0, 1]
+    assert evaluated == [None, *[2, 0] * (NUM_ROUNDS - 1), 2, 0, 1]
     assert [r["event"] for r in rows[-2:]] == ["control_curve", "end"]
 
 

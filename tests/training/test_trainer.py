@@ -252,10 +252,10 @@ def test_training_on_the_best_quantile_alone_draws_nothing_else(
 ) -> None:
     with trainer_of(config, tmp_path / "run", "pool.train_quantiles=best") as trainer:
         seen: set[int] = set()
-        step = trainer._optimizer_step
-        trainer._optimizer_step = lambda samples: (  # type: ignore[method-assign]
+        step = trainer._learner.step
+        trainer._learner.step = lambda samples, position: (  # type: ignore[method-assign]
             seen.update(samples.quantiles.tolist()),
-            step(samples),
+            step(samples, position),
         )[1]
         trainer.run()
     assert seen == {2}
