@@ -100,6 +100,8 @@ class CheckpointSection(Settings):
     """A checkpoint after this many rounds, and whenever the run is asked to stop."""
     keep_last: int = Field(2, ge=2)
     """Older checkpoints are removed, never below two."""
+    keep_best: int = Field(0, ge=0)
+    """As many checkpoints with the highest reward on held-out prompts are kept besides."""
 
 
 class AlertsSection(Settings):

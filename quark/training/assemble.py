@@ -110,7 +110,11 @@ def assemble(
         listener.on_message(note, level="warning")
     pool = _open_pool(run, config, policy, prompts, identity["run_id"])
     try:
-        checkpoints = Checkpoints(run.checkpoints, keep_last=config.checkpoint.keep_last)
+        checkpoints = Checkpoints(
+            run.checkpoints,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+        )
         resume_from, rejected = checkpoints.newest()
         for reason in rejected:
             listener.on_message(f"checkpoint rejected: {reason}", level="warning")

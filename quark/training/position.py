@@ -26,8 +26,6 @@ class Position:
     """Time spent before this process."""
     baseline: dict[str, Any] = field(default_factory=dict)
     """Figures of the original model on the held-out prompts."""
-    evaluated_reward: float | None = None
-    """Newest mean reward of the held-out prompts under the best token."""
 
     @property
     def skipped_in_round(self) -> int:

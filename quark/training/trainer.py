@@ -194,7 +194,7 @@ class Trainer:
         here.begin_round(here.round + 1)
         is_stopped = bool(alerts) and self.config.alerts.stop and not is_last
         if is_last or is_stopped or here.round % self.config.checkpoint.every_rounds == 0:
-            self._save()
+            self._save(score=evaluation.metrics["reward_mean"] if evaluation is not None else None)
         if is_stopped:
             raise TrainingError(
                 f"alerts.stop is set and there is an alert ({alerts[0].text}). A checkpoint of step "
@@ -458,7 +458,8 @@ class Trainer:
 
     # Save and restore
 
-    def _save(self) -> None:
+    def _save(self, *, score: float | None = None) -> None:
+        """Make a checkpoint; ``score`` is the held-out reward of just these weights."""
         here = self._position
         self._listener.on_progress(Progress(phase="saving", round=here.round, done=0, total=1))
         snapshot = self._pool.snapshot
@@ -468,6 +469,7 @@ class Trainer:
             here.step,
             model=self._policy.model,
             optimizer=optimizer,
+            score=score,
             state={
                 "run_id": self._run_id,
                 "position": dataclasses.asdict(here) | {"seconds": self._elapsed()},

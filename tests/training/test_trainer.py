@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import resource
 import signal
 from collections.abc import Iterator
@@ -322,6 +323,7 @@ def test_a_full_disk_names_the_path_and_leaves_the_last_checkpoint_good(
     with file_size_limit(50_000), pytest.raises((CheckpointError, OSError, QuarkError)) as error:
         train(config, run_dir)
     assert str(run_dir) in f"{error.value} {getattr(error.value, 'filename', '')}"
+    assert re.search(r"needs \d+\.\d MB", str(error.value))
     after, rejected = checkpoints.newest()
     assert after is not None
     assert (after.step, rejected) == (before.step, [])
