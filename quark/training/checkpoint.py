@@ -154,7 +154,7 @@ class Checkpoints:
                 f"cannot save the checkpoint {final}, which needs {_megabytes(needed)}: {err}. The pool and "
                 "the earlier checkpoints are good; make room and run the same command to resume"
             ) from err
-        self._prune()
+        self.prune()
         return final
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
@@ -184,7 +184,10 @@ class Checkpoints:
             return []
         return sorted(p for p in self._folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Remove what is neither among the last nor the best, and what a killed process left half-written."""
+        if not self._folder.is_dir():
+            return
         # A damaged one does not count among those that are kept.
         sound = [path for path in self._published() if path not in self._rejected]
         kept = {*sound[-self._keep_last :], *self._best(sound)}

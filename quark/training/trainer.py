@@ -152,6 +152,8 @@ class Trainer:
         """
         here = self._position
         try:
+            # What a killed process left would take the room that the next checkpoint needs.
+            self._checkpoints.prune()
             if not here.baseline and not self._stop_requested:
                 here.baseline = self._measure_baseline()
             last: Evaluation | None = None
