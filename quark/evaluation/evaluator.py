@@ -70,6 +70,7 @@ class Evaluator:
         judges: what is not, by name.
         completions_per_prompt: as configured.
         batch_size: sequences per forward pass.
+        retries: calls of the reward that are made again where one raises.
         seed: derived; the same for every model, so that models are compared on equal draws.
     """
 
@@ -83,6 +84,7 @@ class Evaluator:
         completions_per_prompt: int,
         batch_size: int,
         seed: int,
+        retries: int = 0,
     ) -> None:
         self._prompts = [p for p in prompts for _ in range(completions_per_prompt)]
         self._per_prompt = completions_per_prompt
@@ -91,6 +93,7 @@ class Evaluator:
         self._judges = judges
         self._batch_size = batch_size
         self._seed = seed
+        self._retries = retries
 
     def evaluate(self, generator: Generator, policy: Policy, *, quantile: int | None) -> Evaluation:
         """Measure what ``generator`` gives under the token of ``quantile``.
@@ -103,7 +106,7 @@ class Evaluator:
         completions = generator.generate(self._prompts, quantile=quantile, seed=self._seed)
         texts = [c.text for c in completions]
         prompts = [c.prompt.text for c in completions]
-        outcome = score(self._reward, prompts, texts, on_error="nan")
+        outcome = score(self._reward, prompts, texts, on_error="nan", retries=self._retries)
         judges = {
             name: _mean(score(judge, prompts, texts, on_error="nan").scores)
             for name, judge in self._judges.items()

@@ -50,6 +50,9 @@ BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "le
 MAY_CHANGE = (
     "run.num_rounds",
     "run.num_threads",
+    "reward.on_error",
+    "reward.retries",
+    "reward.timeout_s",
     "evaluation.",
     "checkpoint.",
     "alerts.",
@@ -204,6 +207,7 @@ def assemble(
             completions_per_prompt=config.evaluation.completions_per_prompt,
             batch_size=config.sampling.batch_size,
             seed=derive_seed(config.run.seed, "evaluate"),
+            retries=config.reward.retries or 0,
         ),
         checkpoints=checkpoints,
         log=log,

@@ -239,11 +239,23 @@ class Trainer:
                 f"round {here.round}: {exploration.num_replayed} samples were in the pool already, "
                 f"{exploration.num_generated} were generated"
             )
+        detail = "; ".join(exploration.messages[:3])
+        if exploration.num_retried:
+            self._listener.on_message(
+                f"round {here.round}: the reward raised and was called again "
+                f"{exploration.num_retried} times ({detail})",
+                level="warning",
+            )
         if exploration.num_failed:
-            detail = "; ".join(exploration.messages[:3])
             self._listener.on_message(
                 f"round {here.round}: {exploration.num_failed} of {exploration.num_generated} samples "
                 f"got no score and are kept unranked ({detail})",
+                level="warning",
+            )
+        for name, num_failed in exploration.num_failed_extra.items():
+            self._listener.on_message(
+                f"round {here.round}: {num_failed} of {exploration.num_generated} samples got no score "
+                f"{name!r} ({detail})",
                 level="warning",
             )
         return exploration
