@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -70,6 +71,25 @@ def run_within_memory(
             )
         size //= 2
         on_smaller(size, reason)
+
+
+@contextmanager
+def memory_needed_for(work: str, *, setting: str) -> Iterator[None]:
+    """Say what ran out of memory and which setting asks for less, where nothing can be redone in parts.
+
+    Raises:
+        TrainingError: memory ran out inside.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise TrainingError(
+            f"there is not enough memory for {work} ({reason}). Pool and checkpoints are good; free memory "
+            f"and run the same command, or start a run with a smaller {setting}"
+        ) from error
 
 
 def _release_memory() -> None:

@@ -17,7 +17,12 @@ from quark.objectives.quark import LossOutput, QuarkObjective
 from quark.pool.base import PoolBatch
 from quark.reference.base import ReferencePolicy
 from quark.training.alerts import Alert
-from quark.training.guards import count_skipped_step, is_finite_step, run_within_memory
+from quark.training.guards import (
+    count_skipped_step,
+    is_finite_step,
+    memory_needed_for,
+    run_within_memory,
+)
 from quark.training.optimization import learning_rate, make_optimizer
 from quark.training.position import Position
 
@@ -76,7 +81,7 @@ class Learner:
             position: where the run is; skipped steps and a smaller micro-batch are recorded in it.
 
         Raises:
-            TrainingError: too many skipped steps in a row, or too little memory for one sequence.
+            TrainingError: too many skipped steps in a row, or too little memory for one sequence or the update.
         """
         section, policy = self._section, self._policy
         batch = collate(samples, policy.reward_tokens.ids, policy.pad_id, policy.device)
@@ -96,7 +101,9 @@ class Learner:
             position.skipped_in_a_row = 0
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self._update()
+            # It cannot be redone: some weights may have been changed already.
+            with memory_needed_for("the optimizer's moments", setting="model"):
+                self._update()
             self._objective.update_coefficients(
                 kl_reference_to_policy=sums["kl_reference_to_policy"],
                 kl_policy_to_reference=sums["kl_policy_to_reference"],

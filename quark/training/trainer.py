@@ -46,7 +46,7 @@ from quark.training.events import (
     TrainingResult,
 )
 from quark.training.exploration import REWARD_COLUMN, Exploration, Explorer
-from quark.training.guards import require_finite
+from quark.training.guards import memory_needed_for, require_finite
 from quark.training.learner import Learner
 from quark.training.metrics import MetricLog
 from quark.training.model_card import card_section
@@ -225,15 +225,16 @@ class Trainer:
                 Progress(phase="exploring", round=here.round, done=done, total=total, metrics=shown)
             )
 
-        exploration = self._explorer.explore(
-            self._explore_first if is_first else self._explore,
-            round=here.round,
-            num_prompts=section.prompts_first_round if is_first else section.prompts_per_round,
-            quantile=None if is_first else self.config.pool.num_quantiles - 1,
-            policy_step=here.step - here.step_in_round,
-            on_chunk=on_chunk,
-            should_stop=lambda: self._stop_requested,
-        )
+        with memory_needed_for("sampling", setting="sampling.batch_size"):
+            exploration = self._explorer.explore(
+                self._explore_first if is_first else self._explore,
+                round=here.round,
+                num_prompts=section.prompts_first_round if is_first else section.prompts_per_round,
+                quantile=None if is_first else self.config.pool.num_quantiles - 1,
+                policy_step=here.step - here.step_in_round,
+                on_chunk=on_chunk,
+                should_stop=lambda: self._stop_requested,
+            )
         if exploration.num_replayed and exploration.num_generated:
             self._listener.on_message(
                 f"round {here.round}: {exploration.num_replayed} samples were in the pool already, "
@@ -338,7 +339,7 @@ class Trainer:
         self._listener.on_progress(
             Progress(phase="evaluating", round=self._position.round, done=0, total=1)
         )
-        with self._autocast():
+        with _memory_for_evaluation(), self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate_first, self._policy, quantile=None)
         self._write_evaluation(evaluation)
         return {
@@ -354,7 +355,7 @@ class Trainer:
         self._listener.on_progress(
             Progress(phase="evaluating", round=self._position.round, done=0, total=1)
         )
-        with self._autocast():
+        with _memory_for_evaluation(), self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate, self._policy, quantile=quantile)
         if not is_logged:
             self._write_evaluation(evaluation)
@@ -619,3 +620,7 @@ class Trainer:
             metrics=metrics,
             before_after=answers,
         )
+
+
+def _memory_for_evaluation() -> AbstractContextManager[None]:
+    return memory_needed_for("evaluating", setting="sampling.batch_size")

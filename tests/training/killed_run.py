@@ -34,8 +34,18 @@ from tests.training.tiny_run import Listener, fingerprint_of, train, write_input
 FILE_OPERATIONS = frozenset(
     {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 )
-PLACES = ("commit", "checkpoint", "publish", "prune", "model", "resume", "event", "file")
-"""What a life can end in. ``file`` is any operation on the run's files by Python, ``event`` a progress report."""
+PLACES = {
+    "commit": 3,
+    "checkpoint": 2,
+    "publish": 2,
+    "prune": 1,
+    "model": 1,
+    "resume": 1,
+    "event": 1,
+    "file": 2,
+}
+"""What a life can end in, and how often. ``file`` is any operation on the run's files by Python, ``event`` a report
+of progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +175,7 @@ def void(value: object) -> None:
 
 def choose_death(chance: random.Random, whole: Life, *, is_second: bool) -> Death:
     """Somewhere in a life; often while resuming in those that come after a death."""
-    place = chance.choice(PLACES)
+    (place,) = chance.choices(list(PLACES), weights=list(PLACES.values()))
     if is_second and chance.random() < 0.3:
         place = "resume"
     limit = max(whole.begun[place] // (2 if is_second else 1), 1)

@@ -15,11 +15,13 @@ from torch import Tensor
 from quark.cli.exit_codes import ExitCode, exit_code_of
 from quark.config.load import load_config
 from quark.errors import ModelError, QuarkError, TrainingError
+from quark.evaluation.evaluator import Evaluator
 from quark.models.batch import TrainingBatch
 from quark.objectives.quark import LossOutput, QuarkObjective
 from quark.run_directory import RunDirectory
 from quark.training.assemble import assemble
 from quark.training.checkpoint import Checkpoints
+from quark.training.exploration import Explorer
 from quark.training.guards import is_out_of_memory, require_finite, run_within_memory
 from quark.training.trainer import Trainer
 from tests.training.tiny_run import (
@@ -164,6 +166,23 @@ def test_no_memory_for_one_sequence_ends_the_run_with_its_checkpoint(
     newest, rejected = Checkpoints(RunDirectory(tmp_path / "run").checkpoints, keep_last=2).newest()
     assert newest is not None
     assert (newest.step, rejected) == (STEPS_PER_ROUND, [])
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "work"),
+    [(Explorer, "_generate", "sampling"), (Evaluator, "_likelihoods", "evaluating")],
+)
+def test_no_memory_elsewhere_names_the_setting_that_asks_for_less(
+    config: Path,
+    tmp_path: Path,
+    owner: type,
+    method: str,
+    work: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner, method, lambda *args: ask_for_too_much())
+    with pytest.raises(TrainingError, match=rf"not enough memory for {work}.*sampling\.batch_size"):
+        train(config, tmp_path / "run")
 
 
 def poisoned_at(*steps: int, place: str) -> Change:

@@ -235,6 +235,18 @@ def test_old_checkpoints_go_and_foreign_paths_stay(config: Path, tmp_path: Path)
     assert names == ["step-00000008", "step-00000012", "step-of-my-own"]
 
 
+def test_what_a_killed_checkpoint_left_goes_before_the_next_one_needs_the_room(
+    config: Path, stopped_run: Path
+) -> None:
+    checkpoints = RunDirectory(stopped_run).checkpoints
+    before = sorted(checkpoints.iterdir())
+    half_written = checkpoints / "step-00000099.partial-0123abcd"
+    half_written.mkdir()
+    (half_written / "model.safetensors").write_bytes(b"half")
+    assert train(config, stopped_run, stop_at=1).interrupted
+    assert sorted(checkpoints.iterdir()) == before
+
+
 def test_a_checkpoint_holds_tensors_and_json_and_nothing_else(whole_run: Path) -> None:
     files = [p for p in RunDirectory(whole_run).checkpoints.rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".safetensors", ".json"}
