@@ -40,7 +40,7 @@ PLACES = {
     "publish": 2,
     "prune": 1,
     "model": 1,
-    "resume": 1,
+    "start": 1,
     "event": 1,
     "file": 2,
 }
@@ -144,15 +144,15 @@ def run_and_tell(config: Path, run_dir: Path, death: Death | None, pipe: int) ->
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(before_operation)
-    tell("begin", "resume")
-    is_resuming = True
+    tell("begin", "start")
+    is_starting = True
 
     def at_event(number: int) -> None:
-        nonlocal is_resuming
+        nonlocal is_starting
         # The first event says that loading begins, the second that the run goes on.
-        if is_resuming and number == 2:
-            is_resuming = False
-            tell("end", "resume")
+        if is_starting and number == 2:
+            is_starting = False
+            tell("end", "start")
         tell("begin", "event")
 
     train(config, run_dir, listener=Listener(at_event=at_event))
@@ -177,7 +177,7 @@ def choose_death(chance: random.Random, whole: Life, *, is_second: bool) -> Deat
     """Somewhere in a life; often while resuming in those that come after a death."""
     (place,) = chance.choices(list(PLACES), weights=list(PLACES.values()))
     if is_second and chance.random() < 0.3:
-        place = "resume"
+        place = "start"
     limit = max(whole.begun[place] // (2 if is_second else 1), 1)
     mean_s = whole.seconds[place] / whole.begun[place]
     return Death(
@@ -196,7 +196,7 @@ def run_trials(folder: Path, *, num_trials: int, seed: int) -> bool:
     assert all(whole.begun[place] for place in PLACES)
     expected = in_fork(folder, lambda: fingerprint_of(folder / "whole"))
     kills: Counter[str] = Counter()
-    num_equal = num_killed_twice = trial = 0
+    num_equal = num_killed_twice = num_killed_resuming = trial = 0
     while trial < num_trials:
         run_dir = folder / f"run-{trial}"
         wanted = chance.choice([1, 2, 2, 3])
@@ -208,6 +208,7 @@ def run_trials(folder: Path, *, num_trials: int, seed: int) -> bool:
             life = live(config, run_dir, death, log)
             if life.status != -signal.SIGKILL or death is None:
                 break
+            num_killed_resuming += bool(deaths) and "start" in life.open
             deaths.append(death)
             kills.update(list(life.open) or ["elsewhere"])
         if not deaths and life.status == 0:
@@ -229,7 +230,8 @@ def run_trials(folder: Path, *, num_trials: int, seed: int) -> bool:
     by_place = ", ".join(f"{count} in {place}" for place, count in kills.most_common())
     print(
         f"{num_equal} of {num_trials} runs killed and resumed ended byte-equal; "
-        f"{num_killed_twice} of them were killed more than once. Kills: {by_place}",
+        f"{num_killed_twice} of them were killed more than once, {num_killed_resuming} times while they "
+        f"resumed. Kills: {by_place}",
         flush=True,
     )
     return num_equal == num_trials

@@ -26,7 +26,7 @@ def reward(prompts, completions):
     for mark in sorted(marks.iterdir()):
         mark.unlink()
         if mark.name.startswith("hang"):
-            time.sleep(0.4)
+            time.sleep(2.0)
         raise ConnectionError(mark.name)
     return tiny_reward.low_bytes(prompts, completions)
 '''
@@ -99,7 +99,7 @@ def test_a_batch_that_hangs_is_kept_without_scores_counted_and_told(
     config: Path, marks: Path, tmp_path: Path
 ) -> None:
     listener = asking(marks, 4, "hang")
-    settings = ("reward.timeout_s=0.2", "reward.on_error=nan")
+    settings = ("reward.timeout_s=1.0", "reward.on_error=nan")
     train(config, tmp_path / "run", overrides=settings, listener=listener)
     rows = [r for r in rows_of(tmp_path / "run") if r["event"] == "round"]
     assert [r["failed_scores"] for r in rows] == [8, 0, 0]
