@@ -163,8 +163,10 @@ class Trainer:
                 return self._interrupted()
             return self._finish(last)
         finally:
-            self._log.close()
-            self._pool.close()
+            try:
+                self._log.close()
+            finally:
+                self._pool.close()
 
     def _run_round(self) -> Evaluation | None:
         """One round from wherever it is; returns its evaluation where one is due and it was finished."""
@@ -479,7 +481,9 @@ class Trainer:
         self._listener.on_progress(Progress(phase="saving", round=here.round, done=0, total=1))
         snapshot = self._pool.snapshot
         optimizer = optimizer_tensors(self._learner.optimizer, self._policy.model)
-        require_finite({**self._policy.model.state_dict(), **optimizer}, step=here.step)
+        # Parameters only: a buffer may hold infinities on purpose, a causal mask for one.
+        parameters = dict(self._policy.model.named_parameters())
+        require_finite({**parameters, **optimizer}, step=here.step)
         self._checkpoints.save(
             here.step,
             model=self._policy.model,

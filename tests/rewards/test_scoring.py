@@ -15,6 +15,11 @@ from quark.rewards.scoring import score
 
 PROMPTS = ["p0", "p1", "p2"]
 COMPLETIONS = ["c0", "c1", "c2"]
+POLICIES = (
+    {"on_error": "fail"},
+    {"on_error": "nan"},
+    {"on_error": "nan", "retries": 1, "backoff_s": 1e-3},
+)
 
 
 class Returning:
@@ -64,10 +69,10 @@ def test_what_is_no_score_becomes_nan_and_is_counted(value, num_nonfinite):
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 4])
-@pytest.mark.parametrize("on_error", ["fail", "nan"])
-def test_a_wrong_length_raises_in_every_mode(length, on_error):
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_a_wrong_length_raises_in_every_mode(length, policy):
     with pytest.raises(RewardError, match=f"'tested' returned {length} scores for 3"):
-        outcome_of([1.0] * length, on_error=on_error)
+        outcome_of([1.0] * length, **policy)
 
 
 @pytest.mark.parametrize(
@@ -75,10 +80,10 @@ def test_a_wrong_length_raises_in_every_mode(length, on_error):
     [True, np.True_, "1.0", b"1", [1.0], {}, 1j, torch.tensor(True), object()],
     ids=repr,
 )
-@pytest.mark.parametrize("on_error", ["fail", "nan"])
-def test_what_cannot_be_a_score_raises_with_function_index_and_value(value, on_error):
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_what_cannot_be_a_score_raises_with_function_index_and_value(value, policy):
     with pytest.raises(RewardError, match=r"'tested' returned .* for completion 2"):
-        outcome_of([0.0, 1.0, value], on_error=on_error)
+        outcome_of([0.0, 1.0, value], **policy)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +101,10 @@ def test_what_cannot_be_a_score_raises_with_function_index_and_value(value, on_e
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_list_of_scores_raises(value):
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_what_is_no_list_of_scores_raises(value, policy):
     with pytest.raises(RewardError, match="'tested' returned"):
-        outcome_of(value)
+        outcome_of(value, **policy)
 
 
 def test_an_array_of_booleans_raises():
