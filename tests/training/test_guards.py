@@ -134,6 +134,30 @@ def test_a_step_without_memory_is_redone_in_smaller_parts_and_the_size_is_kept(
     assert steps == small
 
 
+def test_a_step_that_fails_half_way_is_redone_from_nothing(
+    config: Path, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    parts = 0
+
+    def fails_once(trainer: Trainer, part: TrainingBatch, output: LossOutput) -> Tensor:
+        nonlocal parts
+        parts += trainer._position.step == 1
+        if parts == 2:  # of three; the first one's gradient is there
+            parts += 1
+            ask_for_too_much()
+        return output.loss
+
+    with losses_changed_by(fails_once) as assembled:
+        assembled(config, tmp_path / "run").run()
+    steps = [r for r in rows_of(tmp_path / "run") if r["event"] == "step"]
+    assert [r["micro_batch_size"] for r in steps[:3]] == [4, 2, 2]
+    whole = [r for r in expected["rows"] if r["event"] == "step"]
+    for figure in ("loss", "grad_norm", "kl_policy_to_reference", "kl_coef"):
+        # The first round's: later ones sample from weights that differ by rounding.
+        found = [r[figure] for r in steps[:STEPS_PER_ROUND]]
+        assert found == pytest.approx([r[figure] for r in whole[:STEPS_PER_ROUND]], rel=1e-4)
+
+
 def test_a_smaller_micro_batch_survives_a_resume(config: Path, tmp_path: Path) -> None:
     with losses_changed_by(hungry) as assembled:
         assembled(config, tmp_path / "whole").run()
