@@ -15,7 +15,21 @@ from typing import Annotated
 import typer
 
 from quark import __version__
-from quark.cli import config, doctor, evaluate, generate, init, pool, report, reward, train
+from quark.cli import (
+    config,
+    doctor,
+    evaluate,
+    generate,
+    init,
+    pool,
+    pool_create,
+    pool_explain,
+    pool_rescore,
+    report,
+    reward,
+    selftest,
+    train,
+)
 from quark.cli.exit_codes import MEANINGS, ExitCode, exit_code_of, way_out_of
 
 TRACEBACK_FLAG = "--traceback"
@@ -44,11 +58,15 @@ app.command("train", rich_help_panel="Train and use")(train.train)
 app.command("generate", rich_help_panel="Train and use")(generate.generate)
 app.command("evaluate", rich_help_panel="Train and use")(evaluate.evaluate)
 app.command("report", rich_help_panel="Look inside")(report.report)
+pool.app.command("rescore")(pool_rescore.rescore)
+pool.app.command("explain")(pool_explain.explain)
+pool.app.command("create")(pool_create.create)
 app.add_typer(pool.app, name="pool", rich_help_panel="Look inside")
 app.command("init", rich_help_panel="Set up")(init.init)
 app.add_typer(config.app, name="config", rich_help_panel="Set up")
 app.add_typer(reward.app, name="reward", rich_help_panel="Set up")
 app.command("doctor", rich_help_panel="Set up")(doctor.doctor)
+app.command("selftest", rich_help_panel="Set up")(selftest.selftest)
 
 
 def _print_version(wanted: bool) -> None:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from quark.pool.native import NativePool
 
 app = typer.Typer(
-    help="Look into a sample pool; reading never disturbs a run.", no_args_is_help=True
+    help="Look into a sample pool (reading never disturbs a run), or make one.",
+    no_args_is_help=True,
 )
 
 PoolPath = Annotated[
@@ -60,6 +61,7 @@ def info(path: PoolPath, as_json: JsonFlag = False) -> None:
                 "prompts": facts.num_prompts,
                 "snapshot": dataclasses.asdict(facts.snapshot),
                 "score_columns": columns,
+                "drafts": [dataclasses.asdict(draft) for draft in facts.drafts],
                 "segments": facts.num_segments,
                 "bytes": facts.num_bytes,
                 "vocab_size": facts.vocab_size,
@@ -81,7 +83,14 @@ def info(path: PoolPath, as_json: JsonFlag = False) -> None:
             f"mean {number(column.mean)}, {number(column.min)} .. {number(column.max)}, "
             f"{count(column.num_unscored)} not scored"
         )
-        rows.append((f"score {column.name}", text))
+        if column.version > 1 or column.source:
+            text += (
+                f"; version {column.version}, by {column.source.get('name', 'an unnamed reward')}"
+            )
+        rows.append((f"score {column.name}", foreign(text)))
+    for draft in facts.drafts:
+        done = f"{count(draft.num_covered)} of {count(facts.snapshot.num_samples)} samples"
+        rows.append((f"score {draft.name}", foreign(f"being written anew: {done}")))
     rows += [(str(key), foreign(str(value), limit=200)) for key, value in facts.metadata.items()]
     make_console().print(figures(rows))
 
@@ -250,7 +259,7 @@ def verify(path: PoolPath, as_json: JsonFlag = False) -> None:
     from quark.cli.console import count, foreign, make_console, print_json, prose, size
     from quark.pool.native import NativePool
 
-    report = NativePool.verify(_pool_path(path))
+    report = NativePool.verify(pool_path(path))
     if as_json:
         print_json({"sound": report.is_sound, **dataclasses.asdict(report)})
     else:
@@ -272,7 +281,7 @@ def opened(path: Path) -> Iterator[NativePool]:
     """The pool at ``path`` (or in the run directory ``path``), read-only."""
     from quark.pool.native import NativePool
 
-    pool = NativePool.open(_pool_path(path))
+    pool = NativePool.open(pool_path(path))
     try:
         yield pool
     finally:
@@ -341,7 +350,8 @@ def round_means(pool: NativePool, scores: NDArray[np.float32]) -> list[dict[str,
     return rows
 
 
-def _pool_path(path: Path) -> Path:
+def pool_path(path: Path) -> Path:
+    """The pool that a path given by a user means: itself, or the one of the run there."""
     from quark.run_directory import RunDirectory
 
     run = RunDirectory(path)

@@ -130,7 +130,7 @@ def check(
     from quark.rewards.build import build_reward
     from quark.rewards.checking import check_reward
 
-    config = _reward_config(reward, set_ or ())
+    config = reward_config(reward, set_ or ())
     report = check_reward(
         build_reward(config),
         None if samples is None else _read_samples(samples),
@@ -172,7 +172,8 @@ def check(
         raise typer.Exit(ExitCode.INPUT)
 
 
-def _reward_config(name: str, overrides: Sequence[str]) -> RewardConfig:
+def reward_config(name: str, overrides: Sequence[str]) -> RewardConfig:
+    """A reward by its name on the command line, with settings. Raises ConfigError."""
     import json
 
     from quark.config.load import load_config

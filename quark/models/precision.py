@@ -36,14 +36,14 @@ def projections_for_autocast(model: nn.Module) -> Iterator[None]:
         yield
         return
     converted = _converted(model, torch.get_autocast_dtype(device))
-    originals = {module: module.weight for module in converted}
+    originals = [(module, module.weight) for module in converted]
     try:
         for module, weight in converted.items():
             module.weight = weight
         yield
     finally:
-        for module, weight in originals.items():
-            module.weight = weight
+        for module, original in originals:
+            module.weight = original
 
 
 def _converted(model: nn.Module, dtype: torch.dtype) -> dict[nn.Linear, nn.Parameter]:

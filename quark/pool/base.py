@@ -253,6 +253,43 @@ class SamplePool(Protocol):
         """Move a reader to the newest commit."""
         ...
 
+    def draft_end(self, name: str) -> int | None:
+        """Ids below this have scores in the unfinished draft of a column; None without a draft."""
+        ...
+
+    def draft_scores(
+        self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
+    ) -> None:
+        """Commit more scores [M] of a draft: those of samples ``first`` .. ``first`` + M.
+
+        A draft is a score column in the making: it begins at sample 0, grows without gaps and is seen by
+        no ranking before ``publish_scores``. ``quark.pool.rescore`` drives it.
+
+        Args:
+            name: of the column that is to come, or whose next version is.
+            first: where the draft ends so far; 0 begins one.
+            scores: NaN = not scored.
+            source: what makes the scores, as one JSON object, the same for all of a draft.
+
+        Raises:
+            ValueError: scores that do not go on where the draft ends, beyond the last sample, or of another
+                source.
+            PoolPoisonedError: an earlier sync failed; reopen.
+            OSError: the disk refused; the pool is as before the call.
+        """
+        ...
+
+    def publish_scores(self, name: str) -> None:
+        """Make a draft that covers every sample the column of its name, in one commit.
+
+        Snapshots of before go on showing the scores of before. Raises as ``draft_scores``.
+        """
+        ...
+
+    def discard_scores(self, name: str) -> None:
+        """Give a draft up. Raises ValueError if there is none, else as ``draft_scores``."""
+        ...
+
     def quantize(
         self,
         num_quantiles: int,

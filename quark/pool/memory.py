@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,10 @@ class MemoryPool:
         self._keys: dict[str, range] = {}
         self._columns: dict[str, list[float]] = {}
         self._runs: dict[str, list[tuple[int, list[int]]]] = {}
+        self._drafts: dict[str, list[float]] = {}
+        self._sources: dict[str, str] = {}
+        self._draft_runs: dict[str, list[tuple[int, list[int]]]] = {}
+        self._num_changes = 0
         self._hash = hashlib.sha256()
 
     @property
@@ -83,7 +88,9 @@ class MemoryPool:
     @property
     def snapshot(self) -> Snapshot:
         return Snapshot(
-            generation=len(self._keys), hash=self._hash.hexdigest(), num_samples=len(self)
+            generation=len(self._keys) + self._num_changes,
+            hash=self._hash.hexdigest(),
+            num_samples=len(self),
         )
 
     @property
@@ -137,20 +144,47 @@ class MemoryPool:
         for name, values in batch.scores.items():
             column = self._columns.setdefault(name, [])
             column += [math.nan] * (first - len(column)) + [float(v) for v in values]
-            run = self._ranked(name, [id for id in ids if not math.isnan(column[id])])
-            runs = self._runs.setdefault(name, [])
-            if run:
-                runs.append((0, run))
-            while len(runs) >= _TIER and len({level for level, _ in runs[-_TIER:]}) == 1:
-                level = runs[-1][0] + 1
-                members = [id for _, ids_of in runs[-_TIER:] for id in ids_of]
-                runs[-_TIER:] = [(level, self._ranked(name, members))]
+            self._add_run(self._runs.setdefault(name, []), column, ids)
         self._keys[batch.key] = ids
         self._hash.update(batch.key.encode())
         return ids
 
     def find(self, key: str) -> range | None:
         return self._keys.get(key)
+
+    def draft_end(self, name: str) -> int | None:
+        return len(self._drafts[name]) if name in self._drafts else None
+
+    def draft_scores(
+        self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
+    ) -> None:
+        if first != (self.draft_end(name) or 0) or not 0 < len(scores) <= len(self) - first:
+            raise ValueError(f"the draft of {name!r} goes on at {self.draft_end(name) or 0}")
+        if self._sources.setdefault(name, source) != source:
+            raise ValueError(f"the draft of {name!r} is made by {self._sources[name]}")
+        draft = self._drafts.setdefault(name, [])
+        draft += [float(score) for score in scores]
+        ids = range(first, first + len(scores))
+        self._add_run(self._draft_runs.setdefault(name, []), draft, ids)
+        self._changed("draft", name)
+
+    def publish_scores(self, name: str) -> None:
+        if self.draft_end(name) != len(self):
+            raise ValueError(f"the draft of {name!r} does not cover every sample")
+        self._columns[name] = self._drafts.pop(name)
+        self._runs[name] = self._draft_runs.pop(name)
+        del self._sources[name]
+        self._samples = [
+            replace(sample, scores={**sample.scores, name: self._columns[name][sample.id]})
+            for sample in self._samples
+        ]
+        self._changed("publish", name)
+
+    def discard_scores(self, name: str) -> None:
+        if name not in self._drafts:
+            raise ValueError(f"there is no draft of {name!r}")
+        del self._drafts[name], self._draft_runs[name], self._sources[name]
+        self._changed("discard", name)
 
     def refresh(self) -> Snapshot:
         return self.snapshot
@@ -203,8 +237,22 @@ class MemoryPool:
     def close(self) -> None:
         pass
 
-    def _ranked(self, name: str, ids: Sequence[int]) -> list[int]:
-        column = self._columns[name]
+    def _changed(self, what: str, name: str) -> None:
+        self._num_changes += 1
+        self._hash.update(f"{what} {name} {self.draft_end(name)}".encode())
+
+    def _add_run(
+        self, runs: list[tuple[int, list[int]]], column: list[float], ids: Iterable[int]
+    ) -> None:
+        run = self._ranked(column, [id for id in ids if not math.isnan(column[id])])
+        if run:
+            runs.append((0, run))
+        while len(runs) >= _TIER and len({level for level, _ in runs[-_TIER:]}) == 1:
+            level = runs[-1][0] + 1
+            members = [id for _, ids_of in runs[-_TIER:] for id in ids_of]
+            runs[-_TIER:] = [(level, self._ranked(column, members))]
+
+    def _ranked(self, column: list[float], ids: Sequence[int]) -> list[int]:
         # -0.0 == 0.0 already; the hash is bijective in the id, so the order is total.
         return sorted(ids, key=lambda id: (-column[id], scramble(self.tie_seed, id)))
 

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from quark.pool.base import (
     Snapshot,
     TieRule,
 )
+from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
 from quark.types import Json
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -40,15 +41,32 @@ class ScoreColumnInfo:
     """What a score column holds."""
 
     name: str
+    version: int
+    """1 for the first scores of the name; re-scoring counts up."""
+    source: Mapping[str, Json]
+    """What made the scores, where they came after their samples; else empty."""
     num_scored: int
     num_unscored: int
     """Samples whose score is NaN."""
     num_runs: int
     """Sorted runs that the ranking is made of."""
     mean: float
-    """NaN when nothing is scored, like ``min`` and ``max``."""
+    """NaN when nothing is scored, like ``std``, ``min`` and ``max``."""
+    std: float
+    """Of the scores as a whole population."""
     min: float
     max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftInfo:
+    """A score column in the making."""
+
+    name: str
+    source: Mapping[str, Json]
+    """What makes the scores."""
+    num_covered: int
+    """Samples that it covers so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +87,7 @@ class PoolInfo:
     num_bytes: int
     """Bytes of all live data files."""
     score_columns: tuple[ScoreColumnInfo, ...]
+    drafts: tuple[DraftInfo, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +331,45 @@ class NativePool:
         self._pool.refresh()
         return self.snapshot
 
+    def draft_end(self, name: str) -> int | None:
+        return self._pool.draft_end(name)
+
+    def draft_scores(
+        self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
+    ) -> None:
+        self._pool.draft_scores(
+            name, source, _bounded("first", first, 64), _array("scores", scores, np.float32)
+        )
+
+    def publish_scores(self, name: str) -> None:
+        self._pool.publish_scores(name)
+
+    def discard_scores(self, name: str) -> None:
+        self._pool.discard_scores(name)
+
+    def rescore(
+        self,
+        name: str,
+        scorer: Scorer,
+        *,
+        source: Mapping[str, Json] | None = None,
+        chunk_size: int = 8192,
+        decode: Decoder | None = None,
+        restart: bool = False,
+        on_chunk: Callable[[int, int], object] | None = None,
+    ) -> Rescored:
+        """Score every sample anew in resumable chunks; see ``quark.pool.rescore.rescore``."""
+        return rescore(
+            self,
+            name,
+            scorer,
+            source=source,
+            chunk_size=chunk_size,
+            decode=decode,
+            restart=restart,
+            on_chunk=on_chunk,
+        )
+
     def quantize(
         self,
         num_quantiles: int,
@@ -358,14 +416,26 @@ class NativePool:
             score_columns=tuple(
                 ScoreColumnInfo(
                     name=name,
+                    version=version,
+                    source=json.loads(source or "{}"),
                     num_scored=scored,
                     num_unscored=unscored,
                     num_runs=runs,
                     mean=mean,
+                    std=std,
                     min=low,
                     max=high,
                 )
-                for name, scored, unscored, runs, mean, low, high in facts["score_columns"]
+                for (name, version, source), (scored, unscored, runs), (
+                    mean,
+                    std,
+                    low,
+                    high,
+                ) in facts["score_columns"]
+            ),
+            drafts=tuple(
+                DraftInfo(name=name, source=json.loads(source), num_covered=end)
+                for name, source, end in facts["drafts"]
             ),
         )
 

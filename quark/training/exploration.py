@@ -24,11 +24,9 @@ from quark.rewards.base import RewardFunction
 from quark.rewards.build import reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import ScoreOutcome, score
+from quark.training.draws import REWARD_COLUMN, chunk_key
 from quark.training.seeds import derive_seed
 from quark.types import Completion, Prompt
-
-REWARD_COLUMN = "reward"
-"""The score column that is trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +109,6 @@ class Explorer:
         self._per_prompt = completions_per_prompt
         self._autocast = autocast
 
-    def num_chunks(self, num_prompts: int) -> int:
-        """Commits that a round over this many prompts makes."""
-        return -(-num_prompts * self._per_prompt // self._chunk_size)
-
     def explore(
         self,
         generator: Generator,
@@ -149,7 +143,7 @@ class Explorer:
                 is_complete = False
                 break
             part = prompts[start : start + self._chunk_size]
-            key = f"{self._run_id}/{round}/{chunk}"
+            key = chunk_key(self._run_id, round, chunk)
             figures: dict[str, float] = {}
             ids = self._pool.find(key)
             if ids is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -58,6 +59,21 @@ class MetricLog:
         self._file.close()
         for tracker in self._trackers:
             tracker.close()
+
+
+def num_steps_logged(path: Path) -> int:
+    """Optimizer steps that a run has taken, by its log; 0 without one.
+
+    A line that a crash cut short says nothing.
+    """
+    taken = 0
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                match json.loads(line):
+                    case {"event": "step", "step": int(step)}:
+                        taken = step + 1
+    return taken
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON-like value

@@ -37,6 +37,7 @@ from quark.run_directory import RunDirectory
 from quark.text_statistics import distinct_n
 from quark.training.alerts import Alert, Alerts, ControlGap
 from quark.training.checkpoint import Checkpoint, Checkpoints
+from quark.training.draws import REWARD_COLUMN, first_snapshot_with, quantize, round_sampler
 from quark.training.events import (
     BeforeAfter,
     Progress,
@@ -45,14 +46,13 @@ from quark.training.events import (
     TrainingListener,
     TrainingResult,
 )
-from quark.training.exploration import REWARD_COLUMN, Exploration, Explorer
+from quark.training.exploration import Exploration, Explorer
 from quark.training.guards import memory_needed_for, require_finite
 from quark.training.learner import Learner
 from quark.training.metrics import MetricLog
 from quark.training.model_card import card_section
 from quark.training.optimization import load_optimizer_tensors, optimizer_tensors
 from quark.training.position import Position
-from quark.training.seeds import derive_seed
 from quark.types import Completion
 
 
@@ -270,21 +270,13 @@ class Trainer:
 
         The pool can be ahead of that where the run resumed from an older checkpoint.
         """
-        pool = self._pool
+        pool = first_snapshot_with(self.run_directory.pool, exploration.ids.stop)
         if len(pool) != exploration.ids.stop:
-            section = self.config.run
-            chunks = self._explorer.num_chunks(section.prompts_first_round)
-            chunks += self._position.round * self._explorer.num_chunks(section.prompts_per_round)
-            pool = NativePool.open(self.run_directory.pool, snapshot=chunks)
-            if len(pool) != exploration.ids.stop:
-                raise TrainingError(
-                    f"{self.run_directory.pool} has samples that this run did not put there: snapshot "
-                    f"{chunks} holds {len(pool)} samples instead of {exploration.ids.stop}"
-                )
-        cut = self.config.pool
-        quantization = pool.quantize(
-            cut.num_quantiles, score=REWARD_COLUMN, ties=cut.ties, remainder=cut.remainder
-        )
+            raise TrainingError(
+                f"{self.run_directory.pool} has samples that this run did not put there: no snapshot of "
+                f"it holds {exploration.ids.stop} samples"
+            )
+        quantization = quantize(pool, self.config.pool)
         if int(quantization.counts.sum()) == 0:
             raise TrainingError(
                 f"none of the {len(pool)} samples has a score: check the reward with `quark reward check`"
@@ -296,14 +288,7 @@ class Trainer:
     def _learn(self, quantization: Quantization) -> None:
         """The rest of this round's optimizer steps."""
         here = self._position
-        section = self.config.optimizer
-        only_best = self.config.pool.train_quantiles == "best"
-        sampler = quantization.sampler(
-            batch_size=section.batch_size,
-            seed=derive_seed(self.config.run.seed, "minibatches", here.round),
-            mode=self.config.pool.sampling,
-            quantiles=[quantization.num_quantiles - 1] if only_best else None,
-        )
+        sampler = round_sampler(quantization, self.config, here.round)
         while here.step_in_round < self.config.run.steps_per_round and not self._stop_requested:
             begin = time.monotonic()
             batch = sampler.batch(here.step_in_round, pad_id=self._policy.pad_id)

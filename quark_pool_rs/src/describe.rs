@@ -34,6 +34,8 @@ pub struct ColumnDescription {
     pub num_runs: u64,
     /// 1 for the first scores of the name; re-scoring counts up.
     pub version: u32,
+    /// What made the scores if they came after their samples; else empty.
+    pub source: String,
     /// NaN when nothing is scored.
     pub mean: f64,
     /// Of the scores as a whole population; NaN when nothing is scored.
@@ -111,7 +113,8 @@ fn describe_column(snapshot: &Snapshot, column: &Column) -> Result<ColumnDescrip
         scored: column.scored,
         unscored: snapshot.num_samples - column.scored,
         num_runs: column.runs.len() as u64,
-        version: column.version(),
+        version: column.version,
+        source: column.source.clone(),
         mean,
         std: (squares / column.scored as f64).sqrt(),
         min: if is_empty { f32::NAN } else { min },

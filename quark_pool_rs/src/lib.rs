@@ -11,7 +11,8 @@
 //! ```text
 //! python                                      the binding, behind the feature `python`
 //! pool  verify  describe                      append, open | offline check | statistics
-//! gather  sampler  ranking                    padded batches | which samples | order and quantiles
+//! gather  sampler                             padded batches | which samples
+//! quantization  selection  ranking            quantiles | cuts of values | cuts of sorted runs
 //! recovery                                    from a directory to a snapshot
 //! snapshot                                    what a reader sees
 //! segment  manifest                           columns | records
@@ -32,11 +33,13 @@ pub mod mapping;
 pub mod pool;
 #[cfg(feature = "python")]
 mod python;
+pub mod quantization;
 pub mod ranking;
 pub mod recovery;
 pub mod rng;
 pub mod sampler;
 pub mod segment;
+mod selection;
 pub mod snapshot;
 pub mod storage;
 pub mod verify;

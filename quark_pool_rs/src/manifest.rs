@@ -274,6 +274,9 @@ pub struct ColumnState {
     pub name: String,
     /// 1 for the first; each re-scoring counts up.
     pub version: u32,
+    /// What made the scores if they came after their samples: one JSON object; else empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source: String,
     /// By first id.
     pub extents: Vec<Arc<ExtentEntry>>,
     /// In the order in which they were made.
@@ -309,6 +312,8 @@ pub enum ScoreChange {
     Draft {
         /// Name of the column that is to come.
         name: String,
+        /// What makes the scores, the same in every change of one draft.
+        source: String,
         /// Follows the draft's last extent.
         extent: ExtentEntry,
         /// Merges, one after another, after the extent's own run was added.

@@ -402,21 +402,32 @@ impl Pool {
 
     /// Commit more scores of a draft: those of the samples from `first` on, where the draft ends.
     ///
+    /// `source` says what makes the scores, as one JSON object; it is the same for all of a draft.
+    ///
     /// # Errors
     /// As [`Pool::append`].
-    pub fn draft_scores(&self, name: &str, first: u64, scores: &[f32]) -> Result<()> {
+    pub fn draft_scores(&self, name: &str, source: &str, first: u64, scores: &[f32]) -> Result<()> {
         check_column_name(name)?;
-        let end = self.draft_end(name).unwrap_or(0);
-        let num_samples = self.snapshot().num_samples;
-        let count = scores.len() as u64;
-        if first != end || count == 0 || count > 1 << 31 || first + count > num_samples {
-            return Err(PoolError::invalid(format!(
-                "{count} scores from sample {first} on: the draft of {name:?} goes on at {end}, and the \
-                 pool has {num_samples} samples"
-            )));
-        }
+        check_json_object("the source of the scores", source)?;
         self.change_scores(|writer, snapshot, files| {
-            writer.write_scores(snapshot, name, first, scores, files)
+            let draft = snapshot.drafts.iter().find(|draft| draft.name == name);
+            if let Some(draft) = draft.filter(|draft| draft.source != source) {
+                return Err(PoolError::invalid(format!(
+                    "the unfinished scores {name:?} are made by {}: finish or discard them first",
+                    draft.source
+                )));
+            }
+            let end = draft.map_or(0, Column::end);
+            let (count, num_samples) = (scores.len() as u64, snapshot.num_samples);
+            let is_inside =
+                0 < count && count <= (1 << 31) && first <= num_samples && count <= num_samples - first;
+            if first != end || !is_inside {
+                return Err(PoolError::invalid(format!(
+                    "{count} scores from sample {first} on: the draft of {name:?} goes on at {end}, and \
+                     the pool has {num_samples} samples"
+                )));
+            }
+            writer.write_scores(snapshot, name, source, first, scores, files)
         })
     }
 
@@ -425,14 +436,17 @@ impl Pool {
     /// # Errors
     /// As [`Pool::append`]; `Invalid` where the draft does not cover every sample.
     pub fn publish_scores(&self, name: &str) -> Result<()> {
-        let (end, num_samples) = (self.draft_end(name), self.snapshot().num_samples);
-        if end != Some(num_samples) {
-            return Err(PoolError::invalid(format!(
-                "the draft of {name:?} covers {} of {num_samples} samples",
-                end.unwrap_or(0)
-            )));
-        }
-        self.change_scores(|_, _, _| Ok(ScoreChange::Publish { name: name.to_owned() }))
+        self.change_scores(|_, snapshot, _| {
+            let draft = snapshot.drafts.iter().find(|draft| draft.name == name);
+            let num_samples = snapshot.num_samples;
+            if draft.map(Column::end) != Some(num_samples) {
+                return Err(PoolError::invalid(format!(
+                    "the draft of {name:?} covers {} of {num_samples} samples",
+                    draft.map_or(0, Column::end)
+                )));
+            }
+            Ok(ScoreChange::Publish { name: name.to_owned() })
+        })
     }
 
     /// Give a draft up.
@@ -440,10 +454,12 @@ impl Pool {
     /// # Errors
     /// As [`Pool::append`]; `Invalid` where there is no such draft.
     pub fn discard_scores(&self, name: &str) -> Result<()> {
-        if self.draft_end(name).is_none() {
-            return Err(PoolError::invalid(format!("there is no draft of {name:?}")));
-        }
-        self.change_scores(|_, _, _| Ok(ScoreChange::Discard { name: name.to_owned() }))
+        self.change_scores(|_, snapshot, _| {
+            if !snapshot.drafts.iter().any(|draft| draft.name == name) {
+                return Err(PoolError::invalid(format!("there is no draft of {name:?}")));
+            }
+            Ok(ScoreChange::Discard { name: name.to_owned() })
+        })
     }
 
     fn change_scores(
@@ -651,6 +667,7 @@ impl Writer {
         &mut self,
         snapshot: &Snapshot,
         name: &str,
+        source: &str,
         first: u64,
         scores: &[f32],
         files: &mut NewFiles<'_>,
@@ -680,7 +697,8 @@ impl Writer {
             scored: scored as u64,
             file: Some(file),
         };
-        Ok(ScoreChange::Draft { name: name.to_owned(), extent, merges })
+        let (name, source) = (name.to_owned(), source.to_owned());
+        Ok(ScoreChange::Draft { name, source, extent, merges })
     }
 
     /// Make the names of new files durable.

@@ -14,26 +14,16 @@ use rayon::prelude::*;
 use crate::error::{PoolError, Result};
 use crate::rng::hash;
 use crate::segment::run_column;
-use crate::snapshot::{Column, Home, Run, RunPlace, Snapshot};
+use crate::snapshot::{Home, Run, RunPlace, Snapshot};
 
 /// Runs of one level that become one of the next.
 const TIER: usize = 8;
-/// Scores that are labelled at a time; their keys stay in the nearest cache.
-const CHUNK: usize = 1024;
-/// With more cuts a binary search is faster than counting.
-const MAX_VECTOR_CUTS: usize = 24;
 
 /// Orders as the score does; -0.0 equals 0.0. The score is not NaN.
 #[inline]
 pub fn score_key(score: f32) -> u32 {
     let bits = if score == 0.0 { 0 } else { score.to_bits() };
     if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
-}
-
-/// The same order in signed numbers, which more processors compare many at a time.
-#[inline]
-fn signed_key(key: u32) -> i32 {
-    (key ^ 1 << 31) as i32
 }
 
 /// The score of a key.
@@ -99,7 +89,7 @@ enum View<'a> {
 
 /// A run whose blocks are checked as they are touched.
 #[derive(Debug, Clone, Copy)]
-struct LazyView<'a> {
+pub(crate) struct LazyView<'a> {
     home: &'a Home,
     run: &'a Run,
 }
@@ -110,7 +100,7 @@ impl LazyView<'_> {
     }
 
     #[inline]
-    fn key(&self, at: usize) -> Result<u32> {
+    pub(crate) fn key(&self, at: usize) -> Result<u32> {
         match &self.run.place {
             RunPlace::Extent(extent) => {
                 let row = self.row(at)?;
@@ -123,7 +113,7 @@ impl LazyView<'_> {
     }
 
     #[inline]
-    fn id(&self, at: usize) -> Result<u64> {
+    pub(crate) fn id(&self, at: usize) -> Result<u64> {
         match &self.run.place {
             RunPlace::Extent(extent) => Ok(extent.first() + self.row(at)? as u64),
             RunPlace::Merged(file) => {
@@ -133,7 +123,7 @@ impl LazyView<'_> {
     }
 
     #[inline]
-    fn prefetch_id(&self, at: usize) -> Result<()> {
+    pub(crate) fn prefetch_id(&self, at: usize) -> Result<()> {
         match &self.run.place {
             RunPlace::Extent(extent) => extent.prefetch_order(self.home, at)?,
             RunPlace::Merged(file) => {
@@ -267,17 +257,17 @@ pub enum RemainderRule {
 
 /// The place between two quantiles: which samples are above it.
 #[derive(Debug, Clone)]
-struct Cut {
-    key: u32,
-    tie: Tie,
+pub(crate) struct Cut {
+    pub(crate) key: u32,
+    pub(crate) tie: Tie,
     /// Entries of each run that are above for sure, and where the ones below for sure begin. They
     /// differ only in a block that is cut by age.
-    splits: Vec<(usize, usize)>,
+    pub(crate) splits: Vec<(usize, usize)>,
 }
 
 /// Which samples of the block with the cut's key are above it.
 #[derive(Debug, Clone)]
-enum Tie {
+pub(crate) enum Tie {
     None,
     All,
     HashBelow(u64),
@@ -288,7 +278,7 @@ enum Tie {
 impl Cut {
     /// Whether the cut lies beneath a sample.
     #[inline]
-    fn is_beneath(&self, key: u32, id: u64, tie_seed: u64) -> bool {
+    pub(crate) fn is_beneath(&self, key: u32, id: u64, tie_seed: u64) -> bool {
         if key != self.key {
             return key > self.key;
         }
@@ -303,25 +293,25 @@ impl Cut {
 
 /// Some samples of a quantile that lie together.
 #[derive(Debug, Clone)]
-enum Piece {
+pub(crate) enum Piece {
     Slice { run: usize, start: usize },
     Ids { ids: Arc<[u64]>, start: usize, key: u32 },
 }
 
 /// A quantile as pieces.
 #[derive(Debug, Clone, Default)]
-struct Quantile {
-    pieces: Vec<Piece>,
+pub(crate) struct Quantile {
+    pub(crate) pieces: Vec<Piece>,
     /// Samples in the pieces up to and with each.
-    ends: Vec<u64>,
+    pub(crate) ends: Vec<u64>,
 }
 
 impl Quantile {
-    fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    fn push(&mut self, piece: Piece, len: usize) {
+    pub(crate) fn push(&mut self, piece: Piece, len: usize) {
         if len > 0 {
             self.ends.push(self.len() + len as u64);
             self.pieces.push(piece);
@@ -329,240 +319,14 @@ impl Quantile {
     }
 }
 
-/// The ranking of one snapshot by one score column, cut into quantiles.
-pub struct Quantization {
-    snapshot: Arc<Snapshot>,
-    column: usize,
-    /// Between quantile k and k + 1, lowest first.
-    cuts: Vec<Cut>,
-    quantiles: Vec<Quantile>,
-}
-
-impl Quantization {
-    /// Cut a column into `num_quantiles`.
-    ///
-    /// # Errors
-    /// `Invalid`, `UnknownColumn`, `Corrupted`, `Io`.
-    pub fn new(
-        snapshot: Arc<Snapshot>,
-        score: &str,
-        num_quantiles: u64,
-        ties: TieRule,
-        remainder: RemainderRule,
-    ) -> Result<Self> {
-        if num_quantiles == 0 || num_quantiles > i16::MAX as u64 {
-            return Err(PoolError::invalid(format!(
-                "num_quantiles is {num_quantiles}; it goes from 1 to {}",
-                i16::MAX
-            )));
-        }
-        let name = snapshot.column(score)?.name.clone();
-        let column = snapshot.columns.iter().position(|c| c.name == name).expect("found above");
-        let (cuts, quantiles) = {
-            let runs = Runs::new(&snapshot, column);
-            let total = runs.total();
-            let cuts = (1..num_quantiles)
-                .map(|k| {
-                    let below = match remainder {
-                        RemainderRule::Spread => {
-                            (u128::from(k) * u128::from(total) / u128::from(num_quantiles)) as u64
-                        }
-                        RemainderRule::Lowest => {
-                            total - (num_quantiles - k) * (total / num_quantiles)
-                        }
-                    };
-                    runs.cut(total - below, ties)
-                })
-                .collect::<Result<Vec<_>>>()?;
-            let quantiles = runs.quantiles(&cuts);
-            (cuts, quantiles)
-        };
-        Ok(Self { snapshot, column, cuts, quantiles })
-    }
-
-    fn runs(&self) -> Runs<'_> {
-        Runs::new(&self.snapshot, self.column)
-    }
-
-    fn scores(&self) -> &Column {
-        &self.snapshot.columns[self.column]
-    }
-
-    /// What is ranked.
-    pub fn snapshot(&self) -> &Arc<Snapshot> {
-        &self.snapshot
-    }
-
-    /// [K] samples per quantile.
-    pub fn counts(&self) -> Vec<u64> {
-        self.quantiles.iter().map(Quantile::len).collect()
-    }
-
-    /// Samples without a score.
-    pub fn num_unranked(&self) -> u64 {
-        self.snapshot.num_samples - self.scores().scored
-    }
-
-    /// [K] lowest score in each quantile, NaN where it is empty.
-    ///
-    /// # Errors
-    /// `Corrupted`, `Io`.
-    pub fn lower_bounds(&self) -> Result<Vec<f32>> {
-        let runs = self.runs();
-        let bound = |quantile: &Quantile| {
-            let mut lowest = None;
-            let mut before = 0;
-            for (piece, &end) in quantile.pieces.iter().zip(&quantile.ends) {
-                let key = match piece {
-                    Piece::Slice { run, start } => {
-                        runs.views[*run].key(start + (end - before) as usize - 1)?
-                    }
-                    Piece::Ids { key, .. } => *key,
-                };
-                lowest = Some(lowest.map_or(key, |l: u32| l.min(key)));
-                before = end;
-            }
-            Ok(lowest.map_or(f32::NAN, key_score))
-        };
-        self.quantiles.iter().map(bound).collect()
-    }
-
-    /// The id of each (quantile, index) pair; an index is below the quantile's count.
-    ///
-    /// # Errors
-    /// `Corrupted`, `Io`.
-    pub fn ids_at(&self, places: &[(i16, u64)], out: &mut [u64]) -> Result<()> {
-        let runs = self.runs();
-        // In stages, so that the lines of the second are on their way.
-        let entries = places
-            .iter()
-            .map(|&(quantile, index)| {
-                let quantile = &self.quantiles[quantile as usize];
-                let at = quantile.ends.partition_point(|&end| end <= index);
-                let before = if at == 0 { 0 } else { quantile.ends[at - 1] };
-                let offset = (index - before) as usize;
-                let piece = &quantile.pieces[at];
-                if let Piece::Slice { run, start } = piece {
-                    runs.views[*run].prefetch_id(start + offset)?;
-                }
-                Ok((piece, offset))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        for ((piece, offset), out) in entries.into_iter().zip(out) {
-            *out = match piece {
-                Piece::Slice { run, start } => runs.views[*run].id(start + offset)?,
-                Piece::Ids { ids, start, .. } => ids[start + offset],
-            };
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn label(&self, score: f32, id: u64, tie_seed: u64) -> i16 {
-        if score.is_nan() {
-            return -1;
-        }
-        let key = score_key(score);
-        let is_beneath = |cut: &Cut| cut.is_beneath(key, id, tie_seed);
-        self.cuts.partition_point(is_beneath) as i16
-    }
-
-    /// [N] the quantile of each sample in id order, -1 without a score.
-    ///
-    /// # Errors
-    /// `Corrupted`, `Io`.
-    pub fn labels(&self) -> Result<Vec<i16>> {
-        let mut labels = vec![-1; self.snapshot.num_samples as usize];
-        // One slice of the output per extent; samples between extents keep their -1.
-        let mut rest = &mut labels[..];
-        let mut done = 0;
-        let mut parts = Vec::with_capacity(self.scores().extents.len());
-        for extent in &self.scores().extents {
-            let skip = (extent.first() - done) as usize;
-            let (part, tail) = std::mem::take(&mut rest)[skip..].split_at_mut(extent.count());
-            done = extent.first() + extent.count() as u64;
-            rest = tail;
-            parts.push((extent, part));
-        }
-        parts.into_par_iter().try_for_each(|(extent, part)| {
-            let scores = extent.scores(&self.snapshot.home, 0..extent.count())?;
-            let chunks = part.chunks_mut(CHUNK).zip(scores.chunks(CHUNK));
-            for ((labels, scores), first) in chunks.zip((extent.first()..).step_by(CHUNK)) {
-                self.label_chunk(scores, first, labels);
-            }
-            Ok(())
-        })?;
-        Ok(labels)
-    }
-
-    /// Labels of up to [`CHUNK`] scores with consecutive ids: plain loops that a compiler turns into vector
-    /// instructions, and a second look at the few scores that equal a cut's.
-    fn label_chunk(&self, scores: &[f32], first: u64, labels: &mut [i16]) {
-        let tie_seed = self.snapshot.home.settings.tie_seed;
-        if self.cuts.len() > MAX_VECTOR_CUTS {
-            for ((label, &score), id) in labels.iter_mut().zip(scores).zip(first..) {
-                *label = self.label(score, id, tie_seed);
-            }
-            return;
-        }
-        let mut keys = [0_i32; CHUNK];
-        let mut counts = [0_i32; CHUNK];
-        let (keys, counts) = (&mut keys[..scores.len()], &mut counts[..scores.len()]);
-        for (key, &score) in keys.iter_mut().zip(scores) {
-            *key = signed_key(score_key(score));
-        }
-        let mut is_tied = 0;
-        for cut in &self.cuts {
-            let bound = signed_key(cut.key);
-            for (count, &key) in counts.iter_mut().zip(&*keys) {
-                *count += i32::from(key > bound);
-                is_tied |= i32::from(key == bound);
-            }
-        }
-        for ((label, &count), &score) in labels.iter_mut().zip(&*counts).zip(scores) {
-            *label = if score.is_nan() { -1 } else { count as i16 };
-        }
-        if is_tied != 0 {
-            let tied = |key: i32| self.cuts.iter().any(|cut| signed_key(cut.key) == key);
-            for (i, &key) in keys.iter().enumerate() {
-                if tied(key) {
-                    labels[i] = self.label(scores[i], first + i as u64, tie_seed);
-                }
-            }
-        }
-    }
-
-    /// [M] the quantiles of some samples into `out`.
-    ///
-    /// # Errors
-    /// `UnknownSample`, `Corrupted`, `Io`.
-    pub fn labels_of(&self, ids: &[u64], out: &mut [i16]) -> Result<()> {
-        let tie_seed = self.snapshot.home.settings.tie_seed;
-        let mut scores = vec![0.0; ids.len()];
-        self.snapshot.scores_of(self.scores(), ids, &mut scores)?;
-        for ((out, &score), &id) in out.iter_mut().zip(&scores).zip(ids) {
-            *out = self.label(score, id, tie_seed);
-        }
-        Ok(())
-    }
-
-    /// [M] the scores that the ranking used into `out`.
-    ///
-    /// # Errors
-    /// `UnknownSample`, `Corrupted`, `Io`.
-    pub fn scores_of(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
-        self.snapshot.scores_of(self.scores(), ids, out)
-    }
-}
-
 /// The runs of a column, for selection.
-struct Runs<'a> {
-    views: Vec<LazyView<'a>>,
+pub(crate) struct Runs<'a> {
+    pub(crate) views: Vec<LazyView<'a>>,
     tie_seed: u64,
 }
 
 impl<'a> Runs<'a> {
-    fn new(snapshot: &'a Snapshot, column: usize) -> Self {
+    pub(crate) fn new(snapshot: &'a Snapshot, column: usize) -> Self {
         let runs = snapshot.columns[column].runs.iter();
         Self {
             views: runs.map(|run| LazyView { home: &snapshot.home, run }).collect(),
@@ -570,12 +334,12 @@ impl<'a> Runs<'a> {
         }
     }
 
-    fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.views.iter().map(|view| view.len() as u64).sum()
     }
 
     /// The cut that has `above` samples above it, or more where ties stay together.
-    fn cut(&self, above: u64, ties: TieRule) -> Result<Cut> {
+    pub(crate) fn cut(&self, above: u64, ties: TieRule) -> Result<Cut> {
         if above == 0 {
             return Ok(Cut {
                 key: u32::MAX,
@@ -664,7 +428,7 @@ impl<'a> Runs<'a> {
     }
 
     /// What lies between neighbouring cuts.
-    fn quantiles(&self, cuts: &[Cut]) -> Vec<Quantile> {
+    pub(crate) fn quantiles(&self, cuts: &[Cut]) -> Vec<Quantile> {
         let nothing = Cut { key: u32::MAX, tie: Tie::None, splits: vec![(0, 0); self.views.len()] };
         let everything = Cut {
             key: 0,

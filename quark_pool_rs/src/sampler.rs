@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::error::{PoolError, Result};
-use crate::ranking::Quantization;
+use crate::quantization::Quantization;
 use crate::rng::{Permutation, below, hash};
 
 /// How a sampler chooses the quantiles of a batch; see `quark/pool/base.py`.

@@ -6,6 +6,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytemuck::Pod;
+use rayon::prelude::*;
+
 use crate::checksum::{Digest256, hex};
 use crate::datafile::{DataFile, LazyFile};
 use crate::error::{PoolError, Result};
@@ -216,7 +219,10 @@ impl Run {
 pub struct Column {
     /// Its name.
     pub name: String,
-    version: u32,
+    /// 1 for the first scores of the name; re-scoring counts up.
+    pub version: u32,
+    /// What made the scores if they came after their samples: one JSON object; else empty.
+    pub source: String,
     /// By first id.
     pub extents: Vec<Extent>,
     /// In the order in which they were made.
@@ -226,22 +232,18 @@ pub struct Column {
 }
 
 impl Column {
-    fn new(name: String, version: u32) -> Self {
-        Self { name, version, extents: Vec::new(), runs: Vec::new(), scored: 0 }
+    fn new(name: String, version: u32, source: String) -> Self {
+        Self { name, version, source, extents: Vec::new(), runs: Vec::new(), scored: 0 }
     }
 
     fn to_state(&self) -> ColumnState {
         ColumnState {
             name: self.name.clone(),
             version: self.version,
+            source: self.source.clone(),
             extents: self.extents.iter().map(|e| e.entry.clone()).collect(),
             runs: self.runs.iter().map(|r| r.entry.clone()).collect(),
         }
-    }
-
-    /// 1 for the first scores of the name; re-scoring counts up.
-    pub fn version(&self) -> u32 {
-        self.version
     }
 
     /// Ids below this have been covered.
@@ -387,7 +389,7 @@ impl Snapshot {
     }
 
     fn column_from_state(&self, state: ColumnState) -> Result<Column, String> {
-        let mut column = Column::new(state.name, state.version);
+        let mut column = Column::new(state.name, state.version, state.source);
         for entry in state.extents {
             let extent = self.extent(&column.name, entry)?;
             column.push_extent(extent)?;
@@ -436,7 +438,7 @@ impl Snapshot {
             let extent = self.extent(&score.name, Arc::new(entry))?;
             let at = self.columns.iter().position(|c| c.name == score.name);
             let at = at.unwrap_or_else(|| {
-                self.columns.push(Column::new(score.name, 1));
+                self.columns.push(Column::new(score.name, 1, String::new()));
                 self.columns.len() - 1
             });
             self.columns[at].grow(extent, score.merges)?;
@@ -452,7 +454,7 @@ impl Snapshot {
     /// Why the change does not follow; the snapshot is then of no use any more.
     pub fn apply_scores(&mut self, change: ScoreChange, digest: Digest256) -> Result<(), String> {
         match change {
-            ScoreChange::Draft { name, extent, merges } => {
+            ScoreChange::Draft { name, source, extent, merges } => {
                 if extent.file.is_none() || extent.first + extent.count > self.num_samples {
                     return Err("a draft of scores without a file or samples".to_owned());
                 }
@@ -460,11 +462,11 @@ impl Snapshot {
                 let at = self.drafts.iter().position(|d| d.name == name).unwrap_or_else(|| {
                     let of = self.columns.iter().find(|c| c.name == name);
                     let version = of.map_or(1, |column| column.version + 1);
-                    self.drafts.push(Column::new(name, version));
+                    self.drafts.push(Column::new(name, version, source.clone()));
                     self.drafts.len() - 1
                 });
-                if self.drafts[at].end() != extent.first() {
-                    return Err("a draft of scores with a gap".to_owned());
+                if self.drafts[at].end() != extent.first() || self.drafts[at].source != source {
+                    return Err("scores that do not go on with their draft".to_owned());
                 }
                 self.drafts[at].grow(extent, merges)?;
             }
@@ -637,6 +639,25 @@ impl Snapshot {
         })
     }
 
+    /// A fixed-width column of the segments in id order into `out`, which has the length of the snapshot.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub fn copy_column<T: Pod + Send + Sync>(&self, column: usize, out: &mut [T]) -> Result<()> {
+        let mut rest = out;
+        let mut parts = Vec::with_capacity(self.segments.len());
+        for segment in &self.segments {
+            let (part, tail) = rest.split_at_mut(segment.entry.count as usize);
+            parts.push((segment, part));
+            rest = tail;
+        }
+        parts.into_par_iter().try_for_each(|(segment, part)| {
+            let rows = 0..part.len();
+            part.copy_from_slice(segment.open(&self.home)?.values(column, rows)?);
+            Ok(())
+        })
+    }
+
     /// Scores in id order into `out`, which has the length of the snapshot.
     ///
     /// # Errors
@@ -683,14 +704,13 @@ impl Snapshot {
     /// The extent of a column that covers a sample of the snapshot.
     #[inline]
     fn extent_of<'a>(&self, column: &'a Column, id: u64) -> Option<&'a Extent> {
+        let covers = |e: &&Extent| id.wrapping_sub(e.first()) < e.entry.count;
         // Mostly every segment has the column, so that extents and segments run in step.
-        let at = self.segment_index(id);
-        let same = column.extents.get(at).filter(|e| e.first() == self.first_ids[at]);
-        let extent = same.or_else(|| {
+        let same = column.extents.get(self.segment_index(id)).filter(covers);
+        same.or_else(|| {
             let after = column.extents.partition_point(|e| e.first() <= id);
-            after.checked_sub(1).map(|i| &column.extents[i])
-        });
-        extent.filter(|e| id - e.first() < e.entry.count)
+            after.checked_sub(1).map(|i| &column.extents[i]).filter(covers)
+        })
     }
 
     /// A sample with all its columns.

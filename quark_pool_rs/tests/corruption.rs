@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use common::disk::Disk;
-use common::{Owned, check_content, create, reader};
+use common::{Content, Owned, Step, check_content, create, reader};
 use quark_pool_rs::error::{PoolError, Result};
-use quark_pool_rs::ranking::{Quantization, RemainderRule, TieRule};
+use quark_pool_rs::quantization::Quantization;
+use quark_pool_rs::ranking::{RemainderRule, TieRule};
 use quark_pool_rs::snapshot::Snapshot;
 use quark_pool_rs::verify::verify;
 
@@ -49,6 +50,24 @@ struct Oracle {
 impl Oracle {
     fn new(appends: u32) -> Self {
         let (files, batches) = pool(appends);
+        Self::of(files, batches)
+    }
+
+    /// Of a pool whose scores were made anew.
+    fn rescored() -> Self {
+        let disk = Disk::default();
+        let pool = create(&disk.storage()).unwrap();
+        let mut steps: Vec<_> = (0..2).map(|i| Step::Append(Owned::numbered(i, 3))).collect();
+        steps.push(Step::Draft("reward", vec![0.5, -2.0, f32::NAN, 4.0]));
+        steps.push(Step::Draft("reward", vec![0.5, 7.0]));
+        steps.push(Step::Publish("reward"));
+        for step in &steps {
+            step.apply(&pool).unwrap();
+        }
+        Self::of(disk.files(), Content::after(&steps).batches)
+    }
+
+    fn of(files: Files, batches: Vec<Owned>) -> Self {
         let opened = reader(&Disk::with_files(&files).storage()).unwrap();
         let ranking = ranking(&opened.snapshot()).unwrap();
         let clean = verify(&Disk::with_files(&files).storage()).unwrap();
@@ -113,6 +132,25 @@ fn every_flipped_byte_is_refused_or_harmless_and_always_found() {
         }
     }
     assert!(flips > 20_000 && refused * 10 > flips * 9, "{refused} of {flips}");
+}
+
+#[test]
+fn scores_that_came_later_are_guarded_like_the_rest() {
+    let oracle = Oracle::rescored();
+    let is_part = |file: &usize| {
+        let path = &oracle.files[*file].0;
+        path.starts_with("scores") || path.extension().is_some_and(|e| e == "log")
+    };
+    let (mut flips, mut refused) = (0, 0);
+    for file in (0..oracle.files.len()).filter(is_part) {
+        for at in 0..oracle.files[file].1.len() {
+            let what = format!("byte {at}");
+            refused += usize::from(oracle.check(file, |bytes| bytes[at] ^= 0x04, &what));
+            oracle.check(file, |bytes| bytes.truncate(at), &format!("cut to {at}"));
+            flips += 1;
+        }
+    }
+    assert!(flips > 2_000 && refused * 10 > flips * 9, "{refused} of {flips}");
 }
 
 #[test]

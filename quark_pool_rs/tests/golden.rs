@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use common::disk::Disk;
 use common::{Owned, check_content, create, reader, writer};
-use quark_pool_rs::ranking::{Quantization, RemainderRule, TieRule};
+use quark_pool_rs::quantization::Quantization;
+use quark_pool_rs::ranking::{RemainderRule, TieRule};
 use quark_pool_rs::verify::verify;
 
 fn folder(version: u32) -> PathBuf {

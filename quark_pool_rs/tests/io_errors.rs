@@ -5,8 +5,10 @@
 mod common;
 
 use common::disk::{Disk, Fault};
-use common::{Owned, check_content, create, reader, writer};
-use quark_pool_rs::error::PoolError;
+use common::{Content, Owned, SOURCE, Step, check_content, create, reader, writer};
+use quark_pool_rs::error::{PoolError, Result};
+use quark_pool_rs::pool::Pool;
+use quark_pool_rs::verify::verify;
 
 fn batches() -> Vec<Owned> {
     (0..10).map(|i| Owned::numbered(i, 2)).collect()
@@ -84,6 +86,65 @@ fn kept_and_next(kept: &[Owned], found: usize) -> Vec<Owned> {
         batches_found.extend(next);
     }
     batches_found
+}
+
+/// Score 20 samples anew, from where an earlier attempt ended.
+fn rescore(pool: &Pool) -> Result<()> {
+    while let first @ 0..20 = pool.draft_end("reward").unwrap_or(0) {
+        let scores: Vec<f32> = (first..20.min(first + 3)).map(|id| (id * 7 % 9) as f32).collect();
+        pool.draft_scores("reward", SOURCE, first, &scores)?;
+    }
+    pool.publish_scores("reward")
+}
+
+#[test]
+fn scores_anew_go_on_where_a_failing_operation_stopped_them() {
+    let prepared = |disk: &Disk| {
+        let pool = create(&disk.storage()).unwrap();
+        for batch in batches() {
+            batch.append(&pool).unwrap();
+        }
+        pool
+    };
+    let disk = Disk::default();
+    let pool = prepared(&disk);
+    let begin = disk.num_calls();
+    rescore(&pool).unwrap();
+    let end = disk.num_calls();
+    let old = Content::after(&batches().into_iter().map(Step::Append).collect::<Vec<_>>());
+    let mut new = old.clone();
+    new.apply(&Step::Draft("reward", (0..20).map(|id| (id * 7 % 9) as f32).collect()));
+    new.apply(&Step::Publish("reward"));
+    let mut num_failed = 0;
+    for fault in [Fault::NoSpace, Fault::Io] {
+        for from_then_on in [false, true] {
+            for at in begin + 1..=end {
+                let what = format!("{fault:?} at {at}, from then on: {from_then_on}");
+                let disk = Disk::default();
+                let pool = prepared(&disk);
+                disk.set_fault(at, from_then_on, fault);
+                let failed = rescore(&pool).is_err();
+                num_failed += usize::from(failed);
+                disk.clear_fault();
+                let before = if failed { &old } else { &new };
+                let samples = check_content(&pool.snapshot(), &before.batches);
+                assert!(samples.unwrap(), "{what}: the handle differs");
+                pool.close();
+                let pool = writer(&disk.storage()).unwrap();
+                let is_new = new.is_in(&pool.snapshot()).unwrap();
+                if !is_new {
+                    // A publication whose sync failed may be there: it was refused, not undone.
+                    assert!(check_content(&pool.snapshot(), &old.batches).unwrap(), "{what}");
+                    rescore(&pool).unwrap();
+                }
+                assert!(failed || is_new, "{what}: published scores are gone");
+                assert!(new.is_in(&pool.snapshot()).unwrap(), "{what}: after going on");
+                let problems = verify(&disk.storage()).unwrap().problems;
+                assert!(problems.is_empty(), "{what}: {problems:?}");
+            }
+        }
+    }
+    assert!(num_failed > 4 * (end - begin) * 3 / 4, "only {num_failed} faults were felt");
 }
 
 #[test]

@@ -6,12 +6,15 @@ mod common;
 use std::sync::Arc;
 
 use common::disk::Disk;
-use common::{Owned, TIE_SEED, check_content, create, reader, writer};
+use common::{Content, Owned, Step as Commit, TIE_SEED, create, reader, writer};
 use proptest::prelude::*;
 use quark_pool_rs::gather::gather;
 use quark_pool_rs::pool::{OpenOptions, Pool};
-use quark_pool_rs::ranking::{Quantization, RemainderRule, TieRule, tie_hash};
+use quark_pool_rs::quantization::Quantization;
+use quark_pool_rs::ranking::{RemainderRule, TieRule, tie_hash};
+use quark_pool_rs::rng::mix64;
 use quark_pool_rs::sampler::{Sampler, SamplingMode};
+use quark_pool_rs::segment::column;
 use quark_pool_rs::verify::verify;
 
 #[derive(Debug, Clone)]
@@ -19,6 +22,11 @@ enum Step {
     Append(Owned),
     Repeat(usize),
     Reopen,
+    /// As many of these scores as samples have none in the draft.
+    Draft(&'static str, Vec<f32>),
+    /// The draft is completed with zeros first.
+    Publish(&'static str),
+    Discard(&'static str),
 }
 
 fn score() -> impl Strategy<Value = f32> {
@@ -45,11 +53,18 @@ fn batch() -> impl Strategy<Value = Owned> {
         })
 }
 
+fn name() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["reward", "length"])
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         8 => batch().prop_map(Step::Append),
         1 => (0_usize..20).prop_map(Step::Repeat),
         1 => Just(Step::Reopen),
+        3 => (name(), prop::collection::vec(score(), 1..20)).prop_map(|(n, s)| Step::Draft(n, s)),
+        1 => name().prop_map(Step::Publish),
+        1 => name().prop_map(Step::Discard),
     ];
     prop::collection::vec(step, 1..30)
 }
@@ -100,49 +115,95 @@ fn labels(scores: &[f32], k: usize, ties: TieRule, remainder: RemainderRule) -> 
     labels
 }
 
+/// Ids and labels of a quantization, asked for in all the ways there are.
+fn check_quantization(q: Quantization, expected: &[i16], scores: &[f32]) {
+    let all: Vec<u64> = (0..expected.len() as u64).collect();
+    let mut one_by_one = vec![9; all.len()];
+    q.labels_of(&all, &mut one_by_one).unwrap();
+    assert_eq!(q.labels().unwrap(), expected);
+    assert_eq!(one_by_one, expected);
+    let unranked = expected.iter().filter(|&&label| label < 0).count();
+    assert_eq!(q.num_unranked(), unranked as u64);
+    let mut found = vec![0.0; all.len()];
+    q.scores_of(&all, &mut found).unwrap();
+    assert!(found.iter().zip(scores).all(|(a, b)| a.to_bits() == b.to_bits()));
+    let bounds = q.lower_bounds().unwrap();
+    let q = Arc::new(q);
+    for (label, &count) in q.counts().iter().enumerate() {
+        let mut members = vec![0; count as usize];
+        let places: Vec<_> = (0..count).map(|i| (label as i16, i)).collect();
+        q.ids_at(&places, &mut members).unwrap();
+        members.sort_unstable();
+        let with = |id: &u64| expected[*id as usize] == label as i16;
+        assert!(members.iter().eq(all.iter().filter(|id| with(id))));
+        let lowest = members.iter().map(|&id| scores[id as usize]).reduce(f32::min);
+        assert!(lowest.map_or(bounds[label].is_nan(), |lowest| lowest == bounds[label]));
+    }
+    let ranked: u64 = q.counts().iter().sum();
+    for mode in [SamplingMode::Stratified, SamplingMode::Iid, SamplingMode::Shuffle] {
+        let Ok(sampler) = Sampler::new(q.clone(), 7, 3, mode, None) else {
+            assert_eq!(ranked, 0);
+            continue;
+        };
+        let (ids, quantiles) = sampler.draw(5).unwrap();
+        assert!(ids.iter().zip(quantiles).all(|(&id, q)| expected[id as usize] == q));
+    }
+    if ranked > 0 {
+        let epoch = Sampler::new(q, ranked as usize, 3, SamplingMode::Shuffle, None).unwrap();
+        let mut ids = epoch.draw(2).unwrap().0;
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len() as u64, ranked);
+    }
+}
+
+/// Labels within each group, sample by sample.
+fn labels_in_groups(scores: &[f32], groups: &[u32], k: usize, ties: TieRule) -> Vec<i16> {
+    let mut labels = vec![-1; scores.len()];
+    for group in 0..=groups.iter().copied().max().unwrap_or(0) {
+        let of_group: Vec<f32> = scores
+            .iter()
+            .zip(groups)
+            .map(|(&score, &g)| if g == group { score } else { f32::NAN })
+            .collect();
+        let ids = ascending(&of_group, ties);
+        for (rank, &id) in ids.iter().enumerate() {
+            labels[id as usize] = ((2 * rank + 1) * k / (2 * ids.len())) as i16;
+        }
+        if ties == TieRule::Together {
+            for &id in &ids {
+                let same = ids.iter().filter(|&&o| scores[o as usize] == scores[id as usize]);
+                labels[id as usize] = same.map(|&o| labels[o as usize]).max().unwrap();
+            }
+        }
+    }
+    labels
+}
+
 fn check_ranking(pool: &Pool, batches: &[Owned], name: &str) {
     let snapshot = pool.snapshot();
     let scores = column(batches, name);
     let mut found = vec![0.0; scores.len()];
     snapshot.copy_scores(snapshot.column(name).unwrap(), &mut found).unwrap();
     assert!(found.iter().map(|s| s.to_bits()).eq(scores.iter().map(|s| s.to_bits())));
-    let all: Vec<u64> = (0..scores.len() as u64).collect();
+    let mut prompts = vec![0; scores.len()];
+    snapshot.copy_column(column::PROMPT, &mut prompts).unwrap();
     for ties in [TieRule::Hash, TieRule::OlderFirst, TieRule::Together] {
         for remainder in [RemainderRule::Spread, RemainderRule::Lowest] {
             for k in [1, 2, 5, 23, 40] {
                 let q = Quantization::new(snapshot.clone(), name, k, ties, remainder).unwrap();
                 let expected = labels(&scores, k as usize, ties, remainder);
-                let mut one_by_one = vec![9; all.len()];
-                q.labels_of(&all, &mut one_by_one).unwrap();
-                assert_eq!(q.labels().unwrap(), expected, "{ties:?} {remainder:?} {k}");
-                assert_eq!(one_by_one, expected);
-                let q = Arc::new(q);
-                for (label, &count) in q.counts().iter().enumerate() {
-                    let mut members = vec![0; count as usize];
-                    let places: Vec<_> = (0..count).map(|i| (label as i16, i)).collect();
-                    q.ids_at(&places, &mut members).unwrap();
-                    members.sort_unstable();
-                    let with = |id: &u64| expected[*id as usize] == label as i16;
-                    assert!(members.iter().eq(all.iter().filter(|id| with(id))));
-                }
-                let ranked: u64 = q.counts().iter().sum();
-                for mode in [SamplingMode::Stratified, SamplingMode::Iid, SamplingMode::Shuffle] {
-                    let Ok(sampler) = Sampler::new(q.clone(), 7, 3, mode, None) else {
-                        assert_eq!(ranked, 0);
-                        continue;
-                    };
-                    let (ids, quantiles) = sampler.draw(5).unwrap();
-                    assert!(ids.iter().zip(quantiles).all(|(&id, q)| expected[id as usize] == q));
-                }
-                if ranked > 0 {
-                    let epoch =
-                        Sampler::new(q, ranked as usize, 3, SamplingMode::Shuffle, None).unwrap();
-                    let mut ids = epoch.draw(2).unwrap().0;
-                    ids.sort_unstable();
-                    ids.dedup();
-                    assert_eq!(ids.len() as u64, ranked);
-                }
+                check_quantization(q, &expected, &scores);
+                let (at, own) = (snapshot.clone(), scores.clone());
+                let q = Quantization::of_values(at, own, k, ties, remainder).unwrap();
+                check_quantization(q, &expected, &scores);
             }
+        }
+        for k in [1, 3, 5, 40] {
+            let (at, own) = (snapshot.clone(), scores.clone());
+            let q = Quantization::per_prompt(at, own, k, ties).unwrap();
+            let expected = labels_in_groups(&scores, &prompts, k as usize, ties);
+            check_quantization(q, &expected, &scores);
         }
     }
 }
@@ -154,24 +215,26 @@ proptest! {
     fn a_pool_is_a_list_of_its_batches(steps in steps()) {
         let storage = Disk::default().storage();
         let mut pool = create(&storage).unwrap();
-        let mut batches: Vec<Owned> = Vec::new();
+        let mut commits: Vec<Commit> = Vec::new();
+        let mut content = Content::default();
         let mut hashes = vec![pool.snapshot().hash()];
         for step in steps {
+            let mut due = Vec::new();
             match step {
                 Step::Append(batch) => {
-                    let known = batches.iter().position(|b| b.key == batch.key);
-                    let before = batches.iter().map(|b| b.completions.len() as u64);
-                    let first = before.clone().take(known.unwrap_or(batches.len())).sum::<u64>();
-                    let ids = batch.append(&pool).unwrap();
-                    prop_assert_eq!(ids.start, first);
-                    if known.is_none() {
-                        batches.push(batch);
-                        hashes.push(pool.snapshot().hash());
+                    let batches = &content.batches;
+                    match batches.iter().position(|known| known.key == batch.key) {
+                        Some(known) => {
+                            let before = batches[..known].iter().map(|b| b.completions.len());
+                            let ids = batch.append(&pool).unwrap();
+                            prop_assert_eq!(ids.start, before.sum::<usize>() as u64);
+                        }
+                        None => due.push(Commit::Append(batch)),
                     }
                 }
-                Step::Repeat(at) if at < batches.len() => {
-                    let ids = batches[at].append(&pool).unwrap();
-                    prop_assert_eq!(Some(ids), pool.find(&batches[at].key));
+                Step::Repeat(at) if at < content.batches.len() => {
+                    let ids = content.batches[at].append(&pool).unwrap();
+                    prop_assert_eq!(Some(ids), pool.find(&content.batches[at].key));
                 }
                 Step::Repeat(_) => {}
                 Step::Reopen => {
@@ -179,31 +242,110 @@ proptest! {
                     drop(pool);
                     pool = writer(&storage).unwrap();
                 }
+                Step::Draft(name, mut scores) => {
+                    let end = content.drafts.get(name).map_or(0, Vec::len);
+                    scores.truncate(content.num_samples() - end);
+                    if scores.is_empty() {
+                        prop_assert!(Commit::Draft(name, scores).apply(&pool).is_err());
+                    } else {
+                        due.push(Commit::Draft(name, scores));
+                    }
+                }
+                Step::Publish(name) => {
+                    let missing = content.num_samples() - content.drafts.get(name).map_or(0, Vec::len);
+                    if missing > 0 {
+                        prop_assert!(Commit::Publish(name).apply(&pool).is_err());
+                        due.push(Commit::Draft(name, vec![0.0; missing]));
+                    }
+                    if content.num_samples() > 0 {
+                        due.push(Commit::Publish(name));
+                    }
+                }
+                Step::Discard(name) => {
+                    if content.drafts.contains_key(name) {
+                        due.push(Commit::Discard(name));
+                    } else {
+                        prop_assert!(Commit::Discard(name).apply(&pool).is_err());
+                    }
+                }
             }
-            prop_assert_eq!(pool.snapshot().generation as usize, batches.len());
+            for commit in due {
+                commit.apply(&pool).unwrap();
+                content.apply(&commit);
+                commits.push(commit);
+                hashes.push(pool.snapshot().hash());
+            }
+            prop_assert_eq!(pool.snapshot().generation as usize, commits.len());
         }
         let reader = reader(&storage).unwrap();
         for handle in [&pool, &reader] {
-            prop_assert!(check_content(&handle.snapshot(), &batches).unwrap());
-            prop_assert_eq!(handle.snapshot().hash(), hashes[batches.len()].clone());
+            prop_assert!(content.is_in(&handle.snapshot()).unwrap());
+            prop_assert_eq!(handle.snapshot().hash(), hashes[commits.len()].clone());
             for name in ["reward", "length"] {
-                if batches.iter().any(|b| b.scores.iter().any(|(n, _)| n == name)) {
-                    check_ranking(handle, &batches, name);
+                if content.batches.iter().any(|b| b.scores.iter().any(|(n, _)| n == name)) {
+                    check_ranking(handle, &content.batches, name);
                 } else {
                     prop_assert!(handle.snapshot().column(name).is_err());
                 }
             }
         }
-        for generation in (0..=batches.len()).step_by(3) {
+        for generation in (0..=commits.len()).step_by(3) {
             let at = Some(generation as u64);
             let options = OpenOptions { writer: None, snapshot: at };
             let snapshot = Pool::open(storage.clone(), options).unwrap().snapshot();
-            prop_assert!(check_content(&snapshot, &batches[..generation]).unwrap());
+            prop_assert!(Content::after(&commits[..generation]).is_in(&snapshot).unwrap());
             prop_assert_eq!(snapshot.hash(), hashes[generation].clone());
         }
         let report = verify(&storage).unwrap();
         prop_assert!(report.problems.is_empty(), "{:?}", report.problems);
     }
+}
+
+#[test]
+fn values_are_cut_where_a_sort_would_cut_them() {
+    // More values than one task reads, keys that share their upper halves, long blocks of ties.
+    let storage = Disk::default().storage();
+    let pool = create(&storage).unwrap();
+    let number = 150_000;
+    Owned::numbered(0, number).append(&pool).unwrap();
+    let value = |i: u32| match mix64(u64::from(i)) % 7 {
+        0 => f32::NAN,
+        1 => 0.5,
+        2 | 3 => 0.5 + (mix64(u64::from(i) + 1) % 1000) as f32 * 1e-7,
+        _ => (mix64(u64::from(i) + 2) % 4096) as f32 - 2048.0,
+    };
+    let values: Vec<f32> = (0..number).map(value).collect();
+    for ties in [TieRule::Hash, TieRule::OlderFirst, TieRule::Together] {
+        let ascending = ascending(&values, ties);
+        for k in [2_usize, 5, 64] {
+            let spread = RemainderRule::Spread;
+            let snapshot = pool.snapshot();
+            let q = Quantization::of_values(snapshot, values.clone(), k as u64, ties, spread);
+            let mut expected = vec![-1; values.len()];
+            for (rank, &id) in ascending.iter().enumerate() {
+                // The greatest q with floor(q N / K) <= rank.
+                let label = ((rank + 1) * k - 1) / ascending.len();
+                expected[id as usize] = label as i16;
+            }
+            if ties == TieRule::Together {
+                for pair in (1..ascending.len()).rev() {
+                    let (low, high) = (ascending[pair - 1] as usize, ascending[pair] as usize);
+                    if values[low] == values[high] {
+                        expected[low] = expected[high];
+                    }
+                }
+            }
+            assert_eq!(q.unwrap().labels().unwrap(), expected, "{ties:?} {k}");
+        }
+    }
+    let short = Quantization::of_values(
+        pool.snapshot(),
+        vec![0.0],
+        2,
+        TieRule::Hash,
+        RemainderRule::Spread,
+    );
+    assert!(short.is_err());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use common::disk::Disk;
-use common::{Owned, check_content, create, reader, writer};
+use common::{Content, Owned, Step, create, reader, writer};
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::storage::publish_directory;
@@ -19,13 +19,13 @@ struct Workload {
     disk: Disk,
     /// Operations until the creation was acknowledged.
     created: usize,
-    /// Per append: operations until it was acknowledged.
+    /// Per step: operations until it was acknowledged.
     acked: Vec<usize>,
-    batches: Vec<Owned>,
+    steps: Vec<Step>,
 }
 
-/// Create a pool and append batches; with long settings a new log begins on the way.
-fn run(batches: Vec<Owned>, ignored_syncs: Option<(&str, bool)>) -> Workload {
+/// Create a pool and take steps; with long settings a new log begins on the way.
+fn run(steps: Vec<Step>, ignored_syncs: Option<(&str, bool)>) -> Workload {
     let disk = Disk::default();
     if let Some((prefix, of_directories)) = ignored_syncs {
         disk.ignore_syncs(prefix, of_directories);
@@ -34,12 +34,12 @@ fn run(batches: Vec<Owned>, ignored_syncs: Option<(&str, bool)>) -> Workload {
     let pool = create(&storage).unwrap();
     let created = disk.num_ops();
     let mut acked = Vec::new();
-    for batch in &batches {
-        batch.append(&pool).unwrap();
+    for step in &steps {
+        step.apply(&pool).unwrap();
         acked.push(disk.num_ops());
     }
     pool.close();
-    Workload { disk, created, acked, batches }
+    Workload { disk, created, acked, steps }
 }
 
 /// Which pending effects are lost: all combinations of a few, else the telling ones and some at random.
@@ -63,7 +63,7 @@ fn losses(pending: &[(usize, usize)], seed: u64) -> Vec<HashSet<(usize, usize)>>
 }
 
 impl Workload {
-    /// Whether an image holds what was acknowledged `crash` operations in, and nothing but the next batch
+    /// Whether an image holds what was acknowledged `crash` operations in, and nothing but the next step
     /// beyond it; or why not.
     fn check(&self, image: &Disk, crash: usize, append_more: bool) -> Result<(), String> {
         let storage = image.storage();
@@ -77,21 +77,21 @@ impl Workload {
         let snapshot = pool.snapshot();
         let found = snapshot.generation as usize;
         if found < acked || found > acked + 1 {
-            return Err(format!("{acked} appends were acknowledged, {found} are there"));
+            return Err(format!("{acked} steps were acknowledged, {found} are there"));
         }
-        match check_content(&snapshot, &self.batches[..found]) {
+        let mut content = Content::after(&self.steps[..found]);
+        match content.is_in(&snapshot) {
             Ok(true) => {}
             Ok(false) => return Err("content differs".to_owned()),
             Err(error) => return Err(format!("content cannot be read: {error}")),
         }
         if append_more {
-            let extra = Owned::numbered(99, 2);
-            extra.append(&pool).map_err(|error| format!("does not append: {error}"))?;
+            let extra = Step::Append(Owned::numbered(99, 2));
+            extra.apply(&pool).map_err(|error| format!("does not append: {error}"))?;
             pool.close();
-            let mut batches = self.batches[..found].to_vec();
-            batches.push(extra);
+            content.apply(&extra);
             let pool = reader(&storage).map_err(|error| format!("does not reopen: {error}"))?;
-            if !check_content(&pool.snapshot(), &batches).map_err(|error| error.to_string())? {
+            if !content.is_in(&pool.snapshot()).map_err(|error| error.to_string())? {
                 return Err("content differs after another append".to_owned());
             }
             // Reads the runs, too.
@@ -139,15 +139,27 @@ impl Workload {
     }
 }
 
-fn small() -> Vec<Owned> {
-    (0..10).map(|i| Owned::numbered(i, i % 3 + 1)).collect()
+fn small() -> Vec<Step> {
+    (0..10).map(|i| Step::Append(Owned::numbered(i, i % 3 + 1))).collect()
+}
+
+/// Scores anew, in as many drafts as make a merge, with appends between them; one that is given up.
+fn rescored() -> Vec<Step> {
+    let append = |i| Step::Append(Owned::numbered(i, 5));
+    let mut steps = vec![append(0), append(1)];
+    steps.extend((0..9_u8).map(|i| Step::Draft("reward", vec![f32::from(i * 7 % 5)])));
+    steps.extend([append(2), Step::Draft("other", vec![1.0, f32::NAN])]);
+    steps.extend([Step::Draft("reward", vec![2.5; 6]), Step::Publish("reward"), append(3)]);
+    steps.extend([Step::Discard("other"), Step::Draft("reward", vec![-1.0; 20])]);
+    steps.extend([Step::Publish("reward"), append(4)]);
+    steps
 }
 
 /// Sampling settings so long that the log is soon worth a new one.
-fn with_long_settings() -> Vec<Owned> {
+fn with_long_settings() -> Vec<Step> {
     let long = |mut batch: Owned| {
         batch.settings = format!("{{\"note\":\"{}{}\"}}", batch.key, "x".repeat(30_000));
-        batch
+        Step::Append(batch)
     };
     (0..5).map(|i| long(Owned::numbered(i, 2))).collect()
 }
@@ -171,8 +183,20 @@ fn a_new_log_survives_every_power_cut() {
 }
 
 #[test]
+fn scores_anew_survive_every_power_cut() {
+    let workload = run(rescored(), None);
+    let is_there = |prefix| workload.disk.files().iter().any(|(path, _)| path.starts_with(prefix));
+    assert!(is_there("scores") && is_there("runs"), "no draft, or no merge of one");
+    let (images, wrong) = workload.enumerate(true);
+    assert_eq!(wrong, None);
+    assert!(images > 5_000, "only {images} images");
+}
+
+#[test]
 fn a_protocol_without_one_of_its_syncs_is_caught() {
     for (prefix, of_directories) in [
+        ("scores", false),
+        ("scores", true),
         ("segments", false),
         ("prompts", false),
         ("runs", false),
@@ -183,7 +207,8 @@ fn a_protocol_without_one_of_its_syncs_is_caught() {
         ("manifest", true),
         ("", true),
     ] {
-        let workload = run(small(), Some((prefix, of_directories)));
+        let steps = if prefix == "scores" { rescored() } else { small() };
+        let workload = run(steps, Some((prefix, of_directories)));
         let (_, wrong) = workload.enumerate(false);
         assert!(
             wrong.is_some(),

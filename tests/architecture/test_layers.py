@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"models"}),
     frozenset({"objectives", "reference", "generation", "rewards", "pool", "data"}),
-    frozenset({"evaluation"}),
+    frozenset({"evaluation", "selftest"}),
     frozenset({"config"}),
     frozenset({"training", "report"}),
     frozenset({"cli"}),

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from quark.pool.native import NativePool
+from quark.rewards.build import build_reward
+from quark.rewards.config import RewardConfig
 from quark.run_directory import RunDirectory
 from tests.cli.commands import ROOT, TINY_RUN, Outcome, quark, quark_process
 from tests.hostile_text import HOSTILE
@@ -45,7 +47,7 @@ def test_train_prints_one_json_object_with_the_documented_fields(trained: Outcom
         assert Path(result[key]).exists()
 
 
-def test_the_documented_fields_are_there(run_dir: Path) -> None:
+def test_the_documented_fields_are_there(run_dir: Path, tmp_path: Path) -> None:
     """Every row of the table in docs/cli.md that needs no more than a run."""
     table = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for command, arguments in (
@@ -56,6 +58,8 @@ def test_the_documented_fields_are_there(run_dir: Path) -> None:
         ("pool head", ["pool", "head", run_dir]),
         ("pool stats", ["pool", "stats", run_dir]),
         ("pool verify", ["pool", "verify", run_dir]),
+        ("pool explain", ["pool", "explain", run_dir, "7"]),
+        ("pool create", ["pool", "create", tmp_path / "pool", "--vocab-size", "9"]),
         ("config show", ["config", "show"]),
         ("reward check", ["reward", "check", "vader"]),
         ("doctor", ["doctor"]),
@@ -334,6 +338,32 @@ def test_pool_verify_finds_damage(run_dir: Path, tmp_path: Path) -> None:
     assert damaged.json["problems"]
     assert "damaged: " in quark("pool", "verify", copy).out
     assert quark("pool", "info", tmp_path / "none").code == 3
+
+
+def test_pool_rescore_replaces_or_adds_a_column(run_dir: Path, tmp_path: Path) -> None:
+    pool = shutil.copytree(RunDirectory(run_dir).pool, tmp_path / "pool")
+    before = quark("pool", "head", pool, "--num", "60", "--json").json["samples"]
+    done = quark("pool", "rescore", pool, "vader", "--chunk-size", "25", "--json")
+    assert done.code == 0, done.err
+    assert done.json["samples"] == 60
+    assert (done.json["score"], done.json["version"], done.json["failed"]) == ("reward", 2, 0)
+    assert "50 of 60 samples" in done.err
+    after = quark("pool", "head", pool, "--num", "60", "--json").json["samples"]
+    texts = [sample["completion"] for sample in after]
+    assert texts == [sample["completion"] for sample in before]
+    expected = build_reward(RewardConfig(name="vader"))(prompts=[""] * 60, completions=texts)
+    rewards = [sample["scores"]["reward"] for sample in after]
+    assert rewards == pytest.approx(expected, abs=1e-6)
+    assert rewards != [sample["scores"]["reward"] for sample in before]
+    added = quark("pool", "rescore", pool, "length", "--as", "words")
+    assert added.code == 0
+    assert "version 1" in added.out
+    columns = quark("pool", "info", pool, "--json").json["score_columns"]
+    assert columns["reward"]["source"]["name"] == "vader"
+    assert "words" in columns
+    assert "by vader" in quark("pool", "info", pool).out
+    assert quark("pool", "rescore", pool, "no-such-reward").code == 2
+    assert quark("pool", "verify", pool).code == 0
 
 
 def test_report_writes_the_page(run_dir: Path, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from numpy.testing import assert_array_equal
 
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
+from quark.selftest.samples import numbered_batch
+from quark.selftest.writers import append_until_killed
 from tests.pool.batches import VOCAB_SIZE, assert_same_content, assert_same_cut, assert_same_draws
-from tests.pool.killable_writer import append_until_killed, numbered_batch
 
 
 def test_a_reader_sees_whole_commits_in_order_and_keeps_the_snapshot_it_has(tmp_path: Path) -> None:

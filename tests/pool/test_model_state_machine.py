@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ SCORES = st.one_of(
     st.builds(lambda value, size: [value] * size, SCORE, st.integers(1, 40)),
 )
 SEED = st.integers(0, 2**64 - 1)
+NAME = st.sampled_from(["reward", "judge"])
 COLUMNS = st.sampled_from([("reward",), ("reward", "judge"), ("judge",)])
 NUM_QUANTILES = st.one_of(st.integers(1, 8), st.integers(1, 200))
 
@@ -50,6 +52,8 @@ class TwoPools(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.batches: list[SampleBatch] = []
+        self.commits: list[Callable[[SamplePool], object]] = []
+        self.sources: dict[str, str] = {}
         self.reader_generation = 0
 
     @initialize(tie_seed=SEED, store_text=st.booleans())
@@ -65,8 +69,8 @@ class TwoPools(RuleBasedStateMachine):
         model = MemoryPool(
             vocab_size=VOCAB_SIZE, store_text=self.store_text, tie_seed=self.tie_seed
         )
-        for batch in self.batches[:generation]:
-            model.append(batch)
+        for commit in self.commits[:generation]:
+            commit(model)
         return model
 
     def append_both(self, scores: dict[str, list[float]], content: int) -> None:
@@ -74,6 +78,7 @@ class TwoPools(RuleBasedStateMachine):
         batch = make_batch(key, scores, content=content, with_texts=self.store_text)
         assert self.pool.append(batch) == self.model.append(batch)
         self.batches.append(batch)
+        self.commits.append(lambda pool: pool.append(batch))
 
     @rule(scores=SCORES, columns=COLUMNS, content=st.integers(0, 2**32 - 1))
     def append(self, scores: list[float], columns: tuple[str, ...], content: int) -> None:
@@ -86,6 +91,52 @@ class TwoPools(RuleBasedStateMachine):
         for _ in range(number):
             size = int(rng.integers(1, 4))
             self.append_both({"reward": rng.choice(TIED + ODD, size).tolist()}, content)
+
+    def commit_both(self, commit: Callable[[SamplePool], object]) -> None:
+        commit(self.pool)
+        commit(self.model)
+        self.commits.append(commit)
+
+    def refuse_both(self, commit: Callable[[SamplePool], object]) -> None:
+        before = self.pool.snapshot
+        for pool in (self.pool, self.model):
+            with pytest.raises(ValueError):
+                commit(pool)
+        assert self.pool.snapshot == before
+
+    @rule(name=NAME, scores=SCORES, source=st.sampled_from(['{"by": 1}', '{"by": 2}']))
+    def draft(self, name: str, scores: list[float], source: str) -> None:
+        end = self.model.draft_end(name) or 0
+        values = np.array(scores, dtype=np.float32)
+        fits = 0 < end + len(values) <= len(self.model)
+        same = self.sources.get(name, source) == source
+        commit = lambda pool: pool.draft_scores(name, end, values, source=source)  # noqa: E731
+        if fits and same:
+            self.sources[name] = source
+            self.commit_both(commit)
+        else:
+            self.refuse_both(commit)
+        self.refuse_both(lambda pool: pool.draft_scores(name, end + 41, values, source=source))
+
+    @precondition(lambda self: len(self.model) > 0)
+    @rule(name=NAME, score=SCORE)
+    def publish(self, name: str, score: float) -> None:
+        end = self.model.draft_end(name) or 0
+        missing = np.full(len(self.model) - end, score, dtype=np.float32)
+        if missing.size:
+            self.refuse_both(lambda pool: pool.publish_scores(name))
+            source = self.sources.get(name, "{}")
+            self.commit_both(lambda pool: pool.draft_scores(name, end, missing, source=source))
+        self.sources.pop(name, None)
+        self.commit_both(lambda pool: pool.publish_scores(name))
+
+    @rule(name=NAME)
+    def discard(self, name: str) -> None:
+        if self.model.draft_end(name) is None:
+            self.refuse_both(lambda pool: pool.discard_scores(name))
+        else:
+            del self.sources[name]
+            self.commit_both(lambda pool: pool.discard_scores(name))
 
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
@@ -119,7 +170,7 @@ class TwoPools(RuleBasedStateMachine):
     @rule()
     def refresh_the_reader(self) -> None:
         assert self.reader.refresh() == self.pool.snapshot
-        self.reader_generation = len(self.batches)
+        self.reader_generation = len(self.commits)
 
     @rule()
     def content(self) -> None:
@@ -145,7 +196,7 @@ class TwoPools(RuleBasedStateMachine):
         if which == "reader":
             pool, model = self.reader, self.model_at(self.reader_generation)
         elif which == "past":
-            generation = data.draw(st.integers(0, len(self.batches)))
+            generation = data.draw(st.integers(0, len(self.commits)))
             pool = NativePool.open(self.folder / "pool", snapshot=generation)
             model = self.model_at(generation)
         assume(model.score_columns)
@@ -188,6 +239,8 @@ class TwoPools(RuleBasedStateMachine):
         assert self.pool.snapshot.generation == self.model.snapshot.generation
         assert len(self.pool) == len(self.model)
         assert self.reader.snapshot.generation == self.reader_generation
+        for name in ("reward", "judge"):
+            assert self.pool.draft_end(name) == self.model.draft_end(name)
 
     def teardown(self) -> None:
         self.reader.close()

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use numpy::{PyArray1, PyReadonlyArray1};
-use pyo3::exceptions::PyValueError;
+use bytemuck::Pod;
+use numpy::{Element, PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -14,8 +15,10 @@ use crate::describe::describe;
 use crate::format::PoolSettings;
 use crate::gather::gather;
 use crate::pool::{OpenOptions, Pool};
-use crate::ranking::{Quantization, RemainderRule, TieRule};
+use crate::quantization::Quantization;
+use crate::ranking::{RemainderRule, TieRule};
 use crate::sampler::{Sampler, SamplingMode};
+use crate::segment::column;
 use crate::snapshot::Snapshot;
 use crate::storage::{FileStorage, Storage};
 
@@ -105,11 +108,12 @@ impl PyPool {
         &self,
         py: Python<'_>,
         name: &str,
+        source: &str,
         first: u64,
         scores: PyReadonlyArray1<'_, f32>,
     ) -> PyResult<()> {
         let scores = scores.as_slice()?;
-        detached(py, || self.0.draft_scores(name, first, scores))
+        detached(py, || self.0.draft_scores(name, source, first, scores))
     }
 
     fn publish_scores(&self, py: Python<'_>, name: &str) -> PyResult<()> {
@@ -140,22 +144,50 @@ impl PyPool {
         ties: &str,
         remainder: &str,
     ) -> PyResult<PyQuantization> {
-        let ties = match ties {
-            "hash" => TieRule::Hash,
-            "older_first" => TieRule::OlderFirst,
-            "together" => TieRule::Together,
-            _ => return Err(PyValueError::new_err(format!("unknown tie rule {ties:?}"))),
-        };
-        let remainder = match remainder {
-            "spread" => RemainderRule::Spread,
-            "lowest" => RemainderRule::Lowest,
-            _ => {
-                return Err(PyValueError::new_err(format!("unknown remainder rule {remainder:?}")));
-            }
-        };
+        let (ties, remainder) = (tie_rule(ties)?, remainder_rule(remainder)?);
         let snapshot = self.0.snapshot();
         detached(py, || Quantization::new(snapshot, score, num_quantiles, ties, remainder))
             .map(|quantization| PyQuantization(Arc::new(quantization)))
+    }
+
+    /// A ranking by [N] values of the caller's, of the whole or within each prompt.
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn quantize_values(
+        &self,
+        py: Python<'_>,
+        num_quantiles: u64,
+        values: PyReadonlyArray1<'_, f32>,
+        per_prompt: bool,
+        ties: &str,
+        remainder: &str,
+    ) -> PyResult<PyQuantization> {
+        let (ties, remainder) = (tie_rule(ties)?, remainder_rule(remainder)?);
+        let (snapshot, values) = (self.0.snapshot(), values.as_slice()?.to_vec());
+        detached(py, || {
+            if per_prompt {
+                Quantization::per_prompt(snapshot, values, num_quantiles, ties)
+            } else {
+                Quantization::of_values(snapshot, values, num_quantiles, ties, remainder)
+            }
+        })
+        .map(|quantization| PyQuantization(Arc::new(quantization)))
+    }
+
+    /// A provenance column in id order.
+    fn column<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        let snapshot = self.0.snapshot();
+        match name {
+            "prompt_id" => copied::<u32>(py, &snapshot, column::PROMPT),
+            "finish_reason" => copied::<u8>(py, &snapshot, column::FINISH),
+            "round" => copied::<u32>(py, &snapshot, column::ROUND),
+            "chunk" => copied::<u32>(py, &snapshot, column::CHUNK),
+            "policy_step" => copied::<u32>(py, &snapshot, column::POLICY_STEP),
+            "reward_token" => copied::<i16>(py, &snapshot, column::REWARD_TOKEN),
+            "seed" => copied::<u64>(py, &snapshot, column::SEED),
+            "logprob_policy" => copied::<f32>(py, &snapshot, column::LOGPROB_POLICY),
+            "logprob_reference" => copied::<f32>(py, &snapshot, column::LOGPROB_REFERENCE),
+            _ => Err(PyKeyError::new_err(name.to_owned())),
+        }
     }
 
     fn scores<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyArray1<f32>>> {
@@ -230,12 +262,53 @@ impl PyPool {
             .columns
             .into_iter()
             .map(|c| {
-                (c.name, c.version, c.scored, c.unscored, c.num_runs, c.mean, c.std, c.min, c.max)
+                (
+                    (c.name, c.version, c.source),
+                    (c.scored, c.unscored, c.num_runs),
+                    (c.mean, c.std, c.min, c.max),
+                )
             })
             .collect();
         dict.set_item("score_columns", columns)?;
+        let drafts: Vec<_> = snapshot
+            .drafts
+            .iter()
+            .map(|draft| (draft.name.clone(), draft.source.clone(), draft.end()))
+            .collect();
+        dict.set_item("drafts", drafts)?;
         Ok(dict)
     }
+}
+
+fn tie_rule(name: &str) -> PyResult<TieRule> {
+    match name {
+        "hash" => Ok(TieRule::Hash),
+        "older_first" => Ok(TieRule::OlderFirst),
+        "together" => Ok(TieRule::Together),
+        _ => Err(PyValueError::new_err(format!("unknown tie rule {name:?}"))),
+    }
+}
+
+fn remainder_rule(name: &str) -> PyResult<RemainderRule> {
+    match name {
+        "spread" => Ok(RemainderRule::Spread),
+        "lowest" => Ok(RemainderRule::Lowest),
+        _ => Err(PyValueError::new_err(format!("unknown remainder rule {name:?}"))),
+    }
+}
+
+/// A fixed-width column of all segments as an array.
+fn copied<'py, T: Element + Pod + Send + Sync>(
+    py: Python<'py>,
+    snapshot: &Snapshot,
+    position: usize,
+) -> PyResult<Bound<'py, PyAny>> {
+    let values = detached(py, || {
+        let mut values = vec![T::zeroed(); snapshot.num_samples as usize];
+        snapshot.copy_column(position, &mut values)?;
+        Ok(values)
+    })?;
+    Ok(PyArray1::from_vec(py, values).into_any())
 }
 
 /// The ranking of one snapshot, cut into quantiles.

@@ -4,6 +4,7 @@
 
 pub mod disk;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use quark_pool_rs::format::PoolSettings;
@@ -144,4 +145,88 @@ pub fn check_content(snapshot: &Snapshot, batches: &[Owned]) -> quark_pool_rs::e
         }
     }
     Ok(id == snapshot.num_samples)
+}
+
+/// One commit.
+#[derive(Debug, Clone)]
+pub enum Step {
+    Append(Owned),
+    /// The next scores of a column's draft.
+    Draft(&'static str, Vec<f32>),
+    Publish(&'static str),
+    Discard(&'static str),
+}
+
+/// What the tests' drafts say of their scores.
+pub const SOURCE: &str = "{\"reward\":\"other\"}";
+
+impl Step {
+    pub fn apply(&self, pool: &Pool) -> quark_pool_rs::error::Result<()> {
+        match self {
+            Self::Append(batch) => batch.append(pool).map(drop),
+            Self::Draft(name, scores) => {
+                pool.draft_scores(name, SOURCE, pool.draft_end(name).unwrap_or(0), scores)
+            }
+            Self::Publish(name) => pool.publish_scores(name),
+            Self::Discard(name) => pool.discard_scores(name),
+        }
+    }
+}
+
+/// What a pool is to hold.
+#[derive(Debug, Clone, Default)]
+pub struct Content {
+    pub batches: Vec<Owned>,
+    pub drafts: BTreeMap<&'static str, Vec<f32>>,
+}
+
+impl Content {
+    pub fn after(steps: &[Step]) -> Self {
+        let mut content = Self::default();
+        for step in steps {
+            content.apply(step);
+        }
+        content
+    }
+
+    pub fn num_samples(&self) -> usize {
+        self.batches.iter().map(|batch| batch.completions.len()).sum()
+    }
+
+    pub fn apply(&mut self, step: &Step) {
+        match step {
+            Step::Append(batch) => self.batches.push(batch.clone()),
+            Step::Draft(name, scores) => self.drafts.entry(name).or_default().extend(scores),
+            Step::Publish(name) => {
+                let scores = self.drafts.remove(name).unwrap();
+                let mut scores = scores.as_slice();
+                for batch in &mut self.batches {
+                    let (own, rest) = scores.split_at(batch.completions.len());
+                    scores = rest;
+                    batch.scores.retain(|(other, _)| other != name);
+                    batch.scores.push(((*name).to_owned(), own.to_vec()));
+                }
+            }
+            Step::Discard(name) => drop(self.drafts.remove(name).unwrap()),
+        }
+    }
+
+    /// Whether a snapshot holds exactly this.
+    pub fn is_in(&self, snapshot: &Snapshot) -> quark_pool_rs::error::Result<bool> {
+        if snapshot.drafts.len() != self.drafts.len() {
+            return Ok(false);
+        }
+        for draft in &snapshot.drafts {
+            let Some(scores) = self.drafts.get(draft.name.as_str()) else { return Ok(false) };
+            if draft.end() != scores.len() as u64 || draft.source != SOURCE {
+                return Ok(false);
+            }
+            let mut found = vec![0.0; self.num_samples()];
+            snapshot.copy_scores(draft, &mut found)?;
+            if !found.iter().zip(scores).all(|(a, b)| a.to_bits() == b.to_bits()) {
+                return Ok(false);
+            }
+        }
+        check_content(snapshot, &self.batches)
+    }
 }

@@ -1,0 +1,116 @@
+"""``quark pool rescore``: another reward for all that was ever sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quark.cli.pool import JsonFlag, PoolPath, pool_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def rescore(
+    path: PoolPath,
+    reward: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|MODULE:FUNCTION|FOLDER", help="The reward.", show_default=False
+        ),
+    ],
+    name: Annotated[
+        str, typer.Option("--as", help="Score column to write; one that is there is replaced.")
+    ] = "reward",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="A reward setting, as in a run."),
+    ] = None,
+    chunk_size: Annotated[int, typer.Option(min=1, help="Samples per commit.")] = 8192,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard what an interrupted attempt has left.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Score every sample anew; nothing is generated again.
+
+    Scores are committed in chunks and switched to in one commit at the end: interrupt it and run it again,
+    and it goes on where it stopped. Old snapshots keep their scores. A run that is to train on the result
+    has to be stopped first (one process writes a pool), and to name the reward in its configuration.
+
+    **Examples**
+
+    * `quark pool rescore runs/mine toxicity`
+
+    * `quark pool rescore runs/mine my_rewards:politeness --as politeness`
+    """
+    import sys
+
+    from quark.cli.console import count, figures, make_console, number, print_json, prose
+    from quark.cli.reward import reward_config
+    from quark.pool.native import NativePool
+    from quark.rewards.build import build_reward, reward_provenance
+    from quark.rewards.scoring import score
+
+    config = reward_config(reward, set_ or ())
+    function = build_reward(config)
+    progress = make_console(sys.stderr)
+    warned: set[str] = set()
+
+    def scorer(prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float32]:
+        outcome = score(
+            function,
+            prompts,
+            completions,
+            on_error=config.on_error,
+            batch_size=config.batch_size,
+            retries=config.retries or 0,
+        )
+        for message in outcome.messages:
+            if message not in warned:
+                warned.add(message)
+                progress.print(prose("warning: " + message, "yellow"), soft_wrap=True)
+        return outcome.scores
+
+    with NativePool.open(pool_path(path), writable=True) as pool:
+        result = pool.rescore(
+            name,
+            scorer,
+            source=reward_provenance(function),
+            chunk_size=chunk_size,
+            restart=restart,
+            on_chunk=lambda done, total: progress.print(
+                prose(f"{count(done)} of {count(total)} samples", "dim")
+            ),
+        )
+        column = next(column for column in pool.info().score_columns if column.name == name)
+        generation = pool.snapshot.generation
+    if as_json:
+        print_json(
+            {
+                "score": name,
+                "version": column.version,
+                "snapshot": generation,
+                "samples": result.num_samples,
+                "resumed": result.num_resumed,
+                "failed": result.num_failed,
+                "mean": column.mean,
+                "std": column.std,
+                "min": column.min,
+                "max": column.max,
+            }
+        )
+        return
+    spread = f"{number(column.min)} .. {number(column.mean)} .. {number(column.max)}"
+    make_console().print(
+        figures(
+            [
+                (f"score {name}", f"version {column.version}, in snapshot {generation}"),
+                ("samples", f"{count(result.num_samples)}, {count(result.num_failed)} not scored"),
+                ("lowest, mean, highest", spread),
+            ]
+        )
+    )

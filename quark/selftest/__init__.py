@@ -1,0 +1,1 @@
+"""Proofs, on the user's own machine and disk, of what the sample pool promises."""

@@ -1,0 +1,69 @@
+"""What a round learns from: a pure function of the pool, the configuration and the round's number.
+
+The trainer draws its batches through here, and ``explain`` recomputes them through here, so that what a
+run did and what is said about it cannot come apart.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from pathlib import Path
+
+from quark.config.schema import PoolSection, RunConfig, RunSection
+from quark.pool.base import Quantization, SamplePool, Sampler
+from quark.pool.native import NativePool
+from quark.training.seeds import derive_seed
+
+REWARD_COLUMN = "reward"
+"""The score column that is trained on."""
+
+
+def chunk_key(run_id: str, round: int, chunk: int) -> str:
+    """The idempotency key that a chunk of exploration is appended under."""
+    return f"{run_id}/{round}/{chunk}"
+
+
+def samples_at(pool: SamplePool, run_id: str, section: RunSection, round: int) -> int | None:
+    """Samples that the pool held when the exploration of ``round`` was complete; None while it is not."""
+    num_prompts = section.prompts_per_round if round else section.prompts_first_round
+    num_chunks = -(-num_prompts * section.completions_per_prompt // section.chunk_size)
+    ids = pool.find(chunk_key(run_id, round, num_chunks - 1))
+    return None if ids is None else ids.stop
+
+
+def first_snapshot_with(path: Path, num_samples: int) -> NativePool:
+    """The pool as it was when it first held ``num_samples`` samples, or its newest snapshot where it holds fewer.
+
+    Sought rather than counted: a commit can also bring scores to samples that are there.
+    """
+
+    def size_at(generation: int) -> int:
+        with NativePool.open(path, snapshot=generation) as pool:
+            return len(pool)
+
+    with NativePool.open(path) as pool:
+        newest = pool.snapshot.generation
+    found = bisect_left(range(newest), num_samples, key=size_at)
+    return NativePool.open(path, snapshot=found)
+
+
+def quantize(pool: SamplePool, section: PoolSection, *, score: str = REWARD_COLUMN) -> Quantization:
+    """The ranking by one score column, by the run's rules. Raises KeyError for an unknown column."""
+    return pool.quantize(
+        section.num_quantiles, score=score, ties=section.ties, remainder=section.remainder
+    )
+
+
+def round_sampler(quantization: Quantization, config: RunConfig, round: int) -> Sampler:
+    """The minibatches of a round: its optimizer step s learns from batch s.
+
+    Raises:
+        ValueError: there is nothing to draw from.
+    """
+    only_best = config.pool.train_quantiles == "best"
+    return quantization.sampler(
+        batch_size=config.optimizer.batch_size,
+        seed=derive_seed(config.run.seed, "minibatches", round),
+        mode=config.pool.sampling,
+        quantiles=[quantization.num_quantiles - 1] if only_best else None,
+    )

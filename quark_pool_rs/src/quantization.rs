@@ -1,0 +1,387 @@
+//! The quantiles of a ranking: who is in which, how many, and from which score on.
+//!
+//! A ranking is by a score column, of which sorted runs exist, or by values that are made when they are
+//! needed (a combination of columns, a part of the samples, ranks within a prompt). Rules:
+//! `quark/pool/base.py`.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::error::{PoolError, Result};
+use crate::ranking::{
+    Cut, LazyView, Piece, Quantile, RemainderRule, Runs, TieRule, key_score, score_key,
+};
+use crate::segment::column;
+use crate::selection::{count_ranked, cut_values, label_in_groups};
+use crate::snapshot::{Column, Snapshot};
+
+/// Scores that are labelled at a time; their keys stay in the nearest cache.
+const CHUNK: usize = 1024;
+/// With more cuts a binary search is faster than counting.
+const MAX_VECTOR_CUTS: usize = 24;
+
+/// The order of keys in signed numbers, which more processors compare many at a time.
+#[inline]
+fn signed_key(key: u32) -> i32 {
+    (key ^ 1 << 31) as i32
+}
+
+/// What a ranking ranks by.
+enum Source {
+    /// A score column, by its runs.
+    Column(usize),
+    /// [N] values of its own.
+    Values(Vec<f32>),
+    /// The same, and [N] labels that no cut tells.
+    Labelled(Vec<f32>, Vec<i16>),
+}
+
+/// The ranking of one snapshot, cut into quantiles.
+pub struct Quantization {
+    snapshot: Arc<Snapshot>,
+    source: Source,
+    /// Between quantile k and k + 1, lowest first.
+    cuts: Vec<Cut>,
+    quantiles: Vec<Quantile>,
+}
+
+impl Quantization {
+    /// Cut a column into `num_quantiles`.
+    ///
+    /// # Errors
+    /// `Invalid`, `UnknownColumn`, `Corrupted`, `Io`.
+    pub fn new(
+        snapshot: Arc<Snapshot>,
+        score: &str,
+        num_quantiles: u64,
+        ties: TieRule,
+        remainder: RemainderRule,
+    ) -> Result<Self> {
+        check_number(num_quantiles)?;
+        let name = snapshot.column(score)?.name.clone();
+        let column = snapshot.columns.iter().position(|c| c.name == name).expect("found above");
+        let (cuts, quantiles) = {
+            let runs = Runs::new(&snapshot, column);
+            let total = runs.total();
+            let cuts = above(total, num_quantiles, remainder)
+                .map(|above| runs.cut(above, ties))
+                .collect::<Result<Vec<_>>>()?;
+            let quantiles = runs.quantiles(&cuts);
+            (cuts, quantiles)
+        };
+        Ok(Self { snapshot, source: Source::Column(column), cuts, quantiles })
+    }
+
+    /// Rank by values that are no column: [N] in id order, NaN for what is not to be ranked.
+    ///
+    /// Holds 8 bytes for each ranked sample besides the values.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn of_values(
+        snapshot: Arc<Snapshot>,
+        values: Vec<f32>,
+        num_quantiles: u64,
+        ties: TieRule,
+        remainder: RemainderRule,
+    ) -> Result<Self> {
+        check_number(num_quantiles)?;
+        check_length(&snapshot, &values)?;
+        let total = count_ranked(&values);
+        let above: Vec<u64> = above(total, num_quantiles, remainder).collect();
+        let cuts = cut_values(&values, snapshot.home.settings.tie_seed, &above, ties);
+        let source = Source::Values(values);
+        let mut quantization = Self { snapshot, source, cuts, quantiles: Vec::new() };
+        let labels = quantization.labels()?;
+        quantization.quantiles = members(&labels, quantization.values(), num_quantiles);
+        Ok(quantization)
+    }
+
+    /// Rank each sample among those of its own prompt: of n samples the one with r worse ones gets the
+    /// quantile floor((r + 1/2) K / n), so that a prompt with few samples does not favour an end.
+    ///
+    /// `values` as in [`Self::of_values`].
+    ///
+    /// # Errors
+    /// `Invalid`, `Corrupted`, `Io`.
+    pub fn per_prompt(
+        snapshot: Arc<Snapshot>,
+        values: Vec<f32>,
+        num_quantiles: u64,
+        ties: TieRule,
+    ) -> Result<Self> {
+        check_number(num_quantiles)?;
+        check_length(&snapshot, &values)?;
+        let mut prompts = vec![0_u32; values.len()];
+        snapshot.copy_column(column::PROMPT, &mut prompts)?;
+        let tie_seed = snapshot.home.settings.tie_seed;
+        let labels = label_in_groups(&values, &prompts, num_quantiles, tie_seed, ties);
+        let quantiles = members(&labels, &values, num_quantiles);
+        Ok(Self { snapshot, source: Source::Labelled(values, labels), cuts: Vec::new(), quantiles })
+    }
+
+    /// Where the slices of quantiles lie; ranked values have none.
+    fn runs(&self) -> Option<Runs<'_>> {
+        match self.source {
+            Source::Column(column) => Some(Runs::new(&self.snapshot, column)),
+            Source::Values(_) | Source::Labelled(..) => None,
+        }
+    }
+
+    /// [N] values that are no column.
+    fn values(&self) -> &[f32] {
+        match &self.source {
+            Source::Column(_) => &[],
+            Source::Values(values) | Source::Labelled(values, _) => values,
+        }
+    }
+
+    /// What is ranked.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// [K] samples per quantile.
+    pub fn counts(&self) -> Vec<u64> {
+        self.quantiles.iter().map(Quantile::len).collect()
+    }
+
+    /// Samples without a score.
+    pub fn num_unranked(&self) -> u64 {
+        let ranked: u64 = self.quantiles.iter().map(Quantile::len).sum();
+        self.snapshot.num_samples - ranked
+    }
+
+    /// [K] lowest score in each quantile, NaN where it is empty.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub fn lower_bounds(&self) -> Result<Vec<f32>> {
+        let runs = self.runs();
+        let bound = |quantile: &Quantile| {
+            let mut lowest = None;
+            let mut before = 0;
+            for (piece, &end) in quantile.pieces.iter().zip(&quantile.ends) {
+                let key = match piece {
+                    Piece::Slice { run, start } => {
+                        view(runs.as_ref(), *run).key(start + (end - before) as usize - 1)?
+                    }
+                    Piece::Ids { key, .. } => *key,
+                };
+                lowest = Some(lowest.map_or(key, |l: u32| l.min(key)));
+                before = end;
+            }
+            Ok(lowest.map_or(f32::NAN, key_score))
+        };
+        self.quantiles.iter().map(bound).collect()
+    }
+
+    /// The id of each (quantile, index) pair; an index is below the quantile's count.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub fn ids_at(&self, places: &[(i16, u64)], out: &mut [u64]) -> Result<()> {
+        let runs = self.runs();
+        // In stages, so that the lines of the second are on their way.
+        let entries = places
+            .iter()
+            .map(|&(quantile, index)| {
+                let quantile = &self.quantiles[quantile as usize];
+                let at = quantile.ends.partition_point(|&end| end <= index);
+                let before = if at == 0 { 0 } else { quantile.ends[at - 1] };
+                let offset = (index - before) as usize;
+                let piece = &quantile.pieces[at];
+                if let Piece::Slice { run, start } = piece {
+                    view(runs.as_ref(), *run).prefetch_id(start + offset)?;
+                }
+                Ok((piece, offset))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for ((piece, offset), out) in entries.into_iter().zip(out) {
+            *out = match piece {
+                Piece::Slice { run, start } => view(runs.as_ref(), *run).id(start + offset)?,
+                Piece::Ids { ids, start, .. } => ids[start + offset],
+            };
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn label(&self, score: f32, id: u64, tie_seed: u64) -> i16 {
+        if score.is_nan() {
+            return -1;
+        }
+        let key = score_key(score);
+        let is_beneath = |cut: &Cut| cut.is_beneath(key, id, tie_seed);
+        self.cuts.partition_point(is_beneath) as i16
+    }
+
+    /// [N] the quantile of each sample in id order, -1 without a score.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub fn labels(&self) -> Result<Vec<i16>> {
+        let mut labels = vec![-1; self.snapshot.num_samples as usize];
+        match &self.source {
+            Source::Labelled(_, known) => labels.copy_from_slice(known),
+            Source::Values(values) => {
+                let chunks = labels.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK));
+                chunks.enumerate().for_each(|(i, (labels, values))| {
+                    self.label_chunk(values, (i * CHUNK) as u64, labels);
+                });
+            }
+            Source::Column(column) => {
+                self.label_column(&self.snapshot.columns[*column], &mut labels)?;
+            }
+        }
+        Ok(labels)
+    }
+
+    fn label_column(&self, column: &Column, labels: &mut [i16]) -> Result<()> {
+        // One slice of the output per extent; samples between extents keep their -1.
+        let mut rest = labels;
+        let mut done = 0;
+        let mut parts = Vec::with_capacity(column.extents.len());
+        for extent in &column.extents {
+            let skip = (extent.first() - done) as usize;
+            let (part, tail) = std::mem::take(&mut rest)[skip..].split_at_mut(extent.count());
+            done = extent.first() + extent.count() as u64;
+            rest = tail;
+            parts.push((extent, part));
+        }
+        parts.into_par_iter().try_for_each(|(extent, part)| {
+            let scores = extent.scores(&self.snapshot.home, 0..extent.count())?;
+            let chunks = part.chunks_mut(CHUNK).zip(scores.chunks(CHUNK));
+            for ((labels, scores), first) in chunks.zip((extent.first()..).step_by(CHUNK)) {
+                self.label_chunk(scores, first, labels);
+            }
+            Ok(())
+        })
+    }
+
+    /// Labels of up to [`CHUNK`] scores with consecutive ids: plain loops that a compiler turns into vector
+    /// instructions, and a second look at the few scores that equal a cut's.
+    fn label_chunk(&self, scores: &[f32], first: u64, labels: &mut [i16]) {
+        let tie_seed = self.snapshot.home.settings.tie_seed;
+        if self.cuts.len() > MAX_VECTOR_CUTS {
+            for ((label, &score), id) in labels.iter_mut().zip(scores).zip(first..) {
+                *label = self.label(score, id, tie_seed);
+            }
+            return;
+        }
+        let mut keys = [0_i32; CHUNK];
+        let mut counts = [0_i32; CHUNK];
+        let (keys, counts) = (&mut keys[..scores.len()], &mut counts[..scores.len()]);
+        for (key, &score) in keys.iter_mut().zip(scores) {
+            *key = signed_key(score_key(score));
+        }
+        let mut is_tied = 0;
+        for cut in &self.cuts {
+            let bound = signed_key(cut.key);
+            for (count, &key) in counts.iter_mut().zip(&*keys) {
+                *count += i32::from(key > bound);
+                is_tied |= i32::from(key == bound);
+            }
+        }
+        for ((label, &count), &score) in labels.iter_mut().zip(&*counts).zip(scores) {
+            *label = if score.is_nan() { -1 } else { count as i16 };
+        }
+        if is_tied != 0 {
+            let tied = |key: i32| self.cuts.iter().any(|cut| signed_key(cut.key) == key);
+            for (i, &key) in keys.iter().enumerate() {
+                if tied(key) {
+                    labels[i] = self.label(scores[i], first + i as u64, tie_seed);
+                }
+            }
+        }
+    }
+
+    /// [M] the quantiles of some samples into `out`.
+    ///
+    /// # Errors
+    /// `UnknownSample`, `Corrupted`, `Io`.
+    pub fn labels_of(&self, ids: &[u64], out: &mut [i16]) -> Result<()> {
+        if let Source::Labelled(_, labels) = &self.source {
+            for (out, &id) in out.iter_mut().zip(ids) {
+                self.snapshot.check_id(id)?;
+                *out = labels[id as usize];
+            }
+            return Ok(());
+        }
+        let tie_seed = self.snapshot.home.settings.tie_seed;
+        let mut scores = vec![0.0; ids.len()];
+        self.scores_of(ids, &mut scores)?;
+        for ((out, &score), &id) in out.iter_mut().zip(&scores).zip(ids) {
+            *out = self.label(score, id, tie_seed);
+        }
+        Ok(())
+    }
+
+    /// [M] the scores that the ranking used into `out`.
+    ///
+    /// # Errors
+    /// `UnknownSample`, `Corrupted`, `Io`.
+    pub fn scores_of(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
+        if let Source::Column(column) = self.source {
+            return self.snapshot.scores_of(&self.snapshot.columns[column], ids, out);
+        }
+        for (out, &id) in out.iter_mut().zip(ids) {
+            self.snapshot.check_id(id)?;
+            *out = self.values()[id as usize];
+        }
+        Ok(())
+    }
+}
+
+/// Only the quantiles of a column have slices.
+#[inline]
+fn view<'a, 'r>(runs: Option<&'r Runs<'a>>, run: usize) -> &'r LazyView<'a> {
+    &runs.expect("slices are of runs").views[run]
+}
+
+fn check_number(num_quantiles: u64) -> Result<()> {
+    if num_quantiles == 0 || num_quantiles > i16::MAX as u64 {
+        return Err(PoolError::invalid(format!(
+            "num_quantiles is {num_quantiles}; it goes from 1 to {}",
+            i16::MAX
+        )));
+    }
+    Ok(())
+}
+
+fn check_length(snapshot: &Snapshot, values: &[f32]) -> Result<()> {
+    if values.len() as u64 != snapshot.num_samples {
+        return Err(PoolError::invalid(format!(
+            "there are {} values for {} samples",
+            values.len(),
+            snapshot.num_samples
+        )));
+    }
+    Ok(())
+}
+
+/// How many of `total` ranked samples lie above each cut, lowest cut first.
+fn above(total: u64, num_quantiles: u64, remainder: RemainderRule) -> impl Iterator<Item = u64> {
+    (1..num_quantiles).map(move |k| match remainder {
+        RemainderRule::Spread => {
+            total - (u128::from(k) * u128::from(total) / u128::from(num_quantiles)) as u64
+        }
+        RemainderRule::Lowest => (num_quantiles - k) * (total / num_quantiles),
+    })
+}
+
+/// Who is in which quantile, by age.
+fn members(labels: &[i16], values: &[f32], num_quantiles: u64) -> Vec<Quantile> {
+    let of_label = |label: i16| {
+        let rows = || (0_u64..).zip(labels).filter(|&(_, &l)| l == label).map(|(id, _)| id);
+        let mut ids = Vec::with_capacity(rows().count());
+        ids.extend(rows());
+        let lowest = ids.iter().map(|&id| score_key(values[id as usize])).min();
+        let mut quantile = Quantile::default();
+        let (len, key) = (ids.len(), lowest.unwrap_or_default());
+        quantile.push(Piece::Ids { ids: ids.into(), start: 0, key }, len);
+        quantile
+    };
+    (0..num_quantiles as i16).into_par_iter().map(of_label).collect()
+}

@@ -1,0 +1,122 @@
+"""``quark pool explain`` and ``quark pool create``."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from quark.cli.console import to_json
+from quark.pool.base import PromptRecord
+from quark.pool.native import NativePool
+from quark.training.explain import explain
+from tests.cli.commands import quark, quark_process
+from tests.hostile_text import HOSTILE
+from tests.pool.batches import make_batch
+
+
+def test_explain_prints_what_the_library_says(run_dir: Path) -> None:
+    shown = quark_process("pool", "explain", run_dir, "17", "--json")
+    assert shown.code == 0, shown.err
+    known = explain(run_dir, 17)
+    assert shown.json["prompt"] == known.sample.prompt_text
+    assert shown.json["completion_tokens"] == known.sample.completion_tokens.tolist()
+    assert shown.json["rounds"] == to_json([dataclasses.asdict(use) for use in known.rounds])
+    assert len(shown.json["rounds"]) == 2
+    (reward,) = (s for s in known.standings if s.column == "reward")
+    assert shown.json["scores"]["reward"]["rank"] == reward.rank
+    assert shown.json["origin"]["key"] == known.key
+    assert shown.json["origin"]["settings"]["sampling"]["max_new_tokens"] == 6
+    assert shown.json["snapshot"]["num_samples"] == 60
+    people = quark("pool", "explain", run_dir, "17").out
+    assert str(known.key) in people
+    assert "What was learnt from it" in people
+
+
+def test_explain_of_a_pool_alone_says_what_it_cannot_know(run_dir: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(run_dir / "pool", tmp_path / "pool")
+    shown = quark("pool", "explain", alone, "17", "-k", "3", "--json").json
+    assert (shown["run"], shown["rounds"], shown["num_quantiles"]) == (None, [], 3)
+    assert "not in a run directory" in quark("pool", "explain", alone, "17").out
+
+
+@pytest.mark.parametrize(
+    ("sample", "damage", "code", "says"),
+    [
+        ("60", None, 2, "no sample 60; it holds 60 samples"),
+        ("-3", None, 2, "-3"),
+        ("0", "[run", 4, "config.toml"),
+    ],
+)
+def test_explain_names_what_is_wrong(
+    run_dir: Path, tmp_path: Path, sample: str, damage: str | None, code: int, says: str
+) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    if damage is not None:
+        (copy / "config.toml").write_text(damage)
+    outcome = quark("pool", "explain", copy, sample)
+    assert outcome.code == code
+    assert says in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_explained_text_cannot_act_on_the_terminal(tmp_path: Path) -> None:
+    texts = [text for text in HOSTILE[::5] if "\ud800" not in text]
+    batch = make_batch("key", {"reward": [1.0] * len(texts)})
+    prompts = [PromptRecord(token_ids=batch.prompts[0].token_ids, text=text) for text in texts[:3]]
+    settings = '{"name": "\u202e\x9b2J"}'
+    with NativePool.create(tmp_path / "pool", vocab_size=1000) as pool:
+        pool.append(
+            dataclasses.replace(batch, prompts=prompts, completion_texts=texts, settings=settings)
+        )
+    for sample, text in enumerate(texts):
+        outcome = quark("pool", "explain", tmp_path / "pool", str(sample))
+        assert outcome.code == 0, outcome.err
+        assert all(c.isprintable() or c == "\n" for c in outcome.out)
+        plain = quark("pool", "explain", tmp_path / "pool", str(sample), "--json")
+        assert plain.out.isascii()
+        assert plain.json["completion"] == text
+
+
+def test_create_makes_a_pool_that_takes_samples(tmp_path: Path) -> None:
+    made = quark_process(
+        "pool", "create", tmp_path / "pool", "--vocab-size", "1000", "--no-text", "--json"
+    )
+    assert made.code == 0, made.err
+    assert (made.json["vocab_size"], made.json["store_text"]) == (1000, False)
+    with NativePool.open(tmp_path / "pool", writable=True) as pool:
+        assert pool.info().uuid == made.json["uuid"]
+        assert len(pool.append(make_batch("a", {"reward": [1.0]}, with_texts=False))) == 1
+    assert "made" in quark("pool", "create", tmp_path / "other", "--vocab-size", "9").out
+
+
+def test_create_takes_the_size_of_a_tokenizer(tmp_path: Path) -> None:
+    made = quark("pool", "create", tmp_path / "pool", "--tokenizer", "embedded:reviews", "--json")
+    assert made.code == 0, made.err
+    assert made.json["vocab_size"] == 2048
+    assert made.json["metadata"] == {"tokenizer": "embedded:reviews"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["new"], 2, "--vocab-size"),
+        (["new", "--vocab-size", "9", "--tokenizer", "embedded:reviews"], 2, "either"),
+        (["new", "--vocab-size", "0"], 2, "vocab-size"),
+        (["new", "--tokenizer", "/no/such/model"], 3, "/no/such/model"),
+        (["no/parent", "--vocab-size", "9"], 3, "no/parent"),
+        (["full", "--vocab-size", "9"], 2, "exists"),
+    ],
+)
+def test_create_refuses_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    outcome = quark("pool", "create", *arguments)
+    assert outcome.code == code, outcome.err
+    assert says in outcome.err
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["full", "mine.txt"]
