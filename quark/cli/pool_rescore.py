@@ -62,7 +62,12 @@ def rescore(
 
     def scorer(prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float32]:
         outcome = score(
-            function, prompts, completions, on_error=config.on_error, batch_size=config.batch_size
+            function,
+            prompts,
+            completions,
+            on_error=config.on_error,
+            batch_size=config.batch_size,
+            retries=config.retries or 0,
         )
         for message in outcome.messages:
             if message not in warned:

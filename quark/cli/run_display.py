@@ -256,6 +256,9 @@ def round_line(summary: RoundSummary) -> str:
     failed = metrics.get("failed_scores", 0.0)
     if failed:
         parts.append(f"{count(int(failed))} not scored")
+    skipped = metrics.get("skipped_steps", 0.0)
+    if skipped:
+        parts.append(f"{count(int(skipped))} steps skipped")
     return " · ".join(parts)
 
 

@@ -77,7 +77,8 @@ class OptimizerSection(Settings):
     batch_size: int = Field(128, ge=1)
     """Samples per optimizer step."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Samples per forward and backward pass; unset takes the whole batch. Does not change the loss."""
+    """Samples per forward and backward pass; unset takes the whole batch. Does not change the loss. Where memory
+    runs out it is halved, and the step is run again."""
     learning_rate: float = Field(1e-5, gt=0.0)
     """Peak learning rate."""
     reward_token_lr_scale: float = Field(1.0, gt=0.0)
@@ -96,7 +97,8 @@ class OptimizerSection(Settings):
     max_grad_norm: float = Field(1.0, ge=0.0)
     """Clip the gradient's norm; 0 does not clip."""
     max_skipped_steps: int = Field(5, ge=0)
-    """Steps in a row whose loss or gradient is not finite before the run stops; each is skipped and counted."""
+    """Steps in a row whose loss or gradient is not finite before the run stops with status 3; each is skipped
+    and counted."""
 
 
 class CheckpointSection(Settings):
@@ -106,6 +108,26 @@ class CheckpointSection(Settings):
     """A checkpoint after this many rounds, and whenever the run is asked to stop."""
     keep_last: int = Field(2, ge=2)
     """Older checkpoints are removed, never below two."""
+    keep_best: int = Field(0, ge=0)
+    """As many checkpoints with the highest reward on held-out prompts are kept besides."""
+
+
+class AlertsSection(Settings):
+    """When a run that goes on deserves a warning."""
+
+    stop: bool = False
+    """Write a checkpoint and end the run at the first alert of a round; otherwise alerts only warn."""
+    kl_above: float = Field(2.0, ge=0.0)
+    """KL(policy || original) in nats per token: under the best token on held-out prompts, or over the round's steps
+    where there was no evaluation. 0 never warns, also below."""
+    failed_share_above: float = Field(0.05, ge=0.0, le=1.0)
+    """Share of a round's new samples that got no score; 1 never warns."""
+    distinct_2_below: float = Field(0.5, ge=0.0, le=1.0)
+    """Distinct-2 of the held-out completions, as a share of the original model's."""
+    control_gap_below: float = Field(0.1, ge=0.0, lt=1.0)
+    """Reward under the best token minus that under the lowest, as a share of the largest it has been."""
+    flat_evaluations: int = Field(4, ge=0)
+    """Evaluations after which that difference should have been clearly above zero once."""
 
 
 class TrackingSection(Settings):
@@ -132,6 +154,7 @@ class RunConfig(Settings):
     optimizer: OptimizerSection = OptimizerSection()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointSection = CheckpointSection()
+    alerts: AlertsSection = AlertsSection()
     tracking: TrackingSection = TrackingSection()
 
     @model_validator(mode="after")

@@ -35,6 +35,9 @@ class EvaluationConfig(Settings):
     """Further rewards that are measured and never trained on, by name, e.g. ``["vader"]``."""
     control_curve: bool = True
     """At the end, evaluate under every reward token."""
+    control_gap: bool = True
+    """At every evaluation, measure the lowest token too: how far the model can be steered, and what the alerts
+    on the control curve watch. Costs as much again."""
     show_prompts: int = Field(4, ge=0)
     """Prompts answered before and after, shown at the end."""
     top_p: float | None = Field(None, gt=0.0, le=1.0)
@@ -67,6 +70,7 @@ class Evaluator:
         judges: what is not, by name.
         completions_per_prompt: as configured.
         batch_size: sequences per forward pass.
+        retries: calls of the reward that are made again where one raises.
         seed: derived; the same for every model, so that models are compared on equal draws.
     """
 
@@ -80,6 +84,7 @@ class Evaluator:
         completions_per_prompt: int,
         batch_size: int,
         seed: int,
+        retries: int = 0,
     ) -> None:
         self._prompts = [p for p in prompts for _ in range(completions_per_prompt)]
         self._per_prompt = completions_per_prompt
@@ -88,6 +93,7 @@ class Evaluator:
         self._judges = judges
         self._batch_size = batch_size
         self._seed = seed
+        self._retries = retries
 
     def evaluate(self, generator: Generator, policy: Policy, *, quantile: int | None) -> Evaluation:
         """Measure what ``generator`` gives under the token of ``quantile``.
@@ -100,7 +106,7 @@ class Evaluator:
         completions = generator.generate(self._prompts, quantile=quantile, seed=self._seed)
         texts = [c.text for c in completions]
         prompts = [c.prompt.text for c in completions]
-        outcome = score(self._reward, prompts, texts, on_error="nan")
+        outcome = score(self._reward, prompts, texts, on_error="nan", retries=self._retries)
         judges = {
             name: _mean(score(judge, prompts, texts, on_error="nan").scores)
             for name, judge in self._judges.items()

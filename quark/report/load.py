@@ -69,6 +69,7 @@ class RunData:
     rounds: tuple[Row, ...]
     evaluations: tuple[Row, ...]
     control_curves: tuple[Row, ...]
+    alerts: tuple[Row, ...]
     end: Row | None
     num_bad_lines: int
     """Lines of ``metrics.jsonl`` that are not complete JSON objects."""
@@ -137,6 +138,11 @@ def load_run(path: Path) -> RunData:
         rounds=rounds,
         evaluations=_last_of_each(by_event.get("evaluation", []), "step", "quantile"),
         control_curves=curves,
+        alerts=_last_of_each(
+            [row for row in by_event.get("alert", []) if {"round", "text"} <= row.keys()],
+            "step",
+            "text",
+        ),
         end=by_event["end"][-1] if "end" in by_event else None,
         num_bad_lines=num_bad_lines,
         pool=None,

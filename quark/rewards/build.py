@@ -67,7 +67,12 @@ def _reward_of_completions(config: RewardConfig) -> RewardFunction:
         case name if ":" in name:
             from quark.rewards.callable import CallableReward
 
-            return CallableReward(name)
+            function = CallableReward(name)
+            if config.timeout_s is None:
+                return function
+            from quark.rewards.time_limit import TimeLimited
+
+            return TimeLimited(function, config.timeout_s)
         case folder:
             from quark.rewards.linear import LinearReward
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Final, Literal
 
 from pydantic import Field, field_validator
@@ -36,13 +37,16 @@ class RewardConfig(Settings):
     """What text is scored: the completion alone (as in the paper), or the prompt followed by it. Functions and
     HTTP get both apart in any case."""
     on_error: OnError = "fail"
-    """When the reward raises or a server gives no scores: stop the run, or count that batch as not scored."""
+    """When the reward raises, takes too long or a server gives no scores, and retries did not help: stop the run,
+    or count that batch as not scored."""
     batch_size: int = Field(default=1024, ge=1)
     """Completions given to the reward at once."""
-    retries: int = Field(default=4, ge=0)
-    """``http`` only: attempts after the first."""
-    timeout_s: float = Field(default=30.0, gt=0)
-    """``http`` only: longest wait for the server, in seconds."""
+    retries: int | None = Field(default=None, ge=0)
+    """Attempts after the first, with growing waits between them, before ``on_error`` applies. Unset: 4 for ``http``,
+    none for anything else: most errors of a function come again."""
+    timeout_s: float | None = Field(default=None, gt=0)
+    """Longest wait, in seconds: for a server's next bytes (unset: 30), or for a function to score a batch (unset: no
+    limit, and the function is called in the run's own thread)."""
     classifier: ClassifierConfig = ClassifierConfig()
     """Settings of ``classifier``."""
     http: HttpConfig = HttpConfig()
@@ -51,6 +55,12 @@ class RewardConfig(Settings):
     """Settings of ``length``."""
     regex: RegexConfig = RegexConfig()
     """Settings of ``regex``."""
+
+    @field_validator("on_error", mode="before")
+    @classmethod
+    def _nan_is_a_word(cls, value: object) -> object:
+        # Without quotes, as on the command line, TOML reads nan as a number.
+        return "nan" if isinstance(value, float) and math.isnan(value) else value
 
     @field_validator("name")
     @classmethod

@@ -26,6 +26,8 @@ from quark.types import Json
 
 _RETRIED_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_RETRIES = 4
+_TIMEOUT_S = 30.0
 _SHOWN = 200
 
 
@@ -59,13 +61,15 @@ class HttpReward:
 
     name: Final = "http"
 
-    def __init__(self, config: HttpConfig, *, retries: int = 4, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, config: HttpConfig, *, retries: int | None = None, timeout_s: float | None = None
+    ) -> None:
         """Prepare the client; nothing is sent yet.
 
         Args:
             config: where to.
-            retries: how often a batch is tried again after the first time.
-            timeout_s: for connecting and for each wait for bytes, in seconds.
+            retries: how often a batch is tried again after the first time; None is 4 times.
+            timeout_s: for connecting and for each wait for bytes; None is 30 seconds.
 
         Raises:
             RewardError: There is no URL, the variable of the key is not set, or the key would travel
@@ -74,7 +78,7 @@ class HttpReward:
         if not config.url:
             raise RewardError("reward http needs reward.http.url")
         self._config = config
-        self._retries = retries
+        self._retries = _RETRIES if retries is None else retries
         headers = {}
         if config.api_key_env is not None:
             url = httpx2.URL(config.url)
@@ -84,7 +88,11 @@ class HttpReward:
                 raise RewardError(f"the environment variable {config.api_key_env} is not set")
             headers["Authorization"] = f"Bearer {os.environ[config.api_key_env]}"
         # No redirects: they would carry texts and key to a place nobody configured.
-        self._client = httpx2.Client(headers=headers, timeout=timeout_s, follow_redirects=False)
+        self._client = httpx2.Client(
+            headers=headers,
+            timeout=_TIMEOUT_S if timeout_s is None else timeout_s,
+            follow_redirects=False,
+        )
 
     @property
     def provenance(self) -> Mapping[str, Json]:

@@ -2,13 +2,15 @@
 
 A reward is somebody's code or somebody's server: nothing it returns reaches the pool unchecked. What
 *cannot be a score* (wrong length, texts, booleans, nested lists) is a mistake and raises, whatever the
-settings; what is *no score* (None, NaN, infinity) becomes NaN and is counted.
+settings; what is *no score* (None, NaN, infinity) becomes NaN and is counted; a call that *raises* may be
+made again, and then either raises here or leaves its batch without scores, counted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
@@ -20,6 +22,10 @@ from quark.errors import RewardError
 from quark.rewards.base import RewardFunction
 
 OnError = Literal["fail", "nan"]
+
+BACKOFF_S = 0.5
+"""Wait before a batch is tried again, in seconds; doubles with each attempt."""
+MAX_BACKOFF_S = 30.0
 
 _MAX_MESSAGES = 5
 _SHOWN = 80
@@ -36,6 +42,8 @@ class ScoreOutcome:
     """Completions without a score, for whatever reason: the NaN in ``scores``."""
     num_nonfinite: int
     """Those among them for which NaN, an infinity or a number beyond float32 came back."""
+    num_retried: int
+    """Calls that were made again because the one before raised."""
     messages: Sequence[str]
     """The first few different reasons, for people."""
 
@@ -47,10 +55,22 @@ def score(
     *,
     on_error: OnError = "fail",
     batch_size: int = 1024,
+    retries: int = 0,
+    backoff_s: float = BACKOFF_S,
 ) -> ScoreOutcome:
     """Score completions in batches of at most ``batch_size``.
 
     The reward is given lists of its own, so it cannot change the caller's.
+
+    Args:
+        reward: what scores.
+        prompts: one for each completion.
+        completions: what is scored.
+        on_error: what happens when a batch raises for good.
+        batch_size: completions given to the reward at once.
+        retries: how often a batch that raised is given to the reward again. A ``RewardError`` is final: it
+            says that trying again is of no use, or was done.
+        backoff_s: wait before the first retry, in seconds.
 
     Raises:
         RewardError: The reward returned something that cannot be scores; names the function, the index
@@ -63,27 +83,34 @@ def score(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     scores = np.full(len(completions), np.nan, dtype=np.float32)
-    num_nonfinite = 0
+    num_nonfinite = num_retried = 0
     messages: list[str] = []
 
     def note(message: str) -> None:
         if message not in messages and len(messages) < _MAX_MESSAGES:
             messages.append(message)
 
+    def retried(message: str) -> None:
+        nonlocal num_retried
+        num_retried += 1
+        note(f"{message}; tried again")
+
     for start in range(0, len(completions), batch_size):
         part = list(completions[start : start + batch_size])
         try:
-            returned = reward(
-                prompts=list(prompts[start : start + batch_size]), completions=part[:]
+            returned = _call(
+                reward,
+                prompts[start : start + batch_size],
+                part,
+                start=start,
+                retries=retries,
+                backoff_s=backoff_s,
+                on_retry=retried,
             )
-        except Exception as err:
-            message = (
-                f"reward {reward.name!r} raised on completions {start} to {start + len(part) - 1}: "
-                f"{type(err).__name__}: {err}"
-            )
+        except RewardError as err:
             if on_error == "fail":
-                raise RewardError(message) from err
-            note(message)
+                raise
+            note(str(err))
             continue
         for offset, value in enumerate(_as_list(reward.name, returned, len(part))):
             index = start + offset
@@ -101,8 +128,37 @@ def score(
         scores=scores,
         num_failed=int(np.isnan(scores).sum()),
         num_nonfinite=num_nonfinite,
+        num_retried=num_retried,
         messages=tuple(messages),
     )
+
+
+def _call(
+    reward: RewardFunction,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    start: int,
+    retries: int,
+    backoff_s: float,
+    on_retry: Callable[[str], None],
+) -> object:
+    """What the reward returns for one batch, unchecked; a ``RewardError`` where it raises for good."""
+    attempt = 0
+    while True:
+        try:
+            return reward(prompts=list(prompts), completions=list(completions))
+        except (Exception, SystemExit) as err:  # a reward that calls exit() must not end the run
+            message = (
+                f"reward {reward.name!r} raised on completions {start} to {start + len(completions) - 1}: "
+                f"{type(err).__name__}: {err}"
+            )
+            if attempt == retries or isinstance(err, RewardError):
+                tries = f" (attempt {attempt + 1})" if attempt else ""
+                raise RewardError(message + tries) from err
+        on_retry(message)
+        time.sleep(min(backoff_s * 2.0**attempt, MAX_BACKOFF_S))
+        attempt += 1
 
 
 def _as_list(name: str, returned: object, expected: int) -> list[object]:

@@ -51,8 +51,12 @@ BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "le
 MAY_CHANGE = (
     "run.num_rounds",
     "run.num_threads",
+    "reward.on_error",
+    "reward.retries",
+    "reward.timeout_s",
     "evaluation.",
     "checkpoint.",
+    "alerts.",
     "tracking.",
     "optimizer.max_skipped_steps",
 )
@@ -112,7 +116,11 @@ def assemble(
         listener.on_message(note, level="warning")
     pool = _open_pool(run, config, policy, prompts, identity["run_id"])
     try:
-        checkpoints = Checkpoints(run.checkpoints, keep_last=config.checkpoint.keep_last)
+        checkpoints = Checkpoints(
+            run.checkpoints,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+        )
         resume_from, rejected = checkpoints.newest()
         for reason in rejected:
             listener.on_message(f"checkpoint rejected: {reason}", level="warning")
@@ -202,6 +210,7 @@ def assemble(
             completions_per_prompt=config.evaluation.completions_per_prompt,
             batch_size=config.sampling.batch_size,
             seed=derive_seed(config.run.seed, "evaluate"),
+            retries=config.reward.retries or 0,
         ),
         checkpoints=checkpoints,
         log=log,

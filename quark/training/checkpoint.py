@@ -12,8 +12,10 @@ when it verifies; the newest that does is resumed from. Nothing is unpickled.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import re
 import shutil
 import uuid
@@ -85,11 +87,13 @@ class Checkpoints:
     Args:
         folder: made where missing.
         keep_last: older ones are removed, at least two stay.
+        keep_best: as many of those with the highest scores stay too.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int) -> None:
+    def __init__(self, folder: Path, *, keep_last: int, keep_best: int = 0) -> None:
         self._folder = folder
         self._keep_last = max(keep_last, 2)
+        self._keep_best = keep_best
         self._rejected: set[Path] = set()
 
     def save(
@@ -99,11 +103,19 @@ class Checkpoints:
         model: nn.Module,
         optimizer: Mapping[str, Tensor],
         state: Mapping[str, object],
+        score: float | None = None,
     ) -> Path:
         """Publish a checkpoint; on return it survives a power cut. A step that is saved already is left as it is.
 
+        Args:
+            step: names it.
+            model: its weights and buffers.
+            optimizer: its moments.
+            state: everything else, as JSON.
+            score: decides whether it is among the best; None or NaN never is.
+
         Raises:
-            CheckpointError: the disk refused; earlier checkpoints are as they were.
+            CheckpointError: the disk refused; says how much room is needed. Earlier checkpoints are as they were.
         """
         final = self._folder / f"step-{step:08d}"
         if final.is_dir():
@@ -114,12 +126,19 @@ class Checkpoints:
                 final.rename(self._folder / f"{final.name}.partial-{uuid.uuid4().hex[:8]}")
                 self._rejected.discard(final)
         staged = self._folder / f"{final.name}.partial-{uuid.uuid4().hex[:8]}"
+        weights = model_tensors(model)
+        needed = sum(t.numel() * t.element_size() for t in (*weights.values(), *optimizer.values()))
+        score = score if score is not None and math.isfinite(score) else None
+        head = {"format_version": FORMAT_VERSION, "step": step, "score": score}
+        text = json.dumps({**head, **state}, indent=1)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            # Asked first: a disk that was filled to the last byte would also stop the pool and the log.
+            if needed > (free := shutil.disk_usage(self._folder).free):
+                raise OSError(errno.ENOSPC, f"the disk has {_megabytes(free)} left")
             staged.mkdir()
-            save_file(model_tensors(model), staged / "model.safetensors")
+            save_file(weights, staged / "model.safetensors")
             save_file(dict(optimizer), staged / "optimizer.safetensors")
-            text = json.dumps({"format_version": FORMAT_VERSION, "step": step, **state}, indent=1)
             (staged / "state.json").write_text(text + "\n", encoding="utf-8")
             manifest = {
                 name: {"bytes": (staged / name).stat().st_size, "sha256": _sha256(staged / name)}
@@ -132,10 +151,10 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError, SafetensorError) as err:
             shutil.rmtree(staged, ignore_errors=True)
             raise CheckpointError(
-                f"cannot save the checkpoint {final}: {err}. The pool and the earlier checkpoints are "
-                "good; make room and run the same command to resume"
+                f"cannot save the checkpoint {final}, which needs {_megabytes(needed)}: {err}. The pool and "
+                "the earlier checkpoints are good; make room and run the same command to resume"
             ) from err
-        self._prune()
+        self.prune()
         return final
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
@@ -165,14 +184,37 @@ class Checkpoints:
             return []
         return sorted(p for p in self._folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Remove what is neither among the last nor the best, and what a killed process left half-written."""
+        if not self._folder.is_dir():
+            return
         # A damaged one does not count among those that are kept.
         sound = [path for path in self._published() if path not in self._rejected]
-        for path in sound[: -self._keep_last]:
-            shutil.rmtree(path, ignore_errors=True)
+        kept = {*sound[-self._keep_last :], *self._best(sound)}
+        for path in sound:
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
         for path in self._folder.iterdir():
             if _STAGED.fullmatch(path.name) and path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _best(self, paths: list[Path]) -> list[Path]:
+        """Those with the highest scores; of equal ones the later."""
+        scored = [(score, path) for path in paths if (score := _score(path)) is not None]
+        return [path for _, path in sorted(scored)[::-1][: self._keep_best]]
+
+
+def _score(path: Path) -> float | None:
+    """The score that a checkpoint was saved with; None where it has none or cannot be read."""
+    try:
+        score = json.loads((path / "state.json").read_bytes())["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(score) if isinstance(score, int | float) else None
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
 
 
 def verify(path: Path) -> Checkpoint:

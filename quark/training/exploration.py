@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from quark.reference.base import ReferencePolicy
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import reward_provenance
 from quark.rewards.config import RewardConfig
-from quark.rewards.scoring import score
+from quark.rewards.scoring import ScoreOutcome, score
 from quark.training.draws import REWARD_COLUMN, chunk_key
 from quark.training.seeds import derive_seed
 from quark.types import Completion, Prompt
@@ -38,6 +39,10 @@ class Exploration:
     num_generated: int
     num_failed: int
     """Freshly scored samples without a score."""
+    num_retried: int
+    """Calls of the reward that were made again because the one before raised."""
+    num_failed_extra: Mapping[str, int]
+    """Freshly scored samples that lack a further score, by its column; without those that lack none."""
     messages: tuple[str, ...]
     """What failed scores said, without repetition."""
     seconds_scoring: float
@@ -128,8 +133,9 @@ class Explorer:
         """
         prompts = [p for p in self._choose(round, num_prompts) for _ in range(self._per_prompt)]
         begin: int | None = None
-        end = replayed = generated = failed = 0
+        end = replayed = generated = failed = retried = 0
         seconds_scoring = 0.0
+        failed_extra: Counter[str] = Counter()
         messages: dict[str, None] = {}
         is_complete = True
         for chunk, start in enumerate(range(0, len(prompts), self._chunk_size)):
@@ -145,14 +151,18 @@ class Explorer:
             else:
                 completions = self._generate(generator, part, round, chunk, quantile)
                 scoring = time.monotonic()
-                scores, reasons = self._score(completions)
+                outcomes = self._score(completions)
                 seconds_scoring += time.monotonic() - scoring
+                scores = {name: outcome.scores for name, outcome in outcomes.items()}
                 ids = self._pool.append(
                     self._batch(key, completions, scores, round, chunk, policy_step)
                 )
                 rewards = scores[REWARD_COLUMN]
-                failed += int(np.isnan(rewards).sum())
-                messages.update(dict.fromkeys(reasons))
+                failed += outcomes[REWARD_COLUMN].num_failed
+                retried += outcomes[REWARD_COLUMN].num_retried
+                failed_extra += Counter({n: outcomes[n].num_failed for n in self._extra_rewards})
+                for outcome in outcomes.values():
+                    messages.update(dict.fromkeys(outcome.messages))
                 generated += len(ids)
                 if np.isfinite(rewards).any():
                     figures["reward_mean"] = float(np.nanmean(rewards))
@@ -165,6 +175,8 @@ class Explorer:
             num_replayed=replayed,
             num_generated=generated,
             num_failed=failed,
+            num_retried=retried,
+            num_failed_extra=failed_extra,
             messages=tuple(messages),
             seconds_scoring=seconds_scoring,
             is_complete=is_complete,
@@ -194,26 +206,24 @@ class Explorer:
                 prompts, quantile=quantile, seed=derive_seed(self._seed, "explore", round, chunk)
             )
 
-    def _score(
-        self, completions: Sequence[Completion]
-    ) -> tuple[Mapping[str, NDArray[np.float32]], Sequence[str]]:
-        """All score columns of a chunk, and why rewards are missing in it."""
+    def _score(self, completions: Sequence[Completion]) -> dict[str, ScoreOutcome]:
+        """All scores of a chunk by column, the reward first."""
         prompts = [c.prompt.text for c in completions]
         texts = [c.text for c in completions]
         batch_size = self._reward_config.batch_size
-        outcome = score(
-            self._reward,
-            prompts,
-            texts,
-            on_error=self._reward_config.on_error,
-            batch_size=batch_size,
-        )
-        columns = {REWARD_COLUMN: outcome.scores}
+        outcomes = {
+            REWARD_COLUMN: score(
+                self._reward,
+                prompts,
+                texts,
+                on_error=self._reward_config.on_error,
+                batch_size=batch_size,
+                retries=self._reward_config.retries or 0,
+            )
+        }
         for name, extra in self._extra_rewards.items():
-            columns[name] = score(
-                extra, prompts, texts, on_error="nan", batch_size=batch_size
-            ).scores
-        return columns, outcome.messages
+            outcomes[name] = score(extra, prompts, texts, on_error="nan", batch_size=batch_size)
+        return outcomes
 
     def _batch(
         self,

@@ -26,7 +26,8 @@ class MetricLog:
 
     def __init__(self, path: Path, *, offset: int, trackers: Sequence[Tracker] = ()) -> None:
         self._path = path
-        self._file = path.open("ab")
+        # Without a buffer: what a full disk refused would be tried again by closing, and fail without a name.
+        self._file = path.open("ab", buffering=0)
         if self._file.tell() > offset:
             self._file.truncate(offset)
             self._file.seek(offset)
@@ -35,9 +36,10 @@ class MetricLog:
     def write(self, event: str, step: int, **fields: object) -> None:
         """Append one row; it is handed to the operating system before this returns."""
         row = _plain({"event": event, "step": step, "unix_time": round(time.time(), 3), **fields})
+        left = memoryview(json.dumps(row, allow_nan=False).encode() + b"\n")
         try:
-            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as err:
             raise OSError(err.errno, err.strerror, str(self._path)) from err
         numbers = {

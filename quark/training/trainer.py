@@ -19,25 +19,23 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 
 from quark.config.schema import RunConfig
-from quark.data.collate import collate
 from quark.errors import CheckpointError, TrainingError
 from quark.evaluation.evaluator import Evaluation, Evaluator
 from quark.generation.base import Generator
 from quark.models.policy import Policy
-from quark.objectives.quark import LossOutput, QuarkObjective
-from quark.pool.base import PoolBatch, Quantization, Sample
+from quark.objectives.quark import QuarkObjective
+from quark.pool.base import Quantization, Sample
 from quark.pool.native import NativePool, publish_directory
 from quark.reference.base import ReferencePolicy
 from quark.run_directory import RunDirectory
 from quark.text_statistics import distinct_n
+from quark.training.alerts import Alert, Alerts, ControlGap
 from quark.training.checkpoint import Checkpoint, Checkpoints
 from quark.training.draws import REWARD_COLUMN, first_snapshot_with, quantize, round_sampler
 from quark.training.events import (
@@ -49,57 +47,13 @@ from quark.training.events import (
     TrainingResult,
 )
 from quark.training.exploration import Exploration, Explorer
+from quark.training.guards import memory_needed_for, require_finite
+from quark.training.learner import Learner
 from quark.training.metrics import MetricLog
 from quark.training.model_card import card_section
-from quark.training.optimization import (
-    learning_rate,
-    load_optimizer_tensors,
-    make_optimizer,
-    optimizer_tensors,
-)
+from quark.training.optimization import load_optimizer_tensors, optimizer_tensors
+from quark.training.position import Position
 from quark.types import Completion
-
-
-@dataclass(slots=True, kw_only=True)
-class Position:
-    """Where a run is; all of it is in every checkpoint."""
-
-    round: int = 0
-    step_in_round: int = 0
-    step: int = 0
-    """Optimizer steps since the beginning, skipped ones included."""
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
-    """Sums of the figures of this round's steps that were not skipped."""
-    totalled_steps: int = 0
-    seconds: float = 0.0
-    """Time spent before this process."""
-    baseline: dict[str, Any] = field(default_factory=dict)
-    """Figures of the original model on the held-out prompts."""
-
-    def begin_round(self, number: int) -> None:
-        self.round, self.step_in_round = number, 0
-        self.totals, self.totalled_steps = {}, 0
-
-    def add(self, figures: Mapping[str, float]) -> None:
-        """Count a step's figures in."""
-        self.totalled_steps += 1
-        for name, value in figures.items():
-            self.totals[name] = self.totals.get(name, 0.0) + value
-
-    def means(self) -> dict[str, object]:
-        """Mean figures of this round's steps, named ``<figure>_mean``."""
-        return {f"{name}_mean": value / self.totalled_steps for name, value in self.totals.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
-    """One optimizer step, in nats per completion token."""
-
-    metrics: dict[str, float]
-    is_finite: bool
-    num_tokens: int
 
 
 class Trainer:
@@ -154,7 +108,6 @@ class Trainer:
         self.run_directory = run
         self._run_id = run_id
         self._policy = policy
-        self._reference = reference
         self._explore_first = explore_first
         self._explore = explore
         self._evaluate_first = evaluate_first
@@ -168,7 +121,16 @@ class Trainer:
         self._listener = listener
         self._autocast = autocast
         self._fingerprint = dict(fingerprint)
-        self._optimizer = make_optimizer(policy.model, config.optimizer)
+        self._learner = Learner(
+            config=config,
+            policy=policy,
+            reference=reference,
+            objective=objective,
+            autocast=autocast,
+            on_warning=lambda text: listener.on_message(text, level="warning"),
+            on_alert=self._alert,
+        )
+        self._alerts = Alerts(config.alerts)
         self._position = Position()
         self._started = time.monotonic()
         self._stop_requested = False
@@ -184,11 +146,14 @@ class Trainer:
 
         Raises:
             RewardError: the reward failed and ``reward.on_error`` is ``fail``.
-            TrainingError: too many steps in a row were not finite.
+            TrainingError: too many steps in a row were not finite, memory does not suffice for one sequence,
+                or an alert began and ``alerts.stop`` is set.
             CheckpointError: a checkpoint cannot be saved.
         """
         here = self._position
         try:
+            # What a killed process left would take the room that the next checkpoint needs.
+            self._checkpoints.prune()
             if not here.baseline and not self._stop_requested:
                 here.baseline = self._measure_baseline()
             last: Evaluation | None = None
@@ -198,8 +163,10 @@ class Trainer:
                 return self._interrupted()
             return self._finish(last)
         finally:
-            self._log.close()
-            self._pool.close()
+            try:
+                self._log.close()
+            finally:
+                self._pool.close()
 
     def _run_round(self) -> Evaluation | None:
         """One round from wherever it is; returns its evaluation where one is due and it was finished."""
@@ -223,10 +190,20 @@ class Trainer:
             evaluation = self._evaluate_quantile(self.config.pool.num_quantiles - 1)
             metrics |= {f"evaluation_{k}": v for k, v in evaluation.metrics.items()}
             metrics |= {f"{name}_evaluation": v for name, v in evaluation.judges.items()}
+        gap = self._control_gap(evaluation, is_last=is_last)
+        if gap is not None:
+            metrics["control_gap"] = gap.value
         self._report_round(exploration, quantization, metrics)
+        alerts = self._check_alerts(metrics, gap)
         here.begin_round(here.round + 1)
-        if is_last or here.round % self.config.checkpoint.every_rounds == 0:
-            self._save()
+        is_stopped = bool(alerts) and self.config.alerts.stop and not is_last
+        if is_last or is_stopped or here.round % self.config.checkpoint.every_rounds == 0:
+            self._save(score=evaluation.metrics["reward_mean"] if evaluation is not None else None)
+        if is_stopped:
+            raise TrainingError(
+                f"alerts.stop is set and there is an alert ({alerts[0].text}). A checkpoint of step "
+                f"{here.step} was written; the same command goes on from it until the next alert"
+            )
         return evaluation
 
     # Explore
@@ -250,25 +227,38 @@ class Trainer:
                 Progress(phase="exploring", round=here.round, done=done, total=total, metrics=shown)
             )
 
-        exploration = self._explorer.explore(
-            self._explore_first if is_first else self._explore,
-            round=here.round,
-            num_prompts=section.prompts_first_round if is_first else section.prompts_per_round,
-            quantile=None if is_first else self.config.pool.num_quantiles - 1,
-            policy_step=here.step - here.step_in_round,
-            on_chunk=on_chunk,
-            should_stop=lambda: self._stop_requested,
-        )
+        with memory_needed_for("sampling", setting="sampling.batch_size"):
+            exploration = self._explorer.explore(
+                self._explore_first if is_first else self._explore,
+                round=here.round,
+                num_prompts=section.prompts_first_round if is_first else section.prompts_per_round,
+                quantile=None if is_first else self.config.pool.num_quantiles - 1,
+                policy_step=here.step - here.step_in_round,
+                on_chunk=on_chunk,
+                should_stop=lambda: self._stop_requested,
+            )
         if exploration.num_replayed and exploration.num_generated:
             self._listener.on_message(
                 f"round {here.round}: {exploration.num_replayed} samples were in the pool already, "
                 f"{exploration.num_generated} were generated"
             )
+        detail = "; ".join(exploration.messages[:3])
+        if exploration.num_retried:
+            self._listener.on_message(
+                f"round {here.round}: the reward raised and was called again "
+                f"{exploration.num_retried} times ({detail})",
+                level="warning",
+            )
         if exploration.num_failed:
-            detail = "; ".join(exploration.messages[:3])
             self._listener.on_message(
                 f"round {here.round}: {exploration.num_failed} of {exploration.num_generated} samples "
                 f"got no score and are kept unranked ({detail})",
+                level="warning",
+            )
+        for name, num_failed in exploration.num_failed_extra.items():
+            self._listener.on_message(
+                f"round {here.round}: {num_failed} of {exploration.num_generated} samples got no score "
+                f"{name!r} ({detail})",
                 level="warning",
             )
         return exploration
@@ -302,11 +292,19 @@ class Trainer:
         while here.step_in_round < self.config.run.steps_per_round and not self._stop_requested:
             begin = time.monotonic()
             batch = sampler.batch(here.step_in_round, pad_id=self._policy.pad_id)
-            step = self._optimizer_step(batch)
+            step = self._learner.step(batch, here)
             metrics = step.metrics | {
                 "tokens_per_s": step.num_tokens / max(time.monotonic() - begin, 1e-9)
             }
-            self._log.write("step", here.step, round=here.round, time_s=self._elapsed(), **metrics)
+            self._log.write(
+                "step",
+                here.step,
+                round=here.round,
+                time_s=self._elapsed(),
+                **metrics,
+                micro_batch_size=step.micro_batch_size,
+                is_skipped=not step.is_finite,
+            )
             here.step += 1
             here.step_in_round += 1
             if step.is_finite:
@@ -321,95 +319,6 @@ class Trainer:
                 )
             )
 
-    def _optimizer_step(self, samples: PoolBatch) -> _Step:
-        """Loss and gradient of one batch, micro-batch by micro-batch, and the update."""
-        section = self.config.optimizer
-        policy = self._policy
-        batch = collate(samples, policy.reward_tokens.ids, policy.pad_id, policy.device)
-        micro = section.micro_batch_size or batch.num_sequences
-        parts = batch.split(-(-batch.num_sequences // micro))
-        outputs: list[LossOutput] = []
-        self._optimizer.zero_grad(set_to_none=True)
-        for part in parts:
-            with self._autocast():
-                output = self._objective(
-                    policy,
-                    self._reference,
-                    part,
-                    num_sequences=batch.num_sequences,
-                    num_tokens=batch.num_tokens,
-                )
-            output.loss.backward()  # type: ignore[no-untyped-call]
-            outputs.append(output)
-        parameters = [p for p in policy.model.parameters() if p.grad is not None]
-        bound = section.max_grad_norm or math.inf
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound))
-        loss = sum(float(output.loss.detach()) for output in outputs)
-        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        num_steps = self.config.run.num_rounds * self.config.run.steps_per_round
-        rate = learning_rate(section, self._position.step, num_steps)
-        sums = {
-            name: sum(getattr(output, name) for output in outputs)
-            for name in ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
-        }
-        coefficients = self._objective.state_dict()
-        if is_finite:
-            self._position.skipped_in_a_row = 0
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-            self._update()
-            self._objective.update_coefficients(
-                kl_reference_to_policy=sums["kl_reference_to_policy"],
-                kl_policy_to_reference=sums["kl_policy_to_reference"],
-                entropy=sums["entropy"],
-                num_sequences=batch.num_sequences,
-            )
-        else:
-            self._skip(loss, grad_norm)
-        return _Step(
-            metrics={
-                "loss": loss,
-                **{name: value / batch.num_tokens for name, value in sums.items()},
-                "grad_norm": grad_norm,
-                "learning_rate": rate,
-                **coefficients,
-            },
-            is_finite=is_finite,
-            num_tokens=batch.num_tokens,
-        )
-
-    def _update(self) -> None:
-        """The optimizer's step, lengthened for the reward tokens' vectors.
-
-        Adam's step does not depend on the gradient's scale, so a longer step is a larger learning rate.
-        """
-        scale = self.config.optimizer.reward_token_lr_scale
-        if scale == 1.0:
-            self._optimizer.step()
-            return
-        embedding = self._policy.model.get_input_embeddings().weight
-        ids = list(self._policy.reward_tokens.ids)
-        with torch.no_grad():
-            before = embedding[ids].clone()
-            self._optimizer.step()
-            embedding[ids] = before + scale * (embedding[ids] - before)
-
-    def _skip(self, loss: float, grad_norm: float) -> None:
-        """Count a step whose loss or gradient is not finite; the weights have not been touched."""
-        self._optimizer.zero_grad(set_to_none=True)
-        here = self._position
-        here.skipped_steps += 1
-        here.skipped_in_a_row += 1
-        self._listener.on_message(
-            f"step {here.step} is skipped: loss {loss}, gradient norm {grad_norm}", level="warning"
-        )
-        if here.skipped_in_a_row > self.config.optimizer.max_skipped_steps:
-            raise TrainingError(
-                f"{here.skipped_in_a_row} steps in a row had a loss or gradient that is not finite "
-                f"(the last: loss {loss}, gradient norm {grad_norm}). The last checkpoint is good; "
-                "lower optimizer.learning_rate and resume from it in a new run"
-            )
-
     # Evaluate
 
     def _measure_baseline(self) -> dict[str, Any]:
@@ -417,7 +326,7 @@ class Trainer:
         self._listener.on_progress(
             Progress(phase="evaluating", round=self._position.round, done=0, total=1)
         )
-        with self._autocast():
+        with _memory_for_evaluation(), self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate_first, self._policy, quantile=None)
         self._write_evaluation(evaluation)
         return {
@@ -433,11 +342,19 @@ class Trainer:
         self._listener.on_progress(
             Progress(phase="evaluating", round=self._position.round, done=0, total=1)
         )
-        with self._autocast():
+        with _memory_for_evaluation(), self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate, self._policy, quantile=quantile)
         if not is_logged:
             self._write_evaluation(evaluation)
         return evaluation
+
+    def _control_gap(self, best: Evaluation | None, *, is_last: bool) -> ControlGap | None:
+        """The best token's reward over the lowest's, where it is to be measured after this round."""
+        section = self.config.evaluation
+        is_due = section.control_gap and not (is_last and section.control_curve)
+        if best is None or not is_due or self.config.pool.num_quantiles == 1:
+            return None
+        return ControlGap.between(best.rewards, self._evaluate_quantile(0).rewards)
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         self._log.write(
@@ -459,6 +376,19 @@ class Trainer:
 
     # Report
 
+    def _check_alerts(self, metrics: Mapping[str, object], gap: ControlGap | None) -> list[Alert]:
+        """Tell what has begun to be wrong, and return it."""
+        baseline = self._position.baseline["metrics"]
+        alerts = self._alerts.check(metrics, baseline=baseline, gap=gap)
+        for alert in alerts:
+            self._alert(alert)
+        return alerts
+
+    def _alert(self, alert: Alert) -> None:
+        here = self._position
+        self._log.write("alert", here.step, round=here.round, **dataclasses.asdict(alert))
+        self._listener.on_message(alert.text, level="warning")
+
     def _round_metrics(
         self, exploration: Exploration, quantization: Quantization
     ) -> dict[str, object]:
@@ -475,6 +405,7 @@ class Trainer:
             "samples": ids.stop,
             "new_samples": len(ids),
             "failed_scores": int(np.isnan(rewards).sum()),
+            "skipped_steps": self._position.skipped_in_round,
             "reward_mean": float(scored.mean()) if scored.size else math.nan,
             "reward_std": float(scored.std()) if scored.size else math.nan,
             "reward_min": float(scored.min()) if scored.size else math.nan,
@@ -529,18 +460,25 @@ class Trainer:
 
     # Save and restore
 
-    def _save(self) -> None:
+    def _save(self, *, score: float | None = None) -> None:
+        """Make a checkpoint; ``score`` is the held-out reward of just these weights."""
         here = self._position
         self._listener.on_progress(Progress(phase="saving", round=here.round, done=0, total=1))
         snapshot = self._pool.snapshot
+        optimizer = optimizer_tensors(self._learner.optimizer, self._policy.model)
+        # Parameters only: a buffer may hold infinities on purpose, a causal mask for one.
+        parameters = dict(self._policy.model.named_parameters())
+        require_finite({**parameters, **optimizer}, step=here.step)
         self._checkpoints.save(
             here.step,
             model=self._policy.model,
-            optimizer=optimizer_tensors(self._optimizer, self._policy.model),
+            optimizer=optimizer,
+            score=score,
             state={
                 "run_id": self._run_id,
                 "position": dataclasses.asdict(here) | {"seconds": self._elapsed()},
                 "objective": self._objective.state_dict(),
+                "alerts": self._alerts.state_dict(),
                 "pool": {
                     "generation": snapshot.generation,
                     "hash": snapshot.hash,
@@ -554,8 +492,12 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         checkpoint.load_model(self._policy.model)
-        load_optimizer_tensors(self._optimizer, self._policy.model, checkpoint.optimizer_tensors())
+        load_optimizer_tensors(
+            self._learner.optimizer, self._policy.model, checkpoint.optimizer_tensors()
+        )
         self._objective.load_state_dict(state["objective"])
+        if "alerts" in state:
+            self._alerts.load_state_dict(state["alerts"])
         self._position = Position(**state["position"])
 
     def _elapsed(self) -> float:
@@ -585,6 +527,8 @@ class Trainer:
             self._log.write(
                 "control_curve", self._position.step, round=self._position.round, reward_mean=curve
             )
+            if lower:
+                self._check_alerts({}, ControlGap.between(best.rewards, lower[0].rewards))
         self._listener.on_progress(
             Progress(phase="saving", round=self._position.round, done=0, total=1)
         )
@@ -665,3 +609,7 @@ class Trainer:
             metrics=metrics,
             before_after=answers,
         )
+
+
+def _memory_for_evaluation() -> AbstractContextManager[None]:
+    return memory_needed_for("evaluating", setting="sampling.batch_size")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import re
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from quark.cli.console import bar, duration, make_console, number
-from quark.cli.run_display import RunDisplay, print_next_steps, print_result
+from quark.cli.run_display import RunDisplay, print_next_steps, print_result, round_line
 from quark.training.events import (
     BeforeAfter,
     Progress,
@@ -215,3 +216,10 @@ def test_numbers_durations_and_bars() -> None:
     assert bar(0.5, 0.0, 1.0, 10) == "█" * 5
     assert bar(math.nan, 0.0, 1.0, 10) == ""
     assert bar(2.0, 0.0, 1.0, 10) == "█" * 10
+
+
+def test_a_rounds_line_counts_what_failed_and_was_skipped() -> None:
+    assert "skipped" not in round_line(summary())
+    metrics = {"failed_scores": 12.0, "skipped_steps": 3.0}
+    line = round_line(dataclasses.replace(summary(), metrics=metrics))
+    assert line.endswith("12 not scored · 3 steps skipped")

@@ -203,3 +203,8 @@ def test_any_text_as_a_value_round_trips(text: str) -> None:
     config = load_config(None).config
     changed = config.model_copy(update={"model": config.model.model_copy(update={"name": text})})
     assert tomllib.loads(to_toml(changed, comments=False))["model"]["name"] == text
+
+
+@pytest.mark.parametrize("override", ["reward.on_error=nan", 'reward.on_error="nan"'])
+def test_nan_is_a_word_where_a_word_is_wanted(override: str) -> None:
+    assert load_config(None, [override]).config.reward.on_error == "nan"

@@ -27,6 +27,7 @@ def metrics_rows(text: str, *, num_rounds: int = 3) -> list[dict[str, Any]]:
         },
         _evaluation(0, None, 0.5),
     ]
+    rows.append({"event": "alert", "step": 0, "round": 0, "kind": "kl", "text": f"alert: {text}"})
     for round in range(num_rounds):
         rows += [
             {

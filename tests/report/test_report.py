@@ -57,6 +57,7 @@ def test_the_page_shows_every_section(page: str) -> None:
     text = " ".join(Skeleton(page).text)
     for expected in (
         "0.50 → 0.90",
+        "alert: harmless",
         "The same prompt, before and after",
         "Mean reward by round",
         "the control curve",

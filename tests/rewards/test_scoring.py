@@ -1,6 +1,7 @@
 """Whatever a reward returns, scoring either has float32 scores with counted gaps or says what is wrong."""
 
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,11 @@ from quark.rewards.scoring import score
 
 PROMPTS = ["p0", "p1", "p2"]
 COMPLETIONS = ["c0", "c1", "c2"]
+POLICIES = (
+    {"on_error": "fail"},
+    {"on_error": "nan"},
+    {"on_error": "nan", "retries": 1, "backoff_s": 1e-3},
+)
 
 
 class Returning:
@@ -63,10 +69,10 @@ def test_what_is_no_score_becomes_nan_and_is_counted(value, num_nonfinite):
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 4])
-@pytest.mark.parametrize("on_error", ["fail", "nan"])
-def test_a_wrong_length_raises_in_every_mode(length, on_error):
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_a_wrong_length_raises_in_every_mode(length, policy):
     with pytest.raises(RewardError, match=f"'tested' returned {length} scores for 3"):
-        outcome_of([1.0] * length, on_error=on_error)
+        outcome_of([1.0] * length, **policy)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +80,10 @@ def test_a_wrong_length_raises_in_every_mode(length, on_error):
     [True, np.True_, "1.0", b"1", [1.0], {}, 1j, torch.tensor(True), object()],
     ids=repr,
 )
-@pytest.mark.parametrize("on_error", ["fail", "nan"])
-def test_what_cannot_be_a_score_raises_with_function_index_and_value(value, on_error):
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_what_cannot_be_a_score_raises_with_function_index_and_value(value, policy):
     with pytest.raises(RewardError, match=r"'tested' returned .* for completion 2"):
-        outcome_of([0.0, 1.0, value], on_error=on_error)
+        outcome_of([0.0, 1.0, value], **policy)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +101,10 @@ def test_what_cannot_be_a_score_raises_with_function_index_and_value(value, on_e
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_list_of_scores_raises(value):
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_what_is_no_list_of_scores_raises(value, policy):
     with pytest.raises(RewardError, match="'tested' returned"):
-        outcome_of(value)
+        outcome_of(value, **policy)
 
 
 def test_an_array_of_booleans_raises():
@@ -168,3 +175,64 @@ def test_messages_stay_few():
 def test_prompts_and_completions_must_match():
     with pytest.raises(ValueError, match="2 prompts for 3 completions"):
         score(Returning(lambda p, c: []), PROMPTS[:2], COMPLETIONS)
+
+
+def test_a_reward_that_calls_exit_does_not_end_the_run():
+    def leaves(prompts, completions):
+        raise SystemExit(0)
+
+    with pytest.raises(RewardError, match="SystemExit: 0"):
+        score(Returning(leaves), PROMPTS, COMPLETIONS)
+    assert score(Returning(leaves), PROMPTS, COMPLETIONS, on_error="nan").num_failed == 3
+
+
+class Flaky:
+    name = "flaky"
+
+    def __init__(self, num_failures, error=None):
+        self.left = num_failures
+        self.error = error or ConnectionError("lost")
+
+    def __call__(self, *, prompts, completions):
+        if self.left:
+            self.left -= 1
+            raise self.error
+        return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize("on_error", ["fail", "nan"])
+def test_a_batch_that_raised_is_tried_again_and_that_is_told(on_error):
+    outcome = score(Flaky(3), PROMPTS, COMPLETIONS, on_error=on_error, retries=3, backoff_s=1e-3)
+    assert outcome.scores.tolist() == [1.0, 1.0, 1.0]
+    assert (outcome.num_failed, outcome.num_retried) == (0, 3)
+    assert outcome.messages == (
+        "reward 'flaky' raised on completions 0 to 2: ConnectionError: lost; tried again",
+    )
+
+
+def test_after_the_last_retry_the_policy_decides():
+    options = {"retries": 2, "backoff_s": 1e-3}
+    with pytest.raises(RewardError, match=r"ConnectionError: lost \(attempt 3\)"):
+        score(Flaky(3), PROMPTS, COMPLETIONS, **options)
+    # One batch is lost, the next ones are not.
+    outcome = score(Flaky(3), PROMPTS, COMPLETIONS, on_error="nan", batch_size=1, **options)
+    assert np.isnan(outcome.scores).tolist() == [True, False, False]
+    assert (outcome.num_failed, outcome.num_retried) == (1, 2)
+
+
+def test_waits_between_attempts_grow():
+    started = time.monotonic()
+    score(Flaky(3), PROMPTS, COMPLETIONS, retries=3, backoff_s=0.02)
+    assert time.monotonic() - started >= 0.02 + 0.04 + 0.08
+
+
+def test_what_is_final_or_a_mistake_is_not_tried_again():
+    final = Flaky(9, RewardError("the server refused"))
+    with pytest.raises(RewardError, match="the server refused"):
+        score(final, PROMPTS, COMPLETIONS, retries=5)
+    assert final.left == 8
+    calls = []
+    wrong = Returning(lambda p, c: calls.append(1) or [1.0])
+    with pytest.raises(RewardError, match="1 scores for 3"):
+        score(wrong, PROMPTS, COMPLETIONS, retries=5)
+    assert len(calls) == 1

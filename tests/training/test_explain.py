@@ -16,8 +16,9 @@ from quark.pool.base import PoolBatch, PromptRecord
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.training.explain import Explanation, explain
+from quark.training.learner import Learner
 from quark.training.metrics import num_steps_logged
-from quark.training.trainer import Trainer
+from quark.training.position import Position
 from tests.pool.batches import make_batch
 from tests.training.tiny_run import NUM_ROUNDS, STEPS_PER_ROUND, train, write_inputs
 
@@ -34,13 +35,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def record(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     """Every batch that trainers learn from while the test runs."""
     batches: Record = {}
-    learn = Trainer._optimizer_step
+    learn = Learner.step
 
-    def recording(trainer: Trainer, samples: PoolBatch) -> object:
-        batches[trainer._position.step] = samples
-        return learn(trainer, samples)
+    def recording(learner: Learner, samples: PoolBatch, position: Position) -> object:
+        batches[position.step] = samples
+        return learn(learner, samples, position)
 
-    monkeypatch.setattr(Trainer, "_optimizer_step", recording)
+    monkeypatch.setattr(Learner, "step", recording)
     return batches
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import resource
 import signal
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from tests.training.tiny_run import (
     NUM_ROUNDS,
     STEPS_PER_ROUND,
     Listener,
+    fingerprint_of,
     rows_of,
     train,
     write_inputs,
@@ -252,10 +254,10 @@ def test_training_on_the_best_quantile_alone_draws_nothing_else(
 ) -> None:
     with trainer_of(config, tmp_path / "run", "pool.train_quantiles=best") as trainer:
         seen: set[int] = set()
-        step = trainer._optimizer_step
-        trainer._optimizer_step = lambda samples: (  # type: ignore[method-assign]
+        step = trainer._learner.step
+        trainer._learner.step = lambda samples, position: (  # type: ignore[method-assign]
             seen.update(samples.quantiles.tolist()),
-            step(samples),
+            step(samples, position),
         )[1]
         trainer.run()
     assert seen == {2}
@@ -311,18 +313,24 @@ def file_size_limit(num_bytes: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, previous)
 
 
+@pytest.mark.parametrize("num_bytes", [50_000, 7_000, 2_000])
 def test_a_full_disk_names_the_path_and_leaves_the_last_checkpoint_good(
-    config: Path, tmp_path: Path
+    config: Path, run_dir: Path, tmp_path: Path, num_bytes: int
 ) -> None:
+    """The smaller the limit, the earlier it is met: by tensors, by the log, by the configuration."""
+    expected = fingerprint_of(run_dir)
     run_dir = tmp_path / "run"
     assert train(config, run_dir, stop_at=21).interrupted
     checkpoints = Checkpoints(RunDirectory(run_dir).checkpoints, keep_last=2)
     before, _ = checkpoints.newest()
     assert before is not None
-    with file_size_limit(50_000), pytest.raises((CheckpointError, OSError, QuarkError)) as error:
+    with file_size_limit(num_bytes), pytest.raises((CheckpointError, OSError, QuarkError)) as error:
         train(config, run_dir)
     assert str(run_dir) in f"{error.value} {getattr(error.value, 'filename', '')}"
+    if isinstance(error.value, CheckpointError):
+        assert re.search(r"needs \d+\.\d MB", str(error.value))
     after, rejected = checkpoints.newest()
     assert after is not None
     assert (after.step, rejected) == (before.step, [])
-    assert train(config, run_dir).rounds == NUM_ROUNDS
+    train(config, run_dir)
+    assert fingerprint_of(run_dir) == expected

@@ -160,16 +160,21 @@ def _without_times(value: Any) -> Any:
 
 
 def fingerprint_of(run_dir: Path) -> dict[str, Any]:
-    """What must be equal however often a run was interrupted."""
+    """What must be equal however often a run was interrupted; plain JSON.
+
+    Of the pool, the bytes of every data file; its manifest holds an id of its own, and is read and verified.
+    """
     run = RunDirectory(run_dir)
+    assert NativePool.verify(run.pool).is_sound
     weights = load_file(run.model / "model.safetensors")
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode() + weights[name].tobytes())
-    newest = sorted(run.checkpoints.iterdir())[-1]
+    checkpoints = sorted(run.checkpoints.iterdir())
+    state = json.loads((checkpoints[-1] / "state.json").read_bytes())
     with NativePool.open(run.pool) as pool:
         samples = [
-            (
+            [
                 s.prompt_text,
                 s.completion_tokens.tolist(),
                 s.round,
@@ -177,16 +182,22 @@ def fingerprint_of(run_dir: Path) -> dict[str, Any]:
                 s.policy_step,
                 s.reward_token,
                 s.seed,
-                np.float32(s.logprob_policy).tobytes(),
-                np.float32(s.logprob_reference).tobytes(),
-                {name: np.float32(value).tobytes() for name, value in s.scores.items()},
-            )
+                np.float32(s.logprob_policy).tobytes().hex(),
+                np.float32(s.logprob_reference).tobytes().hex(),
+                {name: np.float32(value).tobytes().hex() for name, value in s.scores.items()},
+            ]
             for s in pool.samples(range(len(pool)))
         ]
-    optimizer = hashlib.sha256((newest / "optimizer.safetensors").read_bytes()).hexdigest()
+    files = [p for p in run_dir.rglob("*") if p.suffix in (".arrow", ".safetensors")]
     return {
         "weights": digest.hexdigest(),
-        "optimizer": optimizer,
+        "position": _without_times(state["position"]),
+        "coefficients": state["objective"],
+        "files": {
+            str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(files)
+        },
+        "names": sorted(p.name for p in (*run_dir.glob("model*"), *checkpoints)),
         "samples": samples,
         "rows": rows_of(run_dir),
     }

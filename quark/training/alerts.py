@@ -1,0 +1,198 @@
+"""What is worth a warning while a run goes on: signs that it learns the wrong thing, or nothing.
+
+An alert is told when its condition begins, not in every round that it lasts. The state is part of the
+checkpoint, so that a resumed run tells the same alerts at the same places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.config.schema import AlertsSection
+
+NOISE = 2.0
+"""Standard errors that a control gap has to exceed before it counts as there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """One thing that is wrong."""
+
+    kind: str
+    """Named in docs/metrics.md."""
+    text: str
+    """For people: what, and what to do."""
+    value: float
+    bound: float | None = None
+    """What ``value`` crossed, in its unit; None where there is no bound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlGap:
+    """Mean reward under the best token minus that under the lowest."""
+
+    value: float
+    error: float
+    """Standard error of ``value``."""
+
+    @classmethod
+    def between(cls, best: NDArray[np.float32], worst: NDArray[np.float32]) -> Self:
+        """From the rewards [N] of both, NaN = not scored; all NaN gives a gap that is NaN."""
+        best, worst = best[np.isfinite(best)], worst[np.isfinite(worst)]
+        if not best.size or not worst.size:
+            return cls(value=math.nan, error=math.nan)
+        return cls(
+            value=float(best.mean(dtype=np.float64) - worst.mean(dtype=np.float64)),
+            error=math.sqrt(
+                float(best.var(dtype=np.float64)) / best.size
+                + float(worst.var(dtype=np.float64)) / worst.size
+            ),
+        )
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether chance alone would hardly give such a gap."""
+        return self.value > NOISE * self.error
+
+
+class Alerts:
+    """Watches the rounds of one run."""
+
+    def __init__(self, section: AlertsSection) -> None:
+        self._section = section
+        self._active: set[str] = set()
+        self._largest_gap = 0.0
+        self._num_gaps = 0
+
+    def check(
+        self, figures: Mapping[str, Any], *, baseline: Mapping[str, Any], gap: ControlGap | None
+    ) -> list[Alert]:
+        """What has begun to be wrong in this round.
+
+        Args:
+            figures: of the round, named as in its row of ``metrics.jsonl``; what is missing is not checked.
+            baseline: figures of the original model on the held-out prompts.
+            gap: None where it was not measured.
+        """
+        measured = {
+            **self._kl(figures),
+            **self._failed_scores(figures),
+            **self._distinct_2(figures, baseline),
+            **(self._control_gap(gap) if gap is not None and math.isfinite(gap.value) else {}),
+        }
+        begun = [
+            alert
+            for kind, alert in measured.items()
+            if alert is not None and kind not in self._active
+        ]
+        self._active -= measured.keys()
+        self._active |= {kind for kind, alert in measured.items() if alert is not None}
+        return begun
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next check depends on, as plain values."""
+        return {
+            "active": sorted(self._active),
+            "largest_gap": self._largest_gap,
+            "num_gaps": self._num_gaps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._active = set(state["active"])
+        self._largest_gap = float(state["largest_gap"])
+        self._num_gaps = int(state["num_gaps"])
+
+    # Each check gives its kind, with None where all is well, or nothing where it cannot tell.
+
+    def _kl(self, figures: Mapping[str, Any]) -> dict[str, Alert | None]:
+        bound = self._section.kl_above
+        value = _first(figures, "evaluation_kl_policy_to_reference", "kl_policy_to_reference_mean")
+        if bound == 0 or math.isnan(value):
+            return {}
+        alert = Alert(
+            kind="kl",
+            text=f"KL(policy || original) is {value:.2f} nats per token, above alerts.kl_above = {bound:g}: "
+            "a larger objective.kl_coef or a smaller optimizer.learning_rate holds it down",
+            value=value,
+            bound=bound,
+        )
+        return {"kl": alert if value > bound else None}
+
+    def _failed_scores(self, figures: Mapping[str, Any]) -> dict[str, Alert | None]:
+        bound = self._section.failed_share_above
+        failed, new = _first(figures, "failed_scores"), _first(figures, "new_samples")
+        if not new > 0 or math.isnan(failed):
+            return {}
+        share = failed / new
+        alert = Alert(
+            kind="failed_scores",
+            text=f"{share:.0%} of this round's samples got no score, more than "
+            f"alerts.failed_share_above = {bound:g}: nothing is learnt from them",
+            value=share,
+            bound=bound,
+        )
+        return {"failed_scores": alert if share > bound else None}
+
+    def _distinct_2(
+        self, figures: Mapping[str, Any], baseline: Mapping[str, Any]
+    ) -> dict[str, Alert | None]:
+        share = self._section.distinct_2_below
+        value = _first(figures, "evaluation_distinct_2")
+        original = _first(baseline, "distinct_2")
+        if share == 0 or math.isnan(value) or math.isnan(original):
+            return {}
+        bound = share * original
+        alert = Alert(
+            kind="diversity",
+            text=f"distinct-2 of held-out completions fell to {value:.2f} from the original model's "
+            f"{original:.2f}, below alerts.distinct_2_below = {share:g} of it: the model repeats itself; "
+            "a larger objective.kl_coef or an objective.entropy_coef holds against it",
+            value=value,
+            bound=bound,
+        )
+        return {"diversity": alert if value < bound else None}
+
+    def _control_gap(self, gap: ControlGap) -> dict[str, Alert | None]:
+        section = self._section
+        self._num_gaps += 1
+        had_been = self._largest_gap
+        if gap.is_clear:
+            self._largest_gap = max(self._largest_gap, gap.value)
+        is_flat = self._largest_gap == 0.0
+        if section.flat_evaluations == 0 or self._num_gaps < section.flat_evaluations:
+            is_flat = False
+        flat = Alert(
+            kind="control_curve_flat",
+            text=f"after {self._num_gaps} evaluations the best reward token gives no clearly better reward "
+            f"than the lowest (difference {gap.value:.3f}, chance alone gives ±{gap.error:.3f}): the model "
+            "does not learn what the tokens mean",
+            value=gap.value,
+            bound=NOISE * gap.error,
+        )
+        measured = {"control_curve_flat": flat if is_flat else None}
+        if section.control_gap_below > 0.0 and had_been > 0.0:
+            bound = section.control_gap_below * had_been
+            collapsed = Alert(
+                kind="control_curve_collapsed",
+                text=f"the best reward token gives a reward only {gap.value:.3f} above the lowest, where it "
+                f"had been {had_been:.3f}: the model stops obeying the tokens",
+                value=gap.value,
+                bound=bound,
+            )
+            measured["control_curve_collapsed"] = collapsed if gap.value < bound else None
+        return measured
+
+
+def _first(figures: Mapping[str, Any], *names: str) -> float:
+    """The first of these figures that is there and finite, or NaN."""
+    for name in names:
+        value = figures.get(name)
+        if value is not None and math.isfinite(value):
+            return float(value)
+    return math.nan

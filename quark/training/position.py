@@ -1,0 +1,46 @@
+"""Where a run is: the counters that a checkpoint carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """Where a run is; all of it is in every checkpoint."""
+
+    round: int = 0
+    step_in_round: int = 0
+    step: int = 0
+    """Optimizer steps since the beginning, skipped ones included."""
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    micro_batch_size: int | None = None
+    """Samples per pass where memory did not suffice for what is configured; None while it does."""
+    totals: dict[str, float] = field(default_factory=dict)
+    """Sums of the figures of this round's steps that were not skipped."""
+    totalled_steps: int = 0
+    seconds: float = 0.0
+    """Time spent before this process."""
+    baseline: dict[str, Any] = field(default_factory=dict)
+    """Figures of the original model on the held-out prompts."""
+
+    @property
+    def skipped_in_round(self) -> int:
+        return self.step_in_round - self.totalled_steps
+
+    def begin_round(self, number: int) -> None:
+        self.round, self.step_in_round = number, 0
+        self.totals, self.totalled_steps = {}, 0
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """Count a step's figures in."""
+        self.totalled_steps += 1
+        for name, value in figures.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def means(self) -> dict[str, object]:
+        """Mean figures of this round's steps, named ``<figure>_mean``."""
+        return {f"{name}_mean": value / self.totalled_steps for name, value in self.totals.items()}

@@ -1,0 +1,70 @@
+"""Which checkpoints stay, and what a disk that is too small leaves behind."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from quark.errors import CheckpointError
+from quark.training.checkpoint import Checkpoints
+
+
+def save(checkpoints: Checkpoints, step: int, score: float | None = None) -> Path:
+    model = nn.Linear(2, 2)
+    moments = {"weight/exp_avg": torch.full((2, 2), float(step))}
+    return checkpoints.save(step, model=model, optimizer=moments, state={}, score=score)
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("keep_last", [0, 1, 2, 3])
+def test_the_last_ones_stay_and_never_fewer_than_two(tmp_path: Path, keep_last: int) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=keep_last)
+    for step in range(5):
+        save(checkpoints, step)
+        assert len(steps_in(tmp_path)) >= min(step + 1, 2)
+    assert steps_in(tmp_path) == list(range(5))[-max(keep_last, 2) :]
+
+
+def test_the_best_ones_stay_besides_the_last(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=2)
+    for step, score in enumerate([0.1, 0.9, math.nan, 0.8, 0.2, None, 0.8, 0.3]):
+        save(checkpoints, step, score)
+    # Of the two with 0.8 the later stays.
+    assert steps_in(tmp_path) == [1, 6, 7]
+    newest, rejected = checkpoints.newest()
+    assert newest is not None
+    assert (newest.step, rejected) == (7, [])
+
+
+def test_a_damaged_one_counts_neither_as_last_nor_as_best(tmp_path: Path) -> None:
+    for step, score in ((1, 0.9), (2, 0.1), (3, 0.2)):
+        save(Checkpoints(tmp_path, keep_last=5), step, score)
+    (tmp_path / "step-00000003" / "model.safetensors").write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=1)
+    newest, rejected = checkpoints.newest()
+    assert newest is not None
+    assert newest.step == 2
+    assert len(rejected) == 1
+    save(checkpoints, 4, 0.0)
+    assert {1, 2, 4} <= set(steps_in(tmp_path))
+
+
+def test_what_does_not_fit_is_refused_before_a_byte_is_written(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    save(checkpoints, 1)
+    too_large = {"weight/exp_avg": torch.zeros(1).expand(1 << 50)}
+    with pytest.raises(
+        CheckpointError, match=r"needs 4,503,599,627\.4 MB.*the disk has .* MB left"
+    ):
+        checkpoints.save(2, model=nn.Linear(2, 2), optimizer=too_large, state={})
+    assert steps_in(tmp_path) == [1]
+    newest, _ = checkpoints.newest()
+    assert newest is not None
+    assert newest.step == 1
