@@ -78,7 +78,7 @@ def test_a_wrong_length_raises_in_every_mode(length, policy):
 @pytest.mark.parametrize(
     "value",
     [True, np.True_, "1.0", b"1", [1.0], {}, 1j, torch.tensor(True), object()],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_what_cannot_be_a_score_raises_with_function_index_and_value(value, policy):
