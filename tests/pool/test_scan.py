@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -49,7 +48,7 @@ def looped(pool: NativePool, ids: Sequence[int] | None = None) -> pl.DataFrame:
         row["prompt_tokens"] = sample.prompt_tokens.tolist()
         row["completion_tokens"] = sample.completion_tokens.tolist()
         row |= {score_column(name): float(scores[name][sample.id]) for name in scores}
-        rows.append({n: None if v != v else v for n, v in row.items()})  # noqa: PLR0124 - NaN
+        rows.append({n: None if v != v else v for n, v in row.items()})
     schema = COLUMNS | {score_column(name): pl.Float32() for name in scores}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
@@ -240,7 +239,7 @@ def test_no_damaged_byte_is_served(path: Path) -> None:
     expected = looped(pool)
     [segment] = segments_of(pool.path, pool.snapshot)
     sound = segment.file.read_bytes()
-    caught = {name: 0 for name in COLUMNS}
+    caught = dict.fromkeys(COLUMNS, 0)
     for block in range(0, len(sound), 4096):
         damage(segment.file, min(block + 2000, len(sound) - 1))
         for name in caught:
