@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from quark.errors import ConfigError, DataError, PoolError
+from quark.errors import ConfigError, DataError
 from quark.pool.base import PromptRecord, Sample, SampleBatch
 from quark.pool.export import SETTINGS_KEY, RowFormat
 from quark.pool.native import NativePool
@@ -80,7 +80,8 @@ def import_file(path: Path, file: Path, *, vocab_size: int | None = None) -> Ing
     Raises:
         DataError: The file cannot be read or holds what is no sample; names file, row and column. What came
             before that row is in the pool.
-        ConfigError: The vocabulary of a new pool is not known, or the file's name does not say its format.
+        ConfigError: The vocabulary of a new pool is not known, that of an old one is another, or the file's
+            name does not say its format.
         PoolError: Of the pool.
     """
     all_rows = _file_rows(file)
@@ -104,7 +105,8 @@ def merge_pools(
         is_same_tokenizer: Whether pools that were sampled from differently named models may be merged.
 
     Raises:
-        PoolError: The pools do not fit together, or one is damaged; nothing is written if they do not fit.
+        ConfigError: The pools do not fit together; nothing is written.
+        PoolError: Of the pools.
     """
     pools = [NativePool.open(source) for source in sources]
     target = NativePool.open(into, writable=True) if _is_there(into) else None
@@ -252,12 +254,12 @@ def _refuse_misfits(pools: Sequence[NativePool], is_same_tokenizer: bool) -> Non
         for what in ("vocab_size", "store_text"):
             ours, theirs = getattr(first.settings, what), getattr(pool.settings, what)
             if ours != theirs:
-                raise PoolError(
+                raise ConfigError(
                     f"{pool.path} does not fit {first.path}: its {what} is {theirs}, not {ours}"
                 )
         models = [p.settings.metadata.get("model") for p in (first, pool)]
         if None not in models and models[0] != models[1] and not is_same_tokenizer:
-            raise PoolError(
+            raise ConfigError(
                 f"{pool.path} was sampled from {models[1]!r}, {first.path} from {models[0]!r}: if their "
                 "tokenizers are the same, say so with --same-tokenizer"
             )
@@ -293,7 +295,7 @@ def _opened_or_created(
         pool = NativePool.open(path, writable=True)
         if stated not in (None, pool.settings.vocab_size):
             pool.close()
-            raise PoolError(
+            raise ConfigError(
                 f"{path} has a vocabulary of {pool.settings.vocab_size} tokens, not of {stated}"
             )
         return pool

@@ -154,7 +154,7 @@ class _Source:
         files = _SegmentFiles(self._pool, [name for name in needed if name not in known])
 
         size = len(self._pool) if n_rows is None else min(n_rows, len(self._pool))
-        step = batch_size or _ROWS_AT_ONCE
+        step = min(batch_size or _ROWS_AT_ONCE, _ROWS_AT_ONCE)
         for start in range(0, size, step):
             ids = range(start, min(start + step, size))
             facts = self._known(ids, [name for name in needed if name in known], of_appends, scores)

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from quark.errors import ConfigError, DataError, PoolCorruptedError, PoolError
+from quark.errors import ConfigError, DataError, PoolCorruptedError
 from quark.pool import ingest
 from quark.pool.export import RowFormat, export_pool, write_rows
 from quark.pool.ingest import import_file, merge_pools
@@ -89,7 +89,7 @@ def test_a_parquet_file_brings_the_settings_of_its_pool(tmp_path: Path) -> None:
         import_file(tmp_path / "c", tmp_path / "x.arrow")
     assert not (tmp_path / "c").exists()
     NativePool.create(tmp_path / "d", vocab_size=9).close()
-    with pytest.raises(PoolError, match="vocabulary of 9 tokens, not of 1000"):
+    with pytest.raises(ConfigError, match="vocabulary of 9 tokens, not of 1000"):
         import_file(tmp_path / "d", tmp_path / "x.parquet")
 
 
@@ -310,9 +310,9 @@ def test_pools_that_do_not_fit_are_not_merged(tmp_path: Path) -> None:
         ("mute", "its store_text is False, not True"),
         ("named", "sampled from 'other', .* from 'm'.*--same-tokenizer"),
     ]:
-        with pytest.raises(PoolError, match=says):
+        with pytest.raises(ConfigError, match=says):
             merge_pools(into, [tmp_path / "a", tmp_path / name])
-        with pytest.raises(PoolError, match=says):
+        with pytest.raises(ConfigError, match=says):
             merge_pools(tmp_path / "a", [tmp_path / name])
         assert not into.exists()
     done = merge_pools(into, [tmp_path / "a", tmp_path / "named"], is_same_tokenizer=True)
