@@ -76,6 +76,7 @@ def write_rows(
 
     Raises:
         ConfigError: The file exists, or its name does not say a format that holds these columns.
+        FileNotFoundError: Its directory does not exist.
     """
     row_format = RowFormat.of(path)
     if row_format is RowFormat.CSV:
@@ -84,8 +85,12 @@ def write_rows(
             raise ConfigError(
                 f"CSV cannot hold lists ({', '.join(nested)}): select other columns, or write .parquet"
             )
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory: name a file in it")
     if not is_overwriting and path.exists():
         raise ConfigError(f"{path} exists; --force replaces it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {path.parent}")
     staged = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         match row_format:

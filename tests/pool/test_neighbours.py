@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +131,9 @@ def test_a_tool_reads_a_pool_that_grows(live: Path, tool: str, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     with NativePool.open(live) as pool:
+        while len(pool) < seen[-1][0]:  # the newest segment that was read may not be committed yet
+            time.sleep(0.01)
+            pool.refresh()
         samples = pool.samples(range(seen[-1][0]))
     assert [rows[0] for rows in seen] == sorted({rows[0] for rows in seen})
     for num_rows, seed, reward, tokens, text in seen:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -302,6 +303,19 @@ def test_a_manifest_that_is_damaged_or_of_tomorrow_is_refused(path: Path) -> Non
         segments_of(path, pool.snapshot)
     log.write_bytes(sound)
     assert len(segments_of(path, pool.snapshot)) == 2
+
+
+def test_scores_that_were_written_anew_are_the_ones_that_count(path: Path) -> None:
+    pool = varied(path)
+    before = pool.scan()
+    old = looped(pool)
+    for name in ("reward", "judge"):
+        pool._pool.draft_scores(name, 0, np.arange(len(pool), dtype=np.float32))
+        pool._pool.publish_scores(name)
+    assert_frame_equal(pool.scan().collect(), looped(pool))
+    above = pool.scan().filter(pl.col("judge") > 4).select("id", "reward").collect()
+    assert above.rows() == [(id, float(id)) for id in range(5, len(pool))]
+    assert_frame_equal(before.collect(), old)
 
 
 def test_a_query_in_sql(path: Path) -> None:

@@ -142,6 +142,11 @@ def test_formats_say_what_they_cannot_hold(tmp_path: Path) -> None:
         export_pool(pool, tmp_path / "x.txt")
     with pytest.raises(ConfigError, match="CSV does not hold tokens"):
         import_file(tmp_path / "b", tmp_path / "x.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ConfigError, match="is a directory"):
+        write_rows(pool.scan().select("id"), tmp_path / "folder.csv", is_overwriting=True)
+    with pytest.raises(FileNotFoundError, match="no directory"):
+        export_pool(pool, tmp_path / "none" / "x.parquet")
     write_rows(pool.scan().select("id", "reward"), tmp_path / "x.csv")
     assert (tmp_path / "x.csv").read_text().splitlines()[:3] == ["id,reward", "0,0.1", "1,"]
     assert RowFormat.of(Path("A.PARQUET")) is RowFormat.PARQUET
