@@ -32,7 +32,7 @@ def merge(
     """Append the samples of pools to another one that has the same vocabulary.
 
     Nothing is doubled: samples keep their idempotency keys, and what INTO already has is left alone, so that
-    a merge can be repeated. Different samples under one key get the key `<uuid of their pool>/<key>`.
+    a merge can be repeated. Different samples under one key get the key `<key>#<digest>`.
 
     **Example:**  `quark pool merge pools/all runs/a runs/b`
     """

@@ -90,7 +90,7 @@ def scan(pool: NativePool) -> pl.LazyFrame:
         PoolCorruptedError: The manifest is damaged. Damaged samples raise it when they are read.
         PoolVersionError: A newer quark wrote the manifest.
     """
-    # A handle of its own: the caller may refresh or close the one he has.
+    # A handle of its own: the one that was given may be refreshed or closed.
     pinned = pool.reopen()
     source = _Source(pinned, segments_of(pinned.path, pinned.snapshot))
     return register_io_source(source.read, schema=source.schema, validate_schema=True, is_pure=True)

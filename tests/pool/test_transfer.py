@@ -12,7 +12,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from quark.errors import ConfigError, DataError, PoolCorruptedError
-from quark.pool import ingest
+from quark.pool import rows
 from quark.pool.export import RowFormat, export_pool, write_rows
 from quark.pool.ingest import import_file, merge_pools
 from quark.pool.native import NativePool
@@ -57,7 +57,7 @@ def everything(pool: NativePool) -> pl.DataFrame:
 def test_what_is_exported_and_imported_is_the_same_sample_by_sample(
     tmp_path: Path, name: str, texts: bool, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(rows, "_ROWS_AT_ONCE", rows_at_once)
     pool = filled(tmp_path / "a", with_infinity=name != "x.jsonl", texts=texts)
     assert export_pool(pool, tmp_path / name) == 12
     done = import_file(tmp_path / "b", tmp_path / name, vocab_size=VOCAB_SIZE)
@@ -289,16 +289,30 @@ def test_merged_pools_hold_each_sample_once(tmp_path: Path) -> None:
     assert [(d.num_appended, d.num_known) for d in done] == [(8, 0), (4, 8), (9, 0)]
     done = merge_pools(into, sources)
     assert [(d.num_appended, d.num_known) for d in done] == [(0, 8), (0, 12), (0, 9)]
-    with NativePool.open(into) as pool:
+    other.close()
+    [back] = merge_pools(tmp_path / "c", [into])  # only what the third one never had
+    assert (back.num_appended, back.num_known) == (12, 9)
+    with NativePool.open(into) as pool, NativePool.open(tmp_path / "c", snapshot=3) as other:
         assert len(pool) == 21
         assert pool.settings.metadata == {"model": "m", "n": 1}
         assert pool.find("run/a") == range(0, 4)
-        moved = pool.find(f"{other.settings.uuid}/run/a")
-        assert moved is not None
+        [moved] = [s for s in segments_of(into, pool.snapshot) if s.key.startswith("run/a#")]
+        assert pool.samples([moved.first])[0].scores["reward"] == 5.0
         rows = pool.scan().filter(pl.col("id").is_between(12, 20))
         ignored = ["id", "prompt_id", "key"]
         assert_frame_equal(rows.drop(ignored).collect(), everything(other).drop(ignored))
-        assert pool.samples(moved)[0].scores["reward"] == 5.0
+
+
+def test_any_number_of_pools_may_have_a_key(tmp_path: Path) -> None:
+    sources = [tmp_path / name for name in "abc"]
+    for number, source in enumerate(sources):
+        with NativePool.create(source, vocab_size=VOCAB_SIZE) as pool:
+            pool.append(make_batch("k", {"reward": [float(number)]}, content=number))
+    for num_appended in ([1, 1, 1], [0, 0, 0]):
+        done = merge_pools(tmp_path / "all", sources)
+        assert [part.num_appended for part in done] == num_appended
+    with NativePool.open(tmp_path / "all") as pool:
+        assert pool.scores("reward").tolist() == [0.0, 1.0, 2.0]
 
 
 def test_pools_that_do_not_fit_are_not_merged(tmp_path: Path) -> None:
