@@ -30,6 +30,8 @@ def test_the_pool_guide_runs_as_it_stands(tmp_path: Path) -> None:
     assert printed.startswith("range(0, 4)\nrange(0, 4)\n[1 1 1] [0.1 0.4 0.9]\n[ 2  0  1 -1]\n")
     assert " lasts" in printed
     assert "[('reward', 1, 4)]\nNone ()\n" in printed
+    assert "[(2, ' is is', 0.4" in printed
+    assert "\n4\n4\n[4, 0]\n" in printed
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -22,9 +22,6 @@ from quark.cli import (
     generate,
     init,
     pool,
-    pool_create,
-    pool_explain,
-    pool_rescore,
     report,
     reward,
     selftest,
@@ -58,9 +55,6 @@ app.command("train", rich_help_panel="Train and use")(train.train)
 app.command("generate", rich_help_panel="Train and use")(generate.generate)
 app.command("evaluate", rich_help_panel="Train and use")(evaluate.evaluate)
 app.command("report", rich_help_panel="Look inside")(report.report)
-pool.app.command("rescore")(pool_rescore.rescore)
-pool.app.command("explain")(pool_explain.explain)
-pool.app.command("create")(pool_create.create)
 app.add_typer(pool.app, name="pool", rich_help_panel="Look inside")
 app.command("init", rich_help_panel="Set up")(init.init)
 app.add_typer(config.app, name="config", rich_help_panel="Set up")

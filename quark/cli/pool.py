@@ -1,17 +1,27 @@
-"""``quark pool``: look into a sample pool, whatever is writing to it."""
+"""``quark pool``: look into a sample pool, whatever is writing to it.
+
+Further commands have files of their own.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quark.cli import (
+    pool_create,
+    pool_explain,
+    pool_export,
+    pool_import,
+    pool_merge,
+    pool_query,
+    pool_rescore,
+)
 from quark.cli.exit_codes import ExitCode
+from quark.cli.pool_path import JsonFlag, PoolPath, opened, pool_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,17 +30,10 @@ if TYPE_CHECKING:
     from quark.pool.native import NativePool
 
 app = typer.Typer(
-    help="Look into a sample pool (reading never disturbs a run), or make one.",
+    help="Look into sample pools, take samples out and in; reading never disturbs a run.",
     no_args_is_help=True,
 )
 
-PoolPath = Annotated[
-    Path,
-    typer.Argument(
-        metavar="PATH", help="A pool, or the run directory it is in.", show_default=False
-    ),
-]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 NumQuantiles = Annotated[
     int, typer.Option("--num-quantiles", "-k", min=1, help="Cut into this many.")
 ]
@@ -276,16 +279,13 @@ def verify(path: PoolPath, as_json: JsonFlag = False) -> None:
         raise typer.Exit(ExitCode.STATE)
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[NativePool]:
-    """The pool at ``path`` (or in the run directory ``path``), read-only."""
-    from quark.pool.native import NativePool
-
-    pool = NativePool.open(pool_path(path))
-    try:
-        yield pool
-    finally:
-        pool.close()
+app.command("explain")(pool_explain.explain)
+app.command("query")(pool_query.query)
+app.command("create")(pool_create.create)
+app.command("rescore")(pool_rescore.rescore)
+app.command("export")(pool_export.export)
+app.command("import")(pool_import.import_)
+app.command("merge")(pool_merge.merge)
 
 
 def column(pool: NativePool, name: str) -> NDArray[np.float32]:
@@ -348,11 +348,3 @@ def round_means(pool: NativePool, scores: NDArray[np.float32]) -> list[dict[str,
         mean = float(scored.mean()) if scored.size else math.nan
         rows.append({"round": index, "samples": len(of_round), "mean": mean})
     return rows
-
-
-def pool_path(path: Path) -> Path:
-    """The pool that a path given by a user means: itself, or the one of the run there."""
-    from quark.run_directory import RunDirectory
-
-    run = RunDirectory(path)
-    return run.pool if run.is_run() else path

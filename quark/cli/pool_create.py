@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quark.cli.pool import JsonFlag
+from quark.cli.pool_path import JsonFlag
 
 
 def create(

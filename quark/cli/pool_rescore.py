@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quark.cli.pool import JsonFlag, PoolPath, pool_path
+from quark.cli.pool_path import JsonFlag, PoolPath, pool_path
 
 if TYPE_CHECKING:
     import numpy as np

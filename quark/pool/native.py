@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,7 +35,23 @@ from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
 from quark.pool.scope import Scope, Score, refuse_remainder, values_of
 from quark.types import Json
 
+if TYPE_CHECKING:
+    import polars as pl
+
 _Number = TypeVar("_Number", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """What a pool was created with."""
+
+    uuid: str
+    vocab_size: int
+    """Token ids are below this."""
+    store_text: bool
+    tie_seed: int
+    metadata: Mapping[str, Json]
+    """The user's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,9 +286,25 @@ class NativePool:
             ),
         )
 
+    def reopen(self) -> Self:
+        """Another handle on the same snapshot, which only reads."""
+        return type(self).open(self._path, snapshot=self.snapshot.generation)
+
     @property
-    def path(self) -> Path | None:
+    def path(self) -> Path:
         return self._path
+
+    @property
+    def settings(self) -> PoolSettings:
+        """What the pool was created with."""
+        uuid_, vocab_size, store_text, tie_seed, metadata = self._pool.settings
+        return PoolSettings(
+            uuid=uuid_,
+            vocab_size=vocab_size,
+            store_text=store_text,
+            tie_seed=tie_seed,
+            metadata=json.loads(metadata),
+        )
 
     @property
     def is_writable(self) -> bool:
@@ -423,6 +455,16 @@ class NativePool:
         none = np.full(len(ids), -1, np.int16)
         unknown = np.full(len(ids), np.nan, np.float32)
         return _pool_batch(ids.copy(), none, self._pool.gather(ids, pad_id), unknown)
+
+    def scan(self) -> pl.LazyFrame:
+        """The samples of this snapshot as a polars query, one row each; see ``quark.pool.scan``.
+
+        Raises:
+            PoolCorruptedError: The manifest is damaged. Damaged samples raise it when they are read.
+        """
+        from quark.pool.scan import scan  # polars is slow to import and only this needs it
+
+        return scan(self)
 
     def info(self) -> PoolInfo:
         """Counts and statistics; one pass over the scores."""

@@ -1,0 +1,56 @@
+"""``quark pool merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quark.cli.pool_path import JsonFlag, pool_path
+
+
+def merge(
+    into: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INTO", help="The pool to write; made if it is not there.", show_default=False
+        ),
+    ],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FROM…", help="Pools, or run directories, to read.", show_default=False
+        ),
+    ],
+    is_same_tokenizer: Annotated[
+        bool,
+        typer.Option("--same-tokenizer", help="Merge though the pools name different models."),
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Append the samples of pools to another one that has the same vocabulary.
+
+    Nothing is doubled: samples keep their idempotency keys, and what INTO already has is left alone, so that
+    a merge can be repeated. Different samples under one key get the key `<key>#<digest>`.
+
+    **Example:**  `quark pool merge pools/all runs/a runs/b`
+    """
+    from quark.cli.console import count, make_console, print_json, prose
+    from quark.pool.ingest import merge_pools
+
+    pool, paths = pool_path(into), [pool_path(source) for source in sources]
+    results = merge_pools(pool, paths, is_same_tokenizer=is_same_tokenizer)
+    if as_json:
+        merged = [
+            {"path": path, "appended": done.num_appended, "known": done.num_known}
+            for path, done in zip(paths, results, strict=True)
+        ]
+        print_json({"pool": pool, "sources": merged})
+        return
+    console = make_console()
+    for path, done in zip(paths, results, strict=True):
+        line = (
+            f"{path}: {count(done.num_appended)} samples came, {count(done.num_known)} were there"
+        )
+        console.print(prose(line, "green"), soft_wrap=True)

@@ -1,0 +1,41 @@
+"""Which pool a command is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from quark.pool.native import NativePool
+
+PoolPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH", help="A pool, or the run directory it is in.", show_default=False
+    ),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def pool_path(path: Path) -> Path:
+    """The pool at ``path``, or in the run directory that ``path`` is."""
+    from quark.run_directory import RunDirectory
+
+    run = RunDirectory(path)
+    return run.pool if run.is_run() else path
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[NativePool]:
+    """The pool at ``path`` (or in the run directory ``path``), read-only."""
+    from quark.pool.native import NativePool
+
+    pool = NativePool.open(pool_path(path))
+    try:
+        yield pool
+    finally:
+        pool.close()

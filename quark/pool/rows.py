@@ -1,0 +1,218 @@
+"""The rows of a file or of a pool, with the exact columns and types of a scan.
+
+What a file says is checked here, value by value; what is wrong is named with file, row and column.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from quark.errors import ConfigError, DataError
+from quark.pool.export import SETTINGS_KEY, RowFormat
+from quark.pool.scan import COLUMNS
+
+if TYPE_CHECKING:
+    from quark.pool.native import NativePool
+
+_ROWS_AT_ONCE = 8192
+_OWN = ["id", "prompt_id"]
+"""Columns of a scan that a pool gives anew."""
+TAKEN = {name: dtype for name, dtype in COLUMNS.items() if name not in _OWN}
+"""Columns of a scan that a pool takes over."""
+_NULLABLE = ("completion_text", "logprob_policy", "logprob_reference")
+_RANGES = {
+    pl.UInt8(): range(2**8),
+    pl.UInt32(): range(2**32),
+    pl.UInt64(): range(2**64),
+    pl.Int16(): range(-(2**15), 2**15),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one source that lie one after another."""
+
+    source: str
+    """What they come from, for messages."""
+    first: int
+    """Number of the first one in the source, counted from 1."""
+    frame: pl.DataFrame
+    """``TAKEN``, then the score columns under their names in a scan."""
+
+    def error(self, row: int, column: str, what: str) -> DataError:
+        """That a value is wrong; ``row`` counts from 0 in the frame."""
+        return DataError(f"{self.source}: row {self.first + row}, column {column}: {what}")
+
+
+def first_true(mask: pl.Series) -> int | None:
+    """The first row that is true."""
+    rows = mask.arg_true()
+    return None if rows.is_empty() else int(rows[0])
+
+
+def rows_of_pool(pool: NativePool) -> Iterator[Rows]:
+    """The samples of ``pool.snapshot``."""
+    first = 1
+    for frame in pool.scan().drop(_OWN).collect_batches(chunk_size=_ROWS_AT_ONCE):
+        yield Rows(str(pool.path), first, frame)
+        first += frame.height
+
+
+def settings_of_file(file: Path) -> Mapping[str, Any]:
+    """Settings of the pool that a Parquet file was exported from; empty where it does not say."""
+    if RowFormat.of(file) is not RowFormat.PARQUET:
+        return {}
+    text = pl.read_parquet_metadata(file).get(SETTINGS_KEY, "{}")
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{file}: its settings of a pool are not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{file}: its settings of a pool are not a JSON object")
+    return settings
+
+
+def rows_of_file(file: Path) -> Iterator[Rows]:
+    """What ``export_pool`` wrote to a file, or anything with the same columns.
+
+    Raises:
+        DataError: The file cannot be read, lacks a column or holds a value of another type.
+        ConfigError: Its name does not say a format that holds samples.
+    """
+    row_format = RowFormat.of(file)
+    if row_format is RowFormat.CSV:
+        raise ConfigError(f"{file}: CSV does not hold tokens; import .parquet, .jsonl or .arrow")
+    if row_format is RowFormat.JSONL:
+        yield from _json_rows(file)
+        return
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    scan = pl.scan_parquet if row_format is RowFormat.PARQUET else pl.scan_ipc
+    try:
+        rows = scan(file, glob=False)
+        found = rows.collect_schema()
+        _refuse_columns(str(file), found)
+        first = 1
+        for frame in rows.drop(_OWN, strict=False).collect_batches(chunk_size=_ROWS_AT_ONCE):
+            yield _converted(Rows(str(file), first, frame))
+            first += frame.height
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _refuse_columns(source: str, found: Iterable[str]) -> None:
+    missing = [name for name in TAKEN if name not in found]
+    if missing:
+        raise DataError(f"{source} has no column {', '.join(missing)}")
+
+
+def _types(names: Iterable[str]) -> dict[str, pl.DataType]:
+    """The columns to take and their types: the known ones, and scores under all other names."""
+    scores = (name for name in names if name not in COLUMNS)
+    return TAKEN | dict.fromkeys(scores, pl.Float32())
+
+
+def _converted(rows: Rows) -> Rows:
+    """Rows with the exact types of a scan. Raises DataError for a value that has none of these."""
+    columns = []
+    for name, dtype in _types(rows.frame.columns).items():
+        given = rows.frame[name]
+        if not _is_alike(given.dtype, dtype):
+            raise rows.error(0, name, f"it has the type {given.dtype}, not {dtype}")
+        column = given.cast(dtype, strict=False)
+        bad = column.is_null() & given.is_not_null()
+        if isinstance(dtype, pl.List):
+            bad |= column.list.eval(pl.element().is_null()).list.any().fill_null(False)
+        if dtype.is_float():
+            column = column.fill_nan(None)
+        elif name not in _NULLABLE:
+            bad |= column.is_null()
+        if (row := first_true(bad)) is not None:
+            raise rows.error(row, name, f"{_shown(given[row])} is not {dtype}")
+        columns.append(column)
+    return Rows(rows.source, rows.first, pl.DataFrame(columns))
+
+
+def _is_alike(given: pl.DataType, dtype: pl.DataType) -> bool:
+    """Whether values of one type may stand for values of the other."""
+    if given == pl.Null:
+        return True
+    if isinstance(given, pl.List) and isinstance(dtype, pl.List):
+        return given.inner == pl.Null or given.inner.is_integer()
+    return (
+        given == dtype
+        or (given.is_integer() and dtype.is_numeric())
+        or (given.is_float() and dtype.is_float())
+    )
+
+
+def _json_rows(file: Path) -> Iterator[Rows]:
+    types: dict[str, pl.DataType] = {}
+    values: dict[str, list[Any]] = {}
+    first = 1
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            row = _json_object(file, number, line)
+            if not types:
+                _refuse_columns(f"{file}: row 1", row)
+                types = _types(row)
+                values = {name: [] for name in types}
+            for name in row:
+                if name not in types and name not in _OWN:
+                    raise DataError(f"{file}: row {number}, column {name}: the first row has none")
+            for name, dtype in types.items():
+                try:
+                    values[name].append(_json_value(name, row.get(name), dtype))
+                except (ValueError, OverflowError):  # a number too large for a float
+                    what = f"{_shown(row.get(name))} is not {dtype}"
+                    raise DataError(f"{file}: row {number}, column {name}: {what}") from None
+            if number - first + 1 == _ROWS_AT_ONCE:
+                yield Rows(str(file), first, pl.DataFrame(values, schema=types))
+                values = {name: [] for name in types}
+                first = number + 1
+    if values and values["key"]:
+        yield Rows(str(file), first, pl.DataFrame(values, schema=types))
+
+
+def _json_object(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{file}: row {number} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{file}: row {number} is not a JSON object")
+    return row
+
+
+def _json_value(name: str, value: object, dtype: pl.DataType) -> object:
+    """A value of JSON as one of ``dtype``. Raises ValueError where it is none."""
+    if value is None and (name in _NULLABLE or name not in TAKEN):
+        return None
+    if isinstance(dtype, pl.List) and isinstance(value, list):
+        return [_whole(item, dtype.inner) for item in value]
+    if dtype.is_float() and type(value) in (int, float):
+        number = float(value)  # type: ignore[arg-type]
+        return None if math.isnan(number) else number
+    if dtype == pl.String and isinstance(value, str):
+        value.encode()  # half of a surrogate pair is no text
+        return value
+    return _whole(value, dtype)
+
+
+def _whole(value: object, dtype: Any) -> int:  # noqa: ANN401 - polars says a type or a class
+    if type(value) is not int or value not in _RANGES.get(dtype, range(0)):
+        raise ValueError
+    return value
+
+
+def _shown(value: object) -> str:
+    """A value for a message, not all of it if it is long."""
+    text = repr(value.to_list() if isinstance(value, pl.Series) else value)
+    return text if len(text) <= 80 else text[:79] + "…"

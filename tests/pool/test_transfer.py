@@ -1,0 +1,342 @@
+"""Samples leave a pool for a file or another pool and are the same there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from quark.errors import ConfigError, DataError, PoolCorruptedError
+from quark.pool import rows
+from quark.pool.export import RowFormat, export_pool, write_rows
+from quark.pool.ingest import import_file, merge_pools
+from quark.pool.native import NativePool
+from quark.pool.segments import segments_of
+from tests.pool.batches import VOCAB_SIZE, fields, make_batch
+
+NAN = float("nan")
+FORMATS = ["x.parquet", "x.jsonl", "x.arrow"]
+
+
+def filled(
+    path: Path, keys: str = "abc", *, with_infinity: bool = True, texts: bool = True
+) -> NativePool:
+    pool = NativePool.create(
+        path, vocab_size=VOCAB_SIZE, store_text=texts, tie_seed=7, metadata={"model": "m", "n": 1}
+    )
+    for number, key in enumerate(keys):
+        infinity = -math.inf if with_infinity else 3.5
+        scores = {"reward": [0.1, NAN, infinity, -0.0], "seed": [NAN, 1e-38, 2.0, NAN]}
+        pool.append(make_batch(f"run/{key}", scores, content=number, with_texts=texts))
+    return pool
+
+
+def assert_same_samples(pool: NativePool, expected: NativePool) -> None:
+    """Every column of every sample, every score bit by bit; prompts are numbered anew."""
+    assert pool.score_columns == expected.score_columns
+    assert_frame_equal(everything(pool).drop("prompt_id"), everything(expected).drop("prompt_id"))
+    ids = range(len(expected))
+    for ours, theirs in zip(pool.samples(ids), expected.samples(ids), strict=True):
+        assert fields(dataclasses.replace(ours, prompt_id=0)) == fields(
+            dataclasses.replace(theirs, prompt_id=0)
+        )
+
+
+def everything(pool: NativePool) -> pl.DataFrame:
+    return pool.scan().collect()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("texts", [True, False])
+@pytest.mark.parametrize("rows_at_once", [3, 8192])
+def test_what_is_exported_and_imported_is_the_same_sample_by_sample(
+    tmp_path: Path, name: str, texts: bool, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "_ROWS_AT_ONCE", rows_at_once)
+    pool = filled(tmp_path / "a", with_infinity=name != "x.jsonl", texts=texts)
+    assert export_pool(pool, tmp_path / name) == 12
+    done = import_file(tmp_path / "b", tmp_path / name, vocab_size=VOCAB_SIZE)
+    assert (done.num_appended, done.num_known) == (12, 0)
+    with NativePool.open(tmp_path / "b") as copy:
+        assert_same_samples(copy, pool)
+        assert [copy.find(f"run/{key}") for key in "abc"] == [
+            range(0, 4),
+            range(4, 8),
+            range(8, 12),
+        ]
+        assert copy.snapshot.generation == 3
+        for other in FORMATS[::2]:  # the same rows, whatever they came through
+            export_pool(copy, tmp_path / f"again-{other}")
+        assert_frame_equal(pl.read_parquet(tmp_path / "again-x.parquet"), everything(copy))
+        assert_frame_equal(pl.read_ipc(tmp_path / "again-x.arrow"), everything(copy))
+
+
+def test_a_parquet_file_brings_the_settings_of_its_pool(tmp_path: Path) -> None:
+    pool = filled(tmp_path / "a")
+    export_pool(pool, tmp_path / "x.parquet")
+    import_file(tmp_path / "b", tmp_path / "x.parquet")
+    with NativePool.open(tmp_path / "b") as copy:
+        assert dataclasses.replace(copy.settings, uuid="") == dataclasses.replace(
+            pool.settings, uuid=""
+        )
+    export_pool(pool, tmp_path / "x.arrow")
+    with pytest.raises(ConfigError, match="--vocab-size"):
+        import_file(tmp_path / "c", tmp_path / "x.arrow")
+    assert not (tmp_path / "c").exists()
+    NativePool.create(tmp_path / "d", vocab_size=9).close()
+    with pytest.raises(ConfigError, match="vocabulary of 9 tokens, not of 1000"):
+        import_file(tmp_path / "d", tmp_path / "x.parquet")
+
+
+def test_an_empty_pool_goes_through_a_file(tmp_path: Path) -> None:
+    pool = NativePool.create(tmp_path / "a", vocab_size=5)
+    for name in FORMATS:
+        assert export_pool(pool, tmp_path / name) == 0
+        done = import_file(tmp_path / name[2:], tmp_path / name, vocab_size=5)
+        assert done.num_appended == 0
+        assert len(NativePool.open(tmp_path / name[2:])) == 0
+
+
+def test_an_import_extends_a_pool_and_knows_what_is_there(tmp_path: Path) -> None:
+    old = filled(tmp_path / "a", "ab", with_infinity=False)
+    old.close()
+    export_pool(filled(tmp_path / "b", "abc", with_infinity=False), tmp_path / "x.jsonl")
+    done = import_file(tmp_path / "a", tmp_path / "x.jsonl")
+    assert (done.num_appended, done.num_known) == (4, 8)
+    again = import_file(tmp_path / "a", tmp_path / "x.jsonl")
+    assert (again.num_appended, again.num_known) == (0, 12)
+    with NativePool.open(tmp_path / "a") as extended, NativePool.open(tmp_path / "b") as other:
+        assert_same_samples(extended, other)
+
+
+def test_an_export_is_whole_or_not_there(tmp_path: Path) -> None:
+    pool = filled(tmp_path / "a", with_infinity=False)
+    target = tmp_path / "x.parquet"
+    target.write_text("mine")
+    with pytest.raises(ConfigError, match="--force"):
+        export_pool(pool, target)
+    assert target.read_text() == "mine"
+    export_pool(pool, target, is_overwriting=True)
+    assert pl.read_parquet(target).height == 12
+    file = segments_of(pool.path, pool.snapshot)[1].file
+    file.chmod(0o600)
+    file.write_bytes(file.read_bytes()[:-1])
+    for name in FORMATS:
+        with pytest.raises(PoolCorruptedError):
+            export_pool(NativePool.open(tmp_path / "a"), tmp_path / f"damaged-{name}")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "x.parquet"]
+
+
+def test_formats_say_what_they_cannot_hold(tmp_path: Path) -> None:
+    pool = filled(tmp_path / "a")
+    with pytest.raises(DataError, match="reward of sample 2 is infinite"):
+        export_pool(pool, tmp_path / "x.jsonl")
+    with pytest.raises(ConfigError, match="prompt_tokens, completion_tokens"):
+        export_pool(pool, tmp_path / "x.csv")
+    with pytest.raises(ConfigError, match=r"\.parquet, \.jsonl, \.arrow, \.csv"):
+        export_pool(pool, tmp_path / "x.txt")
+    with pytest.raises(ConfigError, match="CSV does not hold tokens"):
+        import_file(tmp_path / "b", tmp_path / "x.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ConfigError, match="is a directory"):
+        write_rows(pool.scan().select("id"), tmp_path / "folder.csv", is_overwriting=True)
+    with pytest.raises(FileNotFoundError, match="no directory"):
+        export_pool(pool, tmp_path / "none" / "x.parquet")
+    write_rows(pool.scan().select("id", "reward"), tmp_path / "x.csv")
+    assert (tmp_path / "x.csv").read_text().splitlines()[:3] == ["id,reward", "0,0.1", "1,"]
+    assert RowFormat.of(Path("A.PARQUET")) is RowFormat.PARQUET
+
+
+def rows_of(tmp_path: Path) -> list[dict[str, object]]:
+    pool = filled(tmp_path / "source", with_infinity=False)
+    export_pool(pool, tmp_path / "rows.jsonl")
+    return [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "says"),
+    [
+        (3, "seed", -1, "-1 is not UInt64"),
+        (3, "seed", 2**64, "is not UInt64"),
+        (6, "seed", True, "True is not UInt64"),
+        (6, "round", 1.5, "1.5 is not UInt32"),
+        (2, "reward_token", 40_000, "40000 is not Int16"),
+        (1, "prompt_text", None, "None is not String"),
+        (1, "prompt_text", "\ud800", "is not String"),
+        (12, "completion_tokens", [1, "2"], "is not List"),
+        (12, "completion_tokens", 7, "7 is not List"),
+        (5, "completion_tokens", [VOCAB_SIZE], "token 1000 is outside the vocabulary of 1000"),
+        (5, "prompt_tokens", [2, VOCAB_SIZE], "token 1000 is outside the vocabulary of 1000"),
+        (7, "reward", "high", "'high' is not Float32"),
+        (4, "policy_step", 101, "not what the row before it"),
+        (4, "settings", "{}", "not what the row before it"),
+        (3, "completion_text", None, "missing, where other rows have it"),
+        (10, "key", "run/a", "came before"),
+        (2, "judge", 0.5, "the first row has none"),
+    ],
+)
+def test_a_bad_row_is_named_with_file_and_column(
+    tmp_path: Path, row: int, column: str, value: object, says: str
+) -> None:
+    rows = rows_of(tmp_path)
+    rows[row - 1][column] = value
+    file = tmp_path / "bad.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(DataError, match="row") as caught:
+        import_file(tmp_path / "b", file, vocab_size=VOCAB_SIZE)
+    assert str(caught.value).startswith(f"{file}: row {row}, column {column}: ")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+@pytest.mark.parametrize(
+    ("column", "change", "says"),
+    [
+        ("seed", pl.lit(-1, pl.Int64), "row 1, column seed: -1 is not UInt64"),
+        ("round", pl.lit(1.0), "row 1, column round: it has the type Float64, not UInt32"),
+        ("key", pl.when(pl.col("id") != 5).then("key"), "row 6, column key: None is not String"),
+        (
+            "completion_tokens",
+            pl.when(pl.col("id") == 7)
+            .then(pl.lit([-3], pl.List(pl.Int64)))
+            .otherwise(pl.col("completion_tokens").cast(pl.List(pl.Int64))),
+            "row 8, column completion_tokens: [-3] is not List",
+        ),
+        ("comment", pl.lit("good"), "row 1, column comment: it has the type String, not Float32"),
+    ],
+)
+def test_a_bad_value_in_a_table_is_named_too(
+    tmp_path: Path, ending: str, column: str, change: pl.Expr, says: str
+) -> None:
+    pool = filled(tmp_path / "a")
+    file = tmp_path / f"bad{ending}"
+    write_rows(pool.scan().with_columns(change.alias(column)), file)
+    with pytest.raises(DataError) as caught:
+        import_file(tmp_path / "b", file, vocab_size=VOCAB_SIZE)
+    assert says in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    for name, content, says in [
+        ("a.jsonl", b"{}\n", "has no column prompt_text, prompt_tokens"),
+        ("b.jsonl", b"[1]\n", "row 1 is not a JSON object"),
+        ("c.jsonl", b"{\n", "row 1 is not JSON"),
+        ("d.jsonl", b"\xff\n", "row 1 is not JSON"),
+        ("e.parquet", b"PAR1", "cannot be read"),
+        ("f.arrow", b"ARROW1", "cannot be read"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=says):
+            import_file(tmp_path / "b", tmp_path / name, vocab_size=5)
+    for name in FORMATS:
+        with pytest.raises(FileNotFoundError):
+            import_file(tmp_path / "b", tmp_path / f"none-{name}", vocab_size=5)
+    assert not (tmp_path / "b").exists()
+    pool = filled(tmp_path / "a")
+    for settings, says in [
+        ("[", "not JSON"),
+        ("[]", "not a JSON object"),
+        ('{"vocab_size": "x"}', "make no pool"),
+    ]:
+        write_rows(
+            pool.scan(),
+            tmp_path / "s.parquet",
+            is_overwriting=True,
+            metadata={"quark.pool": settings},
+        )
+        with pytest.raises(DataError, match=says):
+            import_file(tmp_path / "b", tmp_path / "s.parquet")
+
+
+def test_numbers_of_other_widths_are_taken_as_they_are(tmp_path: Path) -> None:
+    """As another tool writes them back."""
+    pool = filled(tmp_path / "a")
+    widened = pool.scan().with_columns(
+        pl.col("round", "chunk", "finish_reason").cast(pl.Int64),
+        pl.col("reward").cast(pl.Float64).fill_null(NAN),
+        pl.col("completion_tokens").cast(pl.List(pl.Int64)),
+    )
+    write_rows(widened, tmp_path / "x.parquet")
+    import_file(tmp_path / "b", tmp_path / "x.parquet", vocab_size=VOCAB_SIZE)
+    with NativePool.open(tmp_path / "b") as copy:
+        assert_same_samples(copy, pool)
+
+
+def test_a_part_of_a_key_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    pool = filled(tmp_path / "a", with_infinity=False)
+    pool.close()
+    write_rows(
+        NativePool.open(tmp_path / "a").scan().filter(pl.col("id") < 6), tmp_path / "x.jsonl"
+    )
+    with pytest.raises(DataError, match="'run/b' is in the pool with 4 samples, here it has 2"):
+        import_file(tmp_path / "a", tmp_path / "x.jsonl")
+
+
+def test_merged_pools_hold_each_sample_once(tmp_path: Path) -> None:
+    filled(tmp_path / "a", "ab").close()
+    filled(tmp_path / "b", "abc").close()  # as if it went on from a copy of the first
+    other = filled(tmp_path / "c", "xy")  # its own samples, one of them under a key of the others
+    other.append(make_batch("run/a", {"reward": [5.0]}, content=50))
+    sources = [tmp_path / name for name in "abc"]
+    into = tmp_path / "all"
+    done = merge_pools(into, sources)
+    assert [(d.num_appended, d.num_known) for d in done] == [(8, 0), (4, 8), (9, 0)]
+    done = merge_pools(into, sources)
+    assert [(d.num_appended, d.num_known) for d in done] == [(0, 8), (0, 12), (0, 9)]
+    other.close()
+    [back] = merge_pools(tmp_path / "c", [into])  # only what the third one never had
+    assert (back.num_appended, back.num_known) == (12, 9)
+    with NativePool.open(into) as pool, NativePool.open(tmp_path / "c", snapshot=3) as other:
+        assert len(pool) == 21
+        assert pool.settings.metadata == {"model": "m", "n": 1}
+        assert pool.find("run/a") == range(0, 4)
+        [moved] = [s for s in segments_of(into, pool.snapshot) if s.key.startswith("run/a#")]
+        assert pool.samples([moved.first])[0].scores["reward"] == 5.0
+        rows = pool.scan().filter(pl.col("id").is_between(12, 20))
+        ignored = ["id", "prompt_id", "key"]
+        assert_frame_equal(rows.drop(ignored).collect(), everything(other).drop(ignored))
+
+
+def test_any_number_of_pools_may_have_a_key(tmp_path: Path) -> None:
+    sources = [tmp_path / name for name in "abc"]
+    for number, source in enumerate(sources):
+        with NativePool.create(source, vocab_size=VOCAB_SIZE) as pool:
+            pool.append(make_batch("k", {"reward": [float(number)]}, content=number))
+    for num_appended in ([1, 1, 1], [0, 0, 0]):
+        done = merge_pools(tmp_path / "all", sources)
+        assert [part.num_appended for part in done] == num_appended
+    with NativePool.open(tmp_path / "all") as pool:
+        assert pool.scores("reward").tolist() == [0.0, 1.0, 2.0]
+
+
+def test_pools_that_do_not_fit_are_not_merged(tmp_path: Path) -> None:
+    filled(tmp_path / "a", "a").close()
+    NativePool.create(tmp_path / "small", vocab_size=9).close()
+    NativePool.create(tmp_path / "mute", vocab_size=VOCAB_SIZE, store_text=False).close()
+    named = NativePool.create(
+        tmp_path / "named", vocab_size=VOCAB_SIZE, metadata={"model": "other"}
+    )
+    named.append(make_batch("k", {"reward": [1.0]}))
+    into = tmp_path / "into"
+    for name, says in [
+        ("small", "its vocab_size is 9, not 1000"),
+        ("mute", "its store_text is False, not True"),
+        ("named", "sampled from 'other', .* from 'm'.*--same-tokenizer"),
+    ]:
+        with pytest.raises(ConfigError, match=says):
+            merge_pools(into, [tmp_path / "a", tmp_path / name])
+        with pytest.raises(ConfigError, match=says):
+            merge_pools(tmp_path / "a", [tmp_path / name])
+        assert not into.exists()
+    done = merge_pools(into, [tmp_path / "a", tmp_path / "named"], is_same_tokenizer=True)
+    assert [d.num_appended for d in done] == [4, 1]
+    assert NativePool.open(into).settings.metadata == {}
+    NativePool.open(tmp_path / "a", writable=True).close()  # its lock was given back
+    with pytest.raises(FileNotFoundError):
+        merge_pools(into, [tmp_path / "none"])
