@@ -6,6 +6,7 @@ transformers and polars wait until a command runs, so that ``quark --help`` is i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -119,6 +120,22 @@ def _prepare_process() -> None:
     # Torch's threads spin while they wait for each other; where another process wants the cores too, a
     # spinning thread keeps the very one it waits for from running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep the memory of large tensors for the next ones, where it can be told to.
+
+    Else every step on a CPU gets its temporaries from the system anew, page by page: a fifth of the time.
+    """
+    import ctypes
+
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # M_... of malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # not every C library has it
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 64 << 20)
 
 
 def _wants_traceback(arguments: Sequence[str]) -> bool:

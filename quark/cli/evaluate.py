@@ -59,6 +59,10 @@ def evaluate(
         int | None,
         typer.Option("--num", "-n", min=1, help="Completions per prompt. Default: the run's."),
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Away from the worst token this strongly. Default: the run's."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of the sampling. Default: the run's.")
     ] = None,
@@ -80,10 +84,12 @@ def evaluate(
     * `quark evaluate path/to/model --reference embedded:reviews`
     """
     from quark.cli.console import make_console, print_json
-    from quark.cli.trained_model import NONE, open_model
+    from quark.cli.trained_model import NONE, open_model, overridden
 
     source = open_model(model)
     config = _configured(source, rewards=reward or (), reference=reference, num=num, seed=seed)
+    if guidance is not None:
+        config = overridden(config, {"sampling": {"guidance": guidance}})
     wanted = quantile or [NONE, *map(str, range(source.num_quantiles))]
     quantiles = list(dict.fromkeys(source.quantile(text) for text in wanted))
     evaluations = _evaluate(source, config, quantiles, prompts)

@@ -49,6 +49,10 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Nucleus mass. Default: the run's.")
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Away from the worst token this strongly. Default: the run's."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
@@ -73,7 +77,12 @@ def generate(
 
     source = open_model(model)
     asked = source.quantile(quantile)
-    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "guidance": guidance,
+    }
     sampling = overridden(
         source.config.sampling, {key: value for key, value in given.items() if value is not None}
     )

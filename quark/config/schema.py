@@ -63,7 +63,7 @@ class PoolSection(Settings):
     """Rank and train on samples for which this SQL expression holds, over score columns and ``round``, ``chunk``,
     ``policy_step``, ``reward_token``, ``finish_reason``, ``logprob_policy``, ``logprob_reference``, ``prompt_id``."""
     per_prompt: bool = False
-    """Cut the samples of each prompt for themselves (ALT, Lu et al. 2023), so that a quantile says how good a
+    """Cut the samples of each prompt for themselves (ALT, Abadal et al. 2024), so that a quantile says how good a
     completion is for its prompt; explore with several completions per prompt then."""
     extra_scores: tuple[str, ...] = ()
     """Further rewards by name, e.g. ``["vader"]``: scored and stored beside the reward, never trained on."""

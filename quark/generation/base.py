@@ -24,6 +24,12 @@ class SamplingConfig(Settings):
     """Nucleus mass; 1 samples from the whole distribution."""
     top_k: int = Field(0, ge=0)
     """Keep only the k most likely tokens; 0 keeps all (the published code silently used 50)."""
+    guidance: float = Field(0.0, ge=0.0)
+    """Sample away from the worst reward token: from ``(1 + g) log p(. | token) - g log p(. | worst token)``, as
+    DExperts (Liu et al. 2021) does with an expert and an anti-expert. 0 samples from the policy itself. Costs a
+    second forward pass; text that is sampled without a reward token is never guided."""
+    guidance_floor: float = Field(0.001, gt=0.0, le=1.0)
+    """Guided sampling leaves out tokens that are less likely than this share of the likeliest one (Li et al. 2023)."""
     batch_size: int = Field(128, ge=1)
     """Completions sampled at once."""
 

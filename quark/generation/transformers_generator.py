@@ -8,6 +8,7 @@ weights) and not on how rows were batched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class TransformersGenerator:
     """Samples completions from a policy, or from a model without reward tokens.
 
     Completions carry ``logprob_policy``: the sum of their log-probabilities under the untruncated
-    distribution at temperature 1 over the base vocabulary, whatever was sampled from; so it is
+    distribution at temperature 1 over the base vocabulary, whatever was sampled from (guided or not); so it is
     the same figure that training computes. ``logprob_reference`` stays NaN.
 
     Args:
@@ -99,12 +100,16 @@ class TransformersGenerator:
         uniforms *= 1.0 - 2.0**-32
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
         completions: dict[int, Completion] = {}
+        # The token to be guided away from; guiding the worst token away from itself is no guidance.
+        away = None
+        if self._config.guidance > 0.0 and quantile is not None and quantile > 0:
+            away = self._reward_token(0)
         model = self._causal.model
         with _evaluating(model), torch.inference_mode(), projections_for_autocast(model):
             for start in range(0, len(order), self._config.batch_size):
                 rows = order[start : start + self._config.batch_size]
                 sampled = self._sample(
-                    [prompts[i].token_ids for i in rows], uniforms[rows], reward_token
+                    [prompts[i].token_ids for i in rows], uniforms[rows], reward_token, away
                 )
                 batch = self._completions(prompts, rows, sampled, quantile, seed)
                 completions.update(zip(rows, batch, strict=True))
@@ -144,13 +149,21 @@ class TransformersGenerator:
         prompts: Sequence[Sequence[int]],
         uniforms: NDArray[np.float64],
         reward_token: int | None,
+        away: int | None,
     ) -> _Sampled:
-        """Sample one batch."""
+        """Sample one batch; with ``away``, the model sees each row a second time under that reward token."""
         config, device, home = self._config, self._device, self._home
         num_rows, num_steps = len(prompts), config.max_new_tokens
         input_ids, lengths = (t.to(device) for t in pad_left(prompts, self._pad_id))
         if reward_token is not None:
-            input_ids, lengths = prepend(input_ids, lengths, torch.full_like(lengths, reward_token))
+            # Row by row under the reward token, then row by row under the one to be guided away from.
+            tokens_of_copies = [reward_token] if away is None else [reward_token, away]
+            copies = [
+                prepend(input_ids, lengths, torch.full_like(lengths, token))
+                for token in tokens_of_copies
+            ]
+            input_ids, lengths = (torch.cat(parts) for parts in zip(*copies, strict=True))
+        num_copies = len(input_ids) // num_rows
         columns = torch.arange(input_ids.shape[1], device=device)
         mask = (columns >= (input_ids.shape[1] - lengths).unsqueeze(1)).long()
         positions = self._causal.positions(mask, is_conditioned=reward_token is not None)
@@ -169,7 +182,12 @@ class TransformersGenerator:
         for step in range(num_steps):
             logits, cache = self._causal.next_logits(new_ids, mask, new_positions, cache)
             logits = logits[:, : self._width].float().to(home)
-            sampled, token_logprobs = self._pick(logits, numbers[rows, step], step)
+            sampled, token_logprobs = self._pick(
+                logits[: len(rows)],
+                numbers[rows, step],
+                step,
+                away=None if num_copies == 1 else logits[len(rows) :],
+            )
             live = rows[alive]
             tokens[live, step] = sampled[alive]
             logprobs[live] += token_logprobs[alive]
@@ -180,16 +198,17 @@ class TransformersGenerator:
             num_alive = int(alive.sum())
             if num_alive == 0 or step + 1 == num_steps:
                 break
-            one = mask.new_ones(len(rows), 1)
+            one = mask.new_ones(len(mask), 1)
             mask = torch.cat([mask, one], 1)
-            input_ids = torch.cat([input_ids, sampled[:, None].to(device)], 1)
+            input_ids = torch.cat([input_ids, sampled.repeat(num_copies)[:, None].to(device)], 1)
             positions = torch.cat([positions, positions[:, -1:] + 1], 1)
             if num_alive <= 0.75 * len(rows) and (
                 cache is None or hasattr(cache, "batch_select_indices")
             ):
                 kept = alive.nonzero().squeeze(1)
+                num_before = len(rows)
                 rows, alive = rows[kept], alive[kept]
-                kept = kept.to(device)
+                kept = torch.cat([kept + i * num_before for i in range(num_copies)]).to(device)
                 if cache is not None:
                     cache.batch_select_indices(kept)
                 mask, input_ids, positions = mask[kept], input_ids[kept], positions[kept]
@@ -208,19 +227,27 @@ class TransformersGenerator:
             logprobs=logprobs.cpu().numpy(),
         )
 
-    def _pick(self, logits: Tensor, numbers: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Sampled ids [B] and their log-probabilities [B] before any truncation.
+    def _pick(
+        self, logits: Tensor, numbers: Tensor, step: int, *, away: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Sampled ids [B] and their log-probabilities [B] before any guidance and truncation.
 
         Args:
             logits: float32 [B, W].
             numbers: float64 [B] uniform in [0, 1).
             step: tokens sampled so far.
+            away: float32 [B, W] logits to be guided away from.
         """
         config = self._config
         log_z = logits.logsumexp(-1)
         allowed = logits
         if step < config.min_new_tokens and len(self._stop_ids):
             allowed = logits.index_fill(1, self._stop_ids, -torch.inf)
+        if away is not None:
+            likeliest = allowed.max(-1, keepdim=True).values
+            implausible = allowed < likeliest + math.log(config.guidance_floor)
+            guided = allowed + config.guidance * (allowed - away)
+            allowed = guided.masked_fill(implausible, -torch.inf)
         if config.temperature == 0.0:
             sampled = allowed.argmax(-1)
         else:

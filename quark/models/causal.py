@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from quark.models.batch import ModelInputs, TrainingBatch
@@ -24,6 +26,20 @@ class CompletionRows:
     """Rows [m, D] to logits [m, V]."""
     parameters: tuple[nn.Parameter, ...]
     """The trainable parameters that ``head`` reads."""
+
+
+SHORT_SEQUENCE = 128
+"""Up to this length, plain attention has the faster backward pass on a CPU."""
+
+
+def _attention_for(input_ids: Tensor) -> AbstractContextManager[None]:
+    """Plain attention for short sequences on a CPU, whose fused kernel is slow to go backward there.
+
+    The choice is made in the forward pass; the backward pass follows it.
+    """
+    if input_ids.device.type == "cpu" and input_ids.shape[1] <= SHORT_SEQUENCE:
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 class CompletionModel(Protocol):
@@ -84,7 +100,8 @@ class CausalModel:
             arguments["position_ids"] = self.positions(
                 inputs.attention_mask, is_conditioned=inputs.is_conditioned
             )
-        rows = self._rows(arguments)
+        with _attention_for(inputs.input_ids):
+            rows = self._rows(arguments)
         flat = rows.flatten(0, 1)
         return CompletionRows(
             rows=flat.index_select(0, inputs.token_positions),

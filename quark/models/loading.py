@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -36,7 +36,7 @@ from quark.models.policy import (
     give_reward_token_its_own_position,
 )
 from quark.models.progress import without_progress_bars
-from quark.models.reward_tokens import add_reward_tokens, read_reward_tokens
+from quark.models.reward_tokens import add_reward_tokens, begin_from_words, read_reward_tokens
 from quark.settings import Settings
 
 
@@ -59,6 +59,18 @@ class ModelConfig(Settings):
     model has them. Unset: on where the model learned absolute positions (GPT-2), off elsewhere."""
     reward_token_std_scale: float = Field(1.0, gt=0.0)
     """Spread of the new reward tokens' vectors, in standard deviations of the existing ones."""
+    lowest_words: tuple[str, ...] = ()
+    """Begin the reward tokens from meanings that the model knows: the lowest from the mean vector of these words,
+    the best from that of ``highest_words``, the others in between. Unset draws them at random, as the paper does.
+    Where there are few steps, this is worth many of them."""
+    highest_words: tuple[str, ...] = ()
+    """The other end of ``lowest_words``."""
+
+    @model_validator(mode="after")
+    def _has_both_ends(self) -> Self:
+        if bool(self.lowest_words) != bool(self.highest_words):
+            raise ValueError("lowest_words and highest_words belong together: give both or none")
+        return self
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -128,6 +140,10 @@ def load_policy(
     reward_tokens = add_reward_tokens(
         model, tokenizer, num_quantiles, seed=seed, std_scale=config.reward_token_std_scale
     )
+    if config.lowest_words:
+        begin_from_words(
+            model, tokenizer, reward_tokens, (config.lowest_words, config.highest_words)
+        )
     return Policy(model, tokenizer, reward_tokens, num_leading_positions=int(has_own_position))
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from quark.models.causal import CompletionRows
 
-CHUNK_ELEMENTS = 1 << 22
-"""Logits per chunk (16 MiB in float32)."""
+CHUNK_ELEMENTS = 1 << 24
+"""Logits per chunk (64 MiB in float32)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

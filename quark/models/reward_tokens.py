@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +115,50 @@ def add_reward_tokens(
             if isinstance(bias, Tensor):
                 bias[ids[0] : ids[-1] + 1] = bias[:base_vocab_size].mean()
     return RewardTokens(ids=ids, texts=texts, base_vocab_size=base_vocab_size)
+
+
+def begin_from_words(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward_tokens: RewardTokens,
+    ends: tuple[Sequence[str], Sequence[str]],
+) -> None:
+    """Let the reward tokens' input vectors begin between the meanings of some words, in place.
+
+    The lowest token gets the mean vector of the first words' tokens, the best that of the second, the
+    others lie evenly between; each as long as the existing vectors are on average. (A mean alone would
+    be shorter, and the tokens weaker.) What an untied head has for them is never compared, so it stays.
+
+    Args:
+        model: with rows for the reward tokens.
+        tokenizer: of the model.
+        reward_tokens: their ids.
+        ends: words for the lowest and for the best quantile.
+
+    Raises:
+        ModelError: words that the tokenizer makes nothing of, or ends that are the same.
+    """
+    embedding, _ = _matrices(model)
+    existing = embedding.detach()[: reward_tokens.base_vocab_size].float()
+    length = existing.norm(dim=1).mean()
+
+    def meaning(words: Sequence[str]) -> Tensor:
+        ids = [
+            i for word in words for i in tokenizer(" " + word, add_special_tokens=False).input_ids
+        ]
+        if not ids:
+            raise ModelError(f"the tokenizer makes nothing of the words {', '.join(words)}")
+        mean = existing[ids].mean(0)
+        scaled: Tensor = mean * (length / mean.norm())
+        return scaled
+
+    lowest, best = map(meaning, ends)
+    if torch.equal(lowest, best):
+        raise ModelError("lowest_words and highest_words mean the same")
+    places = torch.linspace(0.0, 1.0, reward_tokens.num_quantiles, device=embedding.device)
+    with torch.no_grad():
+        for row, place in zip(reward_tokens.ids, places, strict=True):
+            embedding[row] = torch.lerp(lowest, best, place).to(embedding)
 
 
 def write_reward_tokens(folder: Path, tokens: RewardTokens, *, num_leading_positions: int) -> None:

@@ -53,7 +53,7 @@ class Scope:
     """Only samples for which this SQL expression over provenance and score columns holds, for example
     ``logprob_reference > -60 AND reward_token = 4``."""
     per_prompt: bool = False
-    """Rank each sample among those of its own prompt, as in ALT (Lu et al. 2023): of n samples the one with r
+    """Rank each sample among those of its own prompt, as in ALT (Abadal et al. 2024): of n samples the one with r
     worse ones gets the quantile floor((r + 1/2) K / n), so that a prompt with few samples favours no end."""
 
     def __post_init__(self) -> None:

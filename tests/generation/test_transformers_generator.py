@@ -56,7 +56,9 @@ def ids(completions):
     return [completion.token_ids.tolist() for completion in completions]
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_p": 0.8, "top_k": 20}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.7, "top_p": 0.8, "top_k": 20}, {"guidance": 1.5}]
+)
 @pytest.mark.parametrize("quantile", [0, 4])
 def test_logprobs_of_sampled_tokens_equal_those_of_training(policy, settings, quantile):
     sampled = generator(policy, **settings).generate(PROMPTS, quantile=quantile, seed=5)
@@ -92,6 +94,51 @@ def test_completions_end_with_eos_or_at_the_limit_and_keep_the_order(policy):
         assert c.text == policy.tokenizer.decode(tokens, skip_special_tokens=True)
         assert (c.reward_quantile, c.seed) == (4, 1)
         assert np.isnan(c.logprob_reference)
+
+
+@pytest.mark.parametrize("floor", [0.001, 0.2])
+def test_guided_frequencies_follow_the_formula(floor):
+    policy = tiny_policy(tiny_llama())
+    draws = 8000
+    settings = {"max_new_tokens": 1, "guidance": 2.0, "guidance_floor": floor, "batch_size": 4000}
+    sampled = generator(policy, **settings).generate([PROMPTS[0]] * draws, quantile=4, seed=1)
+    counts = np.bincount([int(c.token_ids[0]) for c in sampled], minlength=VOCAB_SIZE)
+    best, worst = probabilities(policy, 4), probabilities(policy, 0)
+    expected = np.where(best < floor * best.max(), 0.0, best**3 / worst**2)
+    expected /= expected.sum()
+    assert counts[expected == 0].sum() == 0
+    error = np.abs(counts / draws - expected).sum()
+    assert error < 2.0 * np.sqrt(expected * (1 - expected) / draws).sum()
+    assert error < 0.2 * np.abs(expected - best).sum()
+
+
+def test_guided_completions_do_not_depend_on_the_batch_either():
+    policy = tiny_policy(likely_eos(tiny_llama()))
+    alone, together = (
+        generator(policy, guidance=2.0, batch_size=size).generate(PROMPTS, quantile=4, seed=3)
+        for size in (1, 24)
+    )
+    assert ids(alone) == ids(together)
+    assert len({len(row) for row in ids(alone)}) > 1, "rows leave the batch at different steps"
+
+
+def test_only_a_token_above_the_worst_is_guided(policy):
+    for quantile in (0, None):
+        plain, guided_ = (
+            ids(generator(policy, guidance=g).generate(PROMPTS, quantile=quantile, seed=3))
+            for g in (0.0, 5.0)
+        )
+        assert plain == guided_
+
+
+def test_guidance_leaves_something_to_sample_where_the_end_is_forbidden():
+    model = tiny_llama(tied=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[EOS_ID] *= 50.0
+    policy = tiny_policy(model)
+    settings = {"guidance": 3.0, "guidance_floor": 1.0, "min_new_tokens": 8}
+    sampled = generator(policy, **settings).generate(PROMPTS, quantile=4, seed=0)
+    assert all(len(c.token_ids) == 8 for c in sampled)
 
 
 def test_the_same_seed_gives_the_same_completions_whatever_the_batch_size(policy):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from quark.errors import ModelError
-from quark.models.reward_tokens import add_reward_tokens
+from quark.models.loading import ModelConfig
+from quark.models.reward_tokens import add_reward_tokens, begin_from_words
 from tests.tiny import VOCAB_SIZE, byte_tokenizer, tiny_gpt2, tiny_llama
 
 
@@ -76,3 +77,35 @@ def test_a_model_that_has_reward_tokens_is_refused():
     add_reward_tokens(tiny_gpt2(), tokenizer, 5, seed=0)
     with pytest.raises(ModelError, match="already has reward tokens"):
         add_reward_tokens(tiny_gpt2(), tokenizer, 3, seed=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_that_begin_from_words_lie_between_them(tied):
+    model, tokenizer = tiny_gpt2(tied=tied), byte_tokenizer()
+    tokens = add_reward_tokens(model, tokenizer, 5, seed=0)
+    head = model.get_output_embeddings().weight.detach().clone()
+    begin_from_words(model, tokenizer, tokens, (["ab", "c"], ["xyz"]))
+    embedding = model.get_input_embeddings().weight.detach()
+    old = embedding[:VOCAB_SIZE]
+    length = old.norm(dim=1).mean()
+
+    def meaning(text):
+        mean = old[tokenizer(text).input_ids].mean(0)
+        return mean * length / mean.norm()
+
+    lowest, best = meaning(" ab c"), meaning(" xyz")
+    assert torch.allclose(embedding[tokens.ids[0]], lowest, atol=1e-5)
+    assert torch.allclose(embedding[tokens.best], best, atol=1e-5)
+    assert torch.allclose(embedding[tokens.ids[1]], 0.75 * lowest + 0.25 * best, atol=1e-5)
+    assert torch.equal(old, tiny_gpt2(tied=tied).get_input_embeddings().weight)
+    if not tied:
+        assert torch.equal(model.get_output_embeddings().weight, head)
+
+
+def test_words_that_say_nothing_are_refused():
+    model, tokenizer = tiny_gpt2(), byte_tokenizer()
+    tokens = add_reward_tokens(model, tokenizer, 3, seed=0)
+    with pytest.raises(ModelError, match="mean the same"):
+        begin_from_words(model, tokenizer, tokens, (["a"], ["a"]))
+    with pytest.raises(ValueError, match="belong together"):
+        ModelConfig(lowest_words=("bad",))
