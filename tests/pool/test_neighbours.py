@@ -28,7 +28,7 @@ stopped = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), stopped.set()), daemon=True).start()
 with NativePool.open(sys.argv[1], writable=True) as pool:
     number = pool.snapshot.generation
-    while not stopped.wait(0.002):
+    while not stopped.wait(0.05):  # slow enough that a reader on a busy machine keeps up
         pool.append(make_batch(str(number), {"reward": [number / 8, float("nan"), -1.0]}, content=number))
         number += 1
         if number == 5:
