@@ -151,7 +151,9 @@ def test_two_processes_fill_the_pool_as_one_does(
     assert [[*s[:7], s[9]] for s in ours] == [[*s[:7], s[9]] for s in theirs]
 
 
-def test_two_processes_learn_what_one_does(alone: Path, together: Ended, together_dir: Path) -> None:
+def test_two_processes_learn_what_one_does(
+    alone: Path, together: Ended, together_dir: Path
+) -> None:
     assert_close(together_dir, alone)
     steps = [
         [row for row in fingerprint_of(run)["rows"] if row["event"] == "step"]
