@@ -103,7 +103,9 @@ class Learner:
             }
         )
         loss = sums.pop("loss")
-        team.sum_gradients([p for p in policy.model.parameters() if p.requires_grad])
+        # Its copies of gradients come after the parts' memory was given back; it is not redone.
+        with memory_needed_for("summing the gradients", setting="model"):
+            team.sum_gradients([p for p in policy.model.parameters() if p.requires_grad])
         parameters = [p for p in policy.model.parameters() if p.grad is not None]
         bound = section.max_grad_norm or math.inf
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound))
