@@ -92,7 +92,7 @@ class Learner:
         """
         section, policy, team = self._section, self._policy, self._team
         num_sequences, num_tokens = len(samples.ids), int(samples.completion_lengths.sum())
-        # Every so many rows rather than a run of them: rows of one quantile are neighbours, and alike.
+        # Any partition would do: the sum over the processes is the batch's.
         mine = _rows(samples, slice(team.rank, None, team.size))
         batch = collate(mine, policy.reward_tokens.ids, policy.pad_id, policy.device)
         outputs, micro = self._gradient(batch, position, num_sequences, num_tokens)
