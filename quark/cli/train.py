@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from contextlib import AbstractContextManager
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from quark.cli.exit_codes import ExitCode
 if TYPE_CHECKING:
     from quark.cli.run_display import RunDisplay
     from quark.config.load import LoadedConfig
+    from quark.training.distributed import Team
     from quark.training.events import TrainingResult
 
 
@@ -71,6 +74,9 @@ def train(
 
     Ctrl-C (or SIGTERM) once finishes the step, writes a checkpoint and leaves with status 75; the same
     command then resumes. Twice quits at once.
+
+    Under `torchrun` or `accelerate launch` (`torchrun --nproc-per-node 8 -m quark train my.toml`) the
+    processes sample and train together.
     """
     if resume and fresh:
         raise typer.BadParameter("--resume and --fresh exclude each other")
@@ -80,14 +86,20 @@ def train(
     from quark.cli.run_display import RunDisplay
     from quark.cli.stopping import StopOnSignal
     from quark.config.load import load_config
+    from quark.training.distributed import rank_of_process
 
     loaded = load_config(source if source is not None else "demo", set_ or ())
-    progress = make_console(sys.stderr)
+    is_lead = rank_of_process() == 0
+    progress = make_console(sys.stderr) if is_lead else make_console(StringIO())
     with RunDisplay(progress, quiet=quiet) as display:
         if dry_run:
-            _dry_run(loaded, display, as_json=as_json)
+            if is_lead:
+                _dry_run(loaded, display, as_json=as_json)
             return
-        with StopOnSignal(lambda text: display.on_message(text, level="warning")) as signals:
+        with (
+            StopOnSignal(lambda text: display.on_message(text, level="warning")) as signals,
+            _team(loaded) as team,
+        ):
             from quark.training.assemble import assemble
 
             directory = run_dir if run_dir is not None else Path("runs") / loaded.name
@@ -98,16 +110,26 @@ def train(
                 f"training {config.model.name} on {config.reward.name}, "
                 f"{config.run.num_rounds} rounds, in {directory}"
             )
-            trainer = assemble(loaded, directory, listener=display, fresh=fresh, force=force)
+            trainer = assemble(
+                loaded, directory, listener=display, team=team, fresh=fresh, force=force
+            )
             signals.ask_through(trainer.request_stop)
             result = trainer.run()
-        result = _with_report(result, display)
-    _print_result(result, as_json=as_json)
+            if is_lead:
+                result = _with_report(result, display)
+    if is_lead:
+        _print_result(result, as_json=as_json)
     if result.interrupted:
         progress.print(
             prose(f"interrupted; resume with: {_resume_command()}", "yellow"), soft_wrap=True
         )
         raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _team(loaded: LoadedConfig) -> AbstractContextManager[Team]:
+    from quark.training.distributed import joined
+
+    return joined(timeout_s=loaded.config.run.peer_timeout_s)
 
 
 def _require_run(run_dir: Path) -> None:

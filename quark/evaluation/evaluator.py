@@ -103,7 +103,16 @@ class Evaluator:
             policy: its KL to the reference is measured where a token is given.
             quantile: None measures the original model.
         """
-        completions = generator.generate(self._prompts, quantile=quantile, seed=self._seed)
+        return self.measure(self.sample(generator, quantile=quantile), policy, quantile=quantile)
+
+    def sample(self, generator: Generator, *, quantile: int | None) -> list[Completion]:
+        """The completions of the held-out prompts."""
+        return generator.generate(self._prompts, quantile=quantile, seed=self._seed)
+
+    def measure(
+        self, completions: Sequence[Completion], policy: Policy, *, quantile: int | None
+    ) -> Evaluation:
+        """The figures of completions that ``sample`` gave; arguments as those of ``evaluate``."""
         texts = [c.text for c in completions]
         prompts = [c.prompt.text for c in completions]
         outcome = score(self._reward, prompts, texts, on_error="nan", retries=self._retries)

@@ -83,10 +83,28 @@ class TransformersGenerator:
         self._joins_words = "".join(pieces) != self._decode([words])[0]
         self._max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
 
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Which rows are sampled together: rows of like length, shorter ones first."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
+        size = self._config.batch_size
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
     def generate(
-        self, prompts: Sequence[Prompt], *, quantile: int | None, seed: int
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        quantile: int | None,
+        seed: int,
+        rows: Sequence[int] | None = None,
     ) -> list[Completion]:
         """One completion per prompt, in order; see ``Generator``.
+
+        Args:
+            prompts: repeat a prompt for several completions of it.
+            quantile: condition on this quantile's reward token; None gives no token.
+            seed: u64.
+            rows: sample for these of the prompts alone, in this order. Where they are some of the whole
+                ``batches``, they get the same bits as among all.
 
         Raises:
             ValueError: an empty prompt, an id outside the base vocabulary, or a quantile that is not there.
@@ -98,7 +116,7 @@ class TransformersGenerator:
         # rounding of a cumulative sum, so the last step of a distribution is never overshot.
         uniforms = np.random.default_rng(seed).random((len(prompts), self._config.max_new_tokens))
         uniforms *= 1.0 - 2.0**-32
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
+        wanted = set(range(len(prompts)) if rows is None else rows)
         completions: dict[int, Completion] = {}
         # The token to be guided away from; guiding the worst token away from itself is no guidance.
         away = None
@@ -106,14 +124,16 @@ class TransformersGenerator:
             away = self._reward_token(0)
         model = self._causal.model
         with _evaluating(model), torch.inference_mode(), projections_for_autocast(model):
-            for start in range(0, len(order), self._config.batch_size):
-                rows = order[start : start + self._config.batch_size]
+            for whole in self.batches(prompts):
+                batch = [row for row in whole if row in wanted]
+                if not batch:
+                    continue
                 sampled = self._sample(
-                    [prompts[i].token_ids for i in rows], uniforms[rows], reward_token, away
+                    [prompts[i].token_ids for i in batch], uniforms[batch], reward_token, away
                 )
-                batch = self._completions(prompts, rows, sampled, quantile, seed)
-                completions.update(zip(rows, batch, strict=True))
-        return [completions[i] for i in range(len(prompts))]
+                sampled_batch = self._completions(prompts, batch, sampled, quantile, seed)
+                completions.update(zip(batch, sampled_batch, strict=True))
+        return [completions[row] for row in (range(len(prompts)) if rows is None else rows)]
 
     def _reward_token(self, quantile: int | None) -> int | None:
         if quantile is None:

@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,9 +22,15 @@ import quark
 from quark.config.load import LoadedConfig, load_config, to_toml
 from quark.config.schema import RunConfig
 from quark.data.prompts import PromptSet, load_prompts
-from quark.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
+from quark.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RunDirectoryError,
+    TrainingError,
+)
 from quark.evaluation.evaluator import Evaluator
-from quark.generation.base import SamplingConfig
+from quark.generation.base import Generator, SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.loading import load_base_model, load_policy, load_tokenizer
 from quark.models.policy import Policy
@@ -36,12 +42,14 @@ from quark.rewards.build import build_reward, reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import score
 from quark.run_directory import RunDirectory
-from quark.training.checkpoint import Checkpoints
+from quark.training.checkpoint import Checkpoint, Checkpoints, verify
+from quark.training.distributed import Team
 from quark.training.draws import REWARD_COLUMN, check_condition
-from quark.training.events import Progress, TrainingListener
+from quark.training.events import Progress, Silence, TrainingListener
 from quark.training.exploration import Explorer
-from quark.training.metrics import MetricLog
+from quark.training.metrics import MetricLog, SilentLog
 from quark.training.seeds import derive_seed
+from quark.training.shared import SharedEvaluator, SharedGenerator
 from quark.training.trackers import make_trackers
 from quark.training.trainer import Trainer
 from quark.types import Prompt
@@ -51,6 +59,7 @@ BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "le
 MAY_CHANGE = (
     "run.num_rounds",
     "run.num_threads",
+    "run.peer_timeout_s",
     "reward.on_error",
     "reward.retries",
     "reward.timeout_s",
@@ -68,6 +77,7 @@ def assemble(
     run_dir: Path | None,
     *,
     listener: TrainingListener,
+    team: Team | None = None,
     fresh: bool = False,
     force: bool = False,
 ) -> Trainer:
@@ -76,7 +86,8 @@ def assemble(
     Args:
         loaded: the configuration.
         run_dir: None is ``runs/<name of the configuration's source>``.
-        listener: is told what happens.
+        listener: is told what happens, in the lead alone.
+        team: the processes that run it together, all of which call this; None is this one alone.
         fresh: start over; refuses where there is a run.
         force: with ``fresh``: delete that run first.
 
@@ -86,18 +97,26 @@ def assemble(
         ModelError, DataError, RewardError, PoolError, CheckpointError: as the parts say.
     """
     config = loaded.config
+    team = team or Team()
+    if not team.is_lead:
+        listener = Silence()
+    _check_share(config, team)
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
-    was_cleared = _clear(run, fresh=fresh, force=force)
-    identity = _enter(run, loaded, listener, is_ours=was_cleared)
+
+    def enter() -> dict[str, Any]:
+        was_cleared = _clear(run, fresh=fresh, force=force)
+        return _enter(run, loaded, listener, is_ours=was_cleared)
+
+    identity = team.from_lead(enter)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
-    device = choose_device(config.run.device)
+    device = team.place(choose_device(config.run.device))
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
     autocast = make_autocast(config.run.precision, device)
     if config.pool.where is not None:
         check_condition(config.pool.where, (REWARD_COLUMN, *config.pool.extra_scores))
-    reward = build_reward(config.reward)
-    judges = build_judges(config.evaluation.judges)
+    reward = build_reward(config.reward) if team.is_lead else _Unasked(config.reward.name)
+    judges = build_judges(config.evaluation.judges) if team.is_lead else {}
     if config.reward.name not in BUILT_IN_REWARDS:
         _say_reward(reward, listener)
     policy = load_policy(
@@ -114,36 +133,37 @@ def assemble(
     prompts = _prompts(config)
     for note in prompts.notes:
         listener.on_message(note, level="warning")
-    pool = _open_pool(run, config, policy, prompts, identity["run_id"])
+    pool = _open_shared_pool(team, run, config, policy, prompts, identity["run_id"])
     try:
         checkpoints = Checkpoints(
             run.checkpoints,
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
         )
-        resume_from, rejected = checkpoints.newest()
-        for reason in rejected:
-            listener.on_message(f"checkpoint rejected: {reason}", level="warning")
-        if resume_from is None and rejected:
-            raise CheckpointError(
-                f"none of the checkpoints in {run.checkpoints} verifies; move them away to start from "
-                "the pool's samples alone"
+        fingerprint = make_fingerprint(device, team.size)
+
+        def find() -> str | None:
+            found = _find_checkpoint(run, checkpoints, listener)
+            if found is not None:
+                _say_resumed(found.state, fingerprint, listener)
+            return found.path.name if found is not None else None
+
+        name = team.from_lead(find)
+        # Each process reads it for itself, and every byte is checked.
+        resume_from = verify(run.checkpoints / name) if name is not None else None
+        log: MetricLog | SilentLog = SilentLog()
+        if team.is_lead:
+            log = MetricLog(
+                run.metrics,
+                offset=int(resume_from.state["metrics_bytes"]) if resume_from is not None else 0,
+                trackers=make_trackers(
+                    config.tracking.trackers,
+                    run.path,
+                    project=config.tracking.project,
+                    run_id=identity["run_id"],
+                    config=config.model_dump(mode="json"),
+                ),
             )
-        fingerprint = make_fingerprint(device)
-        if resume_from is not None:
-            _check_pool(run, resume_from.state["pool"])
-            _say_resumed(resume_from.state, fingerprint, listener)
-        log = MetricLog(
-            run.metrics,
-            offset=int(resume_from.state["metrics_bytes"]) if resume_from is not None else 0,
-            trackers=make_trackers(
-                config.tracking.trackers,
-                run.path,
-                project=config.tracking.project,
-                run_id=identity["run_id"],
-                config=config.model_dump(mode="json"),
-            ),
-        )
         if resume_from is None:
             log.write(
                 "run",
@@ -157,20 +177,30 @@ def assemble(
         pool.close()
         raise
 
-    def generator(
-        model: Policy | FrozenReference, sampling: SamplingConfig
-    ) -> TransformersGenerator:
-        return TransformersGenerator(
+    def generator(model: Policy | FrozenReference, sampling: SamplingConfig) -> Generator:
+        alone = TransformersGenerator(
             model if isinstance(model, Policy) else model.causal,
             policy.tokenizer,
             policy.reward_tokens,
             sampling,
             device,
         )
+        return alone if team.size == 1 else SharedGenerator(alone, team)
 
     held_out = config.sampling
     if config.evaluation.top_p is not None:
         held_out = held_out.model_copy(update={"top_p": config.evaluation.top_p})
+    evaluator = Evaluator(
+        prompts=prompts.evaluation,
+        reference=reference,
+        reward=reward,
+        judges=judges,
+        completions_per_prompt=config.evaluation.completions_per_prompt,
+        batch_size=config.sampling.batch_size,
+        seed=derive_seed(config.run.seed, "evaluate"),
+        retries=config.reward.retries or 0,
+    )
+    extra_rewards = build_judges(config.pool.extra_scores) if team.is_lead else {}
     return Trainer(
         config=config,
         run=run,
@@ -187,10 +217,7 @@ def assemble(
             prompts=prompts.train,
             pool=pool,
             reward=reward,
-            extra_rewards={
-                _column_name(name): judge
-                for name, judge in build_judges(config.pool.extra_scores).items()
-            },
+            extra_rewards={_column_name(name): judge for name, judge in extra_rewards.items()},
             reward_config=config.reward,
             sampling=config.sampling,
             policy=policy,
@@ -199,23 +226,16 @@ def assemble(
             chunk_size=config.run.chunk_size,
             completions_per_prompt=config.run.completions_per_prompt,
             autocast=autocast,
+            team=team,
         ),
         pool=pool,
         objective=QuarkObjective(config.objective),
-        evaluator=Evaluator(
-            prompts=prompts.evaluation,
-            reference=reference,
-            reward=reward,
-            judges=judges,
-            completions_per_prompt=config.evaluation.completions_per_prompt,
-            batch_size=config.sampling.batch_size,
-            seed=derive_seed(config.run.seed, "evaluate"),
-            retries=config.reward.retries or 0,
-        ),
+        evaluator=evaluator if team.size == 1 else SharedEvaluator(evaluator, team),
         checkpoints=checkpoints,
         log=log,
         listener=listener,
         autocast=autocast,
+        team=team,
         resume_from=resume_from,
         fingerprint=fingerprint,
     )
@@ -333,11 +353,12 @@ def build_judges(names: tuple[str, ...]) -> Mapping[str, RewardFunction]:
     return {name: build_reward(RewardConfig(name=name, on_error="nan")) for name in names}
 
 
-def make_fingerprint(device: torch.device) -> dict[str, str]:
-    """What a byte-exact resume needs to be equal: device kind, threads, versions."""
+def make_fingerprint(device: torch.device, num_processes: int = 1) -> dict[str, str]:
+    """What a byte-exact resume needs to be equal: device kind, processes, threads, versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": f"{device.type} {name}",
+        "processes": str(num_processes),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "quark": quark.__version__,
@@ -346,6 +367,24 @@ def make_fingerprint(device: torch.device) -> dict[str, str]:
             for package in ("torch", "transformers", "tokenizers", "numpy")
         },
     }
+
+
+class _Unasked:
+    """Stands where a process that does not score has no reward."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, **_texts: Sequence[str]) -> Sequence[float | None]:
+        raise AssertionError("only process 0 asks rewards")
+
+
+def _check_share(config: RunConfig, team: Team) -> None:
+    if config.optimizer.batch_size < team.size:
+        raise ConfigError(
+            f"optimizer.batch_size = {config.optimizer.batch_size} is less than one sample for each of "
+            f"{team.size} processes"
+        )
 
 
 def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
@@ -472,6 +511,53 @@ def _open_pool(
             "bring them back, or choose another --run-dir"
         )
     return pool
+
+
+def _open_shared_pool(
+    team: Team,
+    run: RunDirectory,
+    config: RunConfig,
+    policy: Policy,
+    prompts: PromptSet,
+    run_id: str,
+) -> NativePool:
+    """The run's pool, opened for writing in the lead and after that for reading in the others.
+
+    Raises:
+        DataError: it was filled from other prompts than these.
+        TrainingError: another process does not find it.
+    """
+    opened: list[NativePool] = []
+
+    def open_for_writing() -> None:
+        opened.append(_open_pool(run, config, policy, prompts, run_id))
+
+    team.from_lead(open_for_writing)
+    if team.is_lead:
+        return opened[0]
+    if not run.pool.exists():
+        raise TrainingError(
+            f"process {team.rank} does not find {run.pool.absolute()}, which process 0 has made: the run "
+            "directory has to be on a file system that all machines share"
+        )
+    return NativePool.open(run.pool)
+
+
+def _find_checkpoint(
+    run: RunDirectory, checkpoints: Checkpoints, listener: TrainingListener
+) -> Checkpoint | None:
+    """The one to go on from, None for a new run; it fits the pool."""
+    found, rejected = checkpoints.newest()
+    for reason in rejected:
+        listener.on_message(f"checkpoint rejected: {reason}", level="warning")
+    if found is None and rejected:
+        raise CheckpointError(
+            f"none of the checkpoints in {run.checkpoints} verifies; move them away to start from "
+            "the pool's samples alone"
+        )
+    if found is not None:
+        _check_pool(run, found.state["pool"])
+    return found
 
 
 def _digest(prompts: PromptSet) -> str:

@@ -96,3 +96,16 @@ class TrainingListener(Protocol):
     def on_progress(self, progress: Progress) -> None: ...
 
     def on_round(self, summary: RoundSummary) -> None: ...
+
+
+class Silence:
+    """Watches and tells nobody: the listener of a process that is not the lead."""
+
+    def on_message(self, text: str, *, level: Literal["info", "warning"] = "info") -> None:
+        pass
+
+    def on_progress(self, progress: Progress) -> None:
+        pass
+
+    def on_round(self, summary: RoundSummary) -> None:
+        pass

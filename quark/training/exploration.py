@@ -10,11 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.errors import TrainingError
 from quark.evaluation.evaluator import completion_batch
 from quark.generation.base import Generator, SamplingConfig
 from quark.models.policy import Policy
@@ -24,6 +26,7 @@ from quark.rewards.base import RewardFunction
 from quark.rewards.build import reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import ScoreOutcome, score
+from quark.training.distributed import Team
 from quark.training.draws import REWARD_COLUMN, chunk_key
 from quark.training.seeds import derive_seed
 from quark.types import Completion, Prompt
@@ -57,7 +60,7 @@ class Explorer:
         run_id: first part of every chunk's key.
         seed: the run's.
         prompts: the training prompts.
-        pool: opened for writing.
+        pool: opened for writing by the lead, for reading by the other processes.
         reward: the column ``reward``.
         extra_rewards: further columns by name; a failure of theirs is NaN, never an error.
         reward_config: how failures are handled, and what goes into the provenance.
@@ -68,6 +71,7 @@ class Explorer:
         chunk_size: completions per commit.
         completions_per_prompt: of each prompt.
         autocast: the context for forward passes.
+        team: the processes; the lead alone scores and commits.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Explorer:
         chunk_size: int,
         completions_per_prompt: int,
         autocast: Callable[[], AbstractContextManager[object]],
+        team: Team,
     ) -> None:
         self._run_id = run_id
         self._seed = seed
@@ -108,6 +113,7 @@ class Explorer:
         self._chunk_size = chunk_size
         self._per_prompt = completions_per_prompt
         self._autocast = autocast
+        self._team = team
 
     def explore(
         self,
@@ -154,13 +160,14 @@ class Explorer:
                 outcomes = self._score(completions)
                 seconds_scoring += time.monotonic() - scoring
                 scores = {name: outcome.scores for name, outcome in outcomes.items()}
-                ids = self._pool.append(
-                    self._batch(key, completions, scores, round, chunk, policy_step)
-                )
+                batch = self._batch(key, completions, scores, round, chunk, policy_step)
+                ids = self._append(batch)
                 rewards = scores[REWARD_COLUMN]
                 failed += outcomes[REWARD_COLUMN].num_failed
                 retried += outcomes[REWARD_COLUMN].num_retried
-                failed_extra += Counter({n: outcomes[n].num_failed for n in self._extra_rewards})
+                failed_extra += Counter(
+                    {n: o.num_failed for n, o in outcomes.items() if n != REWARD_COLUMN}
+                )
                 for outcome in outcomes.values():
                     messages.update(dict.fromkeys(outcome.messages))
                 generated += len(ids)
@@ -206,8 +213,46 @@ class Explorer:
                 prompts, quantile=quantile, seed=derive_seed(self._seed, "explore", round, chunk)
             )
 
+    def _append(self, batch: SampleBatch) -> range:
+        """Commit in the lead; on return every process sees the samples.
+
+        Raises:
+            TrainingError: a process reads other files than the lead writes.
+        """
+
+        def commit() -> list[int]:
+            ids = self._pool.append(batch)
+            return [ids.start, ids.stop]
+
+        ids = range(*self._team.from_lead(commit))
+        if not self._team.is_lead:
+            self._pool.refresh()
+            if self._pool.find(batch.key) != ids:
+                raise TrainingError(
+                    f"process {self._team.rank} does not see in {self._pool.path} what process 0 has "
+                    "written: the run directory has to be on a file system that all machines share"
+                )
+        return ids
+
     def _score(self, completions: Sequence[Completion]) -> dict[str, ScoreOutcome]:
-        """All scores of a chunk by column, the reward first."""
+        """All scores of a chunk by column, the reward first, the same in every process.
+
+        The lead alone asks: a reward may be somebody's code that remembers what it saw, or a server
+        that counts its calls, and is to be called as often and with the same batches as in one process.
+        """
+
+        def ask() -> dict[str, dict[str, Any]]:
+            return {
+                name: asdict(outcome) | {"scores": outcome.scores.tolist()}
+                for name, outcome in self._ask_rewards(completions).items()
+            }
+
+        return {
+            name: ScoreOutcome(**(plain | {"scores": np.array(plain["scores"], dtype=np.float32)}))
+            for name, plain in self._team.from_lead(ask).items()
+        }
+
+    def _ask_rewards(self, completions: Sequence[Completion]) -> dict[str, ScoreOutcome]:
         prompts = [c.prompt.text for c in completions]
         texts = [c.text for c in completions]
         batch_size = self._reward_config.batch_size
@@ -272,13 +317,16 @@ class Explorer:
         """Under p0; where p0 itself sampled without truncation this equals ``logprob_policy``."""
         if all(c.reward_quantile is None for c in completions):
             return np.array([c.logprob_policy for c in completions], dtype=np.float32)
-        parts = []
         size = 128
-        for start in range(0, len(completions), size):
+        starts = range(0, len(completions), size)
+        parts: dict[int, list[float]] = {}
+        for start in starts[self._team.rank :: self._team.size]:
             batch = completion_batch(completions[start : start + size], self._policy, quantile=0)
             with self._autocast():
                 logprobs = self._reference.sequence_logprobs(
                     batch, base_vocab_size=self._policy.reward_tokens.base_vocab_size
                 )
-            parts.append(logprobs.float().cpu().numpy())
-        return np.concatenate(parts)
+            parts[start] = logprobs.float().cpu().tolist()
+        shares = [dict(share) for share in self._team.gather(list(parts.items()))]
+        found = {start: part for share in shares for start, part in share.items()}
+        return np.array([value for start in starts for value in found[start]], dtype=np.float32)

@@ -39,7 +39,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def run_within_memory(
-    attempt: Callable[[int], _Result], size: int, *, on_smaller: Callable[[int, str], None]
+    attempt: Callable[[int], _Result],
+    size: int,
+    *,
+    on_smaller: Callable[[int, str], None],
+    agree: Callable[[str | None], str | None] = lambda reason: reason,
 ) -> tuple[_Result, int]:
     """The result of ``attempt(size)``, or of half the size, a quarter ... where memory runs out.
 
@@ -47,6 +51,7 @@ def run_within_memory(
         attempt: given the number of sequences to run at once; begins from nothing at every call.
         size: sequences to try first, at least 1.
         on_smaller: told the size that is tried next and what the last attempt said.
+        agree: given what ran out of memory here, or None; returns what did in any process of the run.
 
     Returns:
         The result and the size that sufficed.
@@ -56,12 +61,17 @@ def run_within_memory(
     """
     while True:
         try:
-            return attempt(size), size
+            result = [attempt(size)]
+            reason = None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = str(error).strip().partition("\n")[0]
+            result, reason = [], str(error).strip().partition("\n")[0]
         # Outside the handler: the traceback of the failed attempt would keep its tensors alive.
+        reason = agree(reason)
+        if reason is None:
+            return result[0], size
+        result.clear()
         _release_memory()
         if size == 1:
             raise TrainingError(

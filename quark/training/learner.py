@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -17,6 +17,7 @@ from quark.objectives.quark import LossOutput, QuarkObjective
 from quark.pool.base import PoolBatch
 from quark.reference.base import ReferencePolicy
 from quark.training.alerts import Alert
+from quark.training.distributed import Team
 from quark.training.guards import (
     count_skipped_step,
     is_finite_step,
@@ -25,6 +26,9 @@ from quark.training.guards import (
 )
 from quark.training.optimization import learning_rate, make_optimizer
 from quark.training.position import Position
+
+_SUMS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
+"""Figures of a ``LossOutput`` that are sums over its tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,7 @@ class Learner:
         reference: p0.
         objective: the loss.
         autocast: the context for forward passes.
+        team: the processes that share every batch.
         on_warning: told of a step that is skipped.
         on_alert: told of memory that did not suffice.
     """
@@ -60,6 +65,7 @@ class Learner:
         reference: ReferencePolicy,
         objective: QuarkObjective,
         autocast: Callable[[], AbstractContextManager[object]],
+        team: Team,
         on_warning: Callable[[str], None],
         on_alert: Callable[[Alert], None],
     ) -> None:
@@ -69,6 +75,7 @@ class Learner:
         self._reference = reference
         self._objective = objective
         self._autocast = autocast
+        self._team = team
         self._on_warning = on_warning
         self._on_alert = on_alert
         self.optimizer = make_optimizer(policy.model, config.optimizer)
@@ -77,24 +84,32 @@ class Learner:
         """Train on one minibatch, or skip it where its loss or gradient is not finite.
 
         Args:
-            samples: the minibatch.
+            samples: the whole minibatch, the same in every process.
             position: where the run is; skipped steps and a smaller micro-batch are recorded in it.
 
         Raises:
             TrainingError: too many skipped steps in a row, or too little memory for one sequence or the update.
         """
-        section, policy = self._section, self._policy
-        batch = collate(samples, policy.reward_tokens.ids, policy.pad_id, policy.device)
-        outputs, micro = self._gradient(batch, position)
+        section, policy, team = self._section, self._policy, self._team
+        num_sequences, num_tokens = len(samples.ids), int(samples.completion_lengths.sum())
+        # Any partition would do: the sum over the processes is the batch's.
+        mine = _rows(samples, slice(team.rank, None, team.size))
+        batch = collate(mine, policy.reward_tokens.ids, policy.pad_id, policy.device)
+        outputs, micro = self._gradient(batch, position, num_sequences, num_tokens)
+        sums = team.sums(
+            {
+                "loss": sum(float(output.loss.detach()) for output in outputs),
+                **{name: sum(getattr(output, name) for output in outputs) for name in _SUMS},
+            }
+        )
+        loss = sums.pop("loss")
+        # Its copies of gradients come after the parts' memory was given back; it is not redone.
+        with memory_needed_for("summing the gradients", setting="model"):
+            team.sum_gradients([p for p in policy.model.parameters() if p.requires_grad])
         parameters = [p for p in policy.model.parameters() if p.grad is not None]
         bound = section.max_grad_norm or math.inf
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound))
-        loss = sum(float(output.loss.detach()) for output in outputs)
         rate = learning_rate(section, position.step, self._num_steps)
-        sums = {
-            name: sum(getattr(output, name) for output in outputs)
-            for name in ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
-        }
         coefficients = self._objective.state_dict()
         is_finite = is_finite_step(loss, grad_norm)
         if is_finite:
@@ -108,7 +123,7 @@ class Learner:
                 kl_reference_to_policy=sums["kl_reference_to_policy"],
                 kl_policy_to_reference=sums["kl_policy_to_reference"],
                 entropy=sums["entropy"],
-                num_sequences=batch.num_sequences,
+                num_sequences=num_sequences,
             )
         else:
             self.optimizer.zero_grad(set_to_none=True)
@@ -123,27 +138,31 @@ class Learner:
         return Step(
             metrics={
                 "loss": loss,
-                **{name: value / batch.num_tokens for name, value in sums.items()},
+                **{name: value / num_tokens for name, value in sums.items()},
                 "grad_norm": grad_norm,
                 "learning_rate": rate,
                 **coefficients,
             },
             is_finite=is_finite,
-            num_tokens=batch.num_tokens,
+            num_tokens=num_tokens,
             micro_batch_size=micro,
         )
 
-    def _gradient(self, batch: TrainingBatch, position: Position) -> tuple[list[LossOutput], int]:
-        """Losses of the parts of ``batch``, their gradients added up, and the size of the parts."""
-        size = min(
-            position.micro_batch_size or self._section.micro_batch_size or batch.num_sequences,
-            batch.num_sequences,
-        )
+    def _gradient(
+        self, batch: TrainingBatch, position: Position, num_sequences: int, num_tokens: int
+    ) -> tuple[list[LossOutput], int]:
+        """Losses of the parts of ``batch``, their gradients added up, and the size of the parts.
+
+        ``num_sequences`` and ``num_tokens`` are those of all processes' batches together. They have the
+        same size of parts, so that they run out of memory and go on as one.
+        """
+        largest = math.ceil(num_sequences / self._team.size)
+        size = min(position.micro_batch_size or self._section.micro_batch_size or largest, largest)
 
         def attempt(size: int) -> list[LossOutput]:
             self.optimizer.zero_grad(set_to_none=True)
             return [
-                self._backward(part, batch)
+                self._backward(part, num_sequences, num_tokens)
                 for part in batch.split(math.ceil(batch.num_sequences / size))
             ]
 
@@ -159,16 +178,19 @@ class Learner:
                 )
             )
 
-        return run_within_memory(attempt, size, on_smaller=on_smaller)
+        def agree(reason: str | None) -> str | None:
+            return next((r for r in self._team.gather(reason) if r is not None), None)
 
-    def _backward(self, part: TrainingBatch, batch: TrainingBatch) -> LossOutput:
+        return run_within_memory(attempt, size, on_smaller=on_smaller, agree=agree)
+
+    def _backward(self, part: TrainingBatch, num_sequences: int, num_tokens: int) -> LossOutput:
         with self._autocast():
             output = self._objective(
                 self._policy,
                 self._reference,
                 part,
-                num_sequences=batch.num_sequences,
-                num_tokens=batch.num_tokens,
+                num_sequences=num_sequences,
+                num_tokens=num_tokens,
             )
         output.loss.backward()  # type: ignore[no-untyped-call]
         return output
@@ -188,3 +210,8 @@ class Learner:
             before = embedding[ids].clone()
             self.optimizer.step()
             embedding[ids] = before + scale * (embedding[ids] - before)
+
+
+def _rows(samples: PoolBatch, rows: slice) -> PoolBatch:
+    """Some rows of a minibatch."""
+    return PoolBatch(**{f.name: getattr(samples, f.name)[rows] for f in fields(PoolBatch)})

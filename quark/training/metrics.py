@@ -61,6 +61,19 @@ class MetricLog:
             tracker.close()
 
 
+class SilentLog:
+    """The log of a process that writes none."""
+
+    def write(self, event: str, step: int, **fields: object) -> None:
+        pass
+
+    def sync(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
 def num_steps_logged(path: Path) -> int:
     """Optimizer steps that a run has taken, by its log; 0 without one.
 

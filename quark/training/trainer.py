@@ -37,6 +37,7 @@ from quark.run_directory import RunDirectory
 from quark.text_statistics import distinct_n
 from quark.training.alerts import Alert, Alerts, ControlGap
 from quark.training.checkpoint import Checkpoint, Checkpoints
+from quark.training.distributed import Team
 from quark.training.draws import REWARD_COLUMN, first_snapshot_with, quantize, round_sampler
 from quark.training.events import (
     BeforeAfter,
@@ -49,10 +50,11 @@ from quark.training.events import (
 from quark.training.exploration import Exploration, Explorer
 from quark.training.guards import memory_needed_for, require_finite
 from quark.training.learner import Learner
-from quark.training.metrics import MetricLog
+from quark.training.metrics import MetricLog, SilentLog
 from quark.training.model_card import card_section
 from quark.training.optimization import load_optimizer_tensors, optimizer_tensors
 from quark.training.position import Position
+from quark.training.shared import SharedEvaluator
 from quark.types import Completion
 
 
@@ -70,13 +72,14 @@ class Trainer:
         evaluate_first: samples from p0 for evaluation.
         evaluate: samples from the policy for evaluation.
         explorer: fills the pool.
-        pool: opened for writing.
+        pool: opened for writing by the lead, for reading by the other processes.
         objective: the loss.
         evaluator: the held-out prompts.
         checkpoints: of this run.
         log: of this run.
         listener: is told what happens.
         autocast: the context for forward passes.
+        team: the processes that run this loop together; all decide alike, the lead alone writes.
         resume_from: the checkpoint to go on from.
         fingerprint: what has to be equal for a resumed run to be the same run; goes into checkpoints.
     """
@@ -96,11 +99,12 @@ class Trainer:
         explorer: Explorer,
         pool: NativePool,
         objective: QuarkObjective,
-        evaluator: Evaluator,
+        evaluator: Evaluator | SharedEvaluator,
         checkpoints: Checkpoints,
-        log: MetricLog,
+        log: MetricLog | SilentLog,
         listener: TrainingListener,
         autocast: Callable[[], AbstractContextManager[object]],
+        team: Team,
         resume_from: Checkpoint | None,
         fingerprint: Mapping[str, object],
     ) -> None:
@@ -120,6 +124,7 @@ class Trainer:
         self._log = log
         self._listener = listener
         self._autocast = autocast
+        self._team = team
         self._fingerprint = dict(fingerprint)
         self._learner = Learner(
             config=config,
@@ -127,6 +132,7 @@ class Trainer:
             reference=reference,
             objective=objective,
             autocast=autocast,
+            team=team,
             on_warning=lambda text: listener.on_message(text, level="warning"),
             on_alert=self._alert,
         )
@@ -134,6 +140,7 @@ class Trainer:
         self._position = Position()
         self._started = time.monotonic()
         self._stop_requested = False
+        self._is_stopping = False
         if resume_from is not None:
             self._restore(resume_from)
 
@@ -153,13 +160,14 @@ class Trainer:
         here = self._position
         try:
             # What a killed process left would take the room that the next checkpoint needs.
-            self._checkpoints.prune()
-            if not here.baseline and not self._stop_requested:
+            if self._team.is_lead:
+                self._checkpoints.prune()
+            if not here.baseline and not self._should_stop():
                 here.baseline = self._measure_baseline()
             last: Evaluation | None = None
-            while here.round < self.config.run.num_rounds and not self._stop_requested:
+            while here.round < self.config.run.num_rounds and not self._should_stop():
                 last = self._run_round()
-            if self._stop_requested and here.round < self.config.run.num_rounds:
+            if self._is_stopping and here.round < self.config.run.num_rounds:
                 return self._interrupted()
             return self._finish(last)
         finally:
@@ -167,6 +175,11 @@ class Trainer:
                 self._log.close()
             finally:
                 self._pool.close()
+
+    def _should_stop(self) -> bool:
+        """Whether any process was asked to stop; all get the same answer, and keep to it."""
+        self._is_stopping = self._is_stopping or self._team.any(self._stop_requested)
+        return self._is_stopping
 
     def _run_round(self) -> Evaluation | None:
         """One round from wherever it is; returns its evaluation where one is due and it was finished."""
@@ -235,7 +248,7 @@ class Trainer:
                 quantile=None if is_first else self.config.pool.num_quantiles - 1,
                 policy_step=here.step - here.step_in_round,
                 on_chunk=on_chunk,
-                should_stop=lambda: self._stop_requested,
+                should_stop=self._should_stop,
             )
         if exploration.num_replayed and exploration.num_generated:
             self._listener.on_message(
@@ -289,7 +302,7 @@ class Trainer:
         """The rest of this round's optimizer steps."""
         here = self._position
         sampler = round_sampler(quantization, self.config, here.round)
-        while here.step_in_round < self.config.run.steps_per_round and not self._stop_requested:
+        while here.step_in_round < self.config.run.steps_per_round and not self._should_stop():
             begin = time.monotonic()
             batch = sampler.batch(here.step_in_round, pad_id=self._policy.pad_id)
             step = self._learner.step(batch, here)
@@ -318,6 +331,7 @@ class Trainer:
                     metrics=metrics,
                 )
             )
+        self._team.require_equal(self._policy.model.parameters(), step=here.step)
 
     # Evaluate
 
@@ -462,6 +476,8 @@ class Trainer:
 
     def _save(self, *, score: float | None = None) -> None:
         """Make a checkpoint; ``score`` is the held-out reward of just these weights."""
+        if not self._team.is_lead:
+            return
         here = self._position
         self._listener.on_progress(Progress(phase="saving", round=here.round, done=0, total=1))
         snapshot = self._pool.snapshot
@@ -533,7 +549,8 @@ class Trainer:
             Progress(phase="saving", round=self._position.round, done=0, total=1)
         )
         result = self._result(best, curve, interrupted=False)
-        self._save_model(result)
+        if self._team.is_lead:
+            self._save_model(result)
         self._log.write("end", self._position.step, **dataclasses.asdict(result))
         self._log.sync()
         return result

@@ -1,0 +1,251 @@
+"""The processes of one run: which of them this is, and how they exchange values.
+
+A run in one process is a team of one and starts nothing of ``torch.distributed``. Control goes over gloo
+on the CPU whatever the device is: a process that dies closes its connections, so that the others learn it
+at their next exchange instead of waiting. Gradients go over NCCL where the model is on CUDA devices.
+Values travel as JSON, which gives every float back exactly; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from quark.errors import ConfigError, TrainingError
+
+BUCKET_ELEMENTS = 1 << 24
+"""Gradients are summed in pieces of at most so many numbers, or of one parameter."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Team:
+    """This process among those that train together.
+
+    Every method that exchanges something is to be called by all processes, in the same order. Where one
+    of them is gone, or gives no sign within the timeout, it raises TrainingError.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Number of this process on its machine, so of its device."""
+    _gradients: distributed.ProcessGroup | None = None
+    """Sums gradients; None is gloo, like everything else."""
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this is the process that scores, writes and speaks."""
+        return self.rank == 0
+
+    def place(self, device: torch.device) -> torch.device:
+        """This process's own device.
+
+        Args:
+            device: as configured, the same for all processes.
+
+        Raises:
+            ConfigError: the processes cannot each have one.
+        """
+        if self.size == 1 or device.type == "cpu":
+            return device
+        if device.type != "cuda" or device.index is not None:
+            raise ConfigError(
+                f"run.device = {device} is one device for {self.size} processes: with several, say "
+                '"cuda" (each takes its own) or "cpu"'
+            )
+        if self.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {self.rank} would be number {self.local_rank} of its machine, which has "
+                f"{torch.cuda.device_count()} CUDA devices: start one process per device"
+            )
+        device = torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(device)
+        self._gradients = distributed.new_group(backend="nccl")
+        return device
+
+    def gather(self, value: Any) -> list[Any]:  # noqa: ANN401 - any JSON value
+        """The values of all processes, by rank. A value is anything that JSON has."""
+        if self.size == 1:
+            return [value]
+        mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._exchange():
+            distributed.all_gather(lengths, torch.tensor([len(mine)]))
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(mine)] = mine
+        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+        with self._exchange():
+            distributed.all_gather(texts, padded)
+        return [
+            json.loads(text[: int(length)].numpy().tobytes())
+            for text, length in zip(texts, lengths, strict=True)
+        ]
+
+    def from_lead(self, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
+        """What ``work`` gives in the lead, the only process that does it.
+
+        Raises:
+            TrainingError: in the other processes, where ``work`` raised; the lead gets its exception.
+        """
+        if self.size == 1:
+            return work()
+        answer: dict[str, Any] = {}
+        if self.is_lead:
+            try:
+                answer["value"] = work()
+            except Exception as error:
+                # Told first: the others would only see a connection that breaks.
+                self.gather({"error": f"{type(error).__name__}: {error}"})
+                raise
+        answer = self.gather(answer)[0]
+        if "error" in answer:
+            raise TrainingError(f"process 0 failed: {answer['error']}")
+        return answer["value"]
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        return any(self.gather(flag))
+
+    def sums(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """The sum of each figure over the processes, added by rank: the same bits everywhere."""
+        parts = self.gather(dict(figures))
+        return {name: sum(part[name] for part in parts) for name in figures}
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over the processes; the same bits everywhere."""
+        if self.size == 1:
+            return
+        # A parameter without a gradient here (an expert that no token chose) may have one elsewhere.
+        lacking = self.gather([i for i, p in enumerate(parameters) if p.grad is None])
+        nowhere = set(lacking[0]).intersection(*lacking[1:])
+        gradients: list[Tensor] = []
+        for i, parameter in enumerate(parameters):
+            if i not in nowhere:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            with self._exchange():
+                distributed.all_reduce(flat, group=self._gradients)
+            start = 0
+            for gradient in bucket:
+                gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+                start += gradient.numel()
+
+    def require_equal(self, parameters: Iterable[nn.Parameter], *, step: int) -> None:
+        """Refuse to go on with weights that are not the same bits in all processes.
+
+        Raises:
+            TrainingError: they are not.
+        """
+        if self.size == 1:
+            return
+        checksums = self.gather([_checksum(parameter.detach()) for parameter in parameters])
+        different = [rank for rank, other in enumerate(checksums) if other != checksums[0]]
+        if different:
+            raise TrainingError(
+                f"after step {step} the weights of process {different[0]} are not those of process 0: "
+                "the machines compute differently, or memory is damaged. The last checkpoint is good"
+            )
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise TrainingError(
+                f"process {self.rank} of {self.size} lost the others: one of them has ended, and what it "
+                f"said tells why, or it gave no sign for too long ({str(error).splitlines()[0]}). Pool "
+                "and checkpoints are good; the same command resumes"
+            ) from error
+
+
+def rank_of_process() -> int:
+    """This process's number as its launcher gave it; 0 without one. Starts nothing."""
+    return _number("RANK", 0) if _number("WORLD_SIZE", 1) > 1 else 0
+
+
+@contextmanager
+def joined(*, timeout_s: float) -> Iterator[Team]:
+    """The team that ``torchrun`` or ``accelerate launch`` has described in the environment.
+
+    On the way out all processes wait for each other: a launcher ends the others as soon as one has left
+    with a status that is not 0, and the lead may still be writing.
+
+    Args:
+        timeout_s: how long one process may keep the others waiting.
+
+    Raises:
+        ConfigError: the environment asks for what there is not.
+        TrainingError: the processes do not find each other.
+    """
+    size = _number("WORLD_SIZE", 1)
+    if size == 1:
+        yield Team()
+        return
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+            raise ConfigError(
+                f"accelerate is set up for {name}, which quark does not support: every process holds the "
+                "whole model. Launch with --multi_gpu, or with torchrun"
+            )
+    missing = [n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE is {size} but {', '.join(missing)} is not set: start with torchrun or "
+            "accelerate launch, or unset WORLD_SIZE"
+        )
+    team = Team(rank=_number("RANK", 0), size=size, local_rank=_number("LOCAL_RANK", 0))
+    try:
+        distributed.init_process_group(
+            "gloo", rank=team.rank, world_size=size, timeout=timedelta(seconds=timeout_s)
+        )
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"process {team.rank} of {size} did not find the others at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {error}"
+        ) from error
+    # Not in a ``finally``: after an exception the others are not there to be waited for.
+    yield team
+    team.gather(None)
+    distributed.destroy_process_group()
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "") or str(default)
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"the environment's {name} is {text!r}, not a number") from None
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of one type, few enough numbers together that their copy takes little memory."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        is_full = size + tensor.numel() > BUCKET_ELEMENTS
+        if bucket and (is_full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel()
+    if bucket:
+        yield bucket
+
+
+def _checksum(tensor: Tensor) -> int:
+    """The sum of a tensor's bits read as integers, computed where the tensor is."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = tensor.contiguous().view(integers[tensor.element_size()])
+    return int(bits.sum(dtype=torch.int64))

@@ -1,0 +1,105 @@
+"""Sampling and evaluating by several processes, with the results of one.
+
+What a process samples are whole batches, the very ones that a single process would run: a completion
+and its log-probability are then the same bits however many processes there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from quark.evaluation.evaluator import Evaluation, Evaluator
+from quark.generation.base import Generator
+from quark.generation.transformers_generator import TransformersGenerator
+from quark.models.policy import Policy
+from quark.training.distributed import Team
+from quark.types import Completion, FinishReason, Prompt
+
+
+class SharedGenerator:
+    """A generator whose batches are dealt out to the processes; each gets all completions.
+
+    Args:
+        generator: of this process.
+        team: all processes.
+    """
+
+    def __init__(self, generator: TransformersGenerator, team: Team) -> None:
+        self._generator = generator
+        self._team = team
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, quantile: int | None, seed: int
+    ) -> list[Completion]:
+        """One completion per prompt, in order, the same in every process; see ``Generator``."""
+        dealt = self._generator.batches(prompts)[self._team.rank :: self._team.size]
+        rows = [row for batch in dealt for row in batch]
+        mine = self._generator.generate(prompts, quantile=quantile, seed=seed, rows=rows)
+        shares = self._team.gather([_plain(row, c) for row, c in zip(rows, mine, strict=True)])
+        completions = {
+            plain["row"]: _completion(plain, prompts, quantile, seed)
+            for share in shares
+            for plain in share
+        }
+        return [completions[row] for row in range(len(prompts))]
+
+
+class SharedEvaluator:
+    """An evaluator whose completions all processes sample and whose figures the lead computes.
+
+    Args:
+        evaluator: of this process; only the lead's calls rewards.
+        team: all processes.
+    """
+
+    def __init__(self, evaluator: Evaluator, team: Team) -> None:
+        self._evaluator = evaluator
+        self._team = team
+
+    def evaluate(self, generator: Generator, policy: Policy, *, quantile: int | None) -> Evaluation:
+        """The same evaluation in every process; see ``Evaluator.evaluate``."""
+        completions = self._evaluator.sample(generator, quantile=quantile)
+
+        def measure() -> dict[str, Any]:
+            evaluation = self._evaluator.measure(completions, policy, quantile=quantile)
+            return {
+                "rewards": evaluation.rewards.tolist(),
+                "metrics": dict(evaluation.metrics),
+                "judges": dict(evaluation.judges),
+            }
+
+        figures = self._team.from_lead(measure)
+        return Evaluation(
+            quantile=quantile,
+            rewards=np.array(figures["rewards"], dtype=np.float32),
+            completions=completions,
+            metrics=figures["metrics"],
+            judges=figures["judges"],
+        )
+
+
+def _plain(row: int, completion: Completion) -> dict[str, Any]:
+    return {
+        "row": row,
+        "token_ids": completion.token_ids.tolist(),
+        "text": completion.text,
+        "finish_reason": int(completion.finish_reason),
+        "logprob_policy": completion.logprob_policy,
+    }
+
+
+def _completion(
+    plain: dict[str, Any], prompts: Sequence[Prompt], quantile: int | None, seed: int
+) -> Completion:
+    return Completion(
+        prompt=prompts[plain["row"]],
+        token_ids=np.array(plain["token_ids"], dtype=np.uint32),
+        text=plain["text"],
+        finish_reason=FinishReason(plain["finish_reason"]),
+        reward_quantile=quantile,
+        seed=seed,
+        logprob_policy=plain["logprob_policy"],
+    )

@@ -1,0 +1,76 @@
+"""One process of a run of several: the real command line, with a mishap at a chosen optimizer step.
+
+    python -m tests.training.team_process '{"arguments": [...], "mishap": "raise", "rank": 1, "step": 5}'
+
+Prints nothing of its own; a run that ends well leaves the hash of this process's weights in ``weights``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quark.cli.app import run
+from quark.pool.base import PoolBatch
+from quark.training.events import TrainingResult
+from quark.training.learner import Learner, Step
+from quark.training.position import Position
+from quark.training.trainer import Trainer
+
+
+def arrange(plan: dict[str, Any]) -> None:
+    """Let this process's learner meet the mishap, and its trainer tell its weights."""
+    step, run_loop = Learner.step, Trainer.run
+    is_struck = plan.get("rank") == int(os.environ["RANK"])
+
+    def stepping(self: Learner, samples: PoolBatch, position: Position) -> Step:
+        if is_struck and position.step == plan["step"]:
+            befall(self, plan["mishap"])
+        return step(self, samples, position)
+
+    def running(self: Trainer) -> TrainingResult:
+        result = run_loop(self)
+        digest = hashlib.sha256()
+        for parameter in self._policy.model.parameters():
+            digest.update(parameter.detach().numpy().tobytes())
+        path = Path(plan["weights"]).with_suffix(f".{os.environ['RANK']}")
+        path.write_text(digest.hexdigest())
+        return result
+
+    Learner.step = stepping  # type: ignore[method-assign]
+    Trainer.run = running  # type: ignore[method-assign]
+
+
+def befall(learner: Learner, mishap: str) -> None:
+    match mishap:
+        case "raise":
+            raise ValueError("a defect in this process alone")
+        case "die":
+            os._exit(9)
+        case "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        case "flip":
+            with torch.no_grad():
+                next(iter(learner._policy.model.parameters())).view(-1)[0] += 1e-3
+        case "out of memory":
+            backward = learner._backward
+
+            def hungry(part: Any, *sizes: int) -> Any:
+                if part.num_sequences > 1:
+                    torch.empty(1 << 60)
+                return backward(part, *sizes)
+
+            learner._backward = hungry  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    plan = json.loads(sys.argv[1])
+    arrange(plan)
+    sys.exit(run(plan["arguments"]))
