@@ -93,15 +93,19 @@ def write_rows(
         raise FileNotFoundError(f"there is no directory {path.parent}")
     staged = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        match row_format:
-            case RowFormat.PARQUET:
-                rows.sink_parquet(staged, metadata=metadata, sync_on_close="all")
-            case RowFormat.JSONL:
-                rows.sink_ndjson(staged, sync_on_close="all")
-            case RowFormat.ARROW:
-                rows.sink_ipc(staged, sync_on_close="all")
-            case RowFormat.CSV:
-                rows.sink_csv(staged, sync_on_close="all")
+        # Opened here, not by name: after an error polars' own threads could make the file once more.
+        with staged.open("wb") as file:
+            match row_format:
+                case RowFormat.PARQUET:
+                    rows.sink_parquet(file, metadata=metadata)
+                case RowFormat.JSONL:
+                    rows.sink_ndjson(file)
+                case RowFormat.ARROW:
+                    rows.sink_ipc(file)
+                case RowFormat.CSV:
+                    rows.sink_csv(file)
+            file.flush()
+            os.fsync(file.fileno())
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
