@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from quark.models.precision import convert_projections, projections_for_autocast
-
-
-def tiny(*, is_tied: bool) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=is_tied,
-    )
-    return LlamaForCausalLM(config).eval()
+from tests.tiny import tiny_llama
 
 
 @torch.no_grad()
-def logits(model: LlamaForCausalLM) -> torch.Tensor:
+def logits(model: PreTrainedModel) -> torch.Tensor:
     ids = torch.arange(24).reshape(2, 12)
     with torch.autocast("cpu", torch.bfloat16):
         result: torch.Tensor = model(input_ids=ids).logits
@@ -33,7 +20,7 @@ def logits(model: LlamaForCausalLM) -> torch.Tensor:
 
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_a_model_converted_for_good_answers_the_same_under_autocast(is_tied: bool) -> None:
-    model = tiny(is_tied=is_tied)
+    model = tiny_llama(tied=is_tied)
     before = logits(model)
     convert_projections(model, torch.bfloat16)
     assert torch.equal(logits(model), before)
@@ -47,7 +34,7 @@ def test_a_model_converted_for_good_answers_the_same_under_autocast(is_tied: boo
 def test_within_the_context_the_answers_are_the_same_and_after_it_the_weights_are(
     is_tied: bool,
 ) -> None:
-    model = tiny(is_tied=is_tied)
+    model = tiny_llama(tied=is_tied)
     before, weights = logits(model), dict(model.named_parameters())
     with torch.autocast("cpu", torch.bfloat16), projections_for_autocast(model):
         assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
@@ -59,13 +46,13 @@ def test_within_the_context_the_answers_are_the_same_and_after_it_the_weights_ar
 
 
 def test_without_autocast_nothing_is_converted() -> None:
-    model = tiny(is_tied=True)
+    model = tiny_llama()
     with projections_for_autocast(model):
         assert model.lm_head.weight.dtype == torch.float32
 
 
 def test_an_error_inside_gives_the_weights_back() -> None:
-    model = tiny(is_tied=False)
+    model = tiny_llama(tied=False)
     weight = model.lm_head.weight
     with (
         pytest.raises(RuntimeError, match="inside"),
