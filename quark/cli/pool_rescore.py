@@ -39,7 +39,7 @@ def rescore(
 
     Scores are committed in chunks and switched to in one commit at the end: interrupt it and run it again,
     and it goes on where it stopped. Old snapshots keep their scores. A run that is to train on the result
-    has to be stopped first (one process writes a pool), and to name the reward in its configuration.
+    is stopped first (one process writes a pool), and goes on with `--set reward.name=REWARD`.
 
     **Examples**
 

@@ -424,7 +424,7 @@ def _enter(
             raise RunDirectoryError(f"{run.identity} is damaged: {err}") from err
         if not known:
             raise RunDirectoryError(f"{run.identity} was written by another version of quark")
-        _check_config(run, loaded.config)
+        _check_config(run, loaded.config, listener)
         listener.on_message(f"resuming the run in {run.path}")
     else:
         if run.path.exists() and not is_ours and not _is_empty(run):
@@ -466,7 +466,8 @@ def _replace_text(path: Path, text: str) -> None:
     staged.replace(path)
 
 
-def _check_config(run: RunDirectory, config: RunConfig) -> None:
+def _check_config(run: RunDirectory, config: RunConfig, listener: TrainingListener) -> None:
+    """Raise ConfigError where the run that is there is to be continued as another one."""
     if not run.config.is_file():
         raise RunDirectoryError(f"{run.config} is missing: this run cannot be resumed")
     before = load_config(run.config).config.model_dump(mode="json")
@@ -478,12 +479,52 @@ def _check_config(run: RunDirectory, config: RunConfig) -> None:
         if before[section].get(key) != value
         and not any(f"{section}.{key}".startswith(prefix) for prefix in MAY_CHANGE)
     ]
+    is_rescored = _is_rescored(run, config)
+    if is_rescored:
+        others = [line for line in changed if not line.startswith("reward.")]
+        if others != changed:
+            listener.on_message(
+                f"the reward is another one from here on ({config.reward.name}): all samples have its scores, "
+                "but figures of earlier rounds, and those of before training, are the old one's",
+                level="warning",
+            )
+        changed = others
     if changed:
+        way_out = "Set these back, or choose another --run-dir"
+        if any(line.startswith("reward.") for line in changed):
+            way_out += (
+                "; for another reward, score the samples that are there first: "
+                f"quark pool rescore {run.path} {config.reward.name}"
+            )
         raise ConfigError(
             f"{run.path} was made with another configuration:\n  "
             + "\n  ".join(changed)
-            + "\nSet these back, or choose another --run-dir"
+            + f"\n{way_out}"
         )
+
+
+def _is_rescored(run: RunDirectory, config: RunConfig) -> bool:
+    """Whether all rewards in the run's pool were made anew, by the reward that the run is to go on with.
+
+    Raises:
+        ConfigError: they were made anew by another one, so that two rewards would be ranked as one.
+    """
+    if not run.pool.exists():
+        return False
+    with NativePool.open(run.pool) as pool:
+        columns = {column.name: column for column in pool.info().score_columns}
+    column = columns.get(REWARD_COLUMN)
+    if column is None or not column.source:
+        return False
+    # As it was stored: through JSON.
+    provenance = json.loads(json.dumps(dict(reward_provenance(build_reward(config.reward)))))
+    if provenance != dict(column.source):
+        raise ConfigError(
+            f"the samples in {run.pool} were scored anew by {column.source.get('name')}, and the reward of the "
+            f"run is {config.reward.name}: --set reward.name to the former, or score them by the latter: "
+            f"quark pool rescore {run.path} {config.reward.name}"
+        )
+    return True
 
 
 def _open_pool(

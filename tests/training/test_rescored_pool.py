@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from quark.config.schema import OptimizerSection
 from quark.data.collate import collate
+from quark.errors import ConfigError
 from quark.models.loading import ModelConfig, load_base_model, load_policy
 from quark.objectives.quark import QuarkObjective, QuarkObjectiveConfig
 from quark.pool.base import Quantization, RemainderRule, TieRule
 from quark.pool.native import NativePool
 from quark.pool.scope import MeanMinusVariance, Scope
 from quark.reference.base import FrozenReference
+from quark.rewards.build import build_reward, reward_provenance
+from quark.rewards.config import RewardConfig
 from quark.run_directory import RunDirectory
 from quark.training.optimization import make_optimizer
-from tests.training.tiny_run import train, write_inputs
+from tests.training.tiny_run import Listener, train, write_inputs
 
 NUM_QUANTILES = 2
 
@@ -26,6 +31,40 @@ NUM_QUANTILES = 2
 def high_bytes(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     """The opposite of what the run was rewarded for."""
     return [sum(c >= "a" for c in text) / (len(text) or 1) for text in completions]
+
+
+def test_a_run_changes_its_reward_in_the_middle(tmp_path: Path) -> None:
+    config, run_dir = write_inputs(tmp_path), tmp_path / "run"
+    other = tmp_path / "other_reward.py"
+    other.write_text(
+        "def of(prompts, completions):\n    return [float(len(t)) for t in completions]\n"
+    )
+    change = f"reward.name={json.dumps(f'{other}:of')}"
+    assert train(config, run_dir, stop_at=15).interrupted
+    with pytest.raises(ConfigError, match=r"first: quark pool rescore .*other_reward"):
+        train(config, run_dir, overrides=(change,))
+
+    reward = build_reward(RewardConfig(name=f"{other}:of"))
+    with NativePool.open(RunDirectory(run_dir).pool, writable=True) as pool:
+        num_before = len(pool)
+        pool.rescore(
+            "reward",
+            lambda p, c: [score or 0.0 for score in reward(prompts=p, completions=c)],
+            source=reward_provenance(reward),
+        )
+    with pytest.raises(ConfigError, match="were scored anew by"):
+        train(config, run_dir)
+    with pytest.raises(ConfigError, match=r"pool\.num_quantiles"):
+        train(config, run_dir, overrides=(change, "pool.num_quantiles=4"))
+
+    listener = Listener()
+    result = train(config, run_dir, overrides=(change,), listener=listener)
+    assert (result.rounds, result.interrupted) == (3, False)
+    assert any("another one from here on" in message for message in listener.messages)
+    with NativePool.open(RunDirectory(run_dir).pool) as pool:
+        assert len(pool) > num_before
+        texts = [sample.completion_text or "" for sample in pool.samples(range(len(pool)))]
+        assert pool.scores("reward").tolist() == [len(text) for text in texts]
 
 
 def test_a_rescored_pool_teaches_the_other_reward(tmp_path: Path) -> None:
