@@ -24,6 +24,7 @@ from quark.cli import (
     pool,
     pool_create,
     pool_explain,
+    pool_fork,
     pool_rescore,
     report,
     reward,
@@ -61,6 +62,7 @@ app.command("report", rich_help_panel="Look inside")(report.report)
 pool.app.command("rescore")(pool_rescore.rescore)
 pool.app.command("explain")(pool_explain.explain)
 pool.app.command("create")(pool_create.create)
+pool.app.command("fork")(pool_fork.fork)
 app.add_typer(pool.app, name="pool", rich_help_panel="Look inside")
 app.command("init", rich_help_panel="Set up")(init.init)
 app.add_typer(config.app, name="config", rich_help_panel="Set up")

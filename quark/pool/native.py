@@ -252,6 +252,25 @@ class NativePool:
         holder = _holder() if writable else None
         return cls(Path(path), _pool_rs.Pool.open(path, holder=holder, snapshot=generation))
 
+    def fork(self, path: str | Path) -> Self:
+        """Make another pool that holds what this handle shows, and open it for writing.
+
+        The two share their data files by hard links (copies, where the file system refuses those) and are
+        independent from then on. The new pool has its own uuid; its generations go on from this snapshot,
+        which is the oldest one that it can show. On return it survives a power cut; before, nothing is at
+        ``path``.
+
+        Args:
+            path: Must not exist; its parent must.
+
+        Raises:
+            FileExistsError: Something is at ``path``.
+            PoolCorruptedError: A file of the snapshot is missing.
+            OSError: The disk refused; nothing is at ``path``.
+        """
+        self._pool.fork(path, uuid.uuid4().hex)
+        return type(self).open(path, writable=True)
+
     @staticmethod
     def verify(path: str | Path) -> VerifyReport:
         """Read every byte of a pool, without changing it, and list everything that is wrong.
@@ -282,6 +301,11 @@ class NativePool:
     @property
     def snapshot(self) -> Snapshot:
         return _snapshot(self._pool.snapshot)
+
+    @property
+    def oldest_generation(self) -> int:
+        """The oldest snapshot that can be opened: 0, unless the pool is a fork or gave some up."""
+        return self._pool.oldest_generation
 
     @property
     def score_columns(self) -> tuple[str, ...]:

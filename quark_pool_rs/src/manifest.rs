@@ -291,6 +291,9 @@ pub struct State {
     pub pool: PoolSettings,
     /// Hexadecimal digest of the last commit before this state, empty for generation 0.
     pub chain: String,
+    /// The oldest generation that can be shown: where a fork began, or what a collection kept.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub oldest: u64,
     /// Interned sampling settings.
     pub sampling_settings: Vec<Arc<str>>,
     /// By first id.
@@ -302,6 +305,11 @@ pub struct State {
     /// Columns that are being written and that nobody reads yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drafts: Vec<ColumnState>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Payload of a scores record.

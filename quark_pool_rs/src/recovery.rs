@@ -81,13 +81,19 @@ pub fn recover(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot,
             stale_logs,
         };
         let newest = last.generation;
-        let snapshot = match at {
-            Some(at) if at > newest => {
-                return Err(PoolError::UnknownSnapshot { generation: at, newest });
+        let mut snapshot = replay(storage, &log, &chain.records, newest)?;
+        let oldest = snapshot.oldest;
+        if let Some(at) = at {
+            if !(oldest..=newest).contains(&at) {
+                return Err(PoolError::UnknownSnapshot { generation: at, oldest, newest });
             }
-            Some(at) if at < log.first => older(storage, &starts, at)?,
-            at => replay(storage, &log, &chain.records, at.unwrap_or(newest))?,
-        };
+            snapshot = if at < log.first {
+                older(storage, &starts, at)?
+            } else {
+                replay(storage, &log, &chain.records, at)?
+            };
+            snapshot.oldest = oldest;
+        }
         return Ok((snapshot, end));
     }
     match (head, cause) {

@@ -10,7 +10,7 @@ use bytemuck::Pod;
 use rayon::prelude::*;
 
 use crate::checksum::{Digest256, hex};
-use crate::datafile::{DataFile, LazyFile};
+use crate::datafile::{DataFile, FileEntry, LazyFile};
 use crate::error::{PoolError, Result};
 use crate::format::PoolSettings;
 use crate::manifest::{
@@ -321,6 +321,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// Of the generation's record.
     pub digest: Digest256,
+    /// The oldest generation that the pool can show.
+    pub oldest: u64,
     /// Ids are below this.
     pub num_samples: u64,
     /// Prompt ids are below this.
@@ -347,6 +349,7 @@ impl Snapshot {
             home,
             generation: 0,
             digest,
+            oldest: 0,
             num_samples: 0,
             num_prompts: 0,
             sampling_settings: Vec::new(),
@@ -369,7 +372,7 @@ impl Snapshot {
         digest: Digest256,
         state: State,
     ) -> Result<Self, String> {
-        let mut snapshot = Self { generation, ..Self::empty(home, digest) };
+        let mut snapshot = Self { generation, oldest: state.oldest, ..Self::empty(home, digest) };
         snapshot.sampling_settings = state.sampling_settings;
         for segment in state.segments {
             snapshot.push_segment(segment)?;
@@ -410,6 +413,7 @@ impl Snapshot {
         State {
             pool: self.home.settings.clone(),
             chain: if self.generation == 0 { String::new() } else { hex(&self.digest) },
+            oldest: self.oldest,
             sampling_settings: self.sampling_settings.clone(),
             segments: self.segments.iter().map(|s| s.entry.clone()).collect(),
             prompts: self.prompts.iter().map(|p| p.entry.clone()).collect(),
@@ -554,6 +558,19 @@ impl Snapshot {
             return Err("an extent that does not fit its segment".to_owned());
         }
         Ok(Extent { entry, place: ExtentPlace::Segment(segment, index) })
+    }
+
+    /// All data files that the snapshot lists, drafts included.
+    pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
+        let columns = || self.columns.iter().chain(&self.drafts);
+        let segments = self.segments.iter().map(|segment| &segment.entry.file);
+        let prompts = self.prompts.iter().map(|table| &table.entry.file);
+        let scores = columns().flat_map(|c| &c.extents).filter_map(|e| e.entry.file.as_ref());
+        let runs = columns().flat_map(|c| &c.runs).filter_map(|run| match &run.entry.source {
+            RunSource::File(file) => Some(file),
+            RunSource::Extent(_) => None,
+        });
+        segments.chain(prompts).chain(scores).chain(runs)
     }
 
     /// Hexadecimal digest.

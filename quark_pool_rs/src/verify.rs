@@ -50,8 +50,10 @@ pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
         }
         _ => {}
     }
-    let superseded = check_logs(&**storage, &mut report)?;
-    let snapshot = match recover(storage, None) {
+    let recovered = recover(storage, None);
+    let oldest = recovered.as_ref().map_or(0, |(snapshot, _)| snapshot.oldest);
+    let superseded = check_logs(&**storage, oldest, &mut report)?;
+    let snapshot = match recovered {
         Ok((snapshot, _)) => snapshot,
         Err(error @ PoolError::NotFound { .. }) if report.problems.is_empty() => return Err(error),
         Err(error) => {
@@ -96,7 +98,7 @@ fn count(file: &FileEntry, report: &mut Report) {
 type Named = (FileEntry, u64, Vec<ColumnSpec>);
 
 /// Every record of every log; returns all merged runs and files of scores that they name.
-fn check_logs(storage: &dyn Storage, report: &mut Report) -> Result<Vec<Named>> {
+fn check_logs(storage: &dyn Storage, oldest: u64, report: &mut Report) -> Result<Vec<Named>> {
     let directory = Path::new(MANIFEST_DIR);
     let entries = storage
         .list(directory)
@@ -127,7 +129,7 @@ fn check_logs(storage: &dyn Storage, report: &mut Report) -> Result<Vec<Named>> 
         }
         let Some(state) = chain.records.first() else { continue };
         let follows = match previous {
-            None => first == 0,
+            None => first <= oldest,
             Some((generation, digest)) => first == generation && state.previous == digest,
         };
         if !follows {

@@ -3,11 +3,14 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use common::disk::Disk;
 use common::{Content, Owned, Step as Commit, TIE_SEED, create, reader, writer};
 use proptest::prelude::*;
+use quark_pool_rs::error::PoolError;
+use quark_pool_rs::fork::fork;
 use quark_pool_rs::gather::gather;
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::quantization::Quantization;
@@ -298,6 +301,59 @@ proptest! {
         }
         let report = verify(&storage).unwrap();
         prop_assert!(report.problems.is_empty(), "{:?}", report.problems);
+    }
+
+    #[test]
+    fn a_fork_is_the_same_list_and_goes_on_alone(
+        before in prop::collection::vec(batch(), 0..12),
+        ours in prop::collection::vec(batch(), 0..12),
+        theirs in prop::collection::vec(batch(), 1..12),
+        draft in prop::collection::vec(score(), 1..20),
+    ) {
+        let disk = Disk::default();
+        let original = create(&disk.below("a")).unwrap();
+        let numbered = |batches: Vec<Owned>, of: &str| -> Vec<Commit> {
+            let rekeyed = batches.into_iter().enumerate().map(|(i, batch)| Owned { key: format!("{of}/{i}"), ..batch });
+            rekeyed.map(Commit::Append).collect()
+        };
+        let mut shared = numbered(before, "before");
+        let num_samples = Content::after(&shared).num_samples();
+        if num_samples > 0 {
+            let scores = draft.into_iter().cycle().take(num_samples).collect();
+            shared.push(Commit::Draft("reward", scores));
+        }
+        for commit in &shared {
+            commit.apply(&original).unwrap();
+        }
+        let at = shared.len() as u64;
+        fork(&original.snapshot(), &*disk.storage(), Path::new("b"), "other").unwrap();
+        let second = writer(&disk.below("b")).unwrap();
+        prop_assert_eq!(&second.snapshot().home.settings.uuid, "other");
+        let mut sides = [(original, shared.clone(), "a"), (second, shared.clone(), "b")];
+        for ((pool, commits, _), more) in sides.iter_mut().zip([numbered(ours, "ours"), numbered(theirs, "theirs")]) {
+            for commit in more {
+                commit.apply(pool).unwrap();
+                commits.push(commit);
+            }
+        }
+        for (pool, commits, name) in &sides {
+            prop_assert!(Content::after(commits).is_in(&pool.snapshot()).unwrap());
+            let storage = disk.below(name);
+            for generation in at..=commits.len() as u64 {
+                let options = OpenOptions { writer: None, snapshot: Some(generation) };
+                let snapshot = Pool::open(storage.clone(), options).unwrap().snapshot();
+                prop_assert!(Content::after(&commits[..generation as usize]).is_in(&snapshot).unwrap());
+            }
+            let report = verify(&storage).unwrap();
+            prop_assert!(report.problems.is_empty(), "{:?}", report.problems);
+        }
+        if at > 0 {
+            let options = OpenOptions { writer: None, snapshot: Some(at - 1) };
+            let refused = Pool::open(disk.below("b"), options).map(drop);
+            let is_clear = matches!(refused, Err(PoolError::UnknownSnapshot { oldest, .. }) if oldest == at);
+            prop_assert!(is_clear);
+            Pool::open(disk.below("a"), options).unwrap();
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use common::disk::Disk;
 use common::{Content, Owned, Step, create, reader, writer};
 use quark_pool_rs::error::PoolError;
+use quark_pool_rs::fork::fork;
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::storage::publish_directory;
 use quark_pool_rs::verify::verify;
@@ -259,4 +260,84 @@ fn a_published_directory_is_whole_or_absent() {
     for mutant in [("runs/staged", false), ("runs/staged", true), ("runs", true)] {
         assert!(publish(Some(mutant)).is_some(), "nothing noticed {mutant:?}");
     }
+}
+
+/// Fork a pool with merges and a draft, and look at every power cut; what is wrong first.
+fn fork_images(refuse_links: bool, ignored_syncs: Option<(&str, bool)>) -> Option<String> {
+    let disk = Disk::default();
+    if refuse_links {
+        disk.refuse_links();
+    }
+    let original = create(&disk.below("a")).unwrap();
+    let steps = &rescored()[..13];
+    steps.iter().for_each(|step| step.apply(&original).unwrap());
+    let content = Content::after(steps);
+    assert!(!content.drafts.is_empty(), "no draft");
+    original.close();
+
+    let begin = disk.num_ops();
+    if let Some((prefix, of_directories)) = ignored_syncs {
+        disk.ignore_syncs(prefix, of_directories);
+    }
+    let snapshot = original.snapshot();
+    fork(&snapshot, &*disk.storage(), Path::new("b"), "fork").unwrap();
+    let acked = disk.num_ops();
+    let check = |image: &Disk, crash: usize| -> Result<(), String> {
+        let say = |error: PoolError| error.to_string();
+        let source = reader(&image.below("a")).map_err(say)?;
+        if !content.is_in(&source.snapshot()).map_err(say)? {
+            return Err("the original differs".to_owned());
+        }
+        if image.storage().list(Path::new("b")).is_err() {
+            return if crash < acked { Ok(()) } else { Err("it is gone".to_owned()) };
+        }
+        // Alone: its files are its own.
+        for (path, _) in image.files() {
+            if path.starts_with("a") {
+                image.storage().remove(&path).unwrap();
+            }
+        }
+        let storage = image.below("b");
+        let pool = writer(&storage).map_err(say)?;
+        if pool.snapshot().digest != snapshot.digest || pool.snapshot().oldest != 13 {
+            return Err("another snapshot".to_owned());
+        }
+        let mut content = content.clone();
+        let extra = Step::Append(Owned::numbered(99, 2));
+        extra.apply(&pool).map_err(say)?;
+        content.apply(&extra);
+        if !content.is_in(&pool.snapshot()).map_err(say)? {
+            return Err("content differs".to_owned());
+        }
+        match verify(&storage).map_err(say)?.problems.first() {
+            Some(problem) => Err(format!("not sound: {problem}")),
+            None => Ok(()),
+        }
+    };
+    for crash in begin..=acked {
+        for (i, lost) in losses(&disk.pending(crash), crash as u64).iter().enumerate() {
+            if let Err(what) = check(&disk.image(crash, lost), crash) {
+                return Some(format!("crash at {crash}, image {i}: {what}"));
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn a_fork_is_whole_or_absent() {
+    assert_eq!(fork_images(false, None), None);
+    assert_eq!(fork_images(true, None), None);
+    for mutant in [
+        ("b.partial-fork", false),
+        ("b.partial-fork/segments", true),
+        ("b.partial-fork/runs", true),
+        ("b.partial-fork/scores", true),
+        ("b.partial-fork/manifest", true),
+        ("", true),
+    ] {
+        assert!(fork_images(false, Some(mutant)).is_some(), "nothing noticed {mutant:?}");
+    }
+    let copies = ("b.partial-fork/segments", false);
+    assert!(fork_images(true, Some(copies)).is_some(), "nothing noticed {copies:?}");
 }
