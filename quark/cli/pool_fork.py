@@ -14,9 +14,7 @@ def fork(
     path: PoolPath,
     to: Annotated[
         Path,
-        typer.Argument(
-            metavar="TO", help="A directory that is not there yet.", show_default=False
-        ),
+        typer.Argument(metavar="TO", help="A directory that is not there yet.", show_default=False),
     ],
     snapshot: Annotated[
         int | None,

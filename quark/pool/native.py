@@ -268,7 +268,7 @@ class NativePool:
             PoolCorruptedError: A file of the snapshot is missing.
             OSError: The disk refused; nothing is at ``path``.
         """
-        self._pool.fork(path, uuid.uuid4().hex)
+        self._pool.fork(Path(path).absolute(), uuid.uuid4().hex)
         return type(self).open(path, writable=True)
 
     @staticmethod

@@ -68,7 +68,9 @@ def test_snapshots_before_the_fork_are_refused_and_later_ones_open(
         with NativePool.open(tmp_path / "fork", snapshot=generation) as then:
             assert len(then) == 12 + 2 * (generation - 4)
     for generation in (0, 3, 8):
-        with pytest.raises(ValueError, match=rf"no snapshot {generation}; it has those from 4 to 7"):
+        with pytest.raises(
+            ValueError, match=rf"no snapshot {generation}; it has those from 4 to 7"
+        ):
             NativePool.open(tmp_path / "fork", snapshot=generation)
     for num_samples, generation in ((5, 4), (12, 4), (13, 5), (14, 5), (18, 7), (99, 7)):
         with first_snapshot_with(tmp_path / "fork", num_samples) as then:
@@ -123,7 +125,8 @@ def test_the_command_forks_a_snapshot(pool: NativePool, tmp_path: Path) -> None:
     assert (again.code, "exists" in again.err) == (2, True)
     unknown = quark("pool", "fork", tmp_path / "pool", tmp_path / "other", "--snapshot", "77")
     assert (unknown.code, "no snapshot 77" in unknown.err) == (2, True)
-    assert "12 samples" in quark(
-        "pool", "fork", tmp_path / "pool", tmp_path / "people", "--snapshot", "4"
-    ).out
+    assert (
+        "12 samples"
+        in quark("pool", "fork", tmp_path / "pool", tmp_path / "people", "--snapshot", "4").out
+    )
     pool.close()
