@@ -25,6 +25,7 @@ from quark.cli import (
     pool_create,
     pool_explain,
     pool_fork,
+    pool_gc,
     pool_rescore,
     report,
     reward,
@@ -63,6 +64,7 @@ pool.app.command("rescore")(pool_rescore.rescore)
 pool.app.command("explain")(pool_explain.explain)
 pool.app.command("create")(pool_create.create)
 pool.app.command("fork")(pool_fork.fork)
+pool.app.command("gc")(pool_gc.gc)
 app.add_typer(pool.app, name="pool", rich_help_panel="Look inside")
 app.command("init", rich_help_panel="Set up")(init.init)
 app.add_typer(config.app, name="config", rich_help_panel="Set up")

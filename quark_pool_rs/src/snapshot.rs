@@ -15,7 +15,7 @@ use crate::error::{PoolError, Result};
 use crate::format::PoolSettings;
 use crate::manifest::{
     ColumnState, Commit, ExtentEntry, MergeEntry, PromptEntry, RunEntry, RunSource, ScoreChange,
-    SegmentEntry, State,
+    SegmentEntry, State, Upkeep,
 };
 use crate::segment::{
     Tokens, column, prompt_column, prompt_columns, run_columns, score_columns, score_position,
@@ -490,6 +490,21 @@ impl Snapshot {
         }
         self.generation += 1;
         self.digest = digest;
+        Ok(())
+    }
+
+    /// Move to the next generation by upkeep.
+    ///
+    /// # Errors
+    /// Why it does not follow; the snapshot is then of no use any more.
+    pub fn apply_upkeep(&mut self, upkeep: &Upkeep, digest: Digest256) -> Result<(), String> {
+        let Upkeep::GiveUp { oldest } = *upkeep;
+        self.generation += 1;
+        self.digest = digest;
+        if oldest < self.oldest || oldest > self.generation {
+            return Err(format!("snapshots before {oldest} are given up"));
+        }
+        self.oldest = oldest;
         Ok(())
     }
 

@@ -83,6 +83,11 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// As [`Storage::read`].
     fn map(&self, path: &Path) -> io::Result<Region>;
+    /// Length of a plain file.
+    ///
+    /// # Errors
+    /// As [`Storage::read`].
+    fn file_len(&self, path: &Path) -> io::Result<u64>;
     /// The entries of a directory, sorted by name (a name that is not UTF-8 comes with replacement
     /// characters, so opening it fails).
     ///
@@ -223,6 +228,10 @@ impl Storage for FileStorage {
 
     fn map(&self, path: &Path) -> io::Result<Region> {
         Region::map(&mut self.open(path, OpenOptions::new().read(true))?)
+    }
+
+    fn file_len(&self, path: &Path) -> io::Result<u64> {
+        Ok(self.open(path, OpenOptions::new().read(true))?.metadata()?.len())
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {

@@ -225,3 +225,47 @@ fn a_fork_that_fails_leaves_nothing_and_can_be_repeated() {
     let exists = fork(&pool.snapshot(), &*disk.storage(), to, "two");
     assert!(matches!(exists, Err(PoolError::Exists { .. })));
 }
+
+#[test]
+fn a_collection_that_fails_loses_nothing_and_goes_on() {
+    let steps = || {
+        let mut steps: Vec<_> = batches().into_iter().map(Step::Append).collect();
+        steps.push(Step::Draft("reward", vec![0.5; 20]));
+        steps.push(Step::Publish("reward"));
+        steps.push(Step::Draft("other", vec![0.5; 3]));
+        steps
+    };
+    let prepared = |disk: &Disk| {
+        let pool = create(&disk.storage()).unwrap();
+        steps().iter().for_each(|step| step.apply(&pool).unwrap());
+        pool
+    };
+    let content = Content::after(&steps());
+    let disk = Disk::default();
+    let pool = prepared(&disk);
+    let begin = disk.num_calls();
+    assert!(pool.collect(1, false).unwrap().files > 1);
+    let (end, left) = (disk.num_calls(), disk.files().len());
+    for fault in [Fault::NoSpace, Fault::Io] {
+        for from_then_on in [false, true] {
+            for at in begin + 1..=end {
+                let what = format!("{fault:?} at {at}, from then on: {from_then_on}");
+                let disk = Disk::default();
+                let pool = prepared(&disk);
+                disk.set_fault(at, from_then_on, fault);
+                let _ = pool.collect(1, false);
+                disk.clear_fault();
+                assert!(content.is_in(&pool.snapshot()).unwrap(), "{what}: the handle differs");
+                pool.close();
+                assert!(!disk.retried_a_failed_sync(), "{what}: a failed sync was trusted");
+                let problems = verify(&disk.storage()).unwrap().problems;
+                assert!(problems.is_empty(), "{what}: {problems:?}");
+                let pool = writer(&disk.storage()).unwrap();
+                assert!(content.is_in(&pool.snapshot()).unwrap(), "{what}: after reopening");
+                pool.collect(1, false).unwrap();
+                assert!(disk.files().len() <= left + 1, "{what}: it did not go on");
+                assert!(content.is_in(&reader(&disk.storage()).unwrap().snapshot()).unwrap());
+            }
+        }
+    }
+}

@@ -30,6 +30,7 @@ enum Step {
     /// The draft is completed with zeros first.
     Publish(&'static str),
     Discard(&'static str),
+    Collect(u64),
 }
 
 fn score() -> impl Strategy<Value = f32> {
@@ -68,6 +69,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (name(), prop::collection::vec(score(), 1..20)).prop_map(|(n, s)| Step::Draft(n, s)),
         1 => name().prop_map(Step::Publish),
         1 => name().prop_map(Step::Discard),
+        1 => (1_u64..6).prop_map(Step::Collect),
     ];
     prop::collection::vec(step, 1..30)
 }
@@ -254,6 +256,16 @@ proptest! {
                         due.push(Commit::Draft(name, scores));
                     }
                 }
+                Step::Collect(keep) => {
+                    let would = pool.collect(keep, true).unwrap();
+                    let is_due = commits.len() as u64 - pool.snapshot().oldest >= keep;
+                    if is_due {
+                        due.push(Commit::Collect(keep));
+                    }
+                    let hash = pool.snapshot().hash();
+                    prop_assert!(would.files > 0 || !is_due || keep > 1);
+                    prop_assert_eq!(pool.snapshot().hash(), hash);
+                }
                 Step::Publish(name) => {
                     let missing = content.num_samples() - content.drafts.get(name).map_or(0, Vec::len);
                     if missing > 0 {
@@ -292,7 +304,12 @@ proptest! {
                 }
             }
         }
-        for generation in (0..=commits.len()).step_by(3) {
+        let oldest = pool.snapshot().oldest as usize;
+        if oldest > 0 {
+            let options = OpenOptions { writer: None, snapshot: Some(oldest as u64 - 1) };
+            prop_assert!(Pool::open(storage.clone(), options).is_err());
+        }
+        for generation in (oldest..=commits.len()).step_by(3) {
             let at = Some(generation as u64);
             let options = OpenOptions { writer: None, snapshot: at };
             let snapshot = Pool::open(storage.clone(), options).unwrap().snapshot();

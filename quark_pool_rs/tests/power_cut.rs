@@ -11,6 +11,7 @@ use common::disk::Disk;
 use common::{Content, Owned, Step, create, reader, writer};
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
+use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::storage::publish_directory;
 use quark_pool_rs::verify::verify;
@@ -86,6 +87,20 @@ impl Workload {
             Ok(false) => return Err("content differs".to_owned()),
             Err(error) => return Err(format!("content cannot be read: {error}")),
         }
+        // Time travel, as far back as is promised.
+        if self.steps.iter().any(|step| matches!(step, Step::Collect(_))) {
+            if snapshot.oldest as usize != oldest_after(&self.steps[..found]) {
+                return Err(format!("the oldest is {}", snapshot.oldest));
+            }
+            for generation in snapshot.oldest..=snapshot.generation {
+                let options = OpenOptions { writer: None, snapshot: Some(generation) };
+                let then = Pool::open(storage.clone(), options).map_err(|e| e.to_string())?;
+                let content = Content::after(&self.steps[..generation as usize]);
+                if !content.is_in(&then.snapshot()).map_err(|e| e.to_string())? {
+                    return Err(format!("snapshot {generation} differs"));
+                }
+            }
+        }
         if append_more {
             let extra = Step::Append(Owned::numbered(99, 2));
             extra.apply(&pool).map_err(|error| format!("does not append: {error}"))?;
@@ -140,6 +155,25 @@ impl Workload {
     }
 }
 
+/// The oldest snapshot that is left after some steps.
+fn oldest_after(steps: &[Step]) -> usize {
+    (1..).zip(steps).fold(0, |oldest, (generation, step)| match step {
+        Step::Collect(keep) => oldest.max(generation + 1 - *keep as usize),
+        _ => oldest,
+    })
+}
+
+/// Appends, merges, superseded versions and a discarded draft, and collections of all three.
+fn collected() -> Vec<Step> {
+    let append = |i| Step::Append(Owned::numbered(i, 2));
+    let mut steps: Vec<_> = (0..8).map(append).collect();
+    steps.extend([Step::Draft("reward", vec![1.5; 16]), Step::Collect(4), append(8)]);
+    steps.extend([Step::Draft("reward", vec![2.5; 2]), Step::Publish("reward")]);
+    steps.extend([Step::Draft("other", vec![0.5; 3]), Step::Collect(1)]);
+    steps.extend([Step::Discard("other"), append(9), Step::Collect(2), append(10)]);
+    steps
+}
+
 fn small() -> Vec<Step> {
     (0..10).map(|i| Step::Append(Owned::numbered(i, i % 3 + 1))).collect()
 }
@@ -191,6 +225,39 @@ fn scores_anew_survive_every_power_cut() {
     let (images, wrong) = workload.enumerate(true);
     assert_eq!(wrong, None);
     assert!(images > 5_000, "only {images} images");
+}
+
+#[test]
+fn a_collection_survives_every_power_cut() {
+    let workload = run(collected(), None);
+    let files = workload.disk.files();
+    let num = |prefix| files.iter().filter(|(path, _)| path.starts_with(prefix)).count();
+    assert_eq!((num("manifest"), num("segments"), num("scores")), (2, 11, 2));
+    let (images, wrong) = workload.enumerate(true);
+    assert_eq!(wrong, None);
+    assert!(images > 5_000, "only {images} images");
+}
+
+#[test]
+fn a_collection_without_one_of_its_syncs_is_caught() {
+    for of_directories in [false, true] {
+        let disk = Disk::default();
+        let pool = create(&disk.storage()).unwrap();
+        let steps: Vec<_> = (0..9).map(|i| Step::Append(Owned::numbered(i, 2))).collect();
+        let mut acked = Vec::new();
+        let mut apply = |step: &Step| {
+            step.apply(&pool).unwrap();
+            acked.push(disk.num_ops());
+        };
+        steps.iter().for_each(&mut apply);
+        // Only the collection's own log and its name.
+        disk.ignore_syncs("manifest", of_directories);
+        apply(&Step::Collect(1));
+        pool.close();
+        let steps = steps.into_iter().chain([Step::Collect(1)]).collect();
+        let (_, wrong) = Workload { disk, created: 0, acked, steps }.enumerate(false);
+        assert!(wrong.is_some(), "nothing noticed (directory: {of_directories})");
+    }
 }
 
 #[test]

@@ -94,6 +94,12 @@ impl PyPool {
         detached(py, || fork(&snapshot, &FileStorage::new(""), &path, uuid))
     }
 
+    /// The oldest generation that is left, files and bytes that went (or would).
+    fn gc(&self, py: Python<'_>, keep: u64, dry_run: bool) -> PyResult<(u64, u64, u64)> {
+        let collected = detached(py, || self.0.collect(keep, dry_run))?;
+        Ok((collected.oldest, collected.files, collected.bytes))
+    }
+
     #[getter]
     fn score_columns(&self) -> Vec<String> {
         self.0.snapshot().columns.iter().map(|column| column.name.clone()).collect()

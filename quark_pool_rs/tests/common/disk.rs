@@ -470,6 +470,12 @@ impl Storage for Disk {
         inner.file(path).map(|file| Region::copy(&inner.contents[file]))
     }
 
+    fn file_len(&self, path: &Path) -> io::Result<u64> {
+        let mut inner = self.inner();
+        inner.step()?;
+        inner.file(path).map(|file| inner.contents[file].len() as u64)
+    }
+
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
         let mut inner = self.inner();
         inner.step()?;
@@ -604,6 +610,10 @@ impl Storage for Below {
 
     fn map(&self, path: &Path) -> io::Result<Region> {
         self.disk.map(&self.at(path))
+    }
+
+    fn file_len(&self, path: &Path) -> io::Result<u64> {
+        self.disk.file_len(&self.at(path))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
