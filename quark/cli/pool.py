@@ -15,6 +15,8 @@ from quark.cli import (
     pool_create,
     pool_explain,
     pool_export,
+    pool_fork,
+    pool_gc,
     pool_import,
     pool_merge,
     pool_query,
@@ -286,6 +288,8 @@ app.command("rescore")(pool_rescore.rescore)
 app.command("export")(pool_export.export)
 app.command("import")(pool_import.import_)
 app.command("merge")(pool_merge.merge)
+app.command("fork")(pool_fork.fork)
+app.command("gc")(pool_gc.gc)
 
 
 def column(pool: NativePool, name: str) -> NDArray[np.float32]:

@@ -109,6 +109,18 @@ class PoolInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """What was given up, or would be."""
+
+    oldest_generation: int
+    """The oldest snapshot that can still be opened."""
+    num_files: int
+    """Files that went."""
+    num_bytes: int
+    """Their bytes; the disk gets those back that no fork and no open reader holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolProblem:
     """Something that is wrong on disk."""
 
@@ -268,6 +280,48 @@ class NativePool:
         holder = _holder() if writable else None
         return cls(Path(path), _pool_rs.Pool.open(path, holder=holder, snapshot=generation))
 
+    def fork(self, path: str | Path) -> Self:
+        """Make another pool that holds what this handle shows, and open it for writing.
+
+        The two share their data files by hard links (copies, where the file system refuses those) and are
+        independent from then on. The new pool has its own uuid; its generations go on from this snapshot,
+        which is the oldest one that it can show. On return it survives a power cut; before, nothing is at
+        ``path``.
+
+        Args:
+            path: Must not exist; its parent must.
+
+        Raises:
+            FileExistsError: Something is at ``path``.
+            PoolCorruptedError: A file of the snapshot is missing.
+            OSError: The disk refused; nothing is at ``path``.
+        """
+        self._pool.fork(Path(path).absolute(), uuid.uuid4().hex)
+        return type(self).open(path, writable=True)
+
+    def gc(self, *, keep_snapshots: int, dry_run: bool = False) -> Collected:
+        """Give old snapshots up, and remove the files that only they need.
+
+        No sample goes: what goes are logs, sorted runs that were merged, scores that were replaced, and
+        drafts that were discarded. Giving up is itself a commit and counts among the kept snapshots; where
+        there are no more than that already, nothing is committed. Readers go on reading what they have
+        opened, and see the rest after ``refresh``.
+
+        Args:
+            keep_snapshots: The newest so many stay; at least 1.
+            dry_run: Change nothing, and say what would go.
+
+        Raises:
+            ValueError: ``keep_snapshots`` < 1.
+            PoolCorruptedError: A log does not say what is needed; nothing was removed.
+            PoolPoisonedError: An earlier sync failed; reopen.
+            OSError: The disk refused; the next collection goes on.
+        """
+        oldest, num_files, num_bytes = self._pool.gc(
+            _bounded("keep_snapshots", keep_snapshots, 63), dry_run
+        )
+        return Collected(oldest_generation=oldest, num_files=num_files, num_bytes=num_bytes)
+
     @staticmethod
     def verify(path: str | Path) -> VerifyReport:
         """Read every byte of a pool, without changing it, and list everything that is wrong.
@@ -314,6 +368,11 @@ class NativePool:
     @property
     def snapshot(self) -> Snapshot:
         return _snapshot(self._pool.snapshot)
+
+    @property
+    def oldest_generation(self) -> int:
+        """The oldest snapshot that can be opened: 0, unless the pool is a fork or gave some up."""
+        return self._pool.oldest_generation
 
     @property
     def score_columns(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ _HEADER = struct.Struct("<8sIIQ32s32s8s")
 _DIGESTED_BYTES = 56
 """The part of a header that its digest covers, with the payload."""
 _MAGIC = b"\xffQRKMAN\xfe"
-_STATE, _COMMIT, _SCORES = 1, 2, 3
+_STATE, _COMMIT, _SCORES, _UPKEEP = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ def segments_of(path: Path, snapshot: Snapshot) -> list[Segment]:
     for first in sorted((first for first in logs if first <= snapshot.generation), reverse=True):
         entries: list[dict[str, Any]] = []
         for kind, digest, payload in _records(logs[first].read_bytes(), snapshot.generation):
-            if kind not in (_STATE, _COMMIT, _SCORES):
+            if kind not in (_STATE, _COMMIT, _SCORES, _UPKEEP):
                 raise PoolVersionError(f"{logs[first]} has records of the unknown kind {kind}")
             if kind == _STATE:
                 entries = list(payload["segments"])

@@ -37,7 +37,8 @@ def samples_at(pool: SamplePool, run_id: str, section: RunSection, round: int) -
 def first_snapshot_with(path: Path, num_samples: int) -> NativePool:
     """The pool as it was when it first held ``num_samples`` samples, or its newest snapshot where it holds fewer.
 
-    Sought rather than counted: a commit can also bring scores to samples that are there.
+    Sought rather than counted: a commit can also bring scores to samples that are there. A pool without its
+    older snapshots (a fork) may show its oldest one instead, with more samples.
     """
 
     def size_at(generation: int) -> int:
@@ -45,9 +46,9 @@ def first_snapshot_with(path: Path, num_samples: int) -> NativePool:
             return len(pool)
 
     with NativePool.open(path) as pool:
-        newest = pool.snapshot.generation
-    found = bisect_left(range(newest), num_samples, key=size_at)
-    return NativePool.open(path, snapshot=found)
+        oldest, newest = pool.oldest_generation, pool.snapshot.generation
+    found = bisect_left(range(oldest, newest), num_samples, key=size_at)
+    return NativePool.open(path, snapshot=oldest + found)
 
 
 def check_condition(where: str, score_columns: Sequence[str]) -> None:

@@ -286,8 +286,8 @@ class Trainer:
         pool = first_snapshot_with(self.run_directory.pool, exploration.ids.stop)
         if len(pool) != exploration.ids.stop:
             raise TrainingError(
-                f"{self.run_directory.pool} has samples that this run did not put there: no snapshot of "
-                f"it holds {exploration.ids.stop} samples"
+                f"{self.run_directory.pool} has samples that this run did not put there, or lacks its older "
+                f"snapshots: none holds {exploration.ids.stop} samples"
             )
         quantization = quantize(pool, self.config.pool)
         if int(quantization.counts.sum()) == 0:

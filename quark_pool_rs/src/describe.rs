@@ -3,7 +3,6 @@
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::manifest::RunSource;
 use crate::snapshot::{Column, Snapshot};
 
 /// What a snapshot holds.
@@ -51,26 +50,11 @@ pub struct ColumnDescription {
 /// # Errors
 /// `Corrupted`, `Io`.
 pub fn describe(snapshot: &Snapshot) -> Result<Description> {
-    let segments: u64 = snapshot.segments.iter().map(|s| s.entry.file.length).sum();
-    let prompts: u64 = snapshot.prompts.iter().map(|p| p.entry.file.length).sum();
-    let runs: u64 = snapshot.columns.iter().flat_map(|c| &c.runs).fold(0, |sum, run| {
-        sum + match &run.entry.source {
-            RunSource::File(file) => file.length,
-            RunSource::Extent(_) => 0,
-        }
-    });
-    let scores: u64 = snapshot
-        .columns
-        .iter()
-        .flat_map(|c| &c.extents)
-        .filter_map(|extent| extent.entry.file.as_ref())
-        .map(|file| file.length)
-        .sum();
     Ok(Description {
         num_samples: snapshot.num_samples,
         num_prompts: u64::from(snapshot.num_prompts),
         num_segments: snapshot.segments.len() as u64,
-        num_bytes: segments + prompts + runs + scores,
+        num_bytes: snapshot.files().map(|file| file.length).sum(),
         columns: snapshot
             .columns
             .iter()

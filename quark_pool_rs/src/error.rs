@@ -41,10 +41,12 @@ pub enum PoolError {
         path: PathBuf,
     },
     /// A snapshot that the pool does not have.
-    #[error("the pool has no snapshot {generation}; its newest is {newest}")]
+    #[error("the pool has no snapshot {generation}; it has those from {oldest} to {newest}")]
     UnknownSnapshot {
         /// The generation that was asked for.
         generation: u64,
+        /// The oldest one there is.
+        oldest: u64,
         /// The newest one there is.
         newest: u64,
     },

@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! python                                      the binding, behind the feature `python`
-//! pool  verify  describe                      append, open | offline check | statistics
+//! pool  fork  verify  describe                append, open | a second pool | offline check | statistics
 //! gather  sampler                             padded batches | which samples
 //! quantization  selection  ranking            quantiles | cuts of values | cuts of sorted runs
 //! recovery                                    from a directory to a snapshot
@@ -26,6 +26,7 @@ pub mod checksum;
 pub mod datafile;
 pub mod describe;
 pub mod error;
+pub mod fork;
 pub mod format;
 pub mod gather;
 pub mod manifest;

@@ -25,6 +25,8 @@ pub enum Kind {
     Commit = 2,
     /// What became of the scores of samples that were there.
     Scores = 3,
+    /// What became of snapshots that were there.
+    Upkeep = 4,
 }
 
 /// A record whose sums were right.
@@ -112,6 +114,7 @@ pub fn decode_record(log: &[u8], offset: usize) -> Result<Record<'_>, &'static s
         1 => Kind::State,
         2 => Kind::Commit,
         3 => Kind::Scores,
+        4 => Kind::Upkeep,
         _ => return Err("a record has an unknown kind"),
     };
     Ok(Record {
@@ -291,6 +294,9 @@ pub struct State {
     pub pool: PoolSettings,
     /// Hexadecimal digest of the last commit before this state, empty for generation 0.
     pub chain: String,
+    /// The oldest generation that can be shown: where a fork began, or what a collection kept.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub oldest: u64,
     /// Interned sampling settings.
     pub sampling_settings: Vec<Arc<str>>,
     /// By first id.
@@ -302,6 +308,11 @@ pub struct State {
     /// Columns that are being written and that nobody reads yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drafts: Vec<ColumnState>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Payload of a scores record.
@@ -328,6 +339,17 @@ pub enum ScoreChange {
     Discard {
         /// Name of the draft.
         name: String,
+    },
+}
+
+/// Payload of an upkeep record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Upkeep {
+    /// Older snapshots are given up.
+    GiveUp {
+        /// The oldest generation that is kept.
+        oldest: u64,
     },
 }
 
@@ -367,6 +389,34 @@ pub struct Commit {
     pub sampling_settings: Vec<Arc<str>>,
     /// One per score column of the segment.
     pub scores: Vec<CommitScore>,
+}
+
+impl Commit {
+    /// Files that the commit brings.
+    pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
+        let prompts = self.prompts.iter().map(|prompts| &prompts.file);
+        let runs = self.scores.iter().flat_map(|score| &score.merges).filter_map(merged_file);
+        std::iter::once(&self.segment.file).chain(prompts).chain(runs)
+    }
+}
+
+impl ScoreChange {
+    /// Files that the change brings.
+    pub fn files(&self) -> Vec<&FileEntry> {
+        match self {
+            Self::Draft { extent, merges, .. } => {
+                extent.file.iter().chain(merges.iter().filter_map(merged_file)).collect()
+            }
+            Self::Publish { .. } | Self::Discard { .. } => Vec::new(),
+        }
+    }
+}
+
+fn merged_file(merge: &MergeEntry) -> Option<&FileEntry> {
+    match &merge.run.source {
+        RunSource::File(file) => Some(file),
+        RunSource::Extent(_) => None,
+    }
 }
 
 #[cfg(test)]

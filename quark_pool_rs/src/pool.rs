@@ -4,7 +4,7 @@
 //! append. The order of the steps of an append is the commit argument of FORMAT.md; do not change one
 //! without the other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -14,15 +14,15 @@ use crate::datafile::FileEntry;
 use crate::error::{PoolError, Result};
 use crate::format::{
     HEAD, LOCK, MANIFEST_DIR, MAX_COLUMN_BYTES, MAX_KEY_BYTES, MIN_LOG_BYTES, PROMPT_DIR,
-    PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR, check_column_name, check_json_object, log_name,
-    prompts_name, run_name, scores_name, segment_name,
+    PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR, check_column_name, check_json_object,
+    is_data_name, log_name, parse_log_name, prompts_name, run_name, scores_name, segment_name,
 };
 use crate::manifest::{
     Commit, CommitScore, ExtentEntry, Kind, MergeEntry, PromptEntry, RunEntry, RunSource,
-    ScoreChange, SegmentEntry, encode_head, encode_record,
+    ScoreChange, SegmentEntry, Upkeep, encode_head, encode_record,
 };
 use crate::ranking::{OwnRun, merge_runs, plan_merge, sort_scores};
-use crate::recovery::{LogEnd, recover, tidy};
+use crate::recovery::{LogEnd, needed_since, recover, tidy};
 use crate::segment::{
     PromptRow, SegmentRows, Tokens, encode_prompts, encode_run, encode_scores, encode_segment,
     prompt_column,
@@ -513,12 +513,114 @@ impl Pool {
     }
 }
 
+/// What a collection removed, or would.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Collected {
+    /// The oldest generation that can be shown now.
+    pub oldest: u64,
+    /// Files.
+    pub files: u64,
+    /// Their bytes; those that a fork or an open map still holds come back when that lets go.
+    pub bytes: u64,
+}
+
+/// Giving up old snapshots.
+impl Pool {
+    /// Keep the newest `keep` snapshots, and remove the logs and data files that none of them needs.
+    ///
+    /// Giving up is a commit of its own, and counts among the kept ones. Where there are no more snapshots
+    /// than that already, only leftovers are removed. With `dry_run` nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Pool::append`]; `Corrupted`, with nothing removed, where a log does not say what is needed.
+    pub fn collect(&self, keep: u64, dry_run: bool) -> Result<Collected> {
+        if keep == 0 {
+            return Err(PoolError::invalid("keep is 0; the newest snapshot always stays"));
+        }
+        let mut guard = self.lock_writer();
+        let writer = self.able_writer(&mut guard)?;
+        let snapshot = self.snapshot();
+        let newest = snapshot.generation;
+        let is_due = newest - snapshot.oldest >= keep;
+        let oldest = if is_due { newest + 2 - keep } else { snapshot.oldest };
+        // Before anything changes: if a log cannot be read, all stays as it is. The commit to come shows
+        // the files that the newest one does.
+        needed_since(&self.storage, oldest.min(newest), newest)?;
+        drop(snapshot);
+        if is_due && !dry_run {
+            self.give_up(writer, oldest)?;
+        }
+        let newest = self.snapshot().generation;
+        let (mut starts, files) = needed_since(&self.storage, oldest.min(newest), newest)?;
+        if oldest > newest {
+            // A dry run: all logs would make room for a new one.
+            starts.clear();
+        }
+        sweep(&*self.storage, &starts, &files, dry_run, oldest)
+    }
+
+    /// Say which snapshot is the oldest, durably, and begin a log that does without the others.
+    fn give_up(&self, writer: &mut Writer, oldest: u64) -> Result<()> {
+        let snapshot = self.snapshot();
+        let upkeep = Upkeep::GiveUp { oldest };
+        let generation = snapshot.generation + 1;
+        let payload = to_json(&upkeep);
+        let digest = writer.publish(&*self.storage, Kind::Upkeep, generation, &payload)?;
+        drop(snapshot);
+        let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut shown.snapshot)
+            .apply_upkeep(&upkeep, digest)
+            .expect("our own upkeep follows our own snapshot");
+        let snapshot = shown.snapshot.clone();
+        drop(shown);
+        writer.begin_log(&snapshot)
+    }
+}
+
 impl Shown {
     fn new(snapshot: Snapshot) -> Self {
         let keys = snapshot.segments.iter().enumerate();
         let keys = keys.map(|(i, segment)| (segment.entry.key.clone(), i)).collect();
         Self { snapshot: Arc::new(snapshot), keys }
     }
+}
+
+/// Remove all logs but `starts` and all data files but `files`. The snapshots that needed them are given up
+/// durably, and what is interrupted here the next collection goes on with.
+fn sweep(
+    storage: &dyn Storage,
+    starts: &[u64],
+    files: &HashSet<String>,
+    dry_run: bool,
+    oldest: u64,
+) -> Result<Collected> {
+    let mut collected = Collected { oldest, files: 0, bytes: 0 };
+    for directory in [MANIFEST_DIR, SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR] {
+        let path = Path::new(directory);
+        let before = collected.files;
+        for entry in storage.list(path).map_err(PoolError::io("list", storage.locate(path)))? {
+            let name = format!("{directory}/{}", entry.name);
+            let is_garbage = entry.is_file
+                && match parse_log_name(&entry.name) {
+                    Some(start) if directory == MANIFEST_DIR => !starts.contains(&start),
+                    _ => is_data_name(&name) && !files.contains(&name),
+                };
+            if !is_garbage {
+                continue;
+            }
+            let file = Path::new(&name);
+            let io = |action| PoolError::io(action, storage.locate(file));
+            collected.bytes += storage.file_len(file).map_err(io("measure"))?;
+            collected.files += 1;
+            if !dry_run {
+                storage.remove(file).map_err(io("remove"))?;
+            }
+        }
+        if !dry_run && collected.files > before {
+            storage.sync_dir(path).map_err(PoolError::io("sync", storage.locate(path)))?;
+        }
+    }
+    Ok(collected)
 }
 
 fn lock(storage: &dyn Storage, holder: &str) -> Result<Box<dyn Lock>> {
@@ -847,9 +949,13 @@ impl Writer {
     }
 
     fn begin_log_if_due(&mut self, snapshot: &Snapshot) -> Result<()> {
-        if self.end.valid_bytes <= MIN_LOG_BYTES.max(3 * self.end.state_bytes) {
-            return Ok(());
+        if self.end.valid_bytes > MIN_LOG_BYTES.max(3 * self.end.state_bytes) {
+            self.begin_log(snapshot)?;
         }
+        Ok(())
+    }
+
+    fn begin_log(&mut self, snapshot: &Snapshot) -> Result<()> {
         let storage = snapshot.storage();
         let name = log_name(snapshot.generation);
         let path = Path::new(&name);

@@ -3,18 +3,20 @@
 //! [`recover`] only reads; it decides between a torn tail, which a crash leaves, and damage, which it
 //! never hides. [`tidy`] writes, and may itself be interrupted anywhere. Rules: FORMAT.md, "Recovery".
 
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::checksum::{Digest256, hex};
+use crate::datafile::FileEntry;
 use crate::error::{PoolError, Result};
 use crate::format::{
     FORMAT_VERSION, HEAD, MANIFEST_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR, SEGMENT_DIR, is_data_name,
     log_name, parse_log_name,
 };
 use crate::manifest::{
-    Chain, Commit, Kind, Record, ScoreChange, State, decode_head, encode_head, read_chain,
+    Chain, Commit, Kind, Record, ScoreChange, State, Upkeep, decode_head, encode_head, read_chain,
 };
 use crate::snapshot::{Home, Snapshot};
 use crate::storage::Storage;
@@ -48,6 +50,18 @@ struct Log {
 /// # Errors
 /// `NotFound`, `Corrupted`, `Version`, `UnknownSnapshot`, `Io`.
 pub fn recover(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot, LogEnd)> {
+    loop {
+        let before = log_starts(&**storage);
+        let result = recover_once(storage, at);
+        // A writer that gives snapshots up removes logs while we read.
+        let is_changed = |before: Vec<u64>| log_starts(&**storage).is_ok_and(|now| now != before);
+        if result.is_ok() || !before.is_ok_and(is_changed) {
+            return result;
+        }
+    }
+}
+
+fn recover_once(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot, LogEnd)> {
     // HEAD first: what is read after it cannot be older.
     let head = match storage.read(Path::new(HEAD)) {
         Ok(bytes) => decode_head(&bytes),
@@ -81,13 +95,19 @@ pub fn recover(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot,
             stale_logs,
         };
         let newest = last.generation;
-        let snapshot = match at {
-            Some(at) if at > newest => {
-                return Err(PoolError::UnknownSnapshot { generation: at, newest });
+        let mut snapshot = replay(storage, &log, &chain.records, newest)?;
+        let oldest = snapshot.oldest;
+        if let Some(at) = at {
+            if !(oldest..=newest).contains(&at) {
+                return Err(PoolError::UnknownSnapshot { generation: at, oldest, newest });
             }
-            Some(at) if at < log.first => older(storage, &starts, at)?,
-            at => replay(storage, &log, &chain.records, at.unwrap_or(newest))?,
-        };
+            snapshot = if at < log.first {
+                older(storage, &starts, at)?
+            } else {
+                replay(storage, &log, &chain.records, at)?
+            };
+            snapshot.oldest = oldest;
+        }
         return Ok((snapshot, end));
     }
     match (head, cause) {
@@ -180,6 +200,57 @@ fn older(storage: &Arc<dyn Storage>, starts: &[u64], at: u64) -> Result<Snapshot
     replay(storage, &log, &chain.records, at)
 }
 
+/// The logs that snapshots from `oldest` on need, and the names of all data files that these list.
+///
+/// # Errors
+/// `Corrupted` where anything between is not as it was written: nobody knows then what is needed. `Io`.
+pub fn needed_since(
+    storage: &Arc<dyn Storage>,
+    oldest: u64,
+    newest: u64,
+) -> Result<(Vec<u64>, HashSet<String>)> {
+    let mut starts = log_starts(&**storage)?;
+    starts.drain(..starts.partition_point(|&first| first <= oldest).saturating_sub(1));
+    let first = older(storage, &starts, oldest)?;
+    let mut files: HashSet<String> = first.files().map(|file| file.name.clone()).collect();
+    let mut reached = oldest;
+    for &start in &starts {
+        let log = read_log(&**storage, start)?;
+        let chain = read_chain(&log.bytes, start);
+        let is_gap = start > reached;
+        if let Some((offset, what)) = chain.broken.or(is_gap.then_some((0, "a log is missing"))) {
+            return Err(PoolError::corrupted(&log.name, offset as u64, what));
+        }
+        for record in chain.records.iter().filter(|record| record.generation > oldest) {
+            reached = record.generation;
+            let unparsed = |source: serde_json::Error| {
+                let what = format!("a commit does not parse: {source}");
+                PoolError::corrupted(&log.name, record.offset as u64, what)
+            };
+            let name = |file: &FileEntry| file.name.clone();
+            match record.kind {
+                Kind::Commit => {
+                    let commit: Commit =
+                        serde_json::from_slice(record.payload).map_err(unparsed)?;
+                    files.extend(commit.files().map(name));
+                }
+                Kind::Scores => {
+                    let change: ScoreChange =
+                        serde_json::from_slice(record.payload).map_err(unparsed)?;
+                    files.extend(change.files().into_iter().map(name));
+                }
+                // A state repeats what is there, and upkeep brings no file.
+                Kind::State | Kind::Upkeep => {}
+            }
+        }
+    }
+    if reached != newest {
+        let what = format!("the logs end at generation {reached}, not at {newest}");
+        return Err(PoolError::corrupted(MANIFEST_DIR, 0, what));
+    }
+    Ok((starts, files))
+}
+
 fn replay(
     storage: &Arc<dyn Storage>,
     log: &Log,
@@ -208,12 +279,21 @@ fn replay(
         }
         let unparsed =
             |source: serde_json::Error| wrong(record, format!("a commit does not parse: {source}"));
-        if record.kind == Kind::Scores {
-            let change: ScoreChange = serde_json::from_slice(record.payload).map_err(unparsed)?;
-            snapshot.apply_scores(change, record.digest)
-        } else {
-            let commit: Commit = serde_json::from_slice(record.payload).map_err(unparsed)?;
-            snapshot.apply(commit, record.digest)
+        let (payload, digest) = (record.payload, record.digest);
+        match record.kind {
+            Kind::State => Err("a state follows a state".to_owned()),
+            Kind::Commit => {
+                let commit: Commit = serde_json::from_slice(payload).map_err(unparsed)?;
+                snapshot.apply(commit, digest)
+            }
+            Kind::Scores => {
+                let change: ScoreChange = serde_json::from_slice(payload).map_err(unparsed)?;
+                snapshot.apply_scores(change, digest)
+            }
+            Kind::Upkeep => {
+                let upkeep: Upkeep = serde_json::from_slice(payload).map_err(unparsed)?;
+                snapshot.apply_upkeep(&upkeep, digest)
+            }
         }
         .map_err(|what| wrong(record, what))?;
     }

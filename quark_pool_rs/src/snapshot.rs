@@ -10,12 +10,12 @@ use bytemuck::Pod;
 use rayon::prelude::*;
 
 use crate::checksum::{Digest256, hex};
-use crate::datafile::{DataFile, LazyFile};
+use crate::datafile::{DataFile, FileEntry, LazyFile};
 use crate::error::{PoolError, Result};
 use crate::format::PoolSettings;
 use crate::manifest::{
     ColumnState, Commit, ExtentEntry, MergeEntry, PromptEntry, RunEntry, RunSource, ScoreChange,
-    SegmentEntry, State,
+    SegmentEntry, State, Upkeep,
 };
 use crate::segment::{
     Tokens, column, prompt_column, prompt_columns, run_columns, score_columns, score_position,
@@ -321,6 +321,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// Of the generation's record.
     pub digest: Digest256,
+    /// The oldest generation that the pool can show.
+    pub oldest: u64,
     /// Ids are below this.
     pub num_samples: u64,
     /// Prompt ids are below this.
@@ -347,6 +349,7 @@ impl Snapshot {
             home,
             generation: 0,
             digest,
+            oldest: 0,
             num_samples: 0,
             num_prompts: 0,
             sampling_settings: Vec::new(),
@@ -369,7 +372,7 @@ impl Snapshot {
         digest: Digest256,
         state: State,
     ) -> Result<Self, String> {
-        let mut snapshot = Self { generation, ..Self::empty(home, digest) };
+        let mut snapshot = Self { generation, oldest: state.oldest, ..Self::empty(home, digest) };
         snapshot.sampling_settings = state.sampling_settings;
         for segment in state.segments {
             snapshot.push_segment(segment)?;
@@ -410,6 +413,7 @@ impl Snapshot {
         State {
             pool: self.home.settings.clone(),
             chain: if self.generation == 0 { String::new() } else { hex(&self.digest) },
+            oldest: self.oldest,
             sampling_settings: self.sampling_settings.clone(),
             segments: self.segments.iter().map(|s| s.entry.clone()).collect(),
             prompts: self.prompts.iter().map(|p| p.entry.clone()).collect(),
@@ -489,6 +493,21 @@ impl Snapshot {
         Ok(())
     }
 
+    /// Move to the next generation by upkeep.
+    ///
+    /// # Errors
+    /// Why it does not follow; the snapshot is then of no use any more.
+    pub fn apply_upkeep(&mut self, upkeep: &Upkeep, digest: Digest256) -> Result<(), String> {
+        let Upkeep::GiveUp { oldest } = *upkeep;
+        self.generation += 1;
+        self.digest = digest;
+        if oldest < self.oldest || oldest > self.generation {
+            return Err(format!("snapshots before {oldest} are given up"));
+        }
+        self.oldest = oldest;
+        Ok(())
+    }
+
     fn take_draft(&mut self, name: &str) -> Result<Column, String> {
         let at = self.drafts.iter().position(|draft| draft.name == name);
         at.map(|at| self.drafts.remove(at)).ok_or_else(|| format!("there is no draft of {name:?}"))
@@ -554,6 +573,19 @@ impl Snapshot {
             return Err("an extent that does not fit its segment".to_owned());
         }
         Ok(Extent { entry, place: ExtentPlace::Segment(segment, index) })
+    }
+
+    /// All data files that the snapshot lists, drafts included.
+    pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
+        let columns = || self.columns.iter().chain(&self.drafts);
+        let segments = self.segments.iter().map(|segment| &segment.entry.file);
+        let prompts = self.prompts.iter().map(|table| &table.entry.file);
+        let scores = columns().flat_map(|c| &c.extents).filter_map(|e| e.entry.file.as_ref());
+        let runs = columns().flat_map(|c| &c.runs).filter_map(|run| match &run.entry.source {
+            RunSource::File(file) => Some(file),
+            RunSource::Extent(_) => None,
+        });
+        segments.chain(prompts).chain(scores).chain(runs)
     }
 
     /// Hexadecimal digest.

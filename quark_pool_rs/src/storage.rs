@@ -83,6 +83,11 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// As [`Storage::read`].
     fn map(&self, path: &Path) -> io::Result<Region>;
+    /// Length of a plain file.
+    ///
+    /// # Errors
+    /// As [`Storage::read`].
+    fn file_len(&self, path: &Path) -> io::Result<u64>;
     /// The entries of a directory, sorted by name (a name that is not UTF-8 comes with replacement
     /// characters, so opening it fails).
     ///
@@ -109,11 +114,21 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The system's.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Give a file that never changes again a second name; `original` is as [`Storage::locate`] says.
+    ///
+    /// # Errors
+    /// The system's: not every file system has links, and none has them across devices.
+    fn link(&self, original: &Path, path: &Path) -> io::Result<()>;
     /// Remove a file's name.
     ///
     /// # Errors
     /// The system's.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Remove an empty directory.
+    ///
+    /// # Errors
+    /// The system's.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
     /// Take the writer's lock and leave `message` in it.
     ///
     /// # Errors
@@ -215,6 +230,10 @@ impl Storage for FileStorage {
         Region::map(&mut self.open(path, OpenOptions::new().read(true))?)
     }
 
+    fn file_len(&self, path: &Path) -> io::Result<u64> {
+        Ok(self.open(path, OpenOptions::new().read(true))?.metadata()?.len())
+    }
+
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for entry in fs::read_dir(self.root.join(path))? {
@@ -249,8 +268,16 @@ impl Storage for FileStorage {
         fs::rename(self.root.join(from), self.root.join(to))
     }
 
+    fn link(&self, original: &Path, path: &Path) -> io::Result<()> {
+        fs::hard_link(original, self.root.join(path))
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(self.root.join(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(self.root.join(path))
     }
 
     fn lock(&self, path: &Path, message: &str) -> io::Result<Box<dyn Lock>> {

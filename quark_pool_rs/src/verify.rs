@@ -50,8 +50,10 @@ pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
         }
         _ => {}
     }
-    let superseded = check_logs(&**storage, &mut report)?;
-    let snapshot = match recover(storage, None) {
+    let recovered = recover(storage, None);
+    let oldest = recovered.as_ref().map_or(0, |(snapshot, _)| snapshot.oldest);
+    let mut superseded = check_logs(&**storage, oldest, &mut report)?;
+    let snapshot = match recovered {
         Ok((snapshot, _)) => snapshot,
         Err(error @ PoolError::NotFound { .. }) if report.problems.is_empty() => return Err(error),
         Err(error) => {
@@ -59,6 +61,16 @@ pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
             return Ok(report);
         }
     };
+    match recover(storage, Some(oldest)) {
+        Ok((first, _)) => {
+            let state = first.to_state();
+            let columns = state.columns.iter().chain(&state.drafts);
+            columns.for_each(|column| collect_column(column, &mut superseded));
+        }
+        Err(error) => report.problems.push(error),
+    }
+    superseded.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+    superseded.dedup_by(|a, b| a.0.name == b.0.name);
     report.generation = Some(snapshot.generation);
     report.num_samples = snapshot.num_samples;
     for i in 0..snapshot.prompts.len() {
@@ -95,14 +107,16 @@ fn count(file: &FileEntry, report: &mut Report) {
 /// A file that a record names, its rows and its columns.
 type Named = (FileEntry, u64, Vec<ColumnSpec>);
 
-/// Every record of every log; returns all merged runs and files of scores that they name.
-fn check_logs(storage: &dyn Storage, report: &mut Report) -> Result<Vec<Named>> {
+/// Every record of every log that a snapshot needs; returns all merged runs and files of scores that they name.
+fn check_logs(storage: &dyn Storage, oldest: u64, report: &mut Report) -> Result<Vec<Named>> {
     let directory = Path::new(MANIFEST_DIR);
     let entries = storage
         .list(directory)
         .map_err(|_| PoolError::NotFound { path: storage.locate(Path::new("")) })?;
     let mut starts: Vec<u64> = entries.iter().filter_map(|e| parse_log_name(&e.name)).collect();
     starts.sort_unstable();
+    // What is before that is left over from a collection that did not finish.
+    starts.drain(..starts.partition_point(|&first| first <= oldest).saturating_sub(1));
     let mut named = Vec::new();
     let mut previous: Option<(u64, [u8; 32])> = None;
     for (i, &first) in starts.iter().enumerate() {
@@ -118,7 +132,7 @@ fn check_logs(storage: &dyn Storage, report: &mut Report) -> Result<Vec<Named>> 
         report.num_files += 1;
         report.num_bytes += bytes.len() as u64;
         let chain = read_chain(&bytes, first);
-        collect_named(&chain, &mut named);
+        collect_named(&chain, oldest, &mut named);
         let is_newest = i + 1 == starts.len();
         if let Some((offset, what)) = chain.broken
             && (!is_newest || chain.survivor.is_some())
@@ -127,7 +141,7 @@ fn check_logs(storage: &dyn Storage, report: &mut Report) -> Result<Vec<Named>> 
         }
         let Some(state) = chain.records.first() else { continue };
         let follows = match previous {
-            None => first == 0,
+            None => first <= oldest,
             Some((generation, digest)) => first == generation && state.previous == digest,
         };
         if !follows {
@@ -142,8 +156,8 @@ fn check_logs(storage: &dyn Storage, report: &mut Report) -> Result<Vec<Named>> 
     Ok(named)
 }
 
-fn collect_named(chain: &Chain<'_>, named: &mut Vec<Named>) {
-    for record in &chain.records {
+fn collect_named(chain: &Chain<'_>, oldest: u64, named: &mut Vec<Named>) {
+    for record in chain.records.iter().filter(|record| record.generation > oldest) {
         match record.kind {
             Kind::State => {
                 if let Ok(state) = serde_json::from_slice::<State>(record.payload) {
@@ -157,6 +171,7 @@ fn collect_named(chain: &Chain<'_>, named: &mut Vec<Named>) {
                     commit.scores.iter().for_each(|score| collect_merges(&score.merges, named));
                 }
             }
+            Kind::Upkeep => {}
             Kind::Scores => {
                 if let Ok(ScoreChange::Draft { extent, merges, .. }) =
                     serde_json::from_slice(record.payload)
@@ -168,8 +183,6 @@ fn collect_named(chain: &Chain<'_>, named: &mut Vec<Named>) {
             }
         }
     }
-    named.sort_by(|a, b| a.0.name.cmp(&b.0.name));
-    named.dedup_by(|a, b| a.0.name == b.0.name);
 }
 
 fn collect_column(column: &ColumnState, named: &mut Vec<Named>) {

@@ -245,3 +245,26 @@ fn the_log_of_another_pool_is_refused() {
     }
     assert!(oracle.is_refused(&files, "an older log"));
 }
+
+#[test]
+fn a_collection_that_cannot_read_a_log_removes_nothing() {
+    let disk = Disk::default();
+    let pool = create(&disk.storage()).unwrap();
+    let steps: Vec<_> = (0..9).map(|i| Step::Append(Owned::numbered(i, 2))).collect();
+    for step in &steps {
+        step.apply(&pool).unwrap();
+    }
+    pool.collect(3, false).unwrap();
+    Owned::numbered(9, 2).append(&pool).unwrap();
+    let intact = disk.files();
+    let old = intact.iter().position(|(path, _)| path.starts_with("manifest")).unwrap();
+    for at in (0..intact[old].1.len()).step_by(41) {
+        let mut files = intact.clone();
+        files[old].1[at] ^= 1;
+        let disk = Disk::with_files(&files);
+        let pool = common::writer(&disk.storage()).unwrap();
+        let before = disk.files().len();
+        assert!(matches!(pool.collect(5, false), Err(PoolError::Corrupted { .. })), "byte {at}");
+        assert_eq!(disk.files().len(), before, "byte {at}");
+    }
+}

@@ -4,9 +4,12 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::disk::{Disk, Fault};
 use common::{Content, Owned, SOURCE, Step, check_content, create, reader, writer};
 use quark_pool_rs::error::{PoolError, Result};
+use quark_pool_rs::fork::fork;
 use quark_pool_rs::pool::Pool;
 use quark_pool_rs::verify::verify;
 
@@ -176,4 +179,95 @@ fn a_second_writer_is_told_who_has_the_pool() {
     first.close();
     writer(&disk.storage()).unwrap();
     assert!(matches!(Owned::numbered(0, 1).append(&first), Err(PoolError::ReadOnly(_))));
+}
+
+#[test]
+fn a_fork_that_fails_leaves_nothing_and_can_be_repeated() {
+    let prepared = || {
+        let disk = Disk::default();
+        let pool = create(&disk.below("a")).unwrap();
+        for batch in batches() {
+            batch.append(&pool).unwrap();
+        }
+        (disk, pool)
+    };
+    let to = Path::new("b");
+    let (disk, pool) = prepared();
+    let begin = disk.num_calls();
+    fork(&pool.snapshot(), &*disk.storage(), to, "one").unwrap();
+    let end = disk.num_calls();
+    for fault in [Fault::NoSpace, Fault::Io] {
+        for at in begin + 1..=end {
+            let (disk, pool) = prepared();
+            disk.set_fault(at, false, fault);
+            let result = fork(&pool.snapshot(), &*disk.storage(), to, "one");
+            disk.clear_fault();
+            let is_there = disk.storage().list(to).is_ok();
+            match result {
+                // A second name that was refused became a copy.
+                Ok(()) => assert!(is_there, "{fault:?} at {at}"),
+                Err(PoolError::Io { .. }) if is_there => {}
+                Err(PoolError::Io { .. }) => {
+                    let left = disk.storage().list(Path::new("")).unwrap();
+                    assert_eq!(left.len(), 1, "{fault:?} at {at}: {left:?}");
+                    fork(&pool.snapshot(), &*disk.storage(), to, "two").unwrap();
+                }
+                Err(error) => panic!("{fault:?} at {at}: {error}"),
+            }
+            for side in ["a", "b"] {
+                let storage = disk.below(side);
+                let snapshot = reader(&storage).unwrap().snapshot();
+                assert!(check_content(&snapshot, &batches()).unwrap(), "{fault:?} at {at}");
+                assert!(verify(&storage).unwrap().problems.is_empty(), "{fault:?} at {at}");
+            }
+        }
+    }
+    let exists = fork(&pool.snapshot(), &*disk.storage(), to, "two");
+    assert!(matches!(exists, Err(PoolError::Exists { .. })));
+}
+
+#[test]
+fn a_collection_that_fails_loses_nothing_and_goes_on() {
+    let steps = || {
+        let mut steps: Vec<_> = batches().into_iter().map(Step::Append).collect();
+        steps.push(Step::Draft("reward", vec![0.5; 20]));
+        steps.push(Step::Publish("reward"));
+        steps.push(Step::Draft("other", vec![0.5; 3]));
+        steps
+    };
+    let prepared = |disk: &Disk| {
+        let pool = create(&disk.storage()).unwrap();
+        for step in steps() {
+            step.apply(&pool).unwrap();
+        }
+        pool
+    };
+    let content = Content::after(&steps());
+    let disk = Disk::default();
+    let pool = prepared(&disk);
+    let begin = disk.num_calls();
+    assert!(pool.collect(1, false).unwrap().files > 1);
+    let (end, left) = (disk.num_calls(), disk.files().len());
+    for fault in [Fault::NoSpace, Fault::Io] {
+        for from_then_on in [false, true] {
+            for at in begin + 1..=end {
+                let what = format!("{fault:?} at {at}, from then on: {from_then_on}");
+                let disk = Disk::default();
+                let pool = prepared(&disk);
+                disk.set_fault(at, from_then_on, fault);
+                let _ = pool.collect(1, false);
+                disk.clear_fault();
+                assert!(content.is_in(&pool.snapshot()).unwrap(), "{what}: the handle differs");
+                pool.close();
+                assert!(!disk.retried_a_failed_sync(), "{what}: a failed sync was trusted");
+                let problems = verify(&disk.storage()).unwrap().problems;
+                assert!(problems.is_empty(), "{what}: {problems:?}");
+                let pool = writer(&disk.storage()).unwrap();
+                assert!(content.is_in(&pool.snapshot()).unwrap(), "{what}: after reopening");
+                pool.collect(1, false).unwrap();
+                assert!(disk.files().len() <= left + 1, "{what}: it did not go on");
+                assert!(content.is_in(&reader(&disk.storage()).unwrap().snapshot()).unwrap());
+            }
+        }
+    }
 }

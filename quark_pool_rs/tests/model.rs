@@ -3,11 +3,14 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use common::disk::Disk;
 use common::{Content, Owned, Step as Commit, TIE_SEED, create, reader, writer};
 use proptest::prelude::*;
+use quark_pool_rs::error::PoolError;
+use quark_pool_rs::fork::fork;
 use quark_pool_rs::gather::gather;
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::quantization::Quantization;
@@ -27,6 +30,7 @@ enum Step {
     /// The draft is completed with zeros first.
     Publish(&'static str),
     Discard(&'static str),
+    Collect(u64),
 }
 
 fn score() -> impl Strategy<Value = f32> {
@@ -65,6 +69,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (name(), prop::collection::vec(score(), 1..20)).prop_map(|(n, s)| Step::Draft(n, s)),
         1 => name().prop_map(Step::Publish),
         1 => name().prop_map(Step::Discard),
+        1 => (1_u64..6).prop_map(Step::Collect),
     ];
     prop::collection::vec(step, 1..30)
 }
@@ -251,6 +256,16 @@ proptest! {
                         due.push(Commit::Draft(name, scores));
                     }
                 }
+                Step::Collect(keep) => {
+                    let would = pool.collect(keep, true).unwrap();
+                    let is_due = commits.len() as u64 - pool.snapshot().oldest >= keep;
+                    if is_due {
+                        due.push(Commit::Collect(keep));
+                    }
+                    let hash = pool.snapshot().hash();
+                    prop_assert!(would.files > 0 || !is_due || keep > 1);
+                    prop_assert_eq!(pool.snapshot().hash(), hash);
+                }
                 Step::Publish(name) => {
                     let missing = content.num_samples() - content.drafts.get(name).map_or(0, Vec::len);
                     if missing > 0 {
@@ -289,7 +304,12 @@ proptest! {
                 }
             }
         }
-        for generation in (0..=commits.len()).step_by(3) {
+        let oldest = pool.snapshot().oldest as usize;
+        if oldest > 0 {
+            let options = OpenOptions { writer: None, snapshot: Some(oldest as u64 - 1) };
+            prop_assert!(Pool::open(storage.clone(), options).is_err());
+        }
+        for generation in (oldest..=commits.len()).step_by(3) {
             let at = Some(generation as u64);
             let options = OpenOptions { writer: None, snapshot: at };
             let snapshot = Pool::open(storage.clone(), options).unwrap().snapshot();
@@ -298,6 +318,59 @@ proptest! {
         }
         let report = verify(&storage).unwrap();
         prop_assert!(report.problems.is_empty(), "{:?}", report.problems);
+    }
+
+    #[test]
+    fn a_fork_is_the_same_list_and_goes_on_alone(
+        before in prop::collection::vec(batch(), 0..12),
+        ours in prop::collection::vec(batch(), 0..12),
+        theirs in prop::collection::vec(batch(), 1..12),
+        draft in prop::collection::vec(score(), 1..20),
+    ) {
+        let disk = Disk::default();
+        let original = create(&disk.below("a")).unwrap();
+        let numbered = |batches: Vec<Owned>, of: &str| -> Vec<Commit> {
+            let rekeyed = batches.into_iter().enumerate().map(|(i, batch)| Owned { key: format!("{of}/{i}"), ..batch });
+            rekeyed.map(Commit::Append).collect()
+        };
+        let mut shared = numbered(before, "before");
+        let num_samples = Content::after(&shared).num_samples();
+        if num_samples > 0 {
+            let scores = draft.into_iter().cycle().take(num_samples).collect();
+            shared.push(Commit::Draft("reward", scores));
+        }
+        for commit in &shared {
+            commit.apply(&original).unwrap();
+        }
+        let at = shared.len() as u64;
+        fork(&original.snapshot(), &*disk.storage(), Path::new("b"), "other").unwrap();
+        let second = writer(&disk.below("b")).unwrap();
+        prop_assert_eq!(&second.snapshot().home.settings.uuid, "other");
+        let mut sides = [(original, shared.clone(), "a"), (second, shared.clone(), "b")];
+        for ((pool, commits, _), more) in sides.iter_mut().zip([numbered(ours, "ours"), numbered(theirs, "theirs")]) {
+            for commit in more {
+                commit.apply(pool).unwrap();
+                commits.push(commit);
+            }
+        }
+        for (pool, commits, name) in &sides {
+            prop_assert!(Content::after(commits).is_in(&pool.snapshot()).unwrap());
+            let storage = disk.below(name);
+            for generation in at..=commits.len() as u64 {
+                let options = OpenOptions { writer: None, snapshot: Some(generation) };
+                let snapshot = Pool::open(storage.clone(), options).unwrap().snapshot();
+                prop_assert!(Content::after(&commits[..generation as usize]).is_in(&snapshot).unwrap());
+            }
+            let report = verify(&storage).unwrap();
+            prop_assert!(report.problems.is_empty(), "{:?}", report.problems);
+        }
+        if at > 0 {
+            let options = OpenOptions { writer: None, snapshot: Some(at - 1) };
+            let refused = Pool::open(disk.below("b"), options).map(drop);
+            let is_clear = matches!(refused, Err(PoolError::UnknownSnapshot { oldest, .. }) if oldest == at);
+            prop_assert!(is_clear);
+            Pool::open(disk.below("a"), options).unwrap();
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use std::path::Path;
 use common::disk::Disk;
 use common::{Content, Owned, Step, create, reader, writer};
 use quark_pool_rs::error::PoolError;
+use quark_pool_rs::fork::fork;
+use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::storage::publish_directory;
 use quark_pool_rs::verify::verify;
@@ -85,6 +87,20 @@ impl Workload {
             Ok(false) => return Err("content differs".to_owned()),
             Err(error) => return Err(format!("content cannot be read: {error}")),
         }
+        // Time travel, as far back as is promised.
+        if self.steps.iter().any(|step| matches!(step, Step::Collect(_))) {
+            if snapshot.oldest as usize != oldest_after(&self.steps[..found]) {
+                return Err(format!("the oldest is {}", snapshot.oldest));
+            }
+            for generation in snapshot.oldest..=snapshot.generation {
+                let options = OpenOptions { writer: None, snapshot: Some(generation) };
+                let then = Pool::open(storage.clone(), options).map_err(|e| e.to_string())?;
+                let content = Content::after(&self.steps[..generation as usize]);
+                if !content.is_in(&then.snapshot()).map_err(|e| e.to_string())? {
+                    return Err(format!("snapshot {generation} differs"));
+                }
+            }
+        }
         if append_more {
             let extra = Step::Append(Owned::numbered(99, 2));
             extra.apply(&pool).map_err(|error| format!("does not append: {error}"))?;
@@ -139,6 +155,25 @@ impl Workload {
     }
 }
 
+/// The oldest snapshot that is left after some steps.
+fn oldest_after(steps: &[Step]) -> usize {
+    (1..).zip(steps).fold(0, |oldest, (generation, step)| match step {
+        Step::Collect(keep) => oldest.max(generation + 1 - *keep as usize),
+        _ => oldest,
+    })
+}
+
+/// Appends, merges, superseded versions and a discarded draft, and collections of all three.
+fn collected() -> Vec<Step> {
+    let append = |i| Step::Append(Owned::numbered(i, 2));
+    let mut steps: Vec<_> = (0..8).map(append).collect();
+    steps.extend([Step::Draft("reward", vec![1.5; 16]), Step::Collect(4), append(8)]);
+    steps.extend([Step::Draft("reward", vec![2.5; 2]), Step::Publish("reward")]);
+    steps.extend([Step::Draft("other", vec![0.5; 3]), Step::Collect(1)]);
+    steps.extend([Step::Discard("other"), append(9), Step::Collect(2), append(10)]);
+    steps
+}
+
 fn small() -> Vec<Step> {
     (0..10).map(|i| Step::Append(Owned::numbered(i, i % 3 + 1))).collect()
 }
@@ -190,6 +225,39 @@ fn scores_anew_survive_every_power_cut() {
     let (images, wrong) = workload.enumerate(true);
     assert_eq!(wrong, None);
     assert!(images > 5_000, "only {images} images");
+}
+
+#[test]
+fn a_collection_survives_every_power_cut() {
+    let workload = run(collected(), None);
+    let files = workload.disk.files();
+    let num = |prefix| files.iter().filter(|(path, _)| path.starts_with(prefix)).count();
+    assert_eq!((num("manifest"), num("segments"), num("scores")), (2, 11, 2));
+    let (images, wrong) = workload.enumerate(true);
+    assert_eq!(wrong, None);
+    assert!(images > 5_000, "only {images} images");
+}
+
+#[test]
+fn a_collection_without_one_of_its_syncs_is_caught() {
+    for of_directories in [false, true] {
+        let disk = Disk::default();
+        let pool = create(&disk.storage()).unwrap();
+        let steps: Vec<_> = (0..9).map(|i| Step::Append(Owned::numbered(i, 2))).collect();
+        let mut acked = Vec::new();
+        let mut apply = |step: &Step| {
+            step.apply(&pool).unwrap();
+            acked.push(disk.num_ops());
+        };
+        steps.iter().for_each(&mut apply);
+        // Only the collection's own log and its name.
+        disk.ignore_syncs("manifest", of_directories);
+        apply(&Step::Collect(1));
+        pool.close();
+        let steps = steps.into_iter().chain([Step::Collect(1)]).collect();
+        let (_, wrong) = Workload { disk, created: 0, acked, steps }.enumerate(false);
+        assert!(wrong.is_some(), "nothing noticed (directory: {of_directories})");
+    }
 }
 
 #[test]
@@ -259,4 +327,86 @@ fn a_published_directory_is_whole_or_absent() {
     for mutant in [("runs/staged", false), ("runs/staged", true), ("runs", true)] {
         assert!(publish(Some(mutant)).is_some(), "nothing noticed {mutant:?}");
     }
+}
+
+/// Fork a pool with merges and a draft, and look at every power cut; what is wrong first.
+fn fork_images(refuse_links: bool, ignored_syncs: Option<(&str, bool)>) -> Option<String> {
+    let disk = Disk::default();
+    if refuse_links {
+        disk.refuse_links();
+    }
+    let original = create(&disk.below("a")).unwrap();
+    let steps = &rescored()[..13];
+    for step in steps {
+        step.apply(&original).unwrap();
+    }
+    let content = Content::after(steps);
+    assert!(!content.drafts.is_empty(), "no draft");
+    original.close();
+
+    let begin = disk.num_ops();
+    if let Some((prefix, of_directories)) = ignored_syncs {
+        disk.ignore_syncs(prefix, of_directories);
+    }
+    let snapshot = original.snapshot();
+    fork(&snapshot, &*disk.storage(), Path::new("b"), "fork").unwrap();
+    let acked = disk.num_ops();
+    let check = |image: &Disk, crash: usize| -> Result<(), String> {
+        let say = |error: PoolError| error.to_string();
+        let source = reader(&image.below("a")).map_err(say)?;
+        if !content.is_in(&source.snapshot()).map_err(say)? {
+            return Err("the original differs".to_owned());
+        }
+        if image.storage().list(Path::new("b")).is_err() {
+            return if crash < acked { Ok(()) } else { Err("it is gone".to_owned()) };
+        }
+        // Alone: its files are its own.
+        for (path, _) in image.files() {
+            if path.starts_with("a") {
+                image.storage().remove(&path).unwrap();
+            }
+        }
+        let storage = image.below("b");
+        let pool = writer(&storage).map_err(say)?;
+        if pool.snapshot().digest != snapshot.digest || pool.snapshot().oldest != 13 {
+            return Err("another snapshot".to_owned());
+        }
+        let mut content = content.clone();
+        let extra = Step::Append(Owned::numbered(99, 2));
+        extra.apply(&pool).map_err(say)?;
+        content.apply(&extra);
+        if !content.is_in(&pool.snapshot()).map_err(say)? {
+            return Err("content differs".to_owned());
+        }
+        match verify(&storage).map_err(say)?.problems.first() {
+            Some(problem) => Err(format!("not sound: {problem}")),
+            None => Ok(()),
+        }
+    };
+    for crash in begin..=acked {
+        for (i, lost) in losses(&disk.pending(crash), crash as u64).iter().enumerate() {
+            if let Err(what) = check(&disk.image(crash, lost), crash) {
+                return Some(format!("crash at {crash}, image {i}: {what}"));
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn a_fork_is_whole_or_absent() {
+    assert_eq!(fork_images(false, None), None);
+    assert_eq!(fork_images(true, None), None);
+    for mutant in [
+        ("b.partial-fork", false),
+        ("b.partial-fork/segments", true),
+        ("b.partial-fork/runs", true),
+        ("b.partial-fork/scores", true),
+        ("b.partial-fork/manifest", true),
+        ("", true),
+    ] {
+        assert!(fork_images(false, Some(mutant)).is_some(), "nothing noticed {mutant:?}");
+    }
+    let copies = ("b.partial-fork/segments", false);
+    assert!(fork_images(true, Some(copies)).is_some(), "nothing noticed {copies:?}");
 }

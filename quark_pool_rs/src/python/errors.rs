@@ -71,7 +71,7 @@ pub(super) fn raise_for_test(py: Python<'_>, kind: &str) -> PyResult<()> {
         "invalid" => PoolError::invalid("x"),
         "unknown_column" => PoolError::UnknownColumn { name: "x".into(), known: "none".into() },
         "unknown_sample" => PoolError::UnknownSample { id: 1, num_samples: 1 },
-        "unknown_snapshot" => PoolError::UnknownSnapshot { generation: 2, newest: 1 },
+        "unknown_snapshot" => PoolError::UnknownSnapshot { generation: 2, oldest: 0, newest: 1 },
         "not_found" => PoolError::NotFound { path: "x".into() },
         "exists" => PoolError::Exists { path: "x".into() },
         "corrupted" => PoolError::corrupted("x", 1, "y"),

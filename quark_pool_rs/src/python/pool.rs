@@ -12,6 +12,7 @@ use pyo3::types::PyDict;
 use super::batch::{BatchArrays, GatheredArrays, to_arrays};
 use super::errors::{detached, to_python};
 use crate::describe::describe;
+use crate::fork::fork;
 use crate::format::PoolSettings;
 use crate::gather::gather;
 use crate::pool::{OpenOptions, Pool};
@@ -78,6 +79,25 @@ impl PyPool {
     #[getter]
     fn snapshot(&self) -> SnapshotTuple {
         snapshot_tuple(&self.0.snapshot())
+    }
+
+    /// The oldest generation that can be shown.
+    #[getter]
+    fn oldest_generation(&self) -> u64 {
+        self.0.snapshot().oldest
+    }
+
+    /// Make another pool that holds what the handle shows.
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn fork(&self, py: Python<'_>, path: PathBuf, uuid: &str) -> PyResult<()> {
+        let snapshot = self.0.snapshot();
+        detached(py, || fork(&snapshot, &FileStorage::new(""), &path, uuid))
+    }
+
+    /// The oldest generation that is left, files and bytes that went (or would).
+    fn gc(&self, py: Python<'_>, keep: u64, dry_run: bool) -> PyResult<(u64, u64, u64)> {
+        let collected = detached(py, || self.0.collect(keep, dry_run))?;
+        Ok((collected.oldest, collected.files, collected.bytes))
     }
 
     #[getter]

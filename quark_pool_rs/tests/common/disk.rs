@@ -72,6 +72,7 @@ struct Inner {
     fault: Option<(usize, bool, Fault)>,
     /// Syncs of paths that begin with this and are (directory or not) do nothing.
     ignored_syncs: Option<(String, bool)>,
+    refuses_links: bool,
     synced_after_failure: bool,
     failed: HashSet<usize>,
 }
@@ -119,6 +120,16 @@ impl Disk {
     /// Let syncs of files (or directories) below a path do nothing.
     pub fn ignore_syncs(&self, prefix: &str, of_directories: bool) {
         self.inner().ignored_syncs = Some((prefix.to_owned(), of_directories));
+    }
+
+    /// Be a file system without hard links.
+    pub fn refuse_links(&self) {
+        self.inner().refuses_links = true;
+    }
+
+    /// A directory of the disk as a disk of its own.
+    pub fn below(&self, root: &str) -> Arc<dyn Storage> {
+        Arc::new(Below { disk: self.clone(), root: root.into() })
     }
 
     /// Whether a file was synced again after its sync had failed.
@@ -459,6 +470,12 @@ impl Storage for Disk {
         inner.file(path).map(|file| Region::copy(&inner.contents[file]))
     }
 
+    fn file_len(&self, path: &Path) -> io::Result<u64> {
+        let mut inner = self.inner();
+        inner.step()?;
+        inner.file(path).map(|file| inner.contents[file].len() as u64)
+    }
+
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
         let mut inner = self.inner();
         inner.step()?;
@@ -507,6 +524,31 @@ impl Storage for Disk {
         Ok(())
     }
 
+    fn link(&self, original: &Path, path: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.step()?;
+        inner.check_parent(path)?;
+        if inner.refuses_links || inner.names.contains_key(path) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let file = inner.file(original)?;
+        inner.link(path, Node::File(file));
+        Ok(())
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.step()?;
+        if inner.names.get(path) != Some(&None)
+            || inner.names.keys().any(|child| child.parent() == Some(path))
+        {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        inner.names.remove(path);
+        inner.ops.push(Op::Unlink { path: path.to_path_buf() });
+        Ok(())
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut inner = self.inner();
         inner.step()?;
@@ -526,5 +568,87 @@ impl Storage for Disk {
             inner.new_file(path);
         }
         Ok(Box::new(FakeLock(self.clone(), path.to_path_buf())))
+    }
+}
+
+/// A directory of a disk.
+struct Below {
+    disk: Disk,
+    root: PathBuf,
+}
+
+impl Below {
+    fn at(&self, path: &Path) -> PathBuf {
+        if path.as_os_str().is_empty() { self.root.clone() } else { self.root.join(path) }
+    }
+}
+
+impl Storage for Below {
+    fn locate(&self, path: &Path) -> PathBuf {
+        self.at(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir(&self.at(path))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
+        self.disk.create(&self.at(path))
+    }
+
+    fn append(&self, path: &Path) -> io::Result<Box<dyn Output>> {
+        self.disk.append(&self.at(path))
+    }
+
+    fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.disk.overwrite(&self.at(path), bytes)
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.disk.read(&self.at(path))
+    }
+
+    fn map(&self, path: &Path) -> io::Result<Region> {
+        self.disk.map(&self.at(path))
+    }
+
+    fn file_len(&self, path: &Path) -> io::Result<u64> {
+        self.disk.file_len(&self.at(path))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
+        self.disk.list(&self.at(path))
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        self.disk.sync_file(&self.at(path))
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.sync_dir(&self.at(path))
+    }
+
+    fn sync_parent(&self) -> io::Result<()> {
+        self.disk.sync_dir(self.root.parent().unwrap_or(Path::new("")))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(&self.at(from), &self.at(to))
+    }
+
+    fn link(&self, original: &Path, path: &Path) -> io::Result<()> {
+        self.disk.link(original, &self.at(path))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(&self.at(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove_dir(&self.at(path))
+    }
+
+    fn lock(&self, path: &Path, message: &str) -> io::Result<Box<dyn Lock>> {
+        self.disk.lock(&self.at(path), message)
     }
 }

@@ -155,6 +155,8 @@ pub enum Step {
     Draft(&'static str, Vec<f32>),
     Publish(&'static str),
     Discard(&'static str),
+    /// Keep so many snapshots; there are to be more.
+    Collect(u64),
 }
 
 /// What the tests' drafts say of their scores.
@@ -169,6 +171,7 @@ impl Step {
             }
             Self::Publish(name) => pool.publish_scores(name),
             Self::Discard(name) => pool.discard_scores(name),
+            Self::Collect(keep) => pool.collect(*keep, false).map(drop),
         }
     }
 }
@@ -208,6 +211,7 @@ impl Content {
                 }
             }
             Step::Discard(name) => drop(self.drafts.remove(name).unwrap()),
+            Step::Collect(_) => {}
         }
     }
 

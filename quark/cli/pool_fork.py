@@ -1,0 +1,63 @@
+"""``quark pool fork``: a second pool with the same samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quark.cli.pool_path import JsonFlag, PoolPath, pool_path
+
+
+def fork(
+    path: PoolPath,
+    to: Annotated[
+        Path,
+        typer.Argument(metavar="TO", help="A directory that is not there yet.", show_default=False),
+    ],
+    snapshot: Annotated[
+        int | None,
+        typer.Option(min=0, help="Fork this snapshot instead of the newest.", show_default=False),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a second pool with the same samples; the two go separate ways from there.
+
+    Data files are shared by hard links, so it takes no time and no space on the same disk. Works while a
+    run writes to the pool.
+
+    **Examples**
+
+    * `quark pool fork runs/demo experiment`
+
+    * `quark pool fork runs/demo before --snapshot 12`
+    """
+    from quark.cli.console import count, make_console, print_json, prose
+    from quark.errors import ConfigError
+    from quark.pool.native import NativePool
+
+    try:
+        original = NativePool.open(pool_path(path), snapshot=snapshot)
+    except ValueError as err:
+        raise ConfigError(str(err)) from err
+    with original:
+        try:
+            pool = original.fork(to)
+        except FileExistsError as err:
+            raise ConfigError(f"{to} exists: give another name") from err
+    with pool:
+        facts = pool.info()
+    if as_json:
+        print_json(
+            {
+                "path": facts.path,
+                "uuid": facts.uuid,
+                "snapshot": facts.snapshot.generation,
+                "samples": facts.snapshot.num_samples,
+                "bytes": facts.num_bytes,
+            }
+        )
+        return
+    line = f"made {to}: {count(facts.snapshot.num_samples)} samples, from snapshot {facts.snapshot.generation} on"
+    make_console().print(prose(line, "green"), soft_wrap=True)
