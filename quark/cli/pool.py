@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quark.cli import (
+    pool_compact,
     pool_create,
     pool_explain,
     pool_export,
@@ -289,6 +290,7 @@ app.command("export")(pool_export.export)
 app.command("import")(pool_import.import_)
 app.command("merge")(pool_merge.merge)
 app.command("fork")(pool_fork.fork)
+app.command("compact")(pool_compact.compact)
 app.command("gc")(pool_gc.gc)
 
 

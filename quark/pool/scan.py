@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,11 +89,10 @@ def scan(pool: NativePool) -> pl.LazyFrame:
 
     Raises:
         PoolCorruptedError: The manifest is damaged. Damaged samples raise it when they are read.
-        PoolVersionError: A newer quark wrote the manifest.
     """
     # A handle of its own: the one that was given may be refreshed or closed.
     pinned = pool.reopen()
-    source = _Source(pinned, segments_of(pinned.path, pinned.snapshot))
+    source = _Source(pinned, segments_of(pinned))
     return register_io_source(source.read, schema=source.schema, validate_schema=True, is_pure=True)
 
 
@@ -221,7 +221,7 @@ class _SegmentFiles:
         self._needed = needed
         stored = (_IN_SEGMENT.get(name) or _LOOKED_UP[name] for name in needed)
         self._stored = list(dict.fromkeys(stored))
-        self._open: tuple[Segment, pl.DataFrame] | None = None
+        self._open: tuple[Path, pl.DataFrame] | None = None
 
     def read(self, piece: _Piece) -> pl.DataFrame:
         """The needed columns of some rows. Raises PoolCorruptedError."""
@@ -230,7 +230,10 @@ class _SegmentFiles:
         # The places of the variable-sized values must be right before anything follows them.
         self._check(piece, range(0, len(piece.rows), _BLOCK_BYTES // 8))
         try:
-            rows = self._segment(piece.segment)[piece.rows.start : piece.rows.stop]
+            begin = piece.segment.offset
+            rows = self._file(piece.segment.file)[
+                begin + piece.rows.start : begin + piece.rows.stop
+            ]
         except pl.exceptions.PolarsError:
             # Damage elsewhere in the file can keep polars from reading it: let the extension name it.
             self._pool.samples(
@@ -246,10 +249,10 @@ class _SegmentFiles:
         }
         return pl.DataFrame([self._column(name, rows, looked_up) for name in self._needed])
 
-    def _segment(self, segment: Segment) -> pl.DataFrame:
-        if self._open is None or self._open[0] is not segment:
-            with segment.file.open("rb") as file:  # a path would be taken for a pattern
-                self._open = segment, pl.read_ipc(file, columns=self._stored)
+    def _file(self, path: Path) -> pl.DataFrame:
+        if self._open is None or self._open[0] != path:
+            with path.open("rb") as file:  # a path would be taken for a pattern
+                self._open = path, pl.read_ipc(file, columns=self._stored)
         return self._open[1]
 
     def _check(self, piece: _Piece, rows: Sequence[int]) -> None:

@@ -23,6 +23,7 @@
 //! ```
 
 pub mod checksum;
+pub mod compaction;
 pub mod datafile;
 pub mod describe;
 pub mod error;

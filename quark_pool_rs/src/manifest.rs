@@ -2,6 +2,7 @@
 //!
 //! Bytes in, values out; no file is touched here. Layout: FORMAT.md, "Manifest" and "HEAD".
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ pub enum Kind {
     Commit = 2,
     /// What became of the scores of samples that were there.
     Scores = 3,
-    /// What became of snapshots that were there.
+    /// What became of snapshots and files that were there.
     Upkeep = 4,
 }
 
@@ -200,24 +201,57 @@ pub fn decode_head(bytes: &[u8]) -> Option<(u64, Digest256)> {
     })
 }
 
-/// A segment and the append that made it.
+/// A segment and the append that made it, or the appends whose segments it took the place of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SegmentEntry {
-    /// Idempotency key of the append.
+    /// Idempotency key of the first append.
     pub key: String,
     /// First sample id.
     pub first: u64,
     /// Samples.
     pub count: u64,
-    /// Round of the append.
+    /// Round of the first append.
     pub round: u32,
-    /// Chunk of the append.
+    /// Chunk of the first append.
     pub chunk: u32,
+    /// The appends after the first, by first id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<AppendEntry>,
     /// Score columns in the file, in its order.
     pub scores: Vec<String>,
     /// The file.
     pub file: FileEntry,
+}
+
+/// An append whose samples lie in a segment with others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AppendEntry {
+    /// Idempotency key.
+    pub key: String,
+    /// First sample id.
+    pub first: u64,
+    /// Its round.
+    pub round: u32,
+    /// Its chunk.
+    pub chunk: u32,
+}
+
+impl SegmentEntry {
+    /// Each append with the ids of its samples, by first id.
+    pub fn appends(&self) -> impl Iterator<Item = (AppendEntry, Range<u64>)> {
+        let Self { key, first, round, chunk, .. } = self;
+        let earliest =
+            AppendEntry { key: key.clone(), first: *first, round: *round, chunk: *chunk };
+        let starts = self.further.iter().map(|append| append.first);
+        let ends = starts.chain([self.first + self.count]);
+        let all = std::iter::once(earliest).chain(self.further.iter().cloned());
+        all.zip(ends).map(|(append, end)| {
+            let first = append.first;
+            (append, first..end)
+        })
+    }
 }
 
 /// A prompt file.
@@ -351,6 +385,36 @@ pub enum Upkeep {
         /// The oldest generation that is kept.
         oldest: u64,
     },
+    /// One segment takes the place of several.
+    MergeSegments {
+        /// Position of the first of them.
+        start: usize,
+        /// Position after the last.
+        end: usize,
+        /// Holds the same samples.
+        segment: SegmentEntry,
+        /// Of each column whose runs lay in these segments: the merges that make them lie elsewhere.
+        columns: Vec<ColumnMerges>,
+    },
+    /// One prompt file takes the place of several.
+    MergePrompts {
+        /// Position of the first of them.
+        start: usize,
+        /// Position after the last.
+        end: usize,
+        /// Holds the same prompts.
+        prompts: PromptEntry,
+    },
+}
+
+/// Merges of a column's runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ColumnMerges {
+    /// The column.
+    pub name: String,
+    /// One after another.
+    pub merges: Vec<MergeEntry>,
 }
 
 /// Score column of a commit.
@@ -408,6 +472,20 @@ impl ScoreChange {
                 extent.file.iter().chain(merges.iter().filter_map(merged_file)).collect()
             }
             Self::Publish { .. } | Self::Discard { .. } => Vec::new(),
+        }
+    }
+}
+
+impl Upkeep {
+    /// Files that it brings.
+    pub fn files(&self) -> Vec<&FileEntry> {
+        match self {
+            Self::GiveUp { .. } => Vec::new(),
+            Self::MergePrompts { prompts, .. } => vec![&prompts.file],
+            Self::MergeSegments { segment, columns, .. } => {
+                let merges = columns.iter().flat_map(|column| &column.merges);
+                std::iter::once(&segment.file).chain(merges.filter_map(merged_file)).collect()
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::checksum::{Digest256, sum128};
+use crate::compaction::{Group, merge_prompts, merge_segments, plan, runs_within};
 use crate::datafile::FileEntry;
 use crate::error::{PoolError, Result};
 use crate::format::{
@@ -18,8 +19,8 @@ use crate::format::{
     is_data_name, log_name, parse_log_name, prompts_name, run_name, scores_name, segment_name,
 };
 use crate::manifest::{
-    Commit, CommitScore, ExtentEntry, Kind, MergeEntry, PromptEntry, RunEntry, RunSource,
-    ScoreChange, SegmentEntry, Upkeep, encode_head, encode_record,
+    ColumnMerges, Commit, CommitScore, ExtentEntry, Kind, MergeEntry, PromptEntry, RunEntry,
+    RunSource, ScoreChange, SegmentEntry, Upkeep, encode_head, encode_record,
 };
 use crate::ranking::{OwnRun, merge_runs, plan_merge, sort_scores};
 use crate::recovery::{LogEnd, needed_since, recover, tidy};
@@ -211,8 +212,8 @@ pub struct Pool {
 
 struct Shown {
     snapshot: Arc<Snapshot>,
-    /// Position of the segment that an idempotency key made.
-    keys: HashMap<String, usize>,
+    /// Ids that were appended under each idempotency key.
+    keys: HashMap<String, Range<u64>>,
 }
 
 struct Writer {
@@ -338,8 +339,7 @@ impl Pool {
     /// Ids that were appended under `key`, as far as the handle sees.
     pub fn find(&self, key: &str) -> Option<Range<u64>> {
         let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner);
-        let entry = &shown.snapshot.segments[*shown.keys.get(key)?].entry;
-        Some(entry.first..entry.first + entry.count)
+        shown.keys.get(key).cloned()
     }
 
     /// Release the lock. Snapshots stay readable; appends are refused.
@@ -375,8 +375,7 @@ impl Pool {
         drop(snapshot);
 
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
-        let position = shown.snapshot.segments.len();
-        shown.keys.insert(batch.key.to_owned(), position);
+        shown.keys.insert(batch.key.to_owned(), ids.clone());
         Arc::make_mut(&mut shown.snapshot)
             .apply(commit, digest)
             .expect("our own commit follows our own snapshot");
@@ -524,7 +523,7 @@ pub struct Collected {
     pub bytes: u64,
 }
 
-/// Giving up old snapshots.
+/// Upkeep: giving up old snapshots, and making one file of many.
 impl Pool {
     /// Keep the newest `keep` snapshots, and remove the logs and data files that none of them needs.
     ///
@@ -561,26 +560,50 @@ impl Pool {
 
     /// Say which snapshot is the oldest, durably, and begin a log that does without the others.
     fn give_up(&self, writer: &mut Writer, oldest: u64) -> Result<()> {
-        let snapshot = self.snapshot();
-        let upkeep = Upkeep::GiveUp { oldest };
-        let generation = snapshot.generation + 1;
+        self.keep_up(writer, Upkeep::GiveUp { oldest })?;
+        writer.begin_log(&self.snapshot())
+    }
+
+    /// Commit upkeep.
+    fn keep_up(&self, writer: &mut Writer, upkeep: Upkeep) -> Result<()> {
+        let generation = self.snapshot().generation + 1;
         let payload = to_json(&upkeep);
         let digest = writer.publish(&*self.storage, Kind::Upkeep, generation, &payload)?;
-        drop(snapshot);
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut shown.snapshot)
-            .apply_upkeep(&upkeep, digest)
+            .apply_upkeep(upkeep, digest)
             .expect("our own upkeep follows our own snapshot");
-        let snapshot = shown.snapshot.clone();
-        drop(shown);
-        writer.begin_log(&snapshot)
+        Ok(())
+    }
+
+    /// Make one file of the oldest small ones, if there are any, in one commit; whether there were.
+    ///
+    /// Nothing that is read changes. Calling it until it returns false leaves few files; the ones that they
+    /// took the place of stay for older snapshots until a collection.
+    ///
+    /// # Errors
+    /// As [`Pool::append`]; `Corrupted` where a file that is to be read is.
+    pub fn compact_once(&self, max_rows: u64) -> Result<bool> {
+        let mut guard = self.lock_writer();
+        let writer = self.able_writer(&mut guard)?;
+        let snapshot = self.snapshot();
+        let Some(group) = plan(&snapshot, max_rows) else { return Ok(false) };
+        writer.begin_log_if_due(&snapshot)?;
+        let mut files = NewFiles { storage: &*self.storage, names: Vec::new() };
+        let result = writer
+            .write_group(&snapshot, group, &mut files)
+            .and_then(|upkeep| self.keep_up(writer, upkeep));
+        if result.is_err() && !writer.is_poisoned {
+            files.undo();
+        }
+        result.map(|()| true)
     }
 }
 
 impl Shown {
     fn new(snapshot: Snapshot) -> Self {
-        let keys = snapshot.segments.iter().enumerate();
-        let keys = keys.map(|(i, segment)| (segment.entry.key.clone(), i)).collect();
+        let appends = snapshot.segments.iter().flat_map(|segment| segment.entry.appends());
+        let keys = appends.map(|(append, ids)| (append.key, ids)).collect();
         Self { snapshot: Arc::new(snapshot), keys }
     }
 }
@@ -701,16 +724,17 @@ impl Writer {
             .iter()
             .map(|&(name, scores)| (name, scores, sort_scores(scores, first, settings.tie_seed)))
             .collect();
+        let for_all = |value: u32| vec![value; batch.prompt_index.len()];
         let rows = SegmentRows {
             prompts: batch.prompt_index.iter().map(|&i| ids[i as usize]).collect(),
             tokens: batch.completion_tokens,
             offsets: batch.completion_offsets.iter().map(|&at| at as i32).collect(),
             finish: batch.finish,
-            round: batch.round,
-            chunk: batch.chunk,
-            policy_step: batch.policy_step,
+            round: for_all(batch.round),
+            chunk: for_all(batch.chunk),
+            policy_step: for_all(batch.policy_step),
             reward_tokens: batch.reward_tokens,
-            settings: known.unwrap_or(snapshot.sampling_settings.len()) as u32,
+            settings: for_all(known.unwrap_or(snapshot.sampling_settings.len()) as u32),
             seeds: batch.seeds,
             logprob_policy: batch.logprob_policy,
             logprob_reference: batch.logprob_reference,
@@ -749,6 +773,7 @@ impl Writer {
                 count: batch.prompt_index.len() as u64,
                 round: batch.round,
                 chunk: batch.chunk,
+                further: Vec::new(),
                 scores: batch.scores.iter().map(|(name, _)| (*name).to_owned()).collect(),
                 file,
             },
@@ -762,6 +787,52 @@ impl Writer {
         let digest = self.publish(files.storage, Kind::Commit, generation, &to_json(&commit))?;
         let new_prompts = new_prompts.iter().zip(snapshot.num_prompts..);
         Ok((commit, digest, new_prompts.map(|(prompt, id)| (prompt.hash, id)).collect()))
+    }
+
+    /// Write the file that takes the place of a group, and the runs whose place it takes.
+    fn write_group(
+        &mut self,
+        snapshot: &Snapshot,
+        group: Group,
+        files: &mut NewFiles<'_>,
+    ) -> Result<Upkeep> {
+        let generation = snapshot.generation + 1;
+        match group {
+            Group::Prompts(range) => {
+                let (bytes, prompts) = merge_prompts(snapshot, range.clone(), generation)?;
+                self.write_file(files, &prompts.file, &bytes)?;
+                self.sync_directories(files.storage, &[PROMPT_DIR])?;
+                Ok(Upkeep::MergePrompts { start: range.start, end: range.end, prompts })
+            }
+            Group::Segments(range) => {
+                let (bytes, segment) = merge_segments(snapshot, range.clone(), generation)?;
+                self.write_file(files, &segment.file, &bytes)?;
+                drop(bytes);
+                let mut columns = Vec::new();
+                for (number, column) in snapshot.columns.iter().enumerate() {
+                    let mut merges = Vec::new();
+                    for at in runs_within(column, &segment) {
+                        let run = &column.runs[at..=at];
+                        let none = OwnRun { first: 0, scores: &[], order: &[] };
+                        let (keys, ids) = merge_runs(snapshot, run, none)?;
+                        // The place among the runs makes the name the only one of its generation.
+                        let name = run_name(number, at as u8, generation);
+                        let (bytes, file) = encode_run(name, keys, ids);
+                        self.write_file(files, &file, &bytes)?;
+                        let RunEntry { level, entries, .. } = *run[0].entry;
+                        let run = RunEntry { level, entries, source: RunSource::File(file) };
+                        merges.push(MergeEntry { start: at, end: at + 1, run });
+                    }
+                    if !merges.is_empty() {
+                        columns.push(ColumnMerges { name: column.name.clone(), merges });
+                    }
+                }
+                let mut directories = vec![SEGMENT_DIR];
+                directories.extend((!columns.is_empty()).then_some(RUN_DIR));
+                self.sync_directories(files.storage, &directories)?;
+                Ok(Upkeep::MergeSegments { start: range.start, end: range.end, segment, columns })
+            }
+        }
     }
 
     /// Write the file of a draft's next scores, and the runs that it makes due.

@@ -239,8 +239,13 @@ pub fn needed_since(
                         serde_json::from_slice(record.payload).map_err(unparsed)?;
                     files.extend(change.files().into_iter().map(name));
                 }
-                // A state repeats what is there, and upkeep brings no file.
-                Kind::State | Kind::Upkeep => {}
+                Kind::Upkeep => {
+                    let upkeep: Upkeep =
+                        serde_json::from_slice(record.payload).map_err(unparsed)?;
+                    files.extend(upkeep.files().into_iter().map(name));
+                }
+                // Repeats what is there.
+                Kind::State => {}
             }
         }
     }
@@ -292,7 +297,7 @@ fn replay(
             }
             Kind::Upkeep => {
                 let upkeep: Upkeep = serde_json::from_slice(payload).map_err(unparsed)?;
-                snapshot.apply_upkeep(&upkeep, digest)
+                snapshot.apply_upkeep(upkeep, digest)
             }
         }
         .map_err(|what| wrong(record, what))?;

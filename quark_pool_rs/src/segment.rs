@@ -136,16 +136,16 @@ pub struct SegmentRows<'a> {
     pub offsets: Vec<i32>,
     /// [N]
     pub finish: &'a [u8],
-    /// For all rows.
-    pub round: u32,
-    /// For all rows.
-    pub chunk: u32,
-    /// For all rows.
-    pub policy_step: u32,
+    /// [N]
+    pub round: Vec<u32>,
+    /// [N]
+    pub chunk: Vec<u32>,
+    /// [N]
+    pub policy_step: Vec<u32>,
     /// [N]
     pub reward_tokens: &'a [i16],
-    /// For all rows.
-    pub settings: u32,
+    /// [N]
+    pub settings: Vec<u32>,
     /// [N]
     pub seeds: &'a [u64],
     /// [N]
@@ -164,21 +164,18 @@ pub fn encode_segment(
     token_bytes: u8,
     rows: SegmentRows<'_>,
 ) -> (Vec<u8>, FileEntry) {
-    let n = rows.prompts.len();
     let names: Vec<String> = rows.scores.iter().map(|(name, _, _)| (*name).to_owned()).collect();
     let columns = segment_columns(token_bytes, rows.texts.is_some(), &names);
-    let constant =
-        |value: u32| -> ArrayRef { Arc::new(UInt32Array::from_iter_values((0..n).map(|_| value))) };
     let floats = |values: &[f32]| -> ArrayRef { Arc::new(Float32Array::from(values.to_vec())) };
     let mut arrays: Vec<ArrayRef> = vec![
         Arc::new(UInt32Array::from(rows.prompts)),
         token_lists(token_bytes, rows.tokens, rows.offsets),
         Arc::new(UInt8Array::from(rows.finish.to_vec())),
-        constant(rows.round),
-        constant(rows.chunk),
-        constant(rows.policy_step),
+        Arc::new(UInt32Array::from(rows.round)),
+        Arc::new(UInt32Array::from(rows.chunk)),
+        Arc::new(UInt32Array::from(rows.policy_step)),
         Arc::new(Int16Array::from(rows.reward_tokens.to_vec())),
-        constant(rows.settings),
+        Arc::new(UInt32Array::from(rows.settings)),
         Arc::new(UInt64Array::from(rows.seeds.to_vec())),
         floats(rows.logprob_policy),
         floats(rows.logprob_reference),
@@ -281,6 +278,14 @@ impl<'a> Tokens<'a> {
         match self {
             Self::Narrow(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
             Self::Wide(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
+        }
+    }
+
+    /// Append them.
+    pub fn append_to(self, out: &mut Vec<u32>) {
+        match self {
+            Self::Narrow(ids) => out.extend(ids.iter().map(|&id| u32::from(id))),
+            Self::Wide(ids) => out.extend_from_slice(ids),
         }
     }
 

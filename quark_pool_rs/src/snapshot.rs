@@ -14,8 +14,8 @@ use crate::datafile::{DataFile, FileEntry, LazyFile};
 use crate::error::{PoolError, Result};
 use crate::format::PoolSettings;
 use crate::manifest::{
-    ColumnState, Commit, ExtentEntry, MergeEntry, PromptEntry, RunEntry, RunSource, ScoreChange,
-    SegmentEntry, State, Upkeep,
+    ColumnMerges, ColumnState, Commit, ExtentEntry, MergeEntry, PromptEntry, RunEntry, RunSource,
+    ScoreChange, SegmentEntry, State, Upkeep,
 };
 use crate::segment::{
     Tokens, column, prompt_column, prompt_columns, run_columns, score_columns, score_position,
@@ -168,6 +168,11 @@ impl Extent {
         file.values(position + 1, ranks)
     }
 
+    /// Whether the scores lie in the segment of their samples.
+    pub fn is_in_segment(&self) -> bool {
+        matches!(self.place, ExtentPlace::Segment(..))
+    }
+
     /// The file's name, for messages.
     pub fn file_name(&self) -> &str {
         match &self.place {
@@ -285,6 +290,11 @@ impl Column {
             let run = self.run(Arc::new(entry))?;
             self.runs.push(run);
         }
+        self.merge(merges)
+    }
+
+    /// Carry out merges of runs, one after another.
+    fn merge(&mut self, merges: Vec<MergeEntry>) -> Result<(), String> {
         for merge in merges {
             let run = self.run(Arc::new(merge.run))?;
             let merged = self.runs.get(merge.start..merge.end).ok_or("a merge of absent runs")?;
@@ -497,14 +507,79 @@ impl Snapshot {
     ///
     /// # Errors
     /// Why it does not follow; the snapshot is then of no use any more.
-    pub fn apply_upkeep(&mut self, upkeep: &Upkeep, digest: Digest256) -> Result<(), String> {
-        let Upkeep::GiveUp { oldest } = *upkeep;
+    pub fn apply_upkeep(&mut self, upkeep: Upkeep, digest: Digest256) -> Result<(), String> {
         self.generation += 1;
         self.digest = digest;
-        if oldest < self.oldest || oldest > self.generation {
-            return Err(format!("snapshots before {oldest} are given up"));
+        match upkeep {
+            Upkeep::GiveUp { oldest } => {
+                if oldest < self.oldest || oldest > self.generation {
+                    return Err(format!("snapshots before {oldest} are given up"));
+                }
+                self.oldest = oldest;
+                Ok(())
+            }
+            Upkeep::MergeSegments { start, end, segment, columns } => {
+                self.replace_segments(start..end, Arc::new(segment), columns)
+            }
+            Upkeep::MergePrompts { start, end, prompts } => {
+                let replaced = self.prompts.get(start..end).ok_or("a merge of absent prompts")?;
+                let count = replaced.iter().map(|table| u64::from(table.entry.count)).sum::<u64>();
+                let first = replaced.first().map(|table| table.entry.first);
+                if first != Some(prompts.first) || count != u64::from(prompts.count) {
+                    return Err("a merge loses or invents prompts".to_owned());
+                }
+                self.first_prompts.splice(start..end, [prompts.first]);
+                self.prompts.splice(start..end, [PromptTable::new(Arc::new(prompts))]);
+                Ok(())
+            }
         }
-        self.oldest = oldest;
+    }
+
+    /// Put one segment in the place of several, with the scores that lay in them.
+    fn replace_segments(
+        &mut self,
+        range: Range<usize>,
+        entry: Arc<SegmentEntry>,
+        columns: Vec<ColumnMerges>,
+    ) -> Result<(), String> {
+        let replaced = self.segments.get(range.clone()).ok_or("a merge of absent segments")?;
+        let appends = replaced.iter().flat_map(|segment| segment.entry.appends());
+        let count = replaced.iter().map(|segment| segment.entry.count).sum::<u64>();
+        let is_same = replaced.first().is_some_and(|first| first.entry.first == entry.first);
+        if !is_same || count != entry.count || !appends.eq(entry.appends()) {
+            return Err("a merge loses or invents samples".to_owned());
+        }
+        let num_replaced = range.len();
+        self.first_ids.splice(range.clone(), [entry.first]);
+        self.segments.splice(range, [Segment::new(entry.clone())]);
+
+        let ids = entry.first..entry.first + entry.count;
+        for at in 0..self.columns.len() {
+            let column = &self.columns[at];
+            let lies_there =
+                |extent: &Extent| extent.is_in_segment() && ids.contains(&extent.first());
+            let Some(start) = column.extents.iter().position(lies_there) else { continue };
+            let end = start + column.extents[start..].iter().take_while(|e| lies_there(e)).count();
+            if end - start != num_replaced {
+                return Err("a merge of segments with different scores".to_owned());
+            }
+            let scored = column.extents[start..end].iter().map(|e| e.entry.scored).sum();
+            let merged = ExtentEntry { first: entry.first, count, scored, file: None };
+            let extent = self.extent(&column.name, Arc::new(merged))?;
+            self.columns[at].extents.splice(start..end, [extent]);
+        }
+        for ColumnMerges { name, merges } in columns {
+            let column = self.columns.iter_mut().find(|column| column.name == name);
+            column.ok_or("a merge of an absent column's runs")?.merge(merges)?;
+        }
+        // The new segment has an order of its own, which no run is.
+        let lies_there = |run: &Arc<Run>| match &run.place {
+            RunPlace::Extent(extent) => extent.is_in_segment() && ids.contains(&extent.first()),
+            RunPlace::Merged(_) => false,
+        };
+        if self.columns.iter().any(|column| column.runs.iter().any(lies_there)) {
+            return Err("a run is left in a segment that is gone".to_owned());
+        }
         Ok(())
     }
 

@@ -6,14 +6,17 @@ use std::sync::Arc;
 
 use crate::datafile::{ColumnSpec, DataFile, FileEntry};
 use crate::error::{PoolError, Result};
-use crate::format::{HEAD, MANIFEST_DIR, log_name, parse_log_name};
+use crate::format::{HEAD, MANIFEST_DIR, PoolSettings, log_name, parse_log_name};
 use crate::manifest::{
-    Chain, ColumnState, Commit, Kind, MergeEntry, RunSource, ScoreChange, State, decode_head,
-    read_chain,
+    Chain, ColumnState, Commit, Kind, MergeEntry, PromptEntry, RunSource, ScoreChange,
+    SegmentEntry, State, Upkeep, decode_head, read_chain,
 };
 use crate::ranking::{score_key, tie_hash};
 use crate::recovery::recover;
-use crate::segment::{Tokens, column, prompt_column, run_column, run_columns, score_columns};
+use crate::segment::{
+    Tokens, column, prompt_column, prompt_columns, run_column, run_columns, score_columns,
+    segment_columns,
+};
 use crate::snapshot::{Column, RunPlace, Snapshot};
 use crate::storage::Storage;
 
@@ -63,9 +66,7 @@ pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
     };
     match recover(storage, Some(oldest)) {
         Ok((first, _)) => {
-            let state = first.to_state();
-            let columns = state.columns.iter().chain(&state.drafts);
-            columns.for_each(|column| collect_column(column, &mut superseded));
+            collect_state(&first.to_state(), &mut superseded);
         }
         Err(error) => report.problems.push(error),
     }
@@ -79,13 +80,15 @@ pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
     for i in 0..snapshot.segments.len() {
         check_segment(&snapshot, i, &mut report);
     }
-    let mut live = HashSet::new();
+    let mut live: HashSet<String> = HashSet::new();
+    live.extend(snapshot.prompts.iter().map(|table| table.entry.file.name.clone()));
+    live.extend(snapshot.segments.iter().map(|segment| segment.entry.file.name.clone()));
     for column in snapshot.columns.iter().chain(&snapshot.drafts) {
         check_scores(&snapshot, column, &mut live, &mut report);
         check_runs(&snapshot, column, &mut live, &mut report);
     }
     for (file, rows, columns) in superseded {
-        if !live.contains(&file.name) {
+        if live.insert(file.name.clone()) {
             count(&file, &mut report);
             match DataFile::open(snapshot.storage(), &file, &columns, rows) {
                 Ok(file) => file.check_all(|error| report.problems.push(error)),
@@ -156,22 +159,51 @@ fn check_logs(storage: &dyn Storage, oldest: u64, report: &mut Report) -> Result
     Ok(named)
 }
 
+fn named_segment(entry: &SegmentEntry, settings: &PoolSettings) -> Named {
+    let columns = segment_columns(settings.token_bytes, settings.store_text, &entry.scores);
+    (entry.file.clone(), entry.count, columns)
+}
+
+fn named_prompts(entry: &PromptEntry, settings: &PoolSettings) -> Named {
+    (entry.file.clone(), u64::from(entry.count), prompt_columns(settings.token_bytes))
+}
+
+fn collect_state(state: &State, named: &mut Vec<Named>) {
+    named.extend(state.segments.iter().map(|segment| named_segment(segment, &state.pool)));
+    named.extend(state.prompts.iter().map(|prompts| named_prompts(prompts, &state.pool)));
+    for column in state.columns.iter().chain(&state.drafts) {
+        collect_column(column, named);
+    }
+}
+
 fn collect_named(chain: &Chain<'_>, oldest: u64, named: &mut Vec<Named>) {
+    // Every log begins with a state, which says how the pool's files look.
+    let state = chain.records.first().map(|record| serde_json::from_slice::<State>(record.payload));
+    let Some(Ok(State { pool: settings, .. })) = &state else { return };
     for record in chain.records.iter().filter(|record| record.generation > oldest) {
         match record.kind {
             Kind::State => {
                 if let Ok(state) = serde_json::from_slice::<State>(record.payload) {
-                    for column in state.columns.iter().chain(&state.drafts) {
-                        collect_column(column, named);
-                    }
+                    collect_state(&state, named);
                 }
             }
             Kind::Commit => {
                 if let Ok(commit) = serde_json::from_slice::<Commit>(record.payload) {
+                    named.push(named_segment(&commit.segment, settings));
+                    named.extend(commit.prompts.iter().map(|p| named_prompts(p, settings)));
                     commit.scores.iter().for_each(|score| collect_merges(&score.merges, named));
                 }
             }
-            Kind::Upkeep => {}
+            Kind::Upkeep => match serde_json::from_slice(record.payload) {
+                Ok(Upkeep::MergeSegments { segment, columns, .. }) => {
+                    named.push(named_segment(&segment, settings));
+                    columns.iter().for_each(|column| collect_merges(&column.merges, named));
+                }
+                Ok(Upkeep::MergePrompts { prompts, .. }) => {
+                    named.push(named_prompts(&prompts, settings));
+                }
+                Ok(Upkeep::GiveUp { .. }) | Err(_) => {}
+            },
             Kind::Scores => {
                 if let Ok(ScoreChange::Draft { extent, merges, .. }) =
                     serde_json::from_slice(record.payload)

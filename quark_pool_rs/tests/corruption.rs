@@ -67,6 +67,18 @@ impl Oracle {
         Self::of(disk.files(), Content::after(&steps).batches)
     }
 
+    /// Of a pool whose files were made of smaller ones, which are still there.
+    fn compacted() -> Self {
+        let disk = Disk::default();
+        let pool = create(&disk.storage()).unwrap();
+        let mut steps: Vec<_> = (0..3).map(|i| Step::Append(Owned::numbered(i, 2))).collect();
+        steps.extend([Step::Compact(10), Step::Compact(10)]);
+        for step in &steps {
+            step.apply(&pool).unwrap();
+        }
+        Self::of(disk.files(), Content::after(&steps).batches)
+    }
+
     fn of(files: Files, batches: Vec<Owned>) -> Self {
         let opened = reader(&Disk::with_files(&files).storage()).unwrap();
         let ranking = ranking(&opened.snapshot()).unwrap();
@@ -132,6 +144,20 @@ fn every_flipped_byte_is_refused_or_harmless_and_always_found() {
         }
     }
     assert!(flips > 20_000 && refused * 10 > flips * 9, "{refused} of {flips}");
+}
+
+#[test]
+fn compacted_files_and_those_they_were_made_of_are_guarded_like_the_rest() {
+    let oracle = Oracle::compacted();
+    let mut refused = [0; 2];
+    for file in (0..oracle.files.len()).filter(|file| !oracle.is_message(*file)) {
+        for at in (0..oracle.files[file].1.len()).step_by(3) {
+            let what = format!("byte {at}");
+            refused[usize::from(oracle.check(file, |bytes| bytes[at] ^= 0x10, &what))] += 1;
+        }
+    }
+    // The older files are found by verification alone: nobody reads them.
+    assert!(refused[0] > 1_000 && refused[1] > 1_000, "{refused:?}");
 }
 
 #[test]

@@ -271,3 +271,47 @@ fn a_collection_that_fails_loses_nothing_and_goes_on() {
         }
     }
 }
+
+#[test]
+fn a_compaction_goes_on_where_a_failing_operation_stopped_it() {
+    let prepared = |disk: &Disk| {
+        let pool = create(&disk.storage()).unwrap();
+        for batch in batches() {
+            batch.append(&pool).unwrap();
+        }
+        pool
+    };
+    let compact = |pool: &Pool| -> Result<()> {
+        while pool.compact_once(100)? {}
+        Ok(())
+    };
+    let disk = Disk::default();
+    let pool = prepared(&disk);
+    let begin = disk.num_calls();
+    compact(&pool).unwrap();
+    let end = disk.num_calls();
+    assert_eq!((pool.snapshot().segments.len(), pool.snapshot().prompts.len()), (1, 1));
+    let mut num_failed = 0;
+    for fault in [Fault::NoSpace, Fault::Io] {
+        for from_then_on in [false, true] {
+            for at in begin + 1..=end {
+                let what = format!("{fault:?} at {at}, from then on: {from_then_on}");
+                let disk = Disk::default();
+                let pool = prepared(&disk);
+                disk.set_fault(at, from_then_on, fault);
+                num_failed += usize::from(compact(&pool).is_err());
+                disk.clear_fault();
+                assert!(check_content(&pool.snapshot(), &batches()).unwrap(), "{what}");
+                pool.close();
+                assert!(!disk.retried_a_failed_sync(), "{what}: a failed sync was trusted");
+                let pool = writer(&disk.storage()).unwrap();
+                assert!(check_content(&pool.snapshot(), &batches()).unwrap(), "{what}: reopened");
+                compact(&pool).unwrap();
+                assert_eq!(pool.snapshot().segments.len(), 1, "{what}");
+                assert!(check_content(&pool.snapshot(), &batches()).unwrap(), "{what}: compacted");
+                assert!(verify(&disk.storage()).unwrap().problems.is_empty(), "{what}");
+            }
+        }
+    }
+    assert!(num_failed > 20, "only {num_failed} faults were felt");
+}

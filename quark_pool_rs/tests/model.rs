@@ -9,6 +9,7 @@ use std::sync::Arc;
 use common::disk::Disk;
 use common::{Content, Owned, Step as Commit, TIE_SEED, create, reader, writer};
 use proptest::prelude::*;
+use quark_pool_rs::compaction::plan;
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::gather::gather;
@@ -31,6 +32,8 @@ enum Step {
     Publish(&'static str),
     Discard(&'static str),
     Collect(u64),
+    /// Until nothing is left to do.
+    Compact(u64),
 }
 
 fn score() -> impl Strategy<Value = f32> {
@@ -70,6 +73,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => name().prop_map(Step::Publish),
         1 => name().prop_map(Step::Discard),
         1 => (1_u64..6).prop_map(Step::Collect),
+        2 => (2_u64..60).prop_map(Step::Compact),
     ];
     prop::collection::vec(step, 1..30)
 }
@@ -266,6 +270,19 @@ proptest! {
                     prop_assert!(would.files > 0 || !is_due || keep > 1);
                     prop_assert_eq!(pool.snapshot().hash(), hash);
                 }
+                Step::Compact(max_rows) => {
+                    let before = pool.snapshot();
+                    while plan(&pool.snapshot(), max_rows).is_some() {
+                        let commit = Commit::Compact(max_rows);
+                        commit.apply(&pool).unwrap();
+                        commits.push(commit);
+                        hashes.push(pool.snapshot().hash());
+                    }
+                    let snapshot = pool.snapshot();
+                    prop_assert!(!pool.compact_once(max_rows).unwrap());
+                    prop_assert!(snapshot.segments.len() <= before.segments.len());
+                    prop_assert!(content.is_in(&before).unwrap());
+                }
                 Step::Publish(name) => {
                     let missing = content.num_samples() - content.drafts.get(name).map_or(0, Vec::len);
                     if missing > 0 {
@@ -294,6 +311,11 @@ proptest! {
         }
         let reader = reader(&storage).unwrap();
         for handle in [&pool, &reader] {
+            for batch in &content.batches {
+                let ids = handle.find(&batch.key).unwrap();
+                prop_assert!(batch.matches(0, &handle.snapshot().sample(ids.start).unwrap()));
+                prop_assert_eq!(ids.end - ids.start, batch.completions.len() as u64);
+            }
             prop_assert!(content.is_in(&handle.snapshot()).unwrap());
             prop_assert_eq!(handle.snapshot().hash(), hashes[commits.len()].clone());
             for name in ["reward", "length"] {

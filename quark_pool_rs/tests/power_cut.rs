@@ -155,6 +155,19 @@ impl Workload {
     }
 }
 
+/// Appends and rescored ones made one file of, again, and the small files collected.
+fn compacted() -> Vec<Step> {
+    let append = |i| Step::Append(Owned::numbered(i, 2));
+    let mut steps: Vec<_> = (0..5).map(append).collect();
+    steps.extend([Step::Draft("reward", vec![1.5; 10]), Step::Publish("reward")]);
+    steps.extend((5..8).map(append));
+    // Those that were scored anew, those that were not, and the prompts.
+    steps.extend([Step::Compact(40), Step::Compact(40), Step::Compact(40), append(8)]);
+    steps.extend((9..14).map(append));
+    steps.extend([Step::Compact(40), Step::Collect(1), append(14)]);
+    steps
+}
+
 /// The oldest snapshot that is left after some steps.
 fn oldest_after(steps: &[Step]) -> usize {
     (1..).zip(steps).fold(0, |oldest, (generation, step)| match step {
@@ -233,6 +246,17 @@ fn a_collection_survives_every_power_cut() {
     let files = workload.disk.files();
     let num = |prefix| files.iter().filter(|(path, _)| path.starts_with(prefix)).count();
     assert_eq!((num("manifest"), num("segments"), num("scores")), (2, 11, 2));
+    let (images, wrong) = workload.enumerate(true);
+    assert_eq!(wrong, None);
+    assert!(images > 5_000, "only {images} images");
+}
+
+#[test]
+fn a_compaction_survives_every_power_cut() {
+    let workload = run(compacted(), None);
+    let files = workload.disk.files();
+    let num = |prefix| files.iter().filter(|(path, _)| path.starts_with(prefix)).count();
+    assert_eq!((num("manifest"), num("segments"), num("runs")), (1, 3, 3));
     let (images, wrong) = workload.enumerate(true);
     assert_eq!(wrong, None);
     assert!(images > 5_000, "only {images} images");

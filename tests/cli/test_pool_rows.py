@@ -133,7 +133,7 @@ def test_a_query_that_is_none_is_wrong_usage(pool: Path, sql: str, says: str) ->
 
 def test_damage_is_reported_by_queries_and_exports(pool: Path, tmp_path: Path) -> None:
     with NativePool.open(pool) as opened:
-        file = segments_of(opened.path, opened.snapshot)[1].file
+        file = segments_of(opened)[1].file
     file.chmod(0o600)
     data = bytearray(file.read_bytes())
     data[len(data) // 3] ^= 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from quark.errors import PoolCorruptedError, PoolVersionError
+from quark.errors import PoolCorruptedError
 from quark.pool import scan as scan_module
 from quark.pool.base import SampleBatch
 from quark.pool.native import NativePool
@@ -37,7 +36,7 @@ def looped(pool: NativePool, ids: Sequence[int] | None = None) -> pl.DataFrame:
     """What a scan has to give, taken from the pool sample by sample."""
     keys = {
         id: segment.key
-        for segment in segments_of(pool.path, pool.snapshot)
+        for segment in segments_of(pool)
         for id in range(segment.first, segment.first + segment.count)
     }
     scores = {name: pool.scores(name) for name in pool.score_columns}
@@ -162,7 +161,7 @@ def test_every_query_gives_what_it_gives_on_the_loop(
 
 def test_batches_have_at_most_the_size_that_was_asked_for(path: Path) -> None:
     pool = varied(path)
-    source = scan_module._Source(pool, segments_of(pool.path, pool.snapshot))
+    source = scan_module._Source(pool, segments_of(pool))
     for size in (1, 2, 5, 1000):
         frames = list(source.read(None, None, None, size))
         assert all(0 < frame.height <= size for frame in frames)
@@ -188,7 +187,7 @@ def test_segments_that_cannot_match_are_not_read(path: Path, predicate: pl.Expr)
         pool.append(wide(number))
     expected = looped(pool).filter(predicate)
     # The scores of all segments are known first; nothing but the texts of the others is damaged.
-    segments = segments_of(pool.path, pool.snapshot)
+    segments = segments_of(pool)
     for segment in segments[:2] + segments[3:]:
         data = segment.file.read_bytes()
         damage(segment.file, data.index(b"b" * LONG) + LONG // 2)
@@ -201,7 +200,7 @@ def test_segments_that_the_manifest_rules_out_are_not_even_opened(path: Path) ->
     pool = varied(path)
     expected = looped(pool).filter(pl.col("round") == 1).drop("reward", "score:seed")
     pool = NativePool.open(path)
-    for segment in segments_of(pool.path, pool.snapshot):
+    for segment in segments_of(pool):
         if segment.round != 1:
             segment.file.unlink()
     query = pool.scan().drop("reward", "score:seed")
@@ -214,7 +213,7 @@ def test_a_policy_step_that_cannot_match_leaves_a_segment_unread(path: Path) -> 
     pool = NativePool.create(path, vocab_size=VOCAB_SIZE)
     for number in range(3):
         pool.append(wide(number))
-    segment = segments_of(pool.path, pool.snapshot)[0]
+    segment = segments_of(pool)[0]
     damage(segment.file, segment.file.read_bytes().index(b"b" * LONG) + LONG // 2)
     texts = pool.scan().filter(pl.col("policy_step") >= 1).select("completion_text").collect()
     assert texts.height == 6
@@ -224,7 +223,7 @@ def test_columns_that_are_not_asked_for_are_not_read(path: Path) -> None:
     pool = NativePool.create(path, vocab_size=VOCAB_SIZE)
     pool.append(wide(0))
     expected = looped(pool).drop("completion_text")
-    [segment] = segments_of(pool.path, pool.snapshot)
+    [segment] = segments_of(pool)
     damage(segment.file, segment.file.read_bytes().index(b"b" * LONG) + LONG // 2)
     assert_frame_equal(pool.scan().drop("completion_text").collect(), expected)
     with pytest.raises(PoolCorruptedError, match="is damaged at offset"):
@@ -238,7 +237,7 @@ def test_no_damaged_byte_is_served(path: Path) -> None:
     texts = [str(row) * (row % 9) for row in range(3000)]
     pool.append(dataclasses.replace(batch, completion_texts=texts))
     expected = looped(pool)
-    [segment] = segments_of(pool.path, pool.snapshot)
+    [segment] = segments_of(pool)
     sound = segment.file.read_bytes()
     caught = dict.fromkeys(COLUMNS, 0)
     for block in range(0, len(sound), 4096):
@@ -282,27 +281,24 @@ def test_snapshots_on_both_sides_of_a_new_log_are_found(path: Path) -> None:
         number += 1
     for generation in (0, 1, number - 2, number - 1, number):
         old = NativePool.open(path, snapshot=generation)
-        segments = segments_of(path, old.snapshot)
+        segments = segments_of(old)
         assert [segment.first for segment in segments] == list(range(generation))
         assert all(old.find(s.key) == range(s.first, s.first + 1) for s in segments)
 
 
-def test_a_manifest_that_is_damaged_or_of_tomorrow_is_refused(path: Path) -> None:
-    pool = varied(path, appends=2)
-    [log] = path.glob("manifest/*.log")
-    sound = log.read_bytes()
-    damage(log, sound.rindex(b"run/1"))
-    with pytest.raises(PoolCorruptedError, match="does not hold snapshot 2"):
-        segments_of(path, pool.snapshot)
-    at = sound.rindex(b"\xffQRKMAN\xfe")
-    header = sound[at : at + 8] + (9).to_bytes(4, "little") + sound[at + 12 : at + 56]
-    payload = sound[at + 96 :]
-    digest = hashlib.sha256(header + payload).digest()
-    log.write_bytes(sound[:at] + header + digest + bytes(8) + payload)
-    with pytest.raises(PoolVersionError, match="unknown kind 9"):
-        segments_of(path, pool.snapshot)
-    log.write_bytes(sound)
-    assert len(segments_of(path, pool.snapshot)) == 2
+def test_a_compacted_pool_is_scanned_like_before(path: Path) -> None:
+    pool = NativePool.create(path, vocab_size=VOCAB_SIZE)
+    for number in range(6):
+        batch = make_batch(f"run/{number}", {"reward": [number + 0.5] * 9}, content=number)
+        pool.append(dataclasses.replace(batch, round=number // 2))
+    before = looped(pool)
+    assert pool.compact().num_segments == 1
+    assert len(segments_of(pool)) == 6
+    assert_frame_equal(pool.scan().collect(), before)
+    assert_frame_equal(
+        pool.scan().filter(pl.col("round") == 2, pl.col("seed") > 0).collect(),
+        before.filter(pl.col("round") == 2, pl.col("seed") > 0),
+    )
 
 
 def test_scores_that_were_written_anew_are_the_ones_that_count(path: Path) -> None:

@@ -123,7 +123,7 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path) -> None:
     assert target.read_text() == "mine"
     export_pool(pool, target, is_overwriting=True)
     assert pl.read_parquet(target).height == 12
-    file = segments_of(pool.path, pool.snapshot)[1].file
+    file = segments_of(pool)[1].file
     file.chmod(0o600)
     file.write_bytes(file.read_bytes()[:-1])
     for name in FORMATS:
@@ -296,7 +296,7 @@ def test_merged_pools_hold_each_sample_once(tmp_path: Path) -> None:
         assert len(pool) == 21
         assert pool.settings.metadata == {"model": "m", "n": 1}
         assert pool.find("run/a") == range(0, 4)
-        [moved] = [s for s in segments_of(into, pool.snapshot) if s.key.startswith("run/a#")]
+        [moved] = [s for s in segments_of(pool) if s.key.startswith("run/a#")]
         assert pool.samples([moved.first])[0].scores["reward"] == 5.0
         rows = pool.scan().filter(pl.col("id").is_between(12, 20))
         ignored = ["id", "prompt_id", "key"]

@@ -1,5 +1,6 @@
 //! The classes. Each method takes what it needs, releases the interpreter and calls the core.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,16 +16,19 @@ use crate::describe::describe;
 use crate::fork::fork;
 use crate::format::PoolSettings;
 use crate::gather::gather;
+use crate::manifest::AppendEntry;
 use crate::pool::{OpenOptions, Pool};
 use crate::quantization::Quantization;
 use crate::ranking::{RemainderRule, TieRule};
 use crate::sampler::{Sampler, SamplingMode};
 use crate::segment::column;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Segment, Snapshot};
 use crate::storage::{FileStorage, Storage};
 
 /// Generation, hash, number of samples.
 type SnapshotTuple = (u64, String, u64);
+/// A row of `PyPool::appends`.
+type AppendTuple = (String, u64, String, u64, u64, u32, u32);
 
 fn snapshot_tuple(snapshot: &Snapshot) -> SnapshotTuple {
     (snapshot.generation, snapshot.hash(), snapshot.num_samples)
@@ -92,6 +96,26 @@ impl PyPool {
     fn fork(&self, py: Python<'_>, path: PathBuf, uuid: &str) -> PyResult<()> {
         let snapshot = self.0.snapshot();
         detached(py, || fork(&snapshot, &FileStorage::new(""), &path, uuid))
+    }
+
+    /// Per append: its file, the first id in that file, key, first id, samples, round, chunk.
+    fn appends(&self) -> Vec<AppendTuple> {
+        let snapshot = self.0.snapshot();
+        let of_segment = |segment: &Arc<Segment>| {
+            let entry = segment.entry.clone();
+            let row = |(append, ids): (AppendEntry, Range<u64>)| {
+                let (file, begin) = (entry.file.name.clone(), entry.first);
+                let count = ids.end - ids.start;
+                (file, begin, append.key, ids.start, count, append.round, append.chunk)
+            };
+            entry.appends().map(row).collect::<Vec<_>>()
+        };
+        snapshot.segments.iter().flat_map(of_segment).collect()
+    }
+
+    /// Whether there were small files to make one of.
+    fn compact_once(&self, py: Python<'_>, max_samples: u64) -> PyResult<bool> {
+        detached(py, || self.0.compact_once(max_samples))
     }
 
     /// The oldest generation that is left, files and bytes that went (or would).

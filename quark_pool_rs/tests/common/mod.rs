@@ -157,6 +157,8 @@ pub enum Step {
     Discard(&'static str),
     /// Keep so many snapshots; there are to be more.
     Collect(u64),
+    /// Make one file of small ones, of at most so many rows; there are to be some.
+    Compact(u64),
 }
 
 /// What the tests' drafts say of their scores.
@@ -172,6 +174,7 @@ impl Step {
             Self::Publish(name) => pool.publish_scores(name),
             Self::Discard(name) => pool.discard_scores(name),
             Self::Collect(keep) => pool.collect(*keep, false).map(drop),
+            Self::Compact(max_rows) => pool.compact_once(*max_rows).map(|done| assert!(done)),
         }
     }
 }
@@ -211,7 +214,7 @@ impl Content {
                 }
             }
             Step::Discard(name) => drop(self.drafts.remove(name).unwrap()),
-            Step::Collect(_) => {}
+            Step::Collect(_) | Step::Compact(_) => {}
         }
     }
 

@@ -1,0 +1,255 @@
+//! Small segments and prompt files become few large ones.
+//!
+//! Here it is decided which, and their rows are put one after another; `pool` writes and commits. Samples
+//! keep ids and values, so what is read and what is drawn stays the same. Rules: FORMAT.md, "A compaction".
+
+use std::ops::Range;
+
+use crate::datafile::FileEntry;
+use crate::error::Result;
+use crate::format::{prompts_name, segment_name};
+use crate::manifest::{PromptEntry, SegmentEntry};
+use crate::ranking::sort_scores;
+use crate::segment::{
+    PromptRow, SegmentRows, Tokens, column, encode_prompts, encode_segment, prompt_column,
+};
+use crate::snapshot::{Column, Run, RunPlace, Snapshot};
+
+/// Larger files are not made: their rows are in memory once, and Arrow's offsets are i32.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// What one step of a compaction makes one file of: positions in the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Group {
+    /// Of segments.
+    Segments(Range<usize>),
+    /// Of prompt files.
+    Prompts(Range<usize>),
+}
+
+/// The oldest files that are worth making one of, with at most `max_rows` rows.
+///
+/// The largest file of a group at least doubles, so that a row is written anew a few times in its life, however often pools
+/// are compacted. The same snapshot gives the same group.
+pub fn plan(snapshot: &Snapshot, max_rows: u64) -> Option<Group> {
+    let segments = snapshot.segments.iter().map(|segment| Candidate {
+        rows: segment.entry.count,
+        bytes: segment.entry.file.length,
+        like: placed_scores(snapshot, &segment.entry),
+    });
+    let prompts = snapshot.prompts.iter().map(|table| Candidate {
+        rows: u64::from(table.entry.count),
+        bytes: table.entry.file.length,
+        like: (),
+    });
+    choose(&segments.collect::<Vec<_>>(), max_rows)
+        .map(Group::Segments)
+        .or_else(|| choose(&prompts.collect::<Vec<_>>(), max_rows).map(Group::Prompts))
+}
+
+/// A file that may become part of another one.
+struct Candidate<L> {
+    rows: u64,
+    bytes: u64,
+    /// Only like ones become one.
+    like: L,
+}
+
+fn choose<L: PartialEq>(files: &[Candidate<L>], max_rows: u64) -> Option<Range<usize>> {
+    let mut start = 0;
+    while start < files.len() {
+        let (mut rows, mut bytes, mut largest, mut end) = (0, 0, 0, start);
+        while let Some(file) = files.get(end)
+            && file.like == files[start].like
+            && rows + file.rows <= max_rows
+            && bytes + file.bytes <= MAX_BYTES
+        {
+            rows += file.rows;
+            bytes += file.bytes;
+            largest = largest.max(file.rows);
+            end += 1;
+        }
+        if end > start + 1 && rows >= 2 * largest {
+            return Some(start..end);
+        }
+        start += 1;
+    }
+    None
+}
+
+/// The score columns that are still read from a segment: others were scored anew, into files of their own.
+fn placed_scores<'a>(snapshot: &'a Snapshot, entry: &SegmentEntry) -> Vec<&'a str> {
+    let is_read = |column: &&Column| {
+        let at = column.extents.binary_search_by_key(&entry.first, |extent| extent.first());
+        at.is_ok_and(|i| column.extents[i].is_in_segment())
+    };
+    snapshot.columns.iter().filter(is_read).map(|column| column.name.as_str()).collect()
+}
+
+/// The bytes of one segment with the rows of several, and what the manifest is to say of it.
+///
+/// # Errors
+/// `Corrupted`, `Io`.
+pub fn merge_segments(
+    snapshot: &Snapshot,
+    range: Range<usize>,
+    generation: u64,
+) -> Result<(Vec<u8>, SegmentEntry)> {
+    let settings = &snapshot.home.settings;
+    let segments = &snapshot.segments[range];
+    let first = segments[0].entry.first;
+    let count = segments.iter().map(|segment| segment.entry.count).sum();
+    let files = segments.iter().map(|s| s.open(&snapshot.home)).collect::<Result<Vec<_>>>()?;
+
+    macro_rules! whole {
+        ($column:expr) => {{
+            let mut values = Vec::with_capacity(count as usize);
+            for file in &files {
+                values.extend_from_slice(file.values($column, 0..file.rows())?);
+            }
+            values
+        }};
+    }
+    let (mut tokens, mut offsets, mut texts) = (Vec::new(), vec![0], Vec::new());
+    for file in &files {
+        for row in 0..file.rows() {
+            let span = file.span(column::COMPLETION, row)?;
+            Tokens::read(file, column::COMPLETION, settings.token_bytes, span)?
+                .append_to(&mut tokens);
+            offsets.push(tokens.len() as i32);
+            if settings.store_text {
+                texts.push(file.text(column::TEXT, row)?);
+            }
+        }
+    }
+    let mut scores = Vec::new();
+    for name in placed_scores(snapshot, &segments[0].entry) {
+        let column = snapshot.column(name)?;
+        let mut values = Vec::with_capacity(count as usize);
+        for segment in segments {
+            let at = column.extents.partition_point(|e| e.first() < segment.entry.first);
+            let extent = &column.extents[at];
+            values.extend_from_slice(extent.scores(&snapshot.home, 0..extent.count())?);
+        }
+        let (order, _) = sort_scores(&values, first, settings.tie_seed);
+        scores.push((name, values, order));
+    }
+
+    let (finish, reward_tokens): (Vec<u8>, Vec<i16>) =
+        (whole!(column::FINISH), whole!(column::REWARD_TOKEN));
+    let seeds: Vec<u64> = whole!(column::SEED);
+    let (logprob_policy, logprob_reference): (Vec<f32>, Vec<f32>) =
+        (whole!(column::LOGPROB_POLICY), whole!(column::LOGPROB_REFERENCE));
+    let rows = SegmentRows {
+        prompts: whole!(column::PROMPT),
+        tokens: &tokens,
+        offsets,
+        finish: &finish,
+        round: whole!(column::ROUND),
+        chunk: whole!(column::CHUNK),
+        policy_step: whole!(column::POLICY_STEP),
+        reward_tokens: &reward_tokens,
+        settings: whole!(column::SETTINGS),
+        seeds: &seeds,
+        logprob_policy: &logprob_policy,
+        logprob_reference: &logprob_reference,
+        texts: settings.store_text.then_some(&texts),
+        scores: scores.iter().map(|(n, v, order)| (*n, v.as_slice(), order.clone())).collect(),
+    };
+    let (bytes, file) = encode_segment(segment_name(first, generation), settings.token_bytes, rows);
+    let mut appends = segments.iter().flat_map(|segment| segment.entry.appends());
+    let (earliest, _) = appends.next().expect("a group has segments");
+    let entry = SegmentEntry {
+        key: earliest.key,
+        first,
+        count,
+        round: earliest.round,
+        chunk: earliest.chunk,
+        further: appends.map(|(append, _)| append).collect(),
+        scores: scores.iter().map(|(name, ..)| (*name).to_owned()).collect(),
+        file,
+    };
+    Ok((bytes, entry))
+}
+
+/// The bytes of one prompt file with the rows of several, and what the manifest is to say of it.
+///
+/// # Errors
+/// `Corrupted`, `Io`.
+pub fn merge_prompts(
+    snapshot: &Snapshot,
+    range: Range<usize>,
+    generation: u64,
+) -> Result<(Vec<u8>, PromptEntry)> {
+    let settings = &snapshot.home.settings;
+    let tables = &snapshot.prompts[range];
+    let first = tables[0].entry.first;
+    let mut rows = Vec::new();
+    for table in tables {
+        let file = table.open(&snapshot.home)?;
+        let hashes: &[[u8; 16]] = file.values(prompt_column::HASH, 0..file.rows())?;
+        for (row, &hash) in hashes.iter().enumerate() {
+            let prompt = first + rows.len() as u32;
+            rows.push((
+                snapshot.prompt_tokens(prompt)?.to_vec(),
+                file.text(prompt_column::TEXT, row)?,
+                file.text(prompt_column::METADATA, row)?,
+                hash,
+            ));
+        }
+    }
+    let prompts: Vec<PromptRow<'_>> = rows
+        .iter()
+        .map(|(tokens, text, metadata, hash)| PromptRow { tokens, text, metadata, hash: *hash })
+        .collect();
+    let name = prompts_name(first, generation);
+    let (bytes, file): (_, FileEntry) = encode_prompts(name, settings.token_bytes, &prompts);
+    Ok((bytes, PromptEntry { first, count: prompts.len() as u32, file }))
+}
+
+/// The runs of a column that are orders in the segments that this one takes the place of.
+///
+/// They stay runs, in files of their own: a draw says which run a sample is in, and shall not change.
+pub fn runs_within(column: &Column, segment: &SegmentEntry) -> Vec<usize> {
+    let ids = segment.first..segment.first + segment.count;
+    let is_within = |run: &Run| {
+        let RunPlace::Extent(extent) = &run.place else { return false };
+        extent.is_in_segment() && ids.contains(&extent.first())
+    };
+    (0..column.runs.len()).filter(|&at| is_within(&column.runs[at])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(rows: &[u64], max_rows: u64) -> Option<Range<usize>> {
+        let files: Vec<_> =
+            rows.iter().map(|&rows| Candidate { rows, bytes: 0, like: () }).collect();
+        choose(&files, max_rows)
+    }
+
+    #[test]
+    fn files_become_one_where_the_largest_at_least_doubles() {
+        assert_eq!(chosen(&[1, 1], 10), Some(0..2));
+        assert_eq!(chosen(&[5, 1, 1], 10), Some(1..3));
+        assert_eq!(chosen(&[5, 1, 1, 3], 10), Some(0..4));
+        assert_eq!(chosen(&[10, 4, 4, 4], 10), Some(1..3));
+        assert_eq!(chosen(&[10, 20, 5], 10), None);
+        assert_eq!(chosen(&[], 10), None);
+    }
+
+    #[test]
+    fn a_row_is_written_anew_a_few_times_only() {
+        let (mut files, mut written) = (Vec::new(), 0);
+        for _ in 0..4096 {
+            files.push(1);
+            while let Some(range) = chosen(&files, 1 << 40) {
+                let sum = files[range.clone()].iter().sum();
+                written += sum;
+                files.splice(range, [sum]);
+            }
+        }
+        assert!(written <= 4096 * 13 && files.len() <= 13, "{written} rows, {files:?}");
+    }
+}
