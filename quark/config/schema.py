@@ -13,7 +13,7 @@ from quark.data.prompts import PromptConfig
 from quark.evaluation.evaluator import EvaluationConfig
 from quark.generation.base import SamplingConfig
 from quark.models.loading import ModelConfig
-from quark.objectives.quark import QuarkObjectiveConfig
+from quark.objectives.quark import LMSoftmax, QuarkObjectiveConfig
 from quark.pool.base import RemainderRule, SamplingMode, TieRule
 from quark.rewards.config import RewardConfig
 from quark.settings import Settings
@@ -167,6 +167,11 @@ class RunConfig(Settings):
             raise ValueError(
                 f"optimizer.micro_batch_size ({micro}) is larger than optimizer.batch_size "
                 f"({self.optimizer.batch_size})"
+            )
+        if self.model.lora.rank and self.objective.lm_softmax is LMSoftmax.ENLARGED:
+            raise ValueError(
+                'objective.lm_softmax = "enlarged" trains the vocabulary head\'s columns of the reward tokens, '
+                'which stay as they are with model.lora.rank: leave it at "base"'
             )
         if self.pool.per_prompt and self.pool.remainder is not RemainderRule.SPREAD:
             raise ValueError("pool.remainder has no meaning with pool.per_prompt: leave it out")

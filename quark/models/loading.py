@@ -30,6 +30,7 @@ from transformers import (
 
 from quark.assets import asset_path
 from quark.errors import ModelError
+from quark.models.lora import LoraConfig, add_adapter
 from quark.models.policy import (
     PLAIN_TOKENIZER_FILE,
     Policy,
@@ -65,6 +66,8 @@ class ModelConfig(Settings):
     Where there are few steps, this is worth many of them."""
     highest_words: tuple[str, ...] = ()
     """The other end of ``lowest_words``."""
+    lora: LoraConfig = LoraConfig()
+    """Train low-rank adapters instead of all weights."""
 
     @model_validator(mode="after")
     def _has_both_ends(self) -> Self:
@@ -119,12 +122,12 @@ def load_policy(
     Args:
         config: the original model.
         num_quantiles: K.
-        seed: of the reward tokens' vectors.
+        seed: of the reward tokens' vectors, and of the adapters where there are any.
         device: where to; None is the CPU.
         dtype: of the weights; None is ``config.dtype``.
 
     Raises:
-        ModelError: the model cannot be found or cannot take reward tokens.
+        ModelError: the model cannot be found, or cannot take reward tokens or adapters.
     """
     source = _locate(config)
     model = _read_model(source, device=device, dtype=dtype or config.torch_dtype)
@@ -144,7 +147,16 @@ def load_policy(
         begin_from_words(
             model, tokenizer, reward_tokens, (config.lowest_words, config.highest_words)
         )
-    return Policy(model, tokenizer, reward_tokens, num_leading_positions=int(has_own_position))
+    adapter = None
+    if config.lora.rank:
+        adapter = add_adapter(model, reward_tokens, config.lora, seed=seed)
+    return Policy(
+        model,
+        tokenizer,
+        reward_tokens,
+        num_leading_positions=int(has_own_position),
+        adapter=adapter,
+    )
 
 
 def load_saved_policy(

@@ -17,16 +17,23 @@ from quark.models.precision import convert_projections
 class ReferencePolicy(Protocol):
     """p0 of Lu et al. 2022: the anchor of the KL penalty."""
 
+    @property
+    def causal(self) -> CausalModel:
+        """The original model, to sample from."""
+        ...
+
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
         """The rows that predict the completions from the prompts alone; without gradient."""
         ...
 
     def sequence_logprobs(self, batch: TrainingBatch, *, base_vocab_size: int) -> Tensor:
         """float32 [B] log-probabilities of the completions over the base vocabulary, in nats."""
-        ...
+        rows = self.completion_rows(batch)
+        nll = token_nll(rows, batch.targets, base_vocab_size=base_vocab_size)
+        return -batch.sum_by_sequence(nll)
 
 
-class FrozenReference:
+class FrozenReference(ReferencePolicy):
     """A frozen copy of the original model.
 
     Args:
@@ -39,15 +46,14 @@ class FrozenReference:
         self, model: PreTrainedModel, *, autocast_dtype: torch.dtype | None = None
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.causal = CausalModel(model)
+        self._causal = CausalModel(model)
         if autocast_dtype is not None:
             convert_projections(model, autocast_dtype)
+
+    @property
+    def causal(self) -> CausalModel:
+        return self._causal
 
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
         with torch.no_grad():
             return self.causal.run(batch.reference_inputs())
-
-    def sequence_logprobs(self, batch: TrainingBatch, *, base_vocab_size: int) -> Tensor:
-        rows = self.completion_rows(batch)
-        nll = token_nll(rows, batch.targets, base_vocab_size=base_vocab_size)
-        return -batch.sum_by_sequence(nll)

@@ -32,11 +32,14 @@ from quark.errors import (
 from quark.evaluation.evaluator import Evaluator
 from quark.generation.base import Generator, SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
+from quark.models.causal import CausalModel
 from quark.models.loading import load_base_model, load_policy, load_tokenizer
+from quark.models.lora import frozen_digest
 from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
 from quark.pool.native import NativePool
-from quark.reference.base import FrozenReference
+from quark.reference.adapter_off import AdapterOffReference
+from quark.reference.base import FrozenReference, ReferencePolicy
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_reward, reward_provenance
 from quark.rewards.config import RewardConfig
@@ -55,6 +58,7 @@ from quark.training.trainer import Trainer
 from quark.types import Prompt
 
 RUN_FORMAT = 1
+_FROZEN = "frozen weights"
 BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "length", "regex"})
 MAY_CHANGE = (
     "run.num_rounds",
@@ -126,10 +130,7 @@ def assemble(
         device=device,
     )
     policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
-    reference = FrozenReference(
-        load_base_model(config.model, device=device),
-        autocast_dtype=autocast_dtype(config.run.precision, device),
-    )
+    reference = _reference(config, policy, device)
     prompts = _prompts(config)
     for note in prompts.notes:
         listener.on_message(note, level="warning")
@@ -140,7 +141,7 @@ def assemble(
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
         )
-        fingerprint = make_fingerprint(device, team.size)
+        fingerprint = make_fingerprint(device, team.size) | _adapter_fingerprint(policy)
 
         def find() -> str | None:
             found = _find_checkpoint(run, checkpoints, listener)
@@ -177,7 +178,7 @@ def assemble(
         pool.close()
         raise
 
-    def generator(model: Policy | FrozenReference, sampling: SamplingConfig) -> Generator:
+    def generator(model: Policy | ReferencePolicy, sampling: SamplingConfig) -> Generator:
         alone = TransformersGenerator(
             model if isinstance(model, Policy) else model.causal,
             policy.tokenizer,
@@ -277,11 +278,14 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
         seed=derive_seed(config.run.seed, "reward tokens"),
         device=device,
     )
-    reference = load_base_model(config.model, device=device)
+    if policy.adapter is None:
+        original = CausalModel(load_base_model(config.model, device=device))
+    else:
+        original = AdapterOffReference(policy).causal
     prompts = _prompts(config)
     shown: list[Prompt] = list(prompts.train[:3])
     generator = TransformersGenerator(
-        reference, policy.tokenizer, policy.reward_tokens, config.sampling, device
+        original, policy.tokenizer, policy.reward_tokens, config.sampling, device
     )
     with make_autocast(config.run.precision, device)():
         completions = generator.generate(
@@ -367,6 +371,23 @@ def make_fingerprint(device: torch.device, num_processes: int = 1) -> dict[str, 
             for package in ("torch", "transformers", "tokenizers", "numpy")
         },
     }
+
+
+def _reference(config: RunConfig, policy: Policy, device: torch.device) -> ReferencePolicy:
+    """The original model: below the policy's adapters, or a copy of its own."""
+    if policy.adapter is not None:
+        return AdapterOffReference(policy)
+    return FrozenReference(
+        load_base_model(config.model, device=device),
+        autocast_dtype=autocast_dtype(config.run.precision, device),
+    )
+
+
+def _adapter_fingerprint(policy: Policy) -> dict[str, str]:
+    """What besides has to be equal where a checkpoint holds adapters alone."""
+    if policy.adapter is None:
+        return {}
+    return {"peft": version("peft"), _FROZEN: frozen_digest(policy.model)}
 
 
 class _Unasked:
@@ -650,6 +671,12 @@ def _say_resumed(
     listener.on_message(
         f"continuing from the checkpoint of step {state['step']} (round {state['position']['round']})"
     )
+    frozen = state["fingerprint"].get(_FROZEN)
+    if frozen != fingerprint.get(_FROZEN):
+        raise CheckpointError(
+            f"the weights below the adapters are not those of the checkpoint of step {state['step']}: "
+            "model.name gives another model than it did. Bring that one back, or choose another --run-dir"
+        )
     different = [
         f"{key} {before} -> {fingerprint.get(key)}"
         for key, before in state["fingerprint"].items()
