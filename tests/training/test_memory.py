@@ -25,7 +25,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-@pytest.mark.parametrize("settings", [(*LORA, "model.lora.dropout=0.1")], ids=["lora"])
+@pytest.mark.parametrize(
+    "settings",
+    [(*LORA, "model.lora.dropout=0.1", "model.gradient_checkpointing=true")],
+    ids=["lora"],
+)
 def test_a_run_stopped_again_and_again_ends_equal(
     config: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
