@@ -15,6 +15,7 @@ from quark.generation.base import SamplingConfig
 from quark.models.loading import ModelConfig
 from quark.objectives.quark import LMSoftmax, QuarkObjectiveConfig
 from quark.pool.base import RemainderRule, SamplingMode, TieRule
+from quark.reference.config import ReferenceConfig
 from quark.rewards.config import RewardConfig
 from quark.settings import Settings
 
@@ -153,6 +154,7 @@ class RunConfig(Settings):
     sampling: SamplingConfig = SamplingConfig()
     reward: RewardConfig = RewardConfig()
     pool: PoolSection = PoolSection()
+    reference: ReferenceConfig = ReferenceConfig()
     objective: QuarkObjectiveConfig = QuarkObjectiveConfig()
     optimizer: OptimizerSection = OptimizerSection()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -78,6 +78,11 @@ class CausalModel:
             return ()
         return tuple(p for p in self._head.parameters() if p.requires_grad)
 
+    @property
+    def head_dtype(self) -> torch.dtype | None:
+        """Of the vocabulary head's weights; None where it is not run apart."""
+        return None if self._head is None else next(self._head.parameters()).dtype
+
     def head(self, rows: Tensor) -> Tensor:
         """Logits [m, V] of rows that this model made."""
         if self._head is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -25,6 +26,10 @@ class ReferencePolicy(Protocol):
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
         """The rows that predict the completions from the prompts alone; without gradient."""
         ...
+
+    def prepare(self, sample_ids: Sequence[int]) -> None:  # noqa: ARG002 - most need no preparation
+        """Be told which samples of the pool the next training step learns from, by all processes together."""
+        return
 
     def sequence_logprobs(self, batch: TrainingBatch, *, base_vocab_size: int) -> Tensor:
         """float32 [B] log-probabilities of the completions over the base vocabulary, in nats."""

@@ -40,11 +40,13 @@ from quark.objectives.quark import QuarkObjective
 from quark.pool.native import NativePool
 from quark.reference.adapter_off import AdapterOffReference
 from quark.reference.base import FrozenReference, ReferencePolicy
+from quark.reference.row_files import RowFiles
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_reward, reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import score
 from quark.run_directory import RunDirectory
+from quark.training.cached_reference import CachedReference
 from quark.training.checkpoint import Checkpoint, Checkpoints, verify
 from quark.training.distributed import Team
 from quark.training.draws import REWARD_COLUMN, check_condition
@@ -136,6 +138,18 @@ def assemble(
         listener.on_message(note, level="warning")
     pool = _open_shared_pool(team, run, config, policy, prompts, identity["run_id"])
     try:
+        if config.reference.cache == "hidden":
+            reference = CachedReference(
+                reference,
+                files=RowFiles(run.reference_cache),
+                pool=pool,
+                run_id=identity["run_id"],
+                policy=policy,
+                block_size=config.sampling.batch_size,
+                autocast=autocast,
+                autocast_dtype=autocast_dtype(config.run.precision, device),
+                team=team,
+            )
         checkpoints = Checkpoints(
             run.checkpoints,
             keep_last=config.checkpoint.keep_last,
@@ -422,7 +436,7 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
             "--force to delete it"
         )
     Checkpoints(run.checkpoints, keep_last=2).remove_all()
-    folders = (run.pool, run.model, run.path / "tensorboard")
+    folders = (run.pool, run.model, run.reference_cache, run.path / "tensorboard")
     for path in (*folders, *run.path.glob("model.p*")):
         if path.is_symlink():
             raise RunDirectoryError(f"{path} is a link: remove it yourself")

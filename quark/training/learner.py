@@ -96,7 +96,11 @@ class Learner:
         num_sequences, num_tokens = len(samples.ids), int(samples.completion_lengths.sum())
         # Any partition would do: the sum over the processes is the batch's.
         mine = _rows(samples, slice(team.rank, None, team.size))
-        batch = collate(mine, policy.reward_tokens.ids, policy.pad_id, policy.device)
+        with memory_needed_for("running the original model", setting="sampling.batch_size"):
+            self._reference.prepare(samples.ids.tolist())
+        batch = collate(
+            mine, policy.reward_tokens.ids, policy.pad_id, policy.device, sample_ids=mine.ids
+        )
         outputs, micro = self._gradient(batch, position, num_sequences, num_tokens)
         sums = team.sums(
             {
