@@ -51,6 +51,7 @@ from quark.training.checkpoint import Checkpoint, Checkpoints, verify
 from quark.training.distributed import Team
 from quark.training.draws import REWARD_COLUMN, check_condition
 from quark.training.events import Progress, Silence, TrainingListener
+from quark.training.exactness import Exactness, differences
 from quark.training.exploration import Explorer
 from quark.training.metrics import MetricLog, SilentLog
 from quark.training.seeds import derive_seed
@@ -86,6 +87,7 @@ def assemble(
     team: Team | None = None,
     fresh: bool = False,
     force: bool = False,
+    require_exact: bool = False,
 ) -> Trainer:
     """A trainer for a new run, or for the rest of the run that ``run_dir`` holds.
 
@@ -96,6 +98,7 @@ def assemble(
         team: the processes that run it together, all of which call this; None is this one alone.
         fresh: start over; refuses where there is a run.
         force: with ``fresh``: delete that run first.
+        require_exact: refuse to resume where the run would not end with the bytes of an uninterrupted one.
 
     Raises:
         RunDirectoryError: the directory is not a run of ours, or ``fresh`` met a run.
@@ -107,11 +110,13 @@ def assemble(
     if not team.is_lead:
         listener = Silence()
     _check_share(config, team)
+    exactness = Exactness(require_exact, listener)
+    exactness.check_device(choose_device(config.run.device))
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
 
     def enter() -> dict[str, Any]:
         was_cleared = _clear(run, fresh=fresh, force=force)
-        return _enter(run, loaded, listener, is_ours=was_cleared)
+        return _enter(run, loaded, listener, exactness, is_ours=was_cleared)
 
     identity = team.from_lead(enter)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
@@ -160,7 +165,7 @@ def assemble(
         def find() -> str | None:
             found = _find_checkpoint(run, checkpoints, listener)
             if found is not None:
-                _say_resumed(found.state, fingerprint, listener)
+                _say_resumed(found.state, fingerprint, listener, exactness)
             return found.path.name if found is not None else None
 
         name = team.from_lead(find)
@@ -376,6 +381,7 @@ def make_fingerprint(device: torch.device, num_processes: int = 1) -> dict[str, 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": f"{device.type} {name}",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "processes": str(num_processes),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
@@ -448,7 +454,12 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
 
 
 def _enter(
-    run: RunDirectory, loaded: LoadedConfig, listener: TrainingListener, *, is_ours: bool
+    run: RunDirectory,
+    loaded: LoadedConfig,
+    listener: TrainingListener,
+    exactness: Exactness,
+    *,
+    is_ours: bool,
 ) -> dict[str, Any]:
     """Make the run directory, or check that it is this run's; returns its identity."""
     if run.is_run():
@@ -459,7 +470,7 @@ def _enter(
             raise RunDirectoryError(f"{run.identity} is damaged: {err}") from err
         if not known:
             raise RunDirectoryError(f"{run.identity} was written by another version of quark")
-        _check_config(run, loaded.config, listener)
+        _check_config(run, loaded.config, exactness)
         listener.on_message(f"resuming the run in {run.path}")
     else:
         if run.path.exists() and not is_ours and not _is_empty(run):
@@ -501,7 +512,7 @@ def _replace_text(path: Path, text: str) -> None:
     staged.replace(path)
 
 
-def _check_config(run: RunDirectory, config: RunConfig, listener: TrainingListener) -> None:
+def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) -> None:
     """Raise ConfigError where the run that is there is to be continued as another one."""
     if not run.config.is_file():
         raise RunDirectoryError(f"{run.config} is missing: this run cannot be resumed")
@@ -514,14 +525,17 @@ def _check_config(run: RunDirectory, config: RunConfig, listener: TrainingListen
         if before[section].get(key) != value
         and not any(f"{section}.{key}".startswith(prefix) for prefix in MAY_CHANGE)
     ]
+    voids: list[str] = []
+    rounds = before["run"]["num_rounds"], after["run"]["num_rounds"]
+    if config.optimizer.schedule != "constant" and rounds[0] != rounds[1]:
+        voids.append(f"run.num_rounds {rounds[0]} -> {rounds[1]}, to which the learning rate falls")
     is_rescored = _is_rescored(run, config)
     if is_rescored:
         others = [line for line in changed if not line.startswith("reward.")]
         if others != changed:
-            listener.on_message(
+            voids.append(
                 f"the reward is another one from here on ({config.reward.name}): all samples have its scores, "
-                "but figures of earlier rounds, and those of before training, are the old one's",
-                level="warning",
+                "but figures of earlier rounds, and those of before training, are the old one's"
             )
         changed = others
     if changed:
@@ -536,6 +550,7 @@ def _check_config(run: RunDirectory, config: RunConfig, listener: TrainingListen
             + "\n  ".join(changed)
             + f"\n{way_out}"
         )
+    exactness.void(voids)
 
 
 def _is_rescored(run: RunDirectory, config: RunConfig) -> bool:
@@ -680,7 +695,10 @@ def _say_reward(reward: RewardFunction, listener: TrainingListener) -> None:
 
 
 def _say_resumed(
-    state: Mapping[str, Any], fingerprint: Mapping[str, str], listener: TrainingListener
+    state: Mapping[str, Any],
+    fingerprint: Mapping[str, str],
+    listener: TrainingListener,
+    exactness: Exactness,
 ) -> None:
     listener.on_message(
         f"continuing from the checkpoint of step {state['step']} (round {state['position']['round']})"
@@ -691,13 +709,4 @@ def _say_resumed(
             f"the weights below the adapters are not those of the checkpoint of step {state['step']}: "
             "model.name gives another model than it did. Bring that one back, or choose another --run-dir"
         )
-    different = [
-        f"{key} {before} -> {fingerprint.get(key)}"
-        for key, before in state["fingerprint"].items()
-        if fingerprint.get(key) != before
-    ]
-    if different:
-        listener.on_message(
-            f"the rest of the run will not be byte-equal to an uninterrupted one: {', '.join(different)}",
-            level="warning",
-        )
+    exactness.void(differences(state["fingerprint"], fingerprint))
