@@ -31,8 +31,20 @@ class ReferencePolicy(Protocol):
         """Be told which samples of the pool the next training step learns from, by all processes together."""
         return
 
-    def sequence_logprobs(self, batch: TrainingBatch, *, base_vocab_size: int) -> Tensor:
-        """float32 [B] log-probabilities of the completions over the base vocabulary, in nats."""
+    def sequence_logprobs(
+        self,
+        batch: TrainingBatch,
+        *,
+        base_vocab_size: int,
+        is_block: bool = False,  # noqa: ARG002 - most have no use for it
+    ) -> Tensor:
+        """float32 [B] log-probabilities of the completions over the base vocabulary, in nats.
+
+        Args:
+            batch: with or without reward tokens, which p0 does not see.
+            base_vocab_size: number of leading columns that are compared.
+            is_block: these samples go into the pool together, and steps will learn from them.
+        """
         rows = self.completion_rows(batch)
         nll = token_nll(rows, batch.targets, base_vocab_size=base_vocab_size)
         return -batch.sum_by_sequence(nll)

@@ -1,9 +1,9 @@
-"""Rows of numbers per sample in files that can be thrown away: whole, undamaged and of the same origin, or not there.
+"""Rows of numbers in files that can be thrown away: whole, undamaged and of the right origin, or not there.
 
-    reference_cache/000000000128-64.safetensors     rows of samples 128 .. 191, one after another
+    reference_cache/5e/5e0c…9d.safetensors     the rows that follow from what has this digest
 
-A file carries the SHA-256 of its rows and a digest of what they were computed from. It is written under
-another name and renamed; nothing is synced, since what a power cut takes is computed again.
+A file is named after a digest of what its rows were computed from, and carries their SHA-256. It is written
+under another name and renamed; nothing is synced, since what a power cut takes is computed again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-_KEY = "origin and sha256"
-"""The one entry of a file's metadata: the library writes several in any order, and files are to be equal."""
-
 
 class RowFiles:
     """The files of one run.
@@ -31,43 +28,44 @@ class RowFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def load(self, ids: range, *, origin: str) -> Tensor | None:
-        """The rows [M, D] of samples ``ids``, mapped from disk; None where they are not there.
+    def load(self, origin: str) -> Tensor | None:
+        """The rows [M, D] that follow from ``origin``, mapped from disk; None where they are not there.
 
         Args:
-            ids: as they were saved.
-            origin: hex digest of what the rows shall be computed from. Rows of another origin and
-                damaged ones are not there.
+            origin: hex digest of what they are computed from.
         """
         try:
-            with safe_open(self._path(ids), framework="pt") as file:
+            with safe_open(self._path(origin), framework="pt") as file:
                 rows: Tensor = file.get_tensor("rows")
-                made = (file.metadata() or {}).get(_KEY)
+                digest = (file.metadata() or {}).get("sha256")
         except (OSError, SafetensorError):
             return None
-        return rows if made == f"{origin} {_sha256(rows)}" else None
+        return rows if digest == _sha256(rows, origin) else None
 
-    def save(self, ids: range, rows: Tensor, *, origin: str) -> None:
-        """Publish the rows [M, D] of samples ``ids``.
+    def save(self, origin: str, rows: Tensor) -> None:
+        """Publish the rows [M, D] that follow from ``origin``.
 
         Raises:
             OSError: the disk refused.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        final = self._path(ids)
+        final = self._path(origin)
+        final.parent.mkdir(parents=True, exist_ok=True)
         staged = final.with_name(f"{final.name}.partial-{uuid.uuid4().hex[:8]}")
         rows = rows.cpu().contiguous()
         try:
-            save_file({"rows": rows}, staged, metadata={_KEY: f"{origin} {_sha256(rows)}"})
+            save_file({"rows": rows}, staged, metadata={"sha256": _sha256(rows, origin)})
             staged.replace(final)
         except SafetensorError as err:
             raise OSError(f"{final}: {err}") from err
         finally:
             staged.unlink(missing_ok=True)
 
-    def _path(self, ids: range) -> Path:
-        return self._folder / f"{ids.start:012d}-{len(ids)}.safetensors"
+    def _path(self, origin: str) -> Path:
+        return self._folder / origin[:2] / f"{origin}.safetensors"
 
 
-def _sha256(rows: Tensor) -> str:
-    return hashlib.sha256(rows.view(-1).view(torch.uint8).numpy().data).hexdigest()
+def _sha256(rows: Tensor, origin: str) -> str:
+    """Of the rows, and of their origin: a file under another's name is not taken for it."""
+    digest = hashlib.sha256(origin.encode())
+    digest.update(rows.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -52,7 +52,7 @@ from quark.training.distributed import Team
 from quark.training.draws import REWARD_COLUMN, check_condition
 from quark.training.events import Progress, Silence, TrainingListener
 from quark.training.exactness import Exactness, differences
-from quark.training.exploration import Explorer
+from quark.training.exploration import REFERENCE_BLOCK, Explorer
 from quark.training.metrics import MetricLog, SilentLog
 from quark.training.seeds import derive_seed
 from quark.training.shared import SharedEvaluator, SharedGenerator
@@ -150,7 +150,7 @@ def assemble(
                 pool=pool,
                 run_id=identity["run_id"],
                 policy=policy,
-                block_size=config.sampling.batch_size,
+                block_size=REFERENCE_BLOCK,
                 autocast=autocast,
                 autocast_dtype=autocast_dtype(config.run.precision, device),
                 team=team,

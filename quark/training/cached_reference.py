@@ -2,8 +2,9 @@
 
 What is kept are its last hidden states at the completion's positions, in half precision; its head turns
 them into exact logits in each step. Samples that were committed together are computed together, in blocks
-whose bounds follow from the chunk alone, and what is used is what was stored, at the first use as well. So
-the numbers of a step depend neither on what was drawn before nor on interruptions: a block that is missing,
+whose bounds follow from the chunk alone, and what is used is what was stored, at the first use as well.
+Exploration hands its samples in by such blocks before they are committed: the pass that gives their
+log-probabilities is then the only one. So the numbers of a step depend neither on what was drawn before nor on interruptions: a block that is missing,
 damaged, or of other weights is computed again and is the same.
 """
 
@@ -25,9 +26,10 @@ from quark.data.collate import collate
 from quark.errors import ModelError, TrainingError
 from quark.models.batch import TrainingBatch
 from quark.models.causal import CausalModel, CompletionRows
+from quark.models.logprobs import token_nll
 from quark.models.lora import frozen_digest
 from quark.models.policy import Policy
-from quark.pool.base import PoolBatch, SamplePool
+from quark.pool.base import SamplePool
 from quark.reference.base import ReferencePolicy
 from quark.reference.row_files import RowFiles
 from quark.training.distributed import Team
@@ -56,7 +58,7 @@ class CachedReference(ReferencePolicy):
         pool: holds the samples.
         run_id: first part of the chunks' keys.
         policy: its tokens tell prompts and completions apart.
-        block_size: samples that are computed together, at most.
+        block_size: samples of a chunk that are computed together: those that exploration hands in together.
         autocast: the context for forward passes.
         autocast_dtype: of that context, None where there is none.
         team: the processes; blocks are dealt out.
@@ -115,11 +117,21 @@ class CachedReference(ReferencePolicy):
         if batch.sample_ids is None:
             return self._inner.completion_rows(batch)
         rows = torch.cat([self._rows_of(i) for i in batch.sample_ids.tolist()])
-        return CompletionRows(
-            rows=rows.to(batch.sample_ids.device).to(self._head_dtype),
-            head=self.causal.head,
-            parameters=(),
-        )
+        return self._projectable(rows, batch.sample_ids.device)
+
+    def sequence_logprobs(
+        self, batch: TrainingBatch, *, base_vocab_size: int, is_block: bool = False
+    ) -> Tensor:
+        if not is_block:
+            return self._inner.sequence_logprobs(batch, base_vocab_size=base_vocab_size)
+        rows = self._projectable(self._stored(batch), batch.targets.device)
+        nll = token_nll(rows, batch.targets, base_vocab_size=base_vocab_size)
+        return -batch.sum_by_sequence(nll)
+
+    def _projectable(self, rows: Tensor, device: torch.device) -> CompletionRows:
+        """Stored rows as the head takes them."""
+        rows = rows.to(device).to(self._head_dtype)
+        return CompletionRows(rows=rows, head=self.causal.head, parameters=())
 
     def _rows_of(self, sample_id: int) -> Tensor:
         ids = self._block_of(sample_id)
@@ -142,67 +154,67 @@ class CachedReference(ReferencePolicy):
         return range(begin, min(begin + self._block_size, chunk.stop))
 
     def _open(self, ids: range) -> _Block:
-        """A block, computed and stored where it is not there yet.
-
-        Raises:
-            TrainingError: it cannot be stored, or its numbers do not fit half precision.
-        """
+        """A block of the pool, computed and stored where it is not there yet."""
         if ids in self._blocks:
             return self._blocks[ids]
-        samples = self._pool.gather(np.arange(ids.start, ids.stop, dtype=np.uint64), pad_id=0)
-        origin = self._origin_of(samples)
-        rows = self._files.load(ids, origin=origin)
-        if rows is None:
-            computed = self._compute(samples)
-            try:
-                self._files.save(ids, computed, origin=origin)
-            except OSError as err:
-                raise TrainingError(
-                    f"reference.cache: cannot store {computed.nbytes / 1e6:,.1f} MB for samples {ids.start} to "
-                    f"{ids.stop - 1}: {err}. Pool and checkpoints are good; make room and run the same command"
-                ) from err
-            rows = self._files.load(ids, origin=origin)
-            if rows is None:
-                raise TrainingError(
-                    f"reference.cache: samples {ids.start} to {ids.stop - 1} were stored and come back damaged: "
-                    "the disk or its file system is not to be trusted"
-                )
-        ends = samples.completion_lengths.astype(np.int64).cumsum()
-        return self._blocks.setdefault(ids, _Block(rows, ends))
-
-    def _origin_of(self, samples: PoolBatch) -> str:
-        """Digest of all that the rows of ``samples`` follow from."""
-        digest = hashlib.sha256(self._origin.encode())
-        for lengths in (samples.prompt_lengths, samples.completion_lengths):
-            digest.update(lengths.tobytes())
-        for prompt, length in zip(samples.prompt_tokens, samples.prompt_lengths, strict=True):
-            digest.update(prompt[len(prompt) - length :].tobytes())
-        for tokens, length in zip(
-            samples.completion_tokens, samples.completion_lengths, strict=True
-        ):
-            digest.update(tokens[:length].tobytes())
-        return digest.hexdigest()
-
-    def _compute(self, samples: PoolBatch) -> Tensor:
-        """The rows [M, D] of ``samples``, in their order, in half precision."""
         policy = self._policy
+        samples = self._pool.gather(
+            np.arange(ids.start, ids.stop, dtype=np.uint64), pad_id=policy.pad_id
+        )
         # The reference sees no reward token, so any quantile will do.
         any_quantile = dataclasses.replace(samples, quantiles=np.zeros_like(samples.quantiles))
-        batch = collate(
-            any_quantile,
-            policy.reward_tokens.ids,
-            policy.pad_id,
-            policy.device,
-            sample_ids=samples.ids,
-        )
+        batch = collate(any_quantile, policy.reward_tokens.ids, policy.pad_id, policy.device)
+        ends = samples.completion_lengths.astype(np.int64).cumsum()
+        return self._blocks.setdefault(ids, _Block(self._stored(batch), ends))
+
+    def _stored(self, batch: TrainingBatch) -> Tensor:
+        """The rows [M, D] of a whole block, as they are on disk; computed and stored where they are not.
+
+        Raises:
+            TrainingError: they cannot be stored, or their numbers do not fit half precision.
+        """
+        origin = self._origin_of(batch)
+        rows = self._files.load(origin)
+        if rows is not None:
+            return rows
+        computed = self._compute(batch)
+        try:
+            self._files.save(origin, computed)
+        except OSError as err:
+            raise TrainingError(
+                f"reference.cache: cannot store {computed.nbytes / 1e6:,.1f} MB for {batch.num_sequences} samples: "
+                f"{err}. Pool and checkpoints are good; make room and run the same command"
+            ) from err
+        rows = self._files.load(origin)
+        if rows is None:
+            raise TrainingError(
+                "reference.cache: what was stored comes back damaged: the disk or its file system is not to be trusted"
+            )
+        return rows
+
+    def _origin_of(self, batch: TrainingBatch) -> str:
+        """Hex digest of all that the rows of ``batch`` follow from."""
+        digest = hashlib.sha256(self._origin.encode())
+        prompts = batch.prompt_tokens.cpu().numpy()
+        completions = batch.completion_tokens.cpu().numpy()
+        lengths = zip(batch.prompt_lengths.tolist(), batch.completion_lengths.tolist(), strict=True)
+        for prompt, completion, (before, after) in zip(prompts, completions, lengths, strict=True):
+            digest.update(f"{before} {after}".encode())
+            digest.update(prompt[len(prompt) - before :].tobytes())
+            digest.update(completion[:after].tobytes())
+        return digest.hexdigest()
+
+    def _compute(self, batch: TrainingBatch) -> Tensor:
+        """The rows [M, D] of ``batch``, sample after sample, in half precision."""
+        places = torch.arange(batch.num_sequences, device=batch.prompt_lengths.device)
         found: dict[int, Tensor] = {}
         with torch.no_grad(), self._autocast():
-            for part in batch.split(LENGTH_GROUPS):
+            for part in dataclasses.replace(batch, sample_ids=places).split(LENGTH_GROUPS):
                 assert part.sample_ids is not None
                 rows = self._inner.completion_rows(part).rows.to(self._dtype)
                 by_sample = torch.split(rows, part.completion_lengths.tolist())
                 found.update(zip(part.sample_ids.tolist(), by_sample, strict=True))
-        computed = torch.cat([found[int(i)] for i in samples.ids])
+        computed = torch.cat([found[place] for place in range(batch.num_sequences)])
         if not bool(torch.isfinite(computed).all()):
             raise TrainingError(
                 f"reference.cache: the original model's hidden states go beyond what {self._dtype} holds: set "

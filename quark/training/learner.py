@@ -96,7 +96,7 @@ class Learner:
         num_sequences, num_tokens = len(samples.ids), int(samples.completion_lengths.sum())
         # Any partition would do: the sum over the processes is the batch's.
         mine = _rows(samples, slice(team.rank, None, team.size))
-        with memory_needed_for("running the original model", setting="sampling.batch_size"):
+        with memory_needed_for("running the original model", setting="sampling.max_new_tokens"):
             self._reference.prepare(samples.ids.tolist())
         batch = collate(
             mine, policy.reward_tokens.ids, policy.pad_id, policy.device, sample_ids=mine.ids

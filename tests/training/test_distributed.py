@@ -286,9 +286,11 @@ def test_two_processes_share_the_cache_and_train_adapters_alike(
     assert together.weights[0] is not None
     assert together.weights[0] == together.weights[1]
     ours, theirs = (
-        {path.name: path.read_bytes() for path in (tmp_path / run / "reference_cache").iterdir()}
+        {p.name: p.read_bytes() for p in (tmp_path / run / "reference_cache").rglob("*.*")}
         for run in ("run", "alone")
     )
-    first_round = ["000000000000-8.safetensors", "000000000008-8.safetensors"]
-    assert [ours[name] for name in first_round] == [theirs[name] for name in first_round]
-    assert ours.keys() == theirs.keys()
+    assert len(ours) == len(theirs) == 3 + 2 * 2  # the chunks of three rounds
+    # Each process drops other inputs than one alone would, so later rounds sample other tokens.
+    of_first_round = ours.keys() & theirs.keys()
+    assert len(of_first_round) >= 3
+    assert all(ours[name] == theirs[name] for name in of_first_round)

@@ -146,13 +146,17 @@ def test_a_cached_reference_gives_the_figures_of_a_live_one(
 
 @pytest.mark.parametrize("damage", ["delete all", "delete one", "flip", "cut", "another's"])
 def test_what_is_lost_of_the_cache_is_made_again_the_same(
+def blocks_of(run_dir: Path) -> list[Path]:
+    return sorted(RunDirectory(run_dir).reference_cache.rglob("*.safetensors"))
+
+
     config: Path, cached_run: Path, tmp_path: Path, damage: str
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(cached_run, run_dir)
     run = RunDirectory(run_dir)
     shutil.rmtree(max(run.checkpoints.iterdir()))
-    first, second, *_ = sorted(run.reference_cache.iterdir())
+    first, second, *_ = blocks_of(run_dir)
     content = bytearray(first.read_bytes())
     match damage:
         case "delete all":
@@ -167,8 +171,8 @@ def test_what_is_lost_of_the_cache_is_made_again_the_same(
         case "another's":
             shutil.copy(second, first)
     train(config, run_dir, overrides=CACHE)
-    kept = {p.name: p.read_bytes() for p in cached_run.joinpath("reference_cache").iterdir()}
-    for path in run.reference_cache.iterdir():
+    kept = {path.name: path.read_bytes() for path in blocks_of(cached_run)}
+    for path in blocks_of(run_dir):
         assert path.read_bytes() == kept[path.name]
     whole, again = fingerprint_of(cached_run), fingerprint_of(run_dir)
     assert again["weights"] == whole["weights"]
@@ -247,6 +251,22 @@ def test_prepared_samples_need_no_model_whatever_the_batch_and_its_parts(
 
 def test_numbers_beyond_half_precision_are_refused(
     config: Path, cached_run: Path, tmp_path: Path
+def test_the_pass_that_explores_is_the_only_one(
+    config: Path, cached_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, policy = cached_reference(config, cached_run, tmp_path / "cache")
+    width = policy.reward_tokens.base_vocab_size
+    block = batch_of(cached_run, policy, [5, 6, 7], cached=False)
+    live, stored = (
+        reference.sequence_logprobs(block, base_vocab_size=width, is_block=is_block)
+        for is_block in (False, True)
+    )
+    torch.testing.assert_close(stored, live, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(reference.causal, "run", None)
+    batch = batch_of(cached_run, policy, [6, 5], cached=True)  # of the chunk's second block of five
+    assert len(reference.completion_rows(batch).rows) == batch.num_tokens
+
+
 ) -> None:
     reference, _ = cached_reference(config, cached_run, tmp_path / "cache")
     with torch.no_grad():
@@ -260,7 +280,7 @@ def test_a_disk_that_refuses_the_cache_is_said(
 ) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     reference, _ = cached_reference(config, cached_run, tmp_path / "cache")
-    with pytest.raises(TrainingError, match=r"cannot store 0\.0 MB for samples 0 to 4"):
+    with pytest.raises(TrainingError, match=r"cannot store 0\.0 MB for 5 samples"):
         reference.prepare([0])
 
 
