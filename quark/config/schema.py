@@ -98,6 +98,9 @@ class OptimizerSection(Settings):
     """Adam's epsilon."""
     weight_decay: float = Field(0.0, ge=0.0)
     """Decoupled weight decay."""
+    implementation: Literal["auto", "fused", "foreach"] = "auto"
+    """Of AdamW: ``fused`` is one kernel, ``foreach`` one operation after the other over all weights at once, which takes
+    more memory and works on any device. ``auto`` is fused where the device has it. They differ by rounding."""
     max_grad_norm: float = Field(1.0, ge=0.0)
     """Clip the gradient's norm; 0 does not clip."""
     max_skipped_steps: int = Field(5, ge=0)

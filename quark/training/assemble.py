@@ -136,6 +136,13 @@ def assemble(
         seed=derive_seed(config.run.seed, "reward tokens"),
         device=device,
     )
+    if config.model.dtype != "float32" and policy.adapter is None:
+        listener.on_message(
+            f"model.dtype = {config.model.dtype}: steps below about a 500th of a weight are rounded away, and the "
+            'optimizer\'s moments are as coarse. Leave it at float32 (run.precision = "bfloat16" computes in '
+            "bfloat16 all the same), or train adapters (model.lora.rank)",
+            level="warning",
+        )
     policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
     reference = _reference(config, policy, device)
     prompts = _prompts(config)

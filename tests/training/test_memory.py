@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from quark.cli.trained_model import open_model
 from quark.config.load import load_config
+from quark.config.schema import OptimizerSection
 from quark.data.collate import TrainingBatch, collate
 from quark.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from quark.models.causal import CausalModel
@@ -28,6 +29,7 @@ from quark.run_directory import RunDirectory
 from quark.training.assemble import dry_run
 from quark.training.cached_reference import CachedReference
 from quark.training.distributed import Team
+from quark.training.optimization import make_optimizer
 from tests.tiny import save_tiny, tiny_gpt2
 from tests.training.tiny_run import (
     NUM_ROUNDS,
@@ -144,12 +146,12 @@ def test_a_cached_reference_gives_the_figures_of_a_live_one(
         assert [cached[f] for f in FIGURES] == pytest.approx([plain[f] for f in FIGURES], rel=2e-3)
 
 
-@pytest.mark.parametrize("damage", ["delete all", "delete one", "flip", "cut", "another's"])
-def test_what_is_lost_of_the_cache_is_made_again_the_same(
 def blocks_of(run_dir: Path) -> list[Path]:
     return sorted(RunDirectory(run_dir).reference_cache.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("damage", ["delete all", "delete one", "flip", "cut", "another's"])
+def test_what_is_lost_of_the_cache_is_made_again_the_same(
     config: Path, cached_run: Path, tmp_path: Path, damage: str
 ) -> None:
     run_dir = tmp_path / "run"
@@ -249,8 +251,6 @@ def test_prepared_samples_need_no_model_whatever_the_batch_and_its_parts(
     assert torch.equal(again.completion_rows(batch).rows, whole)
 
 
-def test_numbers_beyond_half_precision_are_refused(
-    config: Path, cached_run: Path, tmp_path: Path
 def test_the_pass_that_explores_is_the_only_one(
     config: Path, cached_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +267,8 @@ def test_the_pass_that_explores_is_the_only_one(
     assert len(reference.completion_rows(batch).rows) == batch.num_tokens
 
 
+def test_numbers_beyond_half_precision_are_refused(
+    config: Path, cached_run: Path, tmp_path: Path
 ) -> None:
     reference, _ = cached_reference(config, cached_run, tmp_path / "cache")
     with torch.no_grad():
@@ -290,3 +292,30 @@ def test_a_model_whose_head_is_not_a_projection_is_refused(
     monkeypatch.setattr(CausalModel, "_head_is_exact", lambda self: False)
     with pytest.raises(ModelError, match="does more to its logits"):
         cached_reference(config, cached_run, tmp_path / "cache")
+
+
+def test_both_kinds_of_adam_take_the_same_steps_but_for_rounding() -> None:
+    states = []
+    for implementation in ("auto", "fused", "foreach"):
+        model = tiny_gpt2()
+        section = OptimizerSection(implementation=implementation, learning_rate=0.01)
+        optimizer = make_optimizer(model, section)
+        assert optimizer.defaults["fused"] is (implementation != "foreach")
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.arange(8).unsqueeze(0)).logits.square().mean().backward()
+            optimizer.step()
+        states.append(model.state_dict()["transformer.h.0.mlp.c_fc.weight"])
+    assert torch.equal(states[0], states[1])
+    torch.testing.assert_close(states[0], states[2])
+
+
+@pytest.mark.parametrize(("settings", "is_said"), [((), True), (LORA, False)])
+def test_half_precision_without_adapters_is_warned_of(
+    config: Path, tmp_path: Path, settings: tuple[str, ...], is_said: bool
+) -> None:
+    listener = Listener()
+    overrides = ("model.dtype=bfloat16", *settings)
+    train(config, tmp_path / "run", overrides=overrides, listener=listener, stop_at=14)
+    assert any("are rounded away" in message for message in listener.messages) is is_said
+    assert all(np.isfinite(step["loss"]) for step in steps_of(tmp_path / "run"))
