@@ -67,6 +67,7 @@ MAY_CHANGE = (
     "run.num_rounds",
     "run.num_threads",
     "run.peer_timeout_s",
+    "model.gradient_checkpointing",
     "reward.on_error",
     "reward.retries",
     "reward.timeout_s",

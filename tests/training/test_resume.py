@@ -163,6 +163,13 @@ def test_harmless_settings_may_change(config: Path, stopped_run: Path) -> None:
     assert result.rounds == 4
 
 
+def test_layers_may_be_recomputed_from_here_on_and_no_byte_changes(
+    config: Path, expected: dict[str, Any], stopped_run: Path
+) -> None:
+    train(config, stopped_run, overrides=("model.gradient_checkpointing=true",), require_exact=True)
+    assert fingerprint_of(stopped_run) == expected
+
+
 def test_changed_prompts_are_refused(config: Path, stopped_run: Path, tmp_path: Path) -> None:
     inputs = tmp_path / "inputs"
     shutil.copytree(config.parent, inputs)
