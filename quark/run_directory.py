@@ -6,6 +6,7 @@ run/
   pool/             the sample pool
   metrics.jsonl     one JSON object a line (docs/metrics.md)
   checkpoints/      step-00000042/ ...
+  reference_cache/  what `reference.cache` keeps of the original model; may be deleted
   model/            the newest finished model, loadable with plain transformers
   report.html       the report
 """
@@ -41,6 +42,10 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def reference_cache(self) -> Path:
+        return self.path / "reference_cache"
 
     @property
     def model(self) -> Path:

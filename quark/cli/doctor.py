@@ -28,6 +28,7 @@ _REQUIRED = (
 )
 _OPTIONAL = {
     "gguf": ("models in GGUF files", "pip install 'quark-rl[gguf]'"),
+    "peft": ("low-rank adapters", "pip install 'quark-rl[lora]'"),
     "tensorboard": ("metrics in TensorBoard", "pip install 'quark-rl[tensorboard]'"),
     "wandb": ("metrics in Weights & Biases", "pip install 'quark-rl[wandb]'"),
     "trackio": ("metrics in trackio", "pip install 'quark-rl[trackio]'"),

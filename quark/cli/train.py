@@ -48,6 +48,13 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="With --fresh: delete the run that is there.")
     ] = False,
+    require_exact: Annotated[
+        bool,
+        typer.Option(
+            "--require-exact",
+            help="Refuse to resume where the run would not end with the bytes of an uninterrupted one.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -111,7 +118,13 @@ def train(
                 f"{config.run.num_rounds} rounds, in {directory}"
             )
             trainer = assemble(
-                loaded, directory, listener=display, team=team, fresh=fresh, force=force
+                loaded,
+                directory,
+                listener=display,
+                team=team,
+                fresh=fresh,
+                force=force,
+                require_exact=require_exact,
             )
             signals.ask_through(trainer.request_stop)
             result = trainer.run()

@@ -13,8 +13,9 @@ from quark.data.prompts import PromptConfig
 from quark.evaluation.evaluator import EvaluationConfig
 from quark.generation.base import SamplingConfig
 from quark.models.loading import ModelConfig
-from quark.objectives.quark import QuarkObjectiveConfig
+from quark.objectives.quark import LMSoftmax, QuarkObjectiveConfig
 from quark.pool.base import RemainderRule, SamplingMode, TieRule
+from quark.reference.config import ReferenceConfig
 from quark.rewards.config import RewardConfig
 from quark.settings import Settings
 
@@ -97,6 +98,9 @@ class OptimizerSection(Settings):
     """Adam's epsilon."""
     weight_decay: float = Field(0.0, ge=0.0)
     """Decoupled weight decay."""
+    implementation: Literal["auto", "fused", "foreach"] = "auto"
+    """Of AdamW: ``fused`` is one kernel, ``foreach`` one operation after the other over all weights at once, which takes
+    more memory and works on any device. ``auto`` is fused where the device has it. They differ by rounding."""
     max_grad_norm: float = Field(1.0, ge=0.0)
     """Clip the gradient's norm; 0 does not clip."""
     max_skipped_steps: int = Field(5, ge=0)
@@ -153,6 +157,7 @@ class RunConfig(Settings):
     sampling: SamplingConfig = SamplingConfig()
     reward: RewardConfig = RewardConfig()
     pool: PoolSection = PoolSection()
+    reference: ReferenceConfig = ReferenceConfig()
     objective: QuarkObjectiveConfig = QuarkObjectiveConfig()
     optimizer: OptimizerSection = OptimizerSection()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -167,6 +172,11 @@ class RunConfig(Settings):
             raise ValueError(
                 f"optimizer.micro_batch_size ({micro}) is larger than optimizer.batch_size "
                 f"({self.optimizer.batch_size})"
+            )
+        if self.model.lora.rank and self.objective.lm_softmax is LMSoftmax.ENLARGED:
+            raise ValueError(
+                'objective.lm_softmax = "enlarged" trains the vocabulary head\'s columns of the reward tokens, '
+                'which stay as they are with model.lora.rank: leave it at "base"'
             )
         if self.pool.per_prompt and self.pool.remainder is not RemainderRule.SPREAD:
             raise ValueError("pool.remainder has no meaning with pool.per_prompt: leave it out")

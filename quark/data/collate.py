@@ -34,6 +34,8 @@ def collate(
     reward_token_ids: Sequence[int],
     pad_id: int,
     device: torch.device,
+    *,
+    sample_ids: NDArray[np.uint64] | None = None,
 ) -> TrainingBatch:
     """Tensors on ``device`` for a minibatch of the pool; every sample brings the token of its quantile.
 
@@ -42,6 +44,7 @@ def collate(
         reward_token_ids: [K] ids, quantile 0 (lowest) first.
         pad_id: what the padding is filled with; it is never looked at.
         device: where the tensors go.
+        sample_ids: [B] where the samples are those of the run's pool.
 
     Raises:
         ValueError: a sample without a quantile, or without a single prompt or completion token.
@@ -70,5 +73,6 @@ def collate(
         prompt_lengths=tensor(prompt_lengths).to(device),
         completion_tokens=completions.to(device),
         completion_lengths=lengths.to(device),
+        sample_ids=None if sample_ids is None else tensor(sample_ids).to(device),
         token_index=valid_positions(lengths, steps).to(device),
     )

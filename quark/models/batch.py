@@ -40,6 +40,8 @@ class TrainingBatch:
     """int64 [B, T] right-padded."""
     completion_lengths: Tensor
     """int64 [B], at least 1."""
+    sample_ids: Tensor | None = None
+    """int64 [B] ids of the samples in the run's pool; None for texts that are not in it."""
     token_index: Tensor
     """int64 [M] the valid positions of ``completion_tokens``, flattened."""
 
@@ -112,6 +114,7 @@ class TrainingBatch:
             prompt_lengths=prompt_lengths,
             completion_tokens=self.completion_tokens[rows, :steps],
             completion_lengths=completion_lengths,
+            sample_ids=None if self.sample_ids is None else self.sample_ids[rows],
             token_index=valid_positions(completion_lengths, steps),
         )
 

@@ -33,12 +33,12 @@ SHORT_SEQUENCE = 64
 64; at 128 the fused kernel has caught up."""
 
 
-def _attention_for(input_ids: Tensor) -> AbstractContextManager[None]:
+def attention_for(device: torch.device, length: int) -> AbstractContextManager[None]:
     """Plain attention for short sequences on a CPU, whose fused kernel is slow to go backward there.
 
     The choice is made in the forward pass; the backward pass follows it.
     """
-    if input_ids.device.type == "cpu" and input_ids.shape[1] <= SHORT_SEQUENCE:
+    if device.type == "cpu" and length <= SHORT_SEQUENCE:
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
 
@@ -78,6 +78,11 @@ class CausalModel:
             return ()
         return tuple(p for p in self._head.parameters() if p.requires_grad)
 
+    @property
+    def head_dtype(self) -> torch.dtype | None:
+        """Of the vocabulary head's weights; None where it is not run apart."""
+        return None if self._head is None else next(self._head.parameters()).dtype
+
     def head(self, rows: Tensor) -> Tensor:
         """Logits [m, V] of rows that this model made."""
         if self._head is None:
@@ -101,7 +106,7 @@ class CausalModel:
             arguments["position_ids"] = self.positions(
                 inputs.attention_mask, is_conditioned=inputs.is_conditioned
             )
-        with _attention_for(inputs.input_ids):
+        with attention_for(inputs.input_ids.device, inputs.input_ids.shape[1]):
             rows = self._rows(arguments)
         flat = rows.flatten(0, 1)
         return CompletionRows(

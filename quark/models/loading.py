@@ -30,12 +30,14 @@ from transformers import (
 
 from quark.assets import asset_path
 from quark.errors import ModelError
+from quark.models.lora import LoraConfig, add_adapter
 from quark.models.policy import (
     PLAIN_TOKENIZER_FILE,
     Policy,
     give_reward_token_its_own_position,
 )
 from quark.models.progress import without_progress_bars
+from quark.models.recomputation import recompute_layers
 from quark.models.reward_tokens import add_reward_tokens, begin_from_words, read_reward_tokens
 from quark.settings import Settings
 
@@ -54,6 +56,9 @@ class ModelConfig(Settings):
     """Where converted GGUF models are kept; unset is ``quark/models`` in the user's cache folder."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the weights."""
+    gradient_checkpointing: bool = False
+    """Let backward compute each layer again instead of keeping what it needs of it: less memory, about a third
+    more time, the same numbers."""
     shift_positions: bool | None = None
     """Give the reward token a position of its own, so that prompts and completions stand where the original
     model has them. Unset: on where the model learned absolute positions (GPT-2), off elsewhere."""
@@ -65,6 +70,8 @@ class ModelConfig(Settings):
     Where there are few steps, this is worth many of them."""
     highest_words: tuple[str, ...] = ()
     """The other end of ``lowest_words``."""
+    lora: LoraConfig = LoraConfig()
+    """Train low-rank adapters instead of all weights."""
 
     @model_validator(mode="after")
     def _has_both_ends(self) -> Self:
@@ -119,12 +126,12 @@ def load_policy(
     Args:
         config: the original model.
         num_quantiles: K.
-        seed: of the reward tokens' vectors.
+        seed: of the reward tokens' vectors, and of the adapters where there are any.
         device: where to; None is the CPU.
         dtype: of the weights; None is ``config.dtype``.
 
     Raises:
-        ModelError: the model cannot be found or cannot take reward tokens.
+        ModelError: the model cannot be found, or cannot take reward tokens or adapters.
     """
     source = _locate(config)
     model = _read_model(source, device=device, dtype=dtype or config.torch_dtype)
@@ -144,7 +151,18 @@ def load_policy(
         begin_from_words(
             model, tokenizer, reward_tokens, (config.lowest_words, config.highest_words)
         )
-    return Policy(model, tokenizer, reward_tokens, num_leading_positions=int(has_own_position))
+    adapter = None
+    if config.lora.rank:
+        adapter = add_adapter(model, reward_tokens, config.lora, seed=seed)
+    if config.gradient_checkpointing:
+        recompute_layers(model)
+    return Policy(
+        model,
+        tokenizer,
+        reward_tokens,
+        num_leading_positions=int(has_own_position),
+        adapter=adapter,
+    )
 
 
 def load_saved_policy(

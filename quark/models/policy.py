@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, processors
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from quark.models.batch import TrainingBatch
 from quark.models.causal import CausalModel, CompletionRows
+from quark.models.lora import Adapter
 from quark.models.progress import without_progress_bars
 from quark.models.reward_tokens import RewardTokens, write_reward_tokens
 
@@ -31,6 +33,7 @@ class Policy:
         reward_tokens: their ids.
         num_leading_positions: 1 where the position table begins with a row of the reward token's own
             (``give_reward_token_its_own_position``), else 0.
+        adapter: what is trained, where that is not the model's own weights.
     """
 
     def __init__(
@@ -40,11 +43,13 @@ class Policy:
         reward_tokens: RewardTokens,
         *,
         num_leading_positions: int = 0,
+        adapter: Adapter | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.reward_tokens = reward_tokens
         self.num_leading_positions = num_leading_positions
+        self.adapter = adapter
         self.causal = CausalModel(model, num_leading_positions=num_leading_positions)
 
     @property
@@ -57,6 +62,19 @@ class Policy:
         """What padding is filled with; masks come from lengths, so it may equal a real token's id."""
         return pad_id(self.tokenizer)
 
+    @property
+    def reward_vectors(self) -> Tensor:
+        """[K, D] the reward tokens' input vectors that are trained: a view without gradient."""
+        if self.adapter is not None:
+            return self.adapter.embedding.rows.detach()
+        ids = self.reward_tokens.ids
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight.detach()[ids[0] : ids[-1] + 1]
+
+    def dropping(self, seed: int) -> AbstractContextManager[None]:
+        """The context for a training step: adapters may drop inputs, which ones follows from ``seed``."""
+        return nullcontext() if self.adapter is None else self.adapter.dropping(seed)
+
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
         """The rows that predict the completions, each sequence under its reward token; differentiable."""
         return self.causal.run(batch.policy_inputs())
@@ -65,6 +83,8 @@ class Policy:
         self, folder: Path, *, best_first: bool = True, max_new_tokens: int | None = None
     ) -> None:
         """Write a folder that plain transformers loads and that answers under the best reward token.
+
+        Adapters are merged into the weights that are written; the policy itself stays as it is.
 
         Args:
             folder: made where missing.
@@ -78,8 +98,9 @@ class Policy:
         folder.mkdir(parents=True, exist_ok=True)
         previous = self.model.generation_config
         self.model.generation_config = self._generation_config(max_new_tokens)
+        merged = nullcontext() if self.adapter is None else self.adapter.merged()
         try:
-            with without_progress_bars():
+            with without_progress_bars(), merged:
                 self.model.save_pretrained(folder)
         finally:
             self.model.generation_config = previous

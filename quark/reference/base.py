@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -17,16 +18,39 @@ from quark.models.precision import convert_projections
 class ReferencePolicy(Protocol):
     """p0 of Lu et al. 2022: the anchor of the KL penalty."""
 
+    @property
+    def causal(self) -> CausalModel:
+        """The original model, to sample from."""
+        ...
+
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
         """The rows that predict the completions from the prompts alone; without gradient."""
         ...
 
-    def sequence_logprobs(self, batch: TrainingBatch, *, base_vocab_size: int) -> Tensor:
-        """float32 [B] log-probabilities of the completions over the base vocabulary, in nats."""
-        ...
+    def prepare(self, sample_ids: Sequence[int]) -> None:  # noqa: ARG002 - most need no preparation
+        """Be told which samples of the pool the next training step learns from, by all processes together."""
+        return
+
+    def sequence_logprobs(
+        self,
+        batch: TrainingBatch,
+        *,
+        base_vocab_size: int,
+        is_block: bool = False,  # noqa: ARG002 - most have no use for it
+    ) -> Tensor:
+        """float32 [B] log-probabilities of the completions over the base vocabulary, in nats.
+
+        Args:
+            batch: with or without reward tokens, which p0 does not see.
+            base_vocab_size: number of leading columns that are compared.
+            is_block: these samples go into the pool together, and steps will learn from them.
+        """
+        rows = self.completion_rows(batch)
+        nll = token_nll(rows, batch.targets, base_vocab_size=base_vocab_size)
+        return -batch.sum_by_sequence(nll)
 
 
-class FrozenReference:
+class FrozenReference(ReferencePolicy):
     """A frozen copy of the original model.
 
     Args:
@@ -39,15 +63,14 @@ class FrozenReference:
         self, model: PreTrainedModel, *, autocast_dtype: torch.dtype | None = None
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.causal = CausalModel(model)
+        self._causal = CausalModel(model)
         if autocast_dtype is not None:
             convert_projections(model, autocast_dtype)
+
+    @property
+    def causal(self) -> CausalModel:
+        return self._causal
 
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
         with torch.no_grad():
             return self.causal.run(batch.reference_inputs())
-
-    def sequence_logprobs(self, batch: TrainingBatch, *, base_vocab_size: int) -> Tensor:
-        rows = self.completion_rows(batch)
-        nll = token_nll(rows, batch.targets, base_vocab_size=base_vocab_size)
-        return -batch.sum_by_sequence(nll)

@@ -32,21 +32,27 @@ from quark.errors import (
 from quark.evaluation.evaluator import Evaluator
 from quark.generation.base import Generator, SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
+from quark.models.causal import CausalModel
 from quark.models.loading import load_base_model, load_policy, load_tokenizer
+from quark.models.lora import frozen_digest
 from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
 from quark.pool.native import NativePool
-from quark.reference.base import FrozenReference
+from quark.reference.adapter_off import AdapterOffReference
+from quark.reference.base import FrozenReference, ReferencePolicy
+from quark.reference.row_files import RowFiles
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_reward, reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import score
 from quark.run_directory import RunDirectory
+from quark.training.cached_reference import CachedReference
 from quark.training.checkpoint import Checkpoint, Checkpoints, verify
 from quark.training.distributed import Team
 from quark.training.draws import REWARD_COLUMN, check_condition
 from quark.training.events import Progress, Silence, TrainingListener
-from quark.training.exploration import Explorer
+from quark.training.exactness import Exactness, differences
+from quark.training.exploration import REFERENCE_BLOCK, Explorer
 from quark.training.metrics import MetricLog, SilentLog
 from quark.training.seeds import derive_seed
 from quark.training.shared import SharedEvaluator, SharedGenerator
@@ -55,11 +61,13 @@ from quark.training.trainer import Trainer
 from quark.types import Prompt
 
 RUN_FORMAT = 1
+_FROZEN = "frozen weights"
 BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "length", "regex"})
 MAY_CHANGE = (
     "run.num_rounds",
     "run.num_threads",
     "run.peer_timeout_s",
+    "model.gradient_checkpointing",
     "reward.on_error",
     "reward.retries",
     "reward.timeout_s",
@@ -80,6 +88,7 @@ def assemble(
     team: Team | None = None,
     fresh: bool = False,
     force: bool = False,
+    require_exact: bool = False,
 ) -> Trainer:
     """A trainer for a new run, or for the rest of the run that ``run_dir`` holds.
 
@@ -90,6 +99,7 @@ def assemble(
         team: the processes that run it together, all of which call this; None is this one alone.
         fresh: start over; refuses where there is a run.
         force: with ``fresh``: delete that run first.
+        require_exact: refuse to resume where the run would not end with the bytes of an uninterrupted one.
 
     Raises:
         RunDirectoryError: the directory is not a run of ours, or ``fresh`` met a run.
@@ -101,11 +111,13 @@ def assemble(
     if not team.is_lead:
         listener = Silence()
     _check_share(config, team)
+    exactness = Exactness(require_exact, listener)
+    exactness.check_device(choose_device(config.run.device))
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
 
     def enter() -> dict[str, Any]:
         was_cleared = _clear(run, fresh=fresh, force=force)
-        return _enter(run, loaded, listener, is_ours=was_cleared)
+        return _enter(run, loaded, listener, exactness, is_ours=was_cleared)
 
     identity = team.from_lead(enter)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
@@ -125,27 +137,43 @@ def assemble(
         seed=derive_seed(config.run.seed, "reward tokens"),
         device=device,
     )
+    if config.model.dtype != "float32" and policy.adapter is None:
+        listener.on_message(
+            f"model.dtype = {config.model.dtype}: steps below about a 500th of a weight are rounded away, and the "
+            'optimizer\'s moments are as coarse. Leave it at float32 (run.precision = "bfloat16" computes in '
+            "bfloat16 all the same), or train adapters (model.lora.rank)",
+            level="warning",
+        )
     policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
-    reference = FrozenReference(
-        load_base_model(config.model, device=device),
-        autocast_dtype=autocast_dtype(config.run.precision, device),
-    )
+    reference = _reference(config, policy, device)
     prompts = _prompts(config)
     for note in prompts.notes:
         listener.on_message(note, level="warning")
     pool = _open_shared_pool(team, run, config, policy, prompts, identity["run_id"])
     try:
+        if config.reference.cache == "hidden":
+            reference = CachedReference(
+                reference,
+                files=RowFiles(run.reference_cache),
+                pool=pool,
+                run_id=identity["run_id"],
+                policy=policy,
+                block_size=REFERENCE_BLOCK,
+                autocast=autocast,
+                autocast_dtype=autocast_dtype(config.run.precision, device),
+                team=team,
+            )
         checkpoints = Checkpoints(
             run.checkpoints,
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
         )
-        fingerprint = make_fingerprint(device, team.size)
+        fingerprint = make_fingerprint(device, team.size) | _adapter_fingerprint(policy)
 
         def find() -> str | None:
             found = _find_checkpoint(run, checkpoints, listener)
             if found is not None:
-                _say_resumed(found.state, fingerprint, listener)
+                _say_resumed(found.state, fingerprint, listener, exactness)
             return found.path.name if found is not None else None
 
         name = team.from_lead(find)
@@ -177,7 +205,7 @@ def assemble(
         pool.close()
         raise
 
-    def generator(model: Policy | FrozenReference, sampling: SamplingConfig) -> Generator:
+    def generator(model: Policy | ReferencePolicy, sampling: SamplingConfig) -> Generator:
         alone = TransformersGenerator(
             model if isinstance(model, Policy) else model.causal,
             policy.tokenizer,
@@ -277,11 +305,14 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
         seed=derive_seed(config.run.seed, "reward tokens"),
         device=device,
     )
-    reference = load_base_model(config.model, device=device)
+    if policy.adapter is None:
+        original = CausalModel(load_base_model(config.model, device=device))
+    else:
+        original = AdapterOffReference(policy).causal
     prompts = _prompts(config)
     shown: list[Prompt] = list(prompts.train[:3])
     generator = TransformersGenerator(
-        reference, policy.tokenizer, policy.reward_tokens, config.sampling, device
+        original, policy.tokenizer, policy.reward_tokens, config.sampling, device
     )
     with make_autocast(config.run.precision, device)():
         completions = generator.generate(
@@ -358,6 +389,7 @@ def make_fingerprint(device: torch.device, num_processes: int = 1) -> dict[str, 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": f"{device.type} {name}",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "processes": str(num_processes),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
@@ -367,6 +399,23 @@ def make_fingerprint(device: torch.device, num_processes: int = 1) -> dict[str, 
             for package in ("torch", "transformers", "tokenizers", "numpy")
         },
     }
+
+
+def _reference(config: RunConfig, policy: Policy, device: torch.device) -> ReferencePolicy:
+    """The original model: below the policy's adapters, or a copy of its own."""
+    if policy.adapter is not None:
+        return AdapterOffReference(policy)
+    return FrozenReference(
+        load_base_model(config.model, device=device),
+        autocast_dtype=autocast_dtype(config.run.precision, device),
+    )
+
+
+def _adapter_fingerprint(policy: Policy) -> dict[str, str]:
+    """What besides has to be equal where a checkpoint holds adapters alone."""
+    if policy.adapter is None:
+        return {}
+    return {"peft": version("peft"), _FROZEN: frozen_digest(policy.model)}
 
 
 class _Unasked:
@@ -401,7 +450,7 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
             "--force to delete it"
         )
     Checkpoints(run.checkpoints, keep_last=2).remove_all()
-    folders = (run.pool, run.model, run.path / "tensorboard")
+    folders = (run.pool, run.model, run.reference_cache, run.path / "tensorboard")
     for path in (*folders, *run.path.glob("model.p*")):
         if path.is_symlink():
             raise RunDirectoryError(f"{path} is a link: remove it yourself")
@@ -413,7 +462,12 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
 
 
 def _enter(
-    run: RunDirectory, loaded: LoadedConfig, listener: TrainingListener, *, is_ours: bool
+    run: RunDirectory,
+    loaded: LoadedConfig,
+    listener: TrainingListener,
+    exactness: Exactness,
+    *,
+    is_ours: bool,
 ) -> dict[str, Any]:
     """Make the run directory, or check that it is this run's; returns its identity."""
     if run.is_run():
@@ -424,7 +478,7 @@ def _enter(
             raise RunDirectoryError(f"{run.identity} is damaged: {err}") from err
         if not known:
             raise RunDirectoryError(f"{run.identity} was written by another version of quark")
-        _check_config(run, loaded.config, listener)
+        _check_config(run, loaded.config, exactness)
         listener.on_message(f"resuming the run in {run.path}")
     else:
         if run.path.exists() and not is_ours and not _is_empty(run):
@@ -466,7 +520,7 @@ def _replace_text(path: Path, text: str) -> None:
     staged.replace(path)
 
 
-def _check_config(run: RunDirectory, config: RunConfig, listener: TrainingListener) -> None:
+def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) -> None:
     """Raise ConfigError where the run that is there is to be continued as another one."""
     if not run.config.is_file():
         raise RunDirectoryError(f"{run.config} is missing: this run cannot be resumed")
@@ -479,14 +533,17 @@ def _check_config(run: RunDirectory, config: RunConfig, listener: TrainingListen
         if before[section].get(key) != value
         and not any(f"{section}.{key}".startswith(prefix) for prefix in MAY_CHANGE)
     ]
+    voids: list[str] = []
+    rounds = before["run"]["num_rounds"], after["run"]["num_rounds"]
+    if config.optimizer.schedule != "constant" and rounds[0] != rounds[1]:
+        voids.append(f"run.num_rounds {rounds[0]} -> {rounds[1]}, to which the learning rate falls")
     is_rescored = _is_rescored(run, config)
     if is_rescored:
         others = [line for line in changed if not line.startswith("reward.")]
         if others != changed:
-            listener.on_message(
+            voids.append(
                 f"the reward is another one from here on ({config.reward.name}): all samples have its scores, "
-                "but figures of earlier rounds, and those of before training, are the old one's",
-                level="warning",
+                "but figures of earlier rounds, and those of before training, are the old one's"
             )
         changed = others
     if changed:
@@ -501,6 +558,7 @@ def _check_config(run: RunDirectory, config: RunConfig, listener: TrainingListen
             + "\n  ".join(changed)
             + f"\n{way_out}"
         )
+    exactness.void(voids)
 
 
 def _is_rescored(run: RunDirectory, config: RunConfig) -> bool:
@@ -645,18 +703,18 @@ def _say_reward(reward: RewardFunction, listener: TrainingListener) -> None:
 
 
 def _say_resumed(
-    state: Mapping[str, Any], fingerprint: Mapping[str, str], listener: TrainingListener
+    state: Mapping[str, Any],
+    fingerprint: Mapping[str, str],
+    listener: TrainingListener,
+    exactness: Exactness,
 ) -> None:
     listener.on_message(
         f"continuing from the checkpoint of step {state['step']} (round {state['position']['round']})"
     )
-    different = [
-        f"{key} {before} -> {fingerprint.get(key)}"
-        for key, before in state["fingerprint"].items()
-        if fingerprint.get(key) != before
-    ]
-    if different:
-        listener.on_message(
-            f"the rest of the run will not be byte-equal to an uninterrupted one: {', '.join(different)}",
-            level="warning",
+    frozen = state["fingerprint"].get(_FROZEN)
+    if frozen != fingerprint.get(_FROZEN):
+        raise CheckpointError(
+            f"the weights below the adapters are not those of the checkpoint of step {state['step']}: "
+            "model.name gives another model than it did. Bring that one back, or choose another --run-dir"
         )
+    exactness.void(differences(state["fingerprint"], fingerprint))

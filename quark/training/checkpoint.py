@@ -1,7 +1,7 @@
 """Checkpoints: directories of safetensors and JSON that are whole or not there.
 
     checkpoints/step-00000042/
-      model.safetensors      every parameter and buffer once
+      model.safetensors      every parameter and buffer once; of a model with frozen weights, what is trained
       optimizer.safetensors  Adam's moments
       state.json             counters, coefficients, pool snapshot, length of the metric log
       manifest.json          name, length and SHA-256 of the other files
@@ -58,10 +58,18 @@ class Checkpoint:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, tied ones once."""
+    """What training changes: parameters and persistent buffers, tied ones once.
+
+    Where weights are frozen (below adapters), they and the buffers come from the model's own files again,
+    so the parameters that are trained are enough.
+    """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    has_frozen = any(not p.requires_grad for p in model.parameters())
     for name, value in model.state_dict().items():
+        if has_frozen and name not in trained:
+            continue
         if value.data_ptr() in seen and value.numel():
             continue
         seen.add(value.data_ptr())

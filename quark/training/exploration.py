@@ -31,6 +31,9 @@ from quark.training.draws import REWARD_COLUMN, chunk_key
 from quark.training.seeds import derive_seed
 from quark.types import Completion, Prompt
 
+REFERENCE_BLOCK = 128
+"""Samples of a chunk that the original model is run on together."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exploration:
@@ -317,14 +320,16 @@ class Explorer:
         """Under p0; where p0 itself sampled without truncation this equals ``logprob_policy``."""
         if all(c.reward_quantile is None for c in completions):
             return np.array([c.logprob_policy for c in completions], dtype=np.float32)
-        size = 128
+        size = REFERENCE_BLOCK
         starts = range(0, len(completions), size)
         parts: dict[int, list[float]] = {}
         for start in starts[self._team.rank :: self._team.size]:
             batch = completion_batch(completions[start : start + size], self._policy, quantile=0)
             with self._autocast():
                 logprobs = self._reference.sequence_logprobs(
-                    batch, base_vocab_size=self._policy.reward_tokens.base_vocab_size
+                    batch,
+                    base_vocab_size=self._policy.reward_tokens.base_vocab_size,
+                    is_block=True,
                 )
             parts[start] = logprobs.float().cpu().tolist()
         shares = [dict(share) for share in self._team.gather(list(parts.items()))]

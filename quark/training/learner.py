@@ -26,6 +26,7 @@ from quark.training.guards import (
 )
 from quark.training.optimization import learning_rate, make_optimizer
 from quark.training.position import Position
+from quark.training.seeds import derive_seed
 
 _SUMS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
 """Figures of a ``LossOutput`` that are sums over its tokens."""
@@ -70,6 +71,7 @@ class Learner:
         on_alert: Callable[[Alert], None],
     ) -> None:
         self._section = config.optimizer
+        self._seed = config.run.seed
         self._num_steps = config.run.num_rounds * config.run.steps_per_round
         self._policy = policy
         self._reference = reference
@@ -94,7 +96,11 @@ class Learner:
         num_sequences, num_tokens = len(samples.ids), int(samples.completion_lengths.sum())
         # Any partition would do: the sum over the processes is the batch's.
         mine = _rows(samples, slice(team.rank, None, team.size))
-        batch = collate(mine, policy.reward_tokens.ids, policy.pad_id, policy.device)
+        with memory_needed_for("running the original model", setting="sampling.max_new_tokens"):
+            self._reference.prepare(samples.ids.tolist())
+        batch = collate(
+            mine, policy.reward_tokens.ids, policy.pad_id, policy.device, sample_ids=mine.ids
+        )
         outputs, micro = self._gradient(batch, position, num_sequences, num_tokens)
         sums = team.sums(
             {
@@ -161,10 +167,13 @@ class Learner:
 
         def attempt(size: int) -> list[LossOutput]:
             self.optimizer.zero_grad(set_to_none=True)
-            return [
-                self._backward(part, num_sequences, num_tokens)
-                for part in batch.split(math.ceil(batch.num_sequences / size))
-            ]
+            with self._policy.dropping(
+                derive_seed(self._seed, "dropout", position.step, self._team.rank)
+            ):
+                return [
+                    self._backward(part, num_sequences, num_tokens)
+                    for part in batch.split(math.ceil(batch.num_sequences / size))
+                ]
 
         def on_smaller(smaller: int, reason: str) -> None:
             # Kept for the rest of the run and in its checkpoints: a resumed run splits alike.
@@ -204,12 +213,10 @@ class Learner:
         if scale == 1.0:
             self.optimizer.step()
             return
-        embedding = self._policy.model.get_input_embeddings().weight
-        ids = list(self._policy.reward_tokens.ids)
-        with torch.no_grad():
-            before = embedding[ids].clone()
-            self.optimizer.step()
-            embedding[ids] = before + scale * (embedding[ids] - before)
+        vectors = self._policy.reward_vectors
+        before = vectors.clone()
+        self.optimizer.step()
+        vectors.copy_(before + scale * (vectors - before))
 
 
 def _rows(samples: PoolBatch, rows: slice) -> PoolBatch:

@@ -9,17 +9,23 @@ from torch import Tensor, nn
 
 from quark.config.schema import OptimizerSection
 
+_FUSED = ("cpu", "cuda", "mps", "xpu")
+"""Kinds of devices that have a fused AdamW."""
+
 
 def make_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW over the model's trainable parameters; fused where the device has it."""
+    """AdamW over the model's trainable parameters."""
     parameters = [p for p in model.parameters() if p.requires_grad]
+    has_fused = all(p.device.type in _FUSED for p in parameters)
+    is_fused = config.implementation == "fused" or (config.implementation == "auto" and has_fused)
     return torch.optim.AdamW(
         parameters,
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        fused=True,
+        fused=is_fused,
+        foreach=not is_fused,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from quark.pool.native import NativePool
 from quark.rewards.build import build_reward
@@ -83,6 +84,18 @@ def test_training_again_resumes_and_says_so(run_dir: Path, tmp_path: Path) -> No
     assert outcome.code == 0, outcome.err
     assert "resuming the run" in outcome.err
     assert outcome.json["samples"] == 60
+
+
+def test_an_exact_resume_is_insisted_on(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    resume = ["train", "--run-dir", copy, *TINY_RUN, "--require-exact"]
+    assert quark(*resume).code == 0
+    try:
+        refused = quark(*resume, "--set", "run.num_threads=2")
+    finally:
+        torch.set_num_threads(1)
+    assert refused.code == 4
+    assert "threads 1 -> 2" in refused.err
 
 
 def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:

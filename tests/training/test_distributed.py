@@ -274,3 +274,23 @@ def test_an_environment_that_does_not_fit_is_an_error(
 def test_one_device_for_several_processes_is_refused(device: str) -> None:
     with pytest.raises(ConfigError, match="one device for 2 processes"):
         Team(rank=0, size=2).place(torch.device(device))
+
+
+def test_two_processes_share_the_cache_and_train_adapters_alike(
+    config: Path, tmp_path: Path
+) -> None:
+    settings = ("reference.cache=hidden", "model.lora.rank=2", "model.lora.dropout=0.1")
+    train(config, tmp_path / "alone", overrides=settings)
+    together = launch(config, tmp_path / "run", *settings)
+    assert together.codes == [0, 0], together.err
+    assert together.weights[0] is not None
+    assert together.weights[0] == together.weights[1]
+    ours, theirs = (
+        {p.name: p.read_bytes() for p in (tmp_path / run / "reference_cache").rglob("*.*")}
+        for run in ("run", "alone")
+    )
+    assert len(ours) == len(theirs) == 3 + 2 * 2  # the chunks of three rounds
+    # Each process drops other inputs than one alone would, so later rounds sample other tokens.
+    of_first_round = ours.keys() & theirs.keys()
+    assert len(of_first_round) >= 3
+    assert all(ours[name] == theirs[name] for name in of_first_round)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from quark.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
 from quark.run_directory import RunDirectory
@@ -161,6 +163,13 @@ def test_harmless_settings_may_change(config: Path, stopped_run: Path) -> None:
     assert result.rounds == 4
 
 
+def test_layers_may_be_recomputed_from_here_on_and_no_byte_changes(
+    config: Path, expected: dict[str, Any], stopped_run: Path
+) -> None:
+    train(config, stopped_run, overrides=("model.gradient_checkpointing=true",), require_exact=True)
+    assert fingerprint_of(stopped_run) == expected
+
+
 def test_changed_prompts_are_refused(config: Path, stopped_run: Path, tmp_path: Path) -> None:
     inputs = tmp_path / "inputs"
     shutil.copytree(config.parent, inputs)
@@ -259,3 +268,55 @@ def test_the_log_never_grows_by_a_resume_without_steps(config: Path, stopped_run
     before = rows_of(stopped_run)
     assert train(config, stopped_run, stop_at=1).interrupted
     assert rows_of(stopped_run) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "recorded", "reason"),
+    [
+        (("run.num_threads=2",), {}, "threads 1 -> 2"),
+        (("run.num_rounds=4",), {}, "run.num_rounds 3 -> 4, to which the learning rate falls"),
+        ((), {"torch": "1.0"}, "torch 1.0 -> "),
+        ((), {"transformers": "4.0"}, "transformers 4.0 -> "),
+        ((), {"device": "cuda NVIDIA"}, "device cuda NVIDIA -> cpu"),
+        ((), {"instructions": "NO AVX"}, "instructions NO AVX -> "),
+        ((), {"processes": "2"}, "processes 2 -> 1"),
+    ],
+)
+def test_what_voids_exactness_is_said_and_refused_where_exactness_is_required(
+    config: Path,
+    stopped_run: Path,
+    overrides: tuple[str, ...],
+    recorded: dict[str, str],
+    reason: str,
+) -> None:
+    checkpoint = max(RunDirectory(stopped_run).checkpoints.iterdir())
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    state["fingerprint"] |= recorded
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+    content = (checkpoint / "state.json").read_bytes()
+    manifest["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    try:
+        with pytest.raises(CheckpointError, match=f"--require-exact: .*\n.*{re.escape(reason)}"):
+            train(config, stopped_run, overrides=overrides, require_exact=True)
+        listener = Listener()
+        train(config, stopped_run, overrides=overrides, listener=listener, stop_at=1)
+        warnings = [m for m in listener.messages if m.startswith("warning: ")]
+        assert any("not be byte-equal" in m and reason in m for m in warnings)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_an_exact_resume_passes_where_it_is_required(
+    config: Path, expected: dict[str, Any], stopped_run: Path
+) -> None:
+    listener = Listener()
+    train(config, stopped_run, listener=listener, require_exact=True)
+    assert not any("byte-equal" in message for message in listener.messages)
+    assert fingerprint_of(stopped_run) == expected
+
+
+def test_exactness_is_not_promised_beyond_the_cpu(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="on meta an operation need not give the same bits"):
+        train(config, tmp_path, overrides=("run.device=meta",), require_exact=True)

@@ -130,11 +130,19 @@ def train(
     stop_at: int | None = None,
     fresh: bool = False,
     force: bool = False,
+    require_exact: bool = False,
 ) -> TrainingResult:
     """Run to the end, or ask to stop at the listener's ``stop_at``-th event."""
     loaded = config if isinstance(config, LoadedConfig) else load_config(config, overrides)
     listener = listener or Listener()
-    trainer = assemble(loaded, run_dir, listener=listener, fresh=fresh, force=force)
+    trainer = assemble(
+        loaded,
+        run_dir,
+        listener=listener,
+        fresh=fresh,
+        force=force,
+        require_exact=require_exact,
+    )
     if stop_at is not None:
         listener.at_event = lambda number: trainer.request_stop() if number >= stop_at else None
     return trainer.run()

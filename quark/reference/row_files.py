@@ -1,0 +1,71 @@
+"""Rows of numbers in files that can be thrown away: whole, undamaged and of the right origin, or not there.
+
+    reference_cache/5e/5e0c…9d.safetensors     the rows that follow from what has this digest
+
+A file is named after a digest of what its rows were computed from, and carries their SHA-256. It is written
+under another name and renamed; nothing is synced, since what a power cut takes is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class RowFiles:
+    """The files of one run.
+
+    Args:
+        folder: made where missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self, origin: str) -> Tensor | None:
+        """The rows [M, D] that follow from ``origin``, mapped from disk; None where they are not there.
+
+        Args:
+            origin: hex digest of what they are computed from.
+        """
+        try:
+            with safe_open(self._path(origin), framework="pt") as file:
+                rows: Tensor = file.get_tensor("rows")
+                digest = (file.metadata() or {}).get("sha256")
+        except (OSError, SafetensorError):
+            return None
+        return rows if digest == _sha256(rows, origin) else None
+
+    def save(self, origin: str, rows: Tensor) -> None:
+        """Publish the rows [M, D] that follow from ``origin``.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        final = self._path(origin)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        staged = final.with_name(f"{final.name}.partial-{uuid.uuid4().hex[:8]}")
+        rows = rows.cpu().contiguous()
+        try:
+            save_file({"rows": rows}, staged, metadata={"sha256": _sha256(rows, origin)})
+            staged.replace(final)
+        except SafetensorError as err:
+            raise OSError(f"{final}: {err}") from err
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def _path(self, origin: str) -> Path:
+        return self._folder / origin[:2] / f"{origin}.safetensors"
+
+
+def _sha256(rows: Tensor, origin: str) -> str:
+    """Of the rows, and of their origin: a file under another's name is not taken for it."""
+    digest = hashlib.sha256(origin.encode())
+    digest.update(rows.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

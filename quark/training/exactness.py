@@ -1,0 +1,58 @@
+"""When a resumed run ends with the bytes of one that was not interrupted, and what to do when it will not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from quark.errors import CheckpointError, ConfigError
+from quark.training.events import TrainingListener
+
+
+@dataclass(frozen=True, slots=True)
+class Exactness:
+    """Tells what voids a byte-exact resume, or refuses to go on then.
+
+    Args:
+        is_required: refuse.
+        listener: is told otherwise.
+    """
+
+    is_required: bool
+    listener: TrainingListener
+
+    def check_device(self, device: torch.device) -> None:
+        """Raise ConfigError where exactness is required of a device that does not give it."""
+        if self.is_required and device.type != "cpu":
+            raise ConfigError(
+                f"--require-exact: on {device.type} an operation need not give the same bits twice, so only runs on "
+                "the CPU resume exactly: set run.device = cpu (for a new run), or leave the option out"
+            )
+
+    def void(self, reasons: Sequence[str]) -> None:
+        """Take note of what makes the rest of the run another one; nothing where there is nothing.
+
+        Raises:
+            CheckpointError: exactness is required.
+        """
+        if not reasons:
+            return
+        if self.is_required:
+            raise CheckpointError(
+                "--require-exact: the rest of the run would not be byte-equal to an uninterrupted one:\n  "
+                + "\n  ".join(reasons)
+                + "\nBring these back, or leave the option out"
+            )
+        self.listener.on_message(
+            f"the rest of the run will not be byte-equal to an uninterrupted one: {', '.join(reasons)}",
+            level="warning",
+        )
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What a checkpoint's fingerprint has otherwise than this process's."""
+    return [
+        f"{key} {value} -> {now.get(key)}" for key, value in before.items() if now.get(key) != value
+    ]
