@@ -1,0 +1,145 @@
+"""The tasks, at one pool size: every peer in turn in every repetition, so that a slow moment hits all."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pool.data import FULL_SIZE, ROUND, Workload
+from pool.limits import clock
+from pool.peer import Batches, Peer, files_of
+from pool.peers import load
+
+APPEND, REQUANTIZE, ROUND_TASK = "append 25,000", "re-quantize", "round"
+LABELS = "all labels"
+SMALL, LARGE = "minibatch 128", "minibatch 1,024"
+OPEN_WARM, OPEN_EVICTED = "open, warm", "open, evicted"
+NEXT_WARM, NEXT_EVICTED = "next 20, warm", "next 20, evicted"
+BYTES, MEMORY = "bytes per sample", "anonymous memory"
+
+Times = dict[str, dict[str, list[float]]]
+"""Task -> peer (or peer and way) -> one figure per repetition: seconds or bytes."""
+
+FRESH_ONLY = {"numpy-madvise": "numpy"}
+"""Peers that only open what another one wrote."""
+
+
+def measure(size: int, names: list[str], folder: Path, *, repetitions: int) -> Times:
+    """All tasks at pool size ``size``; everything is written below ``folder`` and removed."""
+    workload = Workload(size)
+    capacity = size + repetitions * ROUND
+    folder.mkdir()
+    peers: dict[str, Peer[Any]] = {
+        name: load(name).create(folder / name, workload, capacity)
+        for name in names
+        if name not in FRESH_ONLY
+    }
+    times: Times = defaultdict(lambda: defaultdict(list))
+    say(f"N = {size:,}: building {', '.join(peers)}")
+    for number in range(size // ROUND):
+        rows = workload.rows(number)
+        for peer in peers.values():
+            peer.append(peer.encode(rows))
+
+    say("rounds")
+    for number in range(size // ROUND, capacity // ROUND):
+        one_round(workload, number, peers, times)
+    for peer in peers.values():
+        peer.prepare()
+    if size <= FULL_SIZE:
+        for task, batch_size in ((SMALL, 128), (LARGE, 1024)):
+            say(task)
+            minibatches(peers, batch_size, repetitions, times[task])
+
+    durable = [name for name, peer in peers.items() if peer.is_durable]
+    for name in durable:
+        used = sum(path.stat().st_size for path in files_of(folder / name))
+        times[BYTES][name] = [used / capacity]
+        peers[name].close()
+    # What this process still maps could not be evicted.
+    peers.clear()
+    gc.collect()
+    say("fresh processes")
+    chosen = [name for name in names if FRESH_ONLY.get(name, name) in durable]
+    fresh(chosen, folder, size, repetitions, times)
+    for name in set(names) - set(chosen) - set(FRESH_ONLY):
+        times[MEMORY][name] = [run_fresh(name, folder / name, size, "warm")["anonymous"]]
+    shutil.rmtree(folder)
+    return {task: dict(row) for task, row in times.items()}
+
+
+def one_round(workload: Workload, number: int, peers: dict[str, Peer[Any]], times: Times) -> None:
+    """Append, re-quantize, label, peer by peer."""
+    rows = workload.rows(number)
+    for name, peer in peers.items():
+        encoded = peer.encode(rows)
+        append = clock(lambda peer=peer, encoded=encoded: peer.append(encoded))
+        times[APPEND][name].append(append)
+        for way, work in peer.quantizers().items():
+            times[REQUANTIZE][f"{name} {way}".strip()].append(clock(work))
+        times[ROUND_TASK][name].append(append + times[REQUANTIZE][name][-1])
+        for way, work in peer.labellers().items():
+            times[LABELS][f"{name} {way}".strip()].append(clock(work))
+
+
+def minibatches(
+    peers: dict[str, Peer[Any]], batch_size: int, repetitions: int, row: dict[str, list[float]]
+) -> None:
+    """Seconds per minibatch, once the pages are touched."""
+    streams: dict[str, tuple[Batches, int]] = {}
+    for name, peer in peers.items():
+        batch = peer.batches(batch_size)
+        begin, steps = time.perf_counter(), 0
+        while steps < 3 or (time.perf_counter() - begin < 1 and steps < 4000):
+            batch(steps)
+            steps += 1
+        seconds = (time.perf_counter() - begin) / steps
+        streams[name] = batch, min(2000, max(3, int(0.15 / seconds)))
+
+    def run(batch: Batches, first: int, count: int) -> Callable[[], object]:
+        return lambda: [batch(step) for step in range(first, first + count)]
+
+    for repetition in range(repetitions):
+        for name, (batch, count) in streams.items():
+            work = run(batch, 10_000 + repetition * count, count)
+            row[name].append(clock(work) / count)
+
+
+def fresh(names: list[str], folder: Path, size: int, repetitions: int, times: Times) -> None:
+    """Opening and memory, in processes of their own: first from the page cache, then from the disk."""
+    for name in names:
+        for path in files_of(folder / name):
+            path.read_bytes()
+    for state, first, following in (
+        ("warm", OPEN_WARM, NEXT_WARM),
+        ("evicted", OPEN_EVICTED, NEXT_EVICTED),
+    ):
+        for _ in range(repetitions):
+            for name in names:
+                found = run_fresh(name, folder / FRESH_ONLY.get(name, name), size, state)
+                times[first][name].append(found["first"])
+                times[following][name].append(found["following"])
+                if "anonymous" in found:
+                    times[MEMORY][name].append(found["anonymous"])
+
+
+def run_fresh(name: str, folder: Path, size: int, state: str) -> dict[str, float]:
+    """What ``pool.fresh`` measured."""
+    program = Path(__file__).parents[1] / "bench_pool.py"
+    command = [sys.executable, program, "fresh", name, folder, str(size), state]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def say(what: str) -> None:
+    """Progress, beside the report."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
