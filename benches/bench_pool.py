@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pool import fresh, report
 from pool.data import FULL_SIZE, ROUND
-from pool.limits import measure_limits
+from pool.limits import Limits
 from pool.peers import MODULES, load
 from pool.targets import Results
 from pool.tasks import FRESH_ONLY, Times, measure, say
@@ -36,10 +36,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="bench-pool-") as temporary:
         folder = Path(temporary)
         say("limits of the machine")
-        results = Results(by_size, measure_limits(folder, is_quick=arguments.quick))
+        limits = Limits(folder, is_quick=arguments.quick)
+        results = Results(by_size, limits.rates())
         for size in sizes:
             names = at_size(installed, size, was_asked=arguments.peers is not None)
-            by_size[size] = measure(size, names, folder / str(size), repetitions=repetitions)
+            by_size[size] = measure(
+                size, names, folder / str(size), limits, repetitions=repetitions
+            )
     report.print_limits(results.limits)
     for size in results.sizes:
         report.print_size(results, size)

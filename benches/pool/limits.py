@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import statistics
 import subprocess
 import threading
 import time
@@ -26,15 +25,6 @@ def clock(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def measure_limits(folder: Path, *, is_quick: bool) -> dict[str, float]:
-    """Limit -> GB/s, million lines/s or seconds, as its name says."""
-    return {
-        **memory_copy(1 << 28),
-        **random_lines(folder, 1 << (28 if is_quick else 30)),
-        **disk(folder, repetitions=5 if is_quick else 15),
-    }
-
-
 def in_threads(works: list[Callable[[], object]]) -> float:
     """Seconds until all are done, each in a thread of its own."""
     threads = [threading.Thread(target=work) for work in works]
@@ -48,54 +38,99 @@ def in_threads(works: list[Callable[[], object]]) -> float:
     return clock(run)
 
 
-def memory_copy(size: int) -> dict[str, float]:
-    """Bytes copied per second, by one thread and by two."""
-    source = np.ones(size, np.uint8)
-    target = np.empty_like(source)
-    half = size // 2
+class Limits:
+    """The floors of the tasks, to be measured in turn with the peers, and the machine's rates."""
 
-    def copy(part: slice) -> Callable[[], object]:
-        return lambda: np.copyto(target[part], source[part])
+    def __init__(self, folder: Path, *, is_quick: bool) -> None:
+        self._disk = Disk(folder)
+        self._copy = Copy(1 << 28)
+        self._lines = Lines(folder, 1 << (27 if is_quick else 30))
 
-    one = min(clock(copy(slice(None))) for _ in range(7))
-    two = min(in_threads([copy(slice(half)), copy(slice(half, None))]) for _ in range(7))
-    return {"copy_1_thread_gb_per_s": size / one / 1e9, "copy_2_threads_gb_per_s": size / two / 1e9}
+    def append(self) -> float | None:
+        """Seconds to make one round's bytes durable in a new file, its name, and a record of it."""
+        return clock(self._disk.publish)
 
+    def labels(self, num_samples: int) -> float | None:
+        """Seconds of a copy that moves what labels do: 4 bytes read and 2 written a sample."""
+        return 3 * num_samples / self._copy.rate(1)
 
-def random_lines(folder: Path, size: int) -> dict[str, float]:
-    """Random 64-byte lines per second: NumPy's take, a plain loop in C, the same with prefetch."""
-    lines = np.ones((size // 64, 8), np.uint64)
-    count = 1 << 20
-    ids = np.random.default_rng(0).integers(0, len(lines), count, dtype=np.uint32)
-    places = ids.astype(np.int64)
-    out = np.empty((count, 8), np.uint64)
+    def batch(self, batch_size: int) -> float | None:
+        """Seconds to read one random line a sample, prefetched; None without a C compiler."""
+        rate = self._lines.rate("prefetched", 1)
+        return None if rate is None else batch_size / rate
 
-    def rate(seconds: float) -> float:
-        return count / seconds / 1e6
-
-    def take() -> object:
-        return np.take(lines, places, axis=0, out=out, mode="clip")
-
-    found = {"random_lines_numpy_take_m_per_s": rate(min(clock(take) for _ in range(7)))}
-    library = compiled(folder)
-    if library is None:
-        print("skipped: plain and prefetched random reads need a C compiler (apt install gcc)")
+    def rates(self, repetitions: int = 7) -> dict[str, float]:
+        """What the machine does at best: GB/s, million lines/s, milliseconds."""
+        found: dict[str, float] = {}
+        for threads in (1, 2):
+            rate = max(self._copy.rate(threads) for _ in range(repetitions))
+            found[f"memory copy, threads: {threads}, GB/s"] = rate / 1e9
+        for way in ("take", "plain", "prefetched"):
+            for threads in (1, 2):
+                rates = [self._lines.rate(way, threads) for _ in range(repetitions)]
+                known = [rate for rate in rates if rate is not None]
+                if known:
+                    name = f"random 64-byte lines, {way}, threads: {threads}, M/s"
+                    found[name] = max(known) / 1e6
+        for name, work in (
+            ("write 2.3 MB and sync, ms", self._disk.write_and_sync),
+            ("publish 2.3 MB, ms", self._disk.publish),
+        ):
+            found[name] = 1e3 * min(clock(work) for _ in range(repetitions))
         return found
 
-    def read(function: str, chosen: NDArray[np.uint32]) -> Callable[[], object]:
-        return lambda: getattr(library, function)(
-            ctypes.c_void_p(lines.ctypes.data),
-            ctypes.c_void_p(chosen.ctypes.data),
-            ctypes.c_size_t(len(chosen)),
-        )
 
-    for function in ("plain", "prefetched"):
-        one = min(clock(read(function, ids)) for _ in range(7))
-        halves = [ids[: count // 2], ids[count // 2 :]]
-        two = min(in_threads([read(function, half) for half in halves]) for _ in range(7))
-        found[f"random_lines_{function}_m_per_s"] = rate(one)
-        found[f"random_lines_{function}_2_threads_m_per_s"] = rate(two)
-    return found
+class Copy:
+    """A memory copy."""
+
+    def __init__(self, size: int) -> None:
+        self._source = np.ones(size, np.uint8)
+        self._target = np.empty_like(self._source)
+
+    def rate(self, threads: int) -> float:
+        """Bytes copied per second."""
+        size = len(self._source)
+        cuts = [slice(size * i // threads, size * (i + 1) // threads) for i in range(threads)]
+        return size / in_threads([lambda cut=cut: self._part(cut) for cut in cuts])
+
+    def _part(self, cut: slice) -> None:
+        np.copyto(self._target[cut], self._source[cut])
+
+
+class Lines:
+    """Random 64-byte lines of a mapped file: NumPy's take, a plain loop in C, the same with prefetch."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        path = folder / "lines"
+        np.ones(size // 8, np.uint64).tofile(path)
+        self._lines = np.memmap(path, np.uint64, "r").reshape(-1, 8)
+        path.unlink()
+        count = 1 << 20
+        self._ids = np.random.default_rng(0).integers(0, len(self._lines), count, dtype=np.uint32)
+        self._places = self._ids.astype(np.int64)
+        self._out = np.empty((count, 8), np.uint64)
+        self._library = compiled(folder)
+        if self._library is None:
+            print("skipped: plain and prefetched random reads need a C compiler (apt install gcc)")
+
+    def rate(self, way: str, threads: int) -> float | None:
+        """Lines per second; None without a C compiler."""
+        if way != "take" and self._library is None:
+            return None
+        size = len(self._ids)
+        cuts = [slice(size * i // threads, size * (i + 1) // threads) for i in range(threads)]
+        return size / in_threads([lambda cut=cut: self._read(way, cut) for cut in cuts])
+
+    def _read(self, way: str, cut: slice) -> None:
+        if way == "take":
+            np.take(self._lines, self._places[cut], axis=0, out=self._out[cut], mode="clip")
+        else:
+            ids: NDArray[np.uint32] = self._ids[cut]
+            getattr(self._library, way)(
+                ctypes.c_void_p(self._lines.ctypes.data),
+                ctypes.c_void_p(ids.ctypes.data),
+                ctypes.c_size_t(len(ids)),
+            )
 
 
 def compiled(folder: Path) -> ctypes.CDLL | None:
@@ -109,31 +144,29 @@ def compiled(folder: Path) -> ctypes.CDLL | None:
     return ctypes.CDLL(str(library))
 
 
-def disk(folder: Path, *, repetitions: int) -> dict[str, float]:
-    """Seconds to make one round's bytes durable, bare and published."""
-    payload = os.urandom(ROUND_BYTES)
-    record = os.urandom(500)
-    directory = os.open(folder, os.O_RDONLY)
-    manifest = os.open(folder / "manifest", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    path = folder / "limit"
+class Disk:
+    """What it takes to make one round's bytes durable."""
 
-    def write_and_sync() -> None:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.write(file, payload)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._payload = os.urandom(ROUND_BYTES)
+        self._record = os.urandom(500)
+
+    def write_and_sync(self) -> None:
+        """A new file, synced."""
+        file = os.open(self._folder / "round", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(file, self._payload)
         os.fsync(file)
         os.close(file)
 
-    def publish() -> None:
-        write_and_sync()
+    def publish(self) -> None:
+        """The same with its name, and a record of it at the end of a log."""
+        (self._folder / "round").unlink(missing_ok=True)
+        self.write_and_sync()
+        directory = os.open(self._folder, os.O_RDONLY)
         os.fsync(directory)
-        os.write(manifest, record)
-        os.fdatasync(manifest)
-
-    times: dict[str, list[float]] = {"write_sync_2.3MB_s": [], "publish_floor_2.3MB_s": []}
-    for _ in range(repetitions):
-        for name, work in zip(times, (write_and_sync, publish), strict=True):
-            times[name].append(clock(work))
-            path.unlink()
-    os.close(directory)
-    os.close(manifest)
-    return {name: statistics.median(values) for name, values in times.items()}
+        os.close(directory)
+        log = os.open(self._folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(log, self._record)
+        os.fdatasync(log)
+        os.close(log)

@@ -59,17 +59,15 @@ def print_limits(limits: dict[str, float]) -> None:
     """The machine's limits as a table."""
     print("\n| limit of the machine | measured |\n| --- | --- |")
     for name, value in limits.items():
-        unit = next(u for u in ("gb_per_s", "m_per_s", "s") if name.endswith("_" + u))
-        what = name.removesuffix("_" + unit).replace("_", " ")
-        shown = f"{value * 1e3:.2f} ms" if unit == "s" else f"{value:.1f}"
-        print(f"| {what} | {shown}{ {'gb_per_s': ' GB/s', 'm_per_s': ' M/s', 's': ''}[unit] } |")
+        what, unit = name.rsplit(", ", 1)
+        print(f"| {what} | {value:.1f} {unit} |")
 
 
 def print_size(results: Results, size: int) -> None:
     """One table: quark's own figures, then peer / quark."""
     measured = [task for task in TASKS if results.median(size, task, "quark") is not None]
     found = {peer for task in measured for peer in results.by_size[size][task]}
-    rank = list(MODULES)
+    rank = [*MODULES, t.LIMIT]
     peers = sorted(found - {"quark"}, key=lambda peer: (rank.index(peer.split()[0]), peer))
     print(f"\nN = {size:,}; quark's own figures, then peer / quark: above 1 quark is better\n")
     print("| | " + " | ".join(measured) + " |")

@@ -87,29 +87,6 @@ def growth(task: str, begin: int, most: float) -> Target:
     )
 
 
-def of_limit(what: str, task: str, limit: Callable[[Results, int], float], least: float) -> Target:
-    """The limit's time is so much of quark's."""
-    return Target(
-        what=what,
-        figure=lambda results, size: quotient(
-            limit(results, size), results.median(size, task, "quark")
-        ),
-        least=least,
-    )
-
-
-def labels_limit(results: Results, size: int) -> float:
-    """Seconds to read a reward and write an i16 label of all samples, at the rate of a copy."""
-    return size * (4 + 2) / 2 / (results.limits["copy_1_thread_gb_per_s"] * 1e9)
-
-
-def line_rate(results: Results, size: int) -> float | None:
-    """Samples of large minibatches per prefetched random line."""
-    lines = results.limits.get("random_lines_prefetched_m_per_s")
-    seconds = results.median(size, t.LARGE, "quark")
-    return None if lines is None or seconds is None else 1024 / seconds / (lines * 1e6)
-
-
 def raw_ratio(results: Results, size: int) -> float | None:
     """Bytes on disk against the raw size of what quark stores, where tokens are at full length."""
     if size > t.FULL_SIZE:
@@ -129,12 +106,7 @@ TARGETS = (
     faster(t.APPEND, "numpy", 1.3),
     *(faster(t.APPEND, peer, 10) for peer in ("lmdb", "duckdb", "sqlite")),
     faster(t.APPEND, "lance", 5),
-    of_limit(
-        f"{t.APPEND}: publish floor / quark",
-        t.APPEND,
-        lambda results, _: results.limits["publish_floor_2.3MB_s"],
-        0.55,
-    ),
+    faster(t.APPEND, t.LIMIT, 0.55),
     growth(t.APPEND, 100_000, 1.2),
     faster(t.ROUND_TASK, "lists", 1_000, 1_000_000),
     faster(t.ROUND_TASK, "lists", 15_000, TEN_MILLION),
@@ -155,7 +127,7 @@ TARGETS = (
     faster(t.LABELS, "numpy argsort", 50, TEN_MILLION),
     faster(t.LABELS, "duckdb", 150, HUNDRED_MILLION),
     faster(t.LABELS, "polars", 150, HUNDRED_MILLION),
-    of_limit(f"{t.LABELS}: copy limit / quark", t.LABELS, labels_limit, 0.5),
+    faster(t.LABELS, t.LIMIT, 0.5),
     *(
         faster(t.LARGE, peer, least)
         for peer, least in (
@@ -167,7 +139,7 @@ TARGETS = (
             ("lance", 150),
         )
     ),
-    Target(what=f"{t.LARGE}: samples / prefetched line", figure=line_rate, least=0.18),
+    faster(t.LARGE, t.LIMIT, 0.18),
     *(
         faster(t.SMALL, peer, least)
         for peer, least in (

@@ -5,16 +5,16 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pool.data import FULL_SIZE, ROUND, Workload
-from pool.limits import clock
+from pool.limits import Limits, clock
 from pool.peer import Batches, Peer, files_of
 from pool.peers import load
 
@@ -31,8 +31,13 @@ Times = dict[str, dict[str, list[float]]]
 FRESH_ONLY = {"numpy-madvise": "numpy"}
 """Peers that only open what another one wrote."""
 
+LIMIT = "limit"
+"""What the machine needs at least, in the row of a peer."""
 
-def measure(size: int, names: list[str], folder: Path, *, repetitions: int) -> Times:
+
+def measure(
+    size: int, names: list[str], folder: Path, limits: Limits, *, repetitions: int
+) -> Times:
     """All tasks at pool size ``size``; everything is written below ``folder`` and removed."""
     workload = Workload(size)
     capacity = size + repetitions * ROUND
@@ -52,12 +57,14 @@ def measure(size: int, names: list[str], folder: Path, *, repetitions: int) -> T
     say("rounds")
     for number in range(size // ROUND, capacity // ROUND):
         one_round(workload, number, peers, times)
+        record(times, APPEND, limits.append())
+        record(times, LABELS, limits.labels(number * ROUND))
     for peer in peers.values():
         peer.prepare()
     if size <= FULL_SIZE:
         for task, batch_size in ((SMALL, 128), (LARGE, 1024)):
             say(task)
-            minibatches(peers, batch_size, repetitions, times[task])
+            minibatches(peers, task, batch_size, limits, repetitions, times)
 
     durable = [name for name, peer in peers.items() if peer.is_durable]
     for name in durable:
@@ -76,6 +83,12 @@ def measure(size: int, names: list[str], folder: Path, *, repetitions: int) -> T
     return {task: dict(row) for task, row in times.items()}
 
 
+def record(times: Times, task: str, seconds: float | None) -> None:
+    """A floor of the machine, where it can be measured."""
+    if seconds is not None:
+        times[task][LIMIT].append(seconds)
+
+
 def one_round(workload: Workload, number: int, peers: dict[str, Peer[Any]], times: Times) -> None:
     """Append, re-quantize, label, peer by peer."""
     rows = workload.rows(number)
@@ -91,7 +104,12 @@ def one_round(workload: Workload, number: int, peers: dict[str, Peer[Any]], time
 
 
 def minibatches(
-    peers: dict[str, Peer[Any]], batch_size: int, repetitions: int, row: dict[str, list[float]]
+    peers: dict[str, Peer[Any]],
+    task: str,
+    batch_size: int,
+    limits: Limits,
+    repetitions: int,
+    times: Times,
 ) -> None:
     """Seconds per minibatch, once the pages are touched."""
     streams: dict[str, tuple[Batches, int]] = {}
@@ -104,13 +122,17 @@ def minibatches(
         seconds = (time.perf_counter() - begin) / steps
         streams[name] = batch, min(2000, max(3, int(0.15 / seconds)))
 
-    def run(batch: Batches, first: int, count: int) -> Callable[[], object]:
-        return lambda: [batch(step) for step in range(first, first + count)]
-
     for repetition in range(repetitions):
         for name, (batch, count) in streams.items():
-            work = run(batch, 10_000 + repetition * count, count)
-            row[name].append(clock(work) / count)
+            first = 10_000 + repetition * count
+            times[task][name].append(typical(batch, first, count))
+        record(times, task, limits.batch(batch_size))
+
+
+def typical(batch: Batches, first: int, count: int) -> float:
+    """The median of some batches: one that was interrupted by another program does not count."""
+    seconds = [clock(lambda step=step: batch(step)) for step in range(first, first + count)]
+    return statistics.median(seconds)
 
 
 def fresh(names: list[str], folder: Path, size: int, repetitions: int, times: Times) -> None:
