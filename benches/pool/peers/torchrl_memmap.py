@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+import tensordict
 import torch
-from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, ReplayBuffer
 
 from pool.data import NUM_QUANTILES, PROMPT_WIDTH, Rows, Workload
@@ -18,7 +18,7 @@ from pool.peer import Batches, Peer, Strata, Work, files_of, keep_order, kept_or
 logging.getLogger("torchrl").setLevel(logging.WARNING)
 
 
-class TorchrlMemmap(Peer[TensorDict]):
+class TorchrlMemmap(Peer[tensordict.TensorDict]):
     """Padded rows in place; it does not sync, so we do."""
 
     name = "torchrl"
@@ -41,10 +41,10 @@ class TorchrlMemmap(Peer[TensorDict]):
         buffer.loads(folder / "buffer")
         return cls(folder, workload, buffer)
 
-    def encode(self, rows: Rows) -> TensorDict:
+    def encode(self, rows: Rows) -> tensordict.TensorDict:
         matrix = torch.from_numpy(rows.matrix().astype("int32"))
         constant = torch.full((len(rows),), rows.number, dtype=torch.int32)
-        return TensorDict(
+        return tensordict.TensorDict(
             {
                 "prompt": matrix[:, :PROMPT_WIDTH].contiguous(),
                 "response": matrix[:, PROMPT_WIDTH:].contiguous(),
@@ -56,7 +56,7 @@ class TorchrlMemmap(Peer[TensorDict]):
             batch_size=[len(rows)],
         )
 
-    def append(self, encoded: TensorDict) -> None:
+    def append(self, encoded: tensordict.TensorDict) -> None:
         self.buffer.extend(encoded)
         self.buffer.dumps(self.folder / "buffer")
         sync(files_of(self.folder / "buffer"))
