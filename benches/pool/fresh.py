@@ -1,7 +1,8 @@
 """What is measured in a fresh process: opening until the first minibatch, and what it adds to memory.
 
-`bench_pool.py fresh PEER FOLDER SIZE warm|evicted`, which prints one JSON object. Imports are outside the
-clock, eviction from the page cache too.
+`bench_pool.py fresh PEER FOLDER SIZE` imports what the peer needs, once, and then forks for every line `warm`
+or `evicted` on its standard input: the child measures, prints one JSON object and is gone. So nothing is open
+yet, and neither imports nor the eviction from the page cache are in the clock.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import gc
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,30 @@ from pool.peers import load
 
 
 def main(arguments: list[str]) -> int:
-    """Open, draw, report."""
-    name, folder, size, state = arguments
+    """Serve until the input ends."""
+    name, folder, size = arguments
     workload = Workload(int(size))
     cls = load(name)
-    if not cls.is_durable:
-        print(json.dumps({"anonymous": _rebuilt(cls, Path(folder), workload, int(size))}))
-        return 0
+    for line in sys.stdin:
+        if os.fork() == 0:
+            if cls.is_durable:
+                found = _opened(cls, Path(folder), workload, line.strip())
+            else:
+                found = _rebuilt(cls, Path(folder), workload, int(size))
+            print(json.dumps(found), flush=True)
+            os._exit(0)
+        os.wait()
+    return 0
+
+
+def _opened(cls: type[Peer[Any]], folder: Path, workload: Workload, state: str) -> dict[str, float]:
     if state == "evicted":
-        evict(Path(folder))
+        evict(folder)
     before = anonymous_bytes()
     batches: list[Batches] = []
 
     def first() -> None:
-        batches.append(cls.open(Path(folder), workload).batches(128))
+        batches.append(cls.open(folder, workload).batches(128))
         batches[0](0)
 
     def following() -> None:
@@ -43,11 +55,10 @@ def main(arguments: list[str]) -> int:
     found = {"first": clock(first), "following": clock(following)}
     if state == "warm":
         found["anonymous"] = float(anonymous_bytes() - before)
-    print(json.dumps(found))
-    return 0
+    return found
 
 
-def _rebuilt(cls: type[Peer[Any]], folder: Path, workload: Workload, size: int) -> int:
+def _rebuilt(cls: type[Peer[Any]], folder: Path, workload: Workload, size: int) -> dict[str, float]:
     """What a peer that nothing survives holds in memory when it is ready to sample."""
     before = anonymous_bytes()
     peer = cls.create(folder, workload, size)
@@ -55,7 +66,7 @@ def _rebuilt(cls: type[Peer[Any]], folder: Path, workload: Workload, size: int) 
         peer.append(peer.encode(workload.rows(number)))
     peer.prepare()
     peer.batches(128)(0)
-    return anonymous_bytes() - before
+    return {"anonymous": float(anonymous_bytes() - before)}
 
 
 def anonymous_bytes() -> int:

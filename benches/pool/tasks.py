@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,10 @@ def measure(
     say("fresh processes")
     chosen = [name for name in names if FRESH_ONLY.get(name, name) in durable]
     fresh(chosen, folder, size, repetitions, times)
-    for name in set(names) - set(chosen) - set(FRESH_ONLY):
-        times[MEMORY][name] = [run_fresh(name, folder / name, size, "warm")["anonymous"]]
+    rebuilt = [name for name in names if name not in chosen and name not in FRESH_ONLY]
+    for name in rebuilt:
+        with server(name, folder / name, size) as process:
+            times[MEMORY][name] = [ask(process, "warm")["anonymous"]]
     shutil.rmtree(folder)
     return {task: dict(row) for task, row in times.items()}
 
@@ -136,30 +139,46 @@ def typical(batch: Batches, first: int, count: int) -> float:
 
 
 def fresh(names: list[str], folder: Path, size: int, repetitions: int, times: Times) -> None:
-    """Opening and memory, in processes of their own: first from the page cache, then from the disk."""
+    """Opening and memory, in fresh processes: first from the page cache, then from the disk."""
     for name in names:
         for path in files_of(folder / name):
             path.read_bytes()
-    for state, first, following in (
-        ("warm", OPEN_WARM, NEXT_WARM),
-        ("evicted", OPEN_EVICTED, NEXT_EVICTED),
-    ):
-        for _ in range(repetitions):
-            for name in names:
-                found = run_fresh(name, folder / FRESH_ONLY.get(name, name), size, state)
-                times[first][name].append(found["first"])
-                times[following][name].append(found["following"])
-                if "anonymous" in found:
-                    times[MEMORY][name].append(found["anonymous"])
+    with ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(server(name, folder / FRESH_ONLY.get(name, name), size))
+            for name in names
+        }
+        for state, first, following in (
+            ("warm", OPEN_WARM, NEXT_WARM),
+            ("evicted", OPEN_EVICTED, NEXT_EVICTED),
+        ):
+            for _ in range(repetitions):
+                for name, process in servers.items():
+                    found = ask(process, state)
+                    if "first" in found:
+                        times[first][name].append(found["first"])
+                        times[following][name].append(found["following"])
+                    if "anonymous" in found:
+                        times[MEMORY][name].append(found["anonymous"])
 
 
-def run_fresh(name: str, folder: Path, size: int, state: str) -> dict[str, float]:
-    """What ``pool.fresh`` measured."""
+def server(name: str, folder: Path, size: int) -> subprocess.Popen[str]:
+    """A process of ``pool.fresh``."""
     program = Path(__file__).parents[1] / "bench_pool.py"
-    command = [sys.executable, program, "fresh", name, folder, str(size), state]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    command = [sys.executable, program, "fresh", name, folder, str(size)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(process: subprocess.Popen[str], state: str) -> dict[str, float]:
+    """What a child of the server measured."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(state, file=process.stdin, flush=True)
+    for line in process.stdout:
+        if line.startswith("{"):  # the rest is what a library had to say
+            found: dict[str, float] = json.loads(line)
+            return found
+    raise RuntimeError(f"measuring failed in a fresh process: {process.args!r}")
 
 
 def say(what: str) -> None:
