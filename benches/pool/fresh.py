@@ -18,16 +18,18 @@ from typing import Any
 from pool.data import ROUND, Workload
 from pool.limits import clock
 from pool.peer import Batches, Peer, files_of
-from pool.peers import load
+from pool.peers import NOT_FORK_SAFE, load
 
 
 def main(arguments: list[str]) -> int:
     """Serve until the input ends."""
     name, folder, size = arguments
     workload = Workload(int(size))
-    cls = load(name)
+    if name not in NOT_FORK_SAFE:
+        load(name)
     for line in sys.stdin:
         if os.fork() == 0:
+            cls = load(name)
             if cls.is_durable:
                 found = _opened(cls, Path(folder), workload, line.strip())
             else:

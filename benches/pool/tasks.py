@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -166,7 +167,9 @@ def server(name: str, folder: Path, size: int) -> subprocess.Popen[str]:
     """A process of ``pool.fresh``."""
     program = Path(__file__).parents[1] / "bench_pool.py"
     command = [sys.executable, program, "fresh", name, folder, str(size)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    quietly = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=quietly)
 
 
 def ask(process: subprocess.Popen[str], state: str) -> dict[str, float]:

@@ -23,6 +23,10 @@ MODULES = {
 }
 
 
+NOT_FORK_SAFE = {"lance"}
+"""Peers that start threads when they are imported."""
+
+
 def load(name: str) -> type[Peer[Any]]:
     """The class of a peer.
 
