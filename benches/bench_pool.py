@@ -33,22 +33,22 @@ def main() -> int:
     repetitions = 3 if arguments.quick else arguments.repetitions
     sizes = [100_000] if arguments.quick else arguments.sizes
     by_size: dict[int, Times] = {}
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="bench-pool-") as temporary:
         folder = Path(temporary)
         say("limits of the machine")
         limits = Limits(folder, is_quick=arguments.quick)
         results = Results(by_size, limits.rates())
+        report.print_limits(results.limits)
         for size in sizes:
             names = at_size(installed, size, was_asked=arguments.peers is not None)
             by_size[size] = measure(
                 size, names, folder / str(size), limits, repetitions=repetitions
             )
-    report.print_limits(results.limits)
-    for size in results.sizes:
-        report.print_size(results, size)
+            # At once: the next size may take long, or more disk than there is.
+            report.print_size(results, size)
+            report.write_json(arguments.out / "pool.json", results)
     report.print_targets(results)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    report.write_json(arguments.out / "pool.json", results)
     report.draw(arguments.out / "pool.svg", results)
     print(f"\nWritten: {arguments.out / 'pool.json'}, {arguments.out / 'pool.svg'}")
     return 0
