@@ -426,13 +426,11 @@ class NativePool:
         return self._pool.snapshot[2]
 
     def append(self, batch: SampleBatch) -> range:
-        prompt_tokens = [_array("token_ids", p.token_ids, np.uint32) for p in batch.prompts]
-        prompt_offsets = np.zeros(len(prompt_tokens) + 1, np.int64)
-        np.cumsum([len(tokens) for tokens in prompt_tokens], out=prompt_offsets[1:])
+        prompt_tokens, prompt_offsets = _joined([prompt.token_ids for prompt in batch.prompts])
         texts = batch.completion_texts
         arrays = _BatchArrays(
             key=batch.key,
-            prompt_tokens=np.concatenate([np.empty(0, np.uint32), *prompt_tokens]),
+            prompt_tokens=prompt_tokens,
             prompt_offsets=prompt_offsets,
             prompt_texts=[prompt.text for prompt in batch.prompts],
             prompt_metadata=[prompt.metadata for prompt in batch.prompts],
@@ -705,6 +703,23 @@ def _array(name: str, values: ArrayLike, dtype: type[_Number]) -> NDArray[_Numbe
     if not is_float and not np.array_equal(converted, given):
         raise ValueError(f"{name} holds values that do not fit into {np.dtype(dtype)}")
     return converted
+
+
+def _joined(
+    prompts: Sequence[NDArray[np.uint32]],
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """The token ids of some prompts one after another, and [U + 1] where each begins."""
+    nothing = np.empty(0, np.uint32)
+    try:
+        # A batch has thousands of prompts, nearly always vectors of the right type: ask once for all.
+        tokens = np.concatenate([nothing, *prompts], casting="no", dtype=np.uint32)
+        vectors = prompts
+    except (TypeError, ValueError):
+        vectors = [_array("token_ids", prompt, np.uint32) for prompt in prompts]
+        tokens = np.concatenate([nothing, *vectors])
+    offsets = np.zeros(len(prompts) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, vectors), np.int64, len(vectors)), out=offsets[1:])
+    return tokens, offsets
 
 
 def _bounded(name: str, value: int, bits: int) -> int:

@@ -306,3 +306,34 @@ def test_the_stub_names_what_the_extension_has() -> None:
     functions = set(re.findall(r"^def (\w+)", stub, flags=re.M))
     built = {n for n in dir(_pool_rs) if callable(getattr(_pool_rs, n)) and n[0].islower()}
     assert functions == built
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "refusal"),
+    [
+        (np.array([7, 5], np.uint16), None),
+        ([7, 5], None),
+        (np.array([7, 0, 5, 0], np.uint32)[::2], None),
+        (np.array([7, 5], ">u4"), None),
+        (np.array([7, -5]), "token_ids holds values that do not fit into uint32"),
+        (np.array([7.0, 5.0]), "token_ids has the type float64; it must be uint32"),
+        (np.array([True, False]), "token_ids has the type bool; it must be uint32"),
+        (np.array([[7, 5]], np.uint32), "token_ids has 2 dimensions; it must be a vector"),
+        (np.array(7, np.uint32), "token_ids has 0 dimensions; it must be a vector"),
+    ],
+)
+def test_prompts_are_taken_by_value_whatever_holds_them(
+    path: Path, token_ids: object, refusal: str | None
+) -> None:
+    batch = make_batch("k", {"reward": [0.5, 0.25]}, content=1)
+    odd = dataclasses.replace(batch.prompts[0], token_ids=token_ids)
+    batch = dataclasses.replace(batch, prompts=[odd, *batch.prompts[1:]])
+    with NativePool.create(path, vocab_size=VOCAB_SIZE) as pool:
+        if refusal is not None:
+            with pytest.raises(ValueError, match=refusal):
+                pool.append(batch)
+            return
+        pool.append(batch)
+        for sample in pool.samples([0, 1]):
+            prompt = batch.prompts[batch.prompt_index[sample.id]]
+            assert sample.prompt_tokens.tolist() == list(prompt.token_ids)

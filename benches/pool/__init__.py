@@ -1,0 +1,1 @@
+"""The pool's benchmark suite: `python benches/bench_pool.py`."""
