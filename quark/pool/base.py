@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.pool.batch import BatchBuffers, PackedBatch
+from quark.pool.batch import PoolBatch as PoolBatch
 from quark.pool.scope import Scope, Score
 
 
@@ -133,26 +135,6 @@ class Sample:
     scores: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolBatch:
-    """A minibatch, padded and ready for torch (the arrays belong to the caller)."""
-
-    ids: NDArray[np.uint64]
-    """[B] sample ids."""
-    quantiles: NDArray[np.int16]
-    """[B] labels, 0 lowest; -1 when gathered by id without a quantization."""
-    prompt_tokens: NDArray[np.int64]
-    """[B, P] left-padded with ``pad_id``."""
-    prompt_lengths: NDArray[np.int32]
-    """[B]"""
-    completion_tokens: NDArray[np.int64]
-    """[B, T] right-padded with ``pad_id``."""
-    completion_lengths: NDArray[np.int32]
-    """[B] end-of-sequence token included."""
-    scores: NDArray[np.float32]
-    """[B] the score column that the ranking used."""
-
-
 class Sampler(Protocol):
     """A stateless stream of minibatches: batch t is a pure function of (quantization, settings, seed, t)."""
 
@@ -160,8 +142,17 @@ class Sampler(Protocol):
         """Ids [B] and quantiles [B] of batch ``step``."""
         ...
 
-    def batch(self, step: int, *, pad_id: int) -> PoolBatch:
-        """Batch ``step``, gathered."""
+    def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
+        """Batch ``step``, gathered and padded; with ``out`` as views of the caller's memory.
+
+        Raises:
+            ValueError: ``out`` is too small, or of other types.
+            PoolCorruptedError: what has to be read is damaged; ``out`` then holds nothing of use.
+        """
+        ...
+
+    def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
+        """Batch ``step``, gathered without padding; else as ``batch``."""
         ...
 
 
@@ -204,17 +195,22 @@ class Quantization(Protocol):
         seed: int,
         mode: SamplingMode = SamplingMode.STRATIFIED,
         quantiles: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> Sampler:
         """A stream of minibatches.
 
         Args:
-            batch_size: B.
+            batch_size: B, of all ranks together.
             seed: u64.
             mode: how quantiles are chosen.
             quantiles: draw from these alone; None draws from all.
+            rank: of the processes that share every batch, this one: it gets the rows ``rank``,
+                ``rank + world_size``, ... of the batch and reads no other.
+            world_size: how many there are, at most B.
 
         Raises:
-            ValueError: ``batch_size`` < 1, a quantile that is not there, or nothing to draw from.
+            ValueError: a setting out of range, a quantile that is not there, or nothing to draw from.
         """
         ...
 
@@ -328,8 +324,16 @@ class SamplePool(Protocol):
         """Whole samples, for people and replay. Raises IndexError."""
         ...
 
-    def gather(self, ids: NDArray[np.uint64], *, pad_id: int) -> PoolBatch:
-        """Some samples as a padded batch; ``quantiles`` are -1 and ``scores`` NaN."""
+    def gather(
+        self, ids: NDArray[np.uint64], *, pad_id: int, out: BatchBuffers | None = None
+    ) -> PoolBatch:
+        """Some samples as a padded batch; ``quantiles`` are -1 and ``scores`` NaN. Else as ``Sampler.batch``."""
+        ...
+
+    def gather_packed(
+        self, ids: NDArray[np.uint64], *, out: BatchBuffers | None = None
+    ) -> PackedBatch:
+        """Some samples without padding; else as ``gather``."""
         ...
 
     def close(self) -> None: ...

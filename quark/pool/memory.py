@@ -13,13 +13,12 @@ from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quark.pool.base import (
-    PoolBatch,
     RemainderRule,
     Sample,
     SampleBatch,
@@ -27,6 +26,7 @@ from quark.pool.base import (
     Snapshot,
     TieRule,
 )
+from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.scope import PROVENANCE_COLUMNS, Scope, Score, refuse_remainder, values_of
 
 _MASK = (1 << 64) - 1
@@ -237,7 +237,9 @@ class MemoryPool:
             raise IndexError(f"the pool holds {len(self)} samples")
         return [self._samples[id] for id in ids]
 
-    def gather(self, ids: NDArray[np.uint64], *, pad_id: int) -> PoolBatch:
+    def gather(
+        self, ids: NDArray[np.uint64], *, pad_id: int, out: BatchBuffers | None = None
+    ) -> PoolBatch:
         samples = self.samples([int(id) for id in ids])
         prompts = [s.prompt_tokens for s in samples]
         completions = [s.completion_tokens for s in samples]
@@ -248,7 +250,7 @@ class MemoryPool:
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             prompt_tokens[i, prompt_tokens.shape[1] - len(prompt) :] = prompt
             completion_tokens[i, : len(completion)] = completion
-        return PoolBatch(
+        batch = PoolBatch(
             ids=np.asarray(ids, dtype=np.uint64),
             quantiles=np.full(len(ids), -1, dtype=np.int16),
             prompt_tokens=prompt_tokens,
@@ -257,6 +259,24 @@ class MemoryPool:
             completion_lengths=np.array([len(c) for c in completions], dtype=np.int32),
             scores=np.full(len(ids), math.nan, dtype=np.float32),
         )
+        return batch if out is None else _copied(batch, out)
+
+    def gather_packed(
+        self, ids: NDArray[np.uint64], *, out: BatchBuffers | None = None
+    ) -> PackedBatch:
+        samples = self.samples([int(id) for id in ids])
+        prompts = [s.prompt_tokens for s in samples]
+        completions = [s.completion_tokens for s in samples]
+        batch = PackedBatch(
+            ids=np.asarray(ids, dtype=np.uint64),
+            quantiles=np.full(len(ids), -1, dtype=np.int16),
+            prompt_tokens=np.concatenate([np.empty(0, np.int64), *prompts], dtype=np.int64),
+            prompt_offsets=np.cumsum([0, *map(len, prompts)], dtype=np.int64),
+            completion_tokens=np.concatenate([np.empty(0, np.int64), *completions], dtype=np.int64),
+            completion_offsets=np.cumsum([0, *map(len, completions)], dtype=np.int64),
+            scores=np.full(len(ids), math.nan, dtype=np.float32),
+        )
+        return batch if out is None else _copied(batch, out)
 
     def close(self) -> None:
         pass
@@ -441,6 +461,8 @@ class MemoryQuantization:
         seed: int,
         mode: SamplingMode = SamplingMode.STRATIFIED,
         quantiles: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> MemorySampler:
         wanted = range(self._num_quantiles) if quantiles is None else quantiles
         if any(not 0 <= k < self._num_quantiles for k in wanted):
@@ -448,7 +470,10 @@ class MemoryQuantization:
         strata = [(k, self._members[k]) for k in sorted(set(wanted)) if self._members[k]]
         if batch_size < 1 or not strata:
             raise ValueError("batch_size is below 1, or there is nothing to draw from")
-        return MemorySampler(self._pool, self._values, strata, batch_size, seed, mode)
+        if not 0 <= rank < world_size <= batch_size:
+            raise ValueError(f"rank is {rank} of {world_size}, in a batch of {batch_size}")
+        mine = slice(rank, None, world_size)
+        return MemorySampler(self._pool, self._values, strata, batch_size, seed, mode, mine)
 
 
 class MemorySampler:
@@ -462,6 +487,7 @@ class MemorySampler:
         batch_size: int,
         seed: int,
         mode: SamplingMode,
+        mine: slice,
     ) -> None:
         self._pool = pool
         self._values = values
@@ -469,10 +495,11 @@ class MemorySampler:
         self._batch_size = batch_size
         self._seed = seed
         self._mode = mode
+        self._mine = mine
 
     def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
         slots = range(step * self._batch_size, (step + 1) * self._batch_size)
-        drawn = [self._at(slot) for slot in slots]
+        drawn = [self._at(slot) for slot in slots[self._mine]]
         return (
             np.array([id for _, id in drawn], dtype=np.uint64),
             np.array([quantile for quantile, _ in drawn], dtype=np.int16),
@@ -495,15 +522,33 @@ class MemorySampler:
                 key = scramble(scramble(seed, 4), epoch)
                 return everything[permute(len(everything), key, place)]
 
-    def batch(self, step: int, *, pad_id: int) -> PoolBatch:
+    def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
         ids, quantiles = self.draw(step)
         rows = self._pool.gather(ids, pad_id=pad_id)
-        return PoolBatch(
-            ids=ids,
-            quantiles=quantiles,
-            prompt_tokens=rows.prompt_tokens,
-            prompt_lengths=rows.prompt_lengths,
-            completion_tokens=rows.completion_tokens,
-            completion_lengths=rows.completion_lengths,
-            scores=np.array([self._values[int(id)] for id in ids], dtype=np.float32),
-        )
+        batch = replace(rows, quantiles=quantiles, scores=self._scores(ids))
+        return batch if out is None else _copied(batch, out)
+
+    def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
+        ids, quantiles = self.draw(step)
+        rows = self._pool.gather_packed(ids)
+        batch = replace(rows, quantiles=quantiles, scores=self._scores(ids))
+        return batch if out is None else _copied(batch, out)
+
+    def _scores(self, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
+        return np.array([self._values[int(id)] for id in ids], dtype=np.float32)
+
+
+_Batch = TypeVar("_Batch", PoolBatch, PackedBatch)
+
+
+def _copied(batch: _Batch, out: BatchBuffers) -> _Batch:
+    """``batch`` as views of ``out``."""
+    views = {}
+    for name in type(batch).__slots__:
+        values, buffer = getattr(batch, name), getattr(out, name)
+        if len(buffer) < values.size:
+            raise ValueError(f"{name} needs room for {values.size} numbers")
+        if values.size:
+            np.copyto(buffer[: values.size], values.ravel(), casting="same_kind")
+        views[name] = buffer[: values.size].reshape(values.shape)
+    return type(batch)(**views)

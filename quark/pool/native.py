@@ -23,7 +23,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from quark import _pool_rs
 from quark.pool.base import (
-    PoolBatch,
     RemainderRule,
     Sample,
     SampleBatch,
@@ -31,6 +30,7 @@ from quark.pool.base import (
     Snapshot,
     TieRule,
 )
+from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
 from quark.pool.scope import Scope, Score, refuse_remainder, values_of
 from quark.types import Json
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _Number = TypeVar("_Number", bound=np.generic)
+_Place = TypeVar("_Place")
+_Sizes = TypeVar("_Sizes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +147,19 @@ class NativeSampler:
     def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
         return self._sampler.draw(_bounded("step", step, 64))
 
-    def batch(self, step: int, *, pad_id: int) -> PoolBatch:
-        (ids, quantiles), gathered, scores = self._sampler.batch(_bounded("step", step, 64), pad_id)
+    def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
+        step = _bounded("step", step, 64)
+        if out is not None:
+            return out.padded(*_into(out, self._sampler.batch_into, step, pad_id))
+        (ids, quantiles), gathered, scores = self._sampler.batch(step, pad_id)
         return _pool_batch(ids, quantiles, gathered, scores)
+
+    def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
+        step = _bounded("step", step, 64)
+        if out is not None:
+            return out.packed(*_into(out, self._sampler.batch_into, step, None))
+        (ids, quantiles), packed, scores = self._sampler.packed(step)
+        return _packed_batch(ids, quantiles, packed, scores)
 
 
 class NativeQuantization:
@@ -190,15 +202,18 @@ class NativeQuantization:
         seed: int,
         mode: SamplingMode = SamplingMode.STRATIFIED,
         quantiles: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> NativeSampler:
-        return NativeSampler(
-            self._quantization.sampler(
-                _bounded("batch_size", batch_size, 32),
-                _bounded("seed", seed, 64),
-                mode.value,
-                None if quantiles is None else list(quantiles),
-            )
+        settings = _SamplerSettings(
+            batch_size=_bounded("batch_size", batch_size, 32),
+            seed=_bounded("seed", seed, 64),
+            mode=mode.value,
+            quantiles=None if quantiles is None else list(quantiles),
+            rank=_bounded("rank", rank, 32),
+            world_size=_bounded("world_size", world_size, 32),
         )
+        return NativeSampler(self._quantization.sampler(settings))
 
 
 class NativePool:
@@ -450,11 +465,23 @@ class NativePool:
                 raise IndexError(f"sample {id} is not in the pool, which holds {size} samples")
         return [Sample(**fields) for fields in self._pool.samples([int(id) for id in ids])]
 
-    def gather(self, ids: NDArray[np.uint64], *, pad_id: int) -> PoolBatch:
+    def gather(
+        self, ids: NDArray[np.uint64], *, pad_id: int, out: BatchBuffers | None = None
+    ) -> PoolBatch:
         ids = _array("ids", ids, np.uint64)
-        none = np.full(len(ids), -1, np.int16)
-        unknown = np.full(len(ids), np.nan, np.float32)
-        return _pool_batch(ids.copy(), none, self._pool.gather(ids, pad_id), unknown)
+        if out is not None:
+            return out.padded(len(ids), *_into(out, self._pool.gather_into, ids, pad_id))
+        return _pool_batch(
+            ids.copy(), _unranked(ids), self._pool.gather(ids, pad_id), _unscored(ids)
+        )
+
+    def gather_packed(
+        self, ids: NDArray[np.uint64], *, out: BatchBuffers | None = None
+    ) -> PackedBatch:
+        ids = _array("ids", ids, np.uint64)
+        if out is not None:
+            return out.packed(len(ids), *_into(out, self._pool.gather_into, ids, None))
+        return _packed_batch(ids.copy(), _unranked(ids), self._pool.pack(ids), _unscored(ids))
 
     def scan(self) -> pl.LazyFrame:
         """The samples of this snapshot as a polars query, one row each; see ``quark.pool.scan``.
@@ -563,6 +590,18 @@ class _BatchArrays:
     scores: list[tuple[str, NDArray[np.float32]]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SamplerSettings:
+    """What the extension's sampler reads, by attribute."""
+
+    batch_size: int
+    seed: int
+    mode: str
+    quantiles: list[int] | None
+    rank: int
+    world_size: int
+
+
 def _snapshot(fields: tuple[int, str, int]) -> Snapshot:
     generation, digest, num_samples = fields
     return Snapshot(generation=generation, hash=digest, num_samples=num_samples)
@@ -584,6 +623,47 @@ def _pool_batch(
         completion_lengths=completion_lengths,
         scores=scores,
     )
+
+
+def _packed_batch(
+    ids: NDArray[np.uint64],
+    quantiles: NDArray[np.int16],
+    packed: _pool_rs.Packed,
+    scores: NDArray[np.float32],
+) -> PackedBatch:
+    prompts, prompt_offsets, completions, completion_offsets = packed
+    return PackedBatch(
+        ids=ids,
+        quantiles=quantiles,
+        prompt_tokens=prompts,
+        prompt_offsets=prompt_offsets,
+        completion_tokens=completions,
+        completion_offsets=completion_offsets,
+        scores=scores,
+    )
+
+
+def _unranked(ids: NDArray[np.uint64]) -> NDArray[np.int16]:
+    return np.full(len(ids), -1, np.int16)
+
+
+def _unscored(ids: NDArray[np.uint64]) -> NDArray[np.float32]:
+    return np.full(len(ids), np.nan, np.float32)
+
+
+def _into(
+    out: BatchBuffers,
+    write: Callable[[_Place, int | None, BatchBuffers], _Sizes],
+    place: _Place,
+    pad_id: int | None,
+) -> _Sizes:
+    """What ``write`` says of the batch that it wrote into ``out``."""
+    try:
+        return write(place, pad_id, out)
+    except TypeError as error:
+        raise ValueError(
+            f"out does not hold writable contiguous vectors of the types of BatchBuffers: {error}"
+        ) from error
 
 
 def _array(name: str, values: ArrayLike, dtype: type[_Number]) -> NDArray[_Number]:

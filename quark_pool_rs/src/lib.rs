@@ -11,7 +11,8 @@
 //! ```text
 //! python                                      the binding, behind the feature `python`
 //! pool  verify  describe                      append, open | offline check | statistics
-//! gather  sampler                             padded batches | which samples
+//! gather  sampler                             padded or packed batches | which samples
+//! schedule                                    whose turn a slot is
 //! quantization  selection  ranking            quantiles | cuts of values | cuts of sorted runs
 //! recovery                                    from a directory to a snapshot
 //! snapshot                                    what a reader sees
@@ -38,6 +39,7 @@ pub mod ranking;
 pub mod recovery;
 pub mod rng;
 pub mod sampler;
+mod schedule;
 pub mod segment;
 mod selection;
 pub mod snapshot;

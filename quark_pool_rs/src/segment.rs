@@ -275,15 +275,6 @@ impl<'a> Tokens<'a> {
         })
     }
 
-    /// Append them, widened.
-    #[inline]
-    pub fn widen_into(self, out: &mut Vec<i64>) {
-        match self {
-            Self::Narrow(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
-            Self::Wide(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
-        }
-    }
-
     /// A copy.
     pub fn to_vec(self) -> Vec<u32> {
         match self {
