@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,9 @@ class PackedBatch:
     """[B + 1]"""
     scores: NDArray[np.float32]
     """[B] the score column that the ranking used."""
+
+
+_Batch = TypeVar("_Batch", PoolBatch, PackedBatch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +104,24 @@ class BatchBuffers:
             completion_lengths=np.zeros(batch_size, np.int32),
             completion_offsets=np.zeros(batch_size + 1, np.int64),
         )
+
+    def copied(self, batch: _Batch) -> _Batch:
+        """A copy of ``batch`` in this memory.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        views = {}
+        for name in type(batch).__slots__:
+            values, buffer = getattr(batch, name), getattr(self, name)
+            if len(buffer) < values.size:
+                raise ValueError(
+                    f"the buffer for {name} has room for {len(buffer)} numbers; this batch needs {values.size}"
+                )
+            view = buffer[: values.size].reshape(values.shape)
+            np.copyto(view, values, casting="same_kind")
+            views[name] = view
+        return type(batch)(**views)
 
     def padded(self, rows: int, prompt_width: int, completion_width: int) -> PoolBatch:
         """A padded batch of ``rows`` samples that was written here, as views."""

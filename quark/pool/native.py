@@ -6,6 +6,7 @@ the child may read through it but not append.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +30,7 @@ from quark.pool.base import (
     SamplingMode,
     Snapshot,
     TieRule,
+    age_weights,
 )
 from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _Number = TypeVar("_Number", bound=np.generic)
+_Batch = TypeVar("_Batch", PoolBatch, PackedBatch)
 _Place = TypeVar("_Place")
 _Sizes = TypeVar("_Sizes")
 
@@ -144,6 +147,10 @@ class NativeSampler:
     def __init__(self, sampler: _pool_rs.Sampler) -> None:
         self._sampler = sampler
 
+    @property
+    def num_batches(self) -> int | None:
+        return self._sampler.num_batches
+
     def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
         return self._sampler.draw(_bounded("step", step, 64))
 
@@ -160,6 +167,72 @@ class NativeSampler:
             return out.packed(*_into(out, self._sampler.batch_into, step, None))
         (ids, quantiles), packed, scores = self._sampler.packed(step)
         return _packed_batch(ids, quantiles, packed, scores)
+
+    def stream(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        pad_id: int,
+        depth: int = 2,
+        out: Sequence[BatchBuffers] = (),
+    ) -> NativeStream[PoolBatch]:
+        return NativeStream(self._start(start, stop, pad_id, depth), _pool_batch, out)
+
+    def packed_stream(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        depth: int = 2,
+        out: Sequence[BatchBuffers] = (),
+    ) -> NativeStream[PackedBatch]:
+        return NativeStream(self._start(start, stop, None, depth), _packed_batch, out)
+
+    def _start(
+        self, start: int, stop: int | None, pad_id: int | None, depth: int
+    ) -> _pool_rs.Stream:
+        end = self.num_batches if stop is None else stop
+        return self._sampler.stream(
+            _bounded("start", start, 64),
+            (1 << 64) - 1 if end is None else _bounded("stop", end, 64),
+            pad_id,
+            _bounded("depth", depth, 16),
+        )
+
+
+class NativeStream(Generic[_Batch]):
+    """Batches that a thread of the extension prepares; see ``quark.pool.base.BatchStream``."""
+
+    def __init__(
+        self,
+        stream: _pool_rs.Stream,
+        dress: Callable[[NDArray[np.uint64], NDArray[np.int16], Any, NDArray[np.float32]], _Batch],
+        out: Sequence[BatchBuffers],
+    ) -> None:
+        self._stream = stream
+        self._dress = dress
+        self._ring = itertools.cycle(out) if out else None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> _Batch:
+        prepared = self._stream.next()
+        if prepared is None:
+            raise StopIteration
+        (ids, quantiles), tokens, scores = prepared
+        batch = self._dress(ids, quantiles, tokens, scores)
+        return batch if self._ring is None else next(self._ring).copied(batch)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class NativeQuantization:
@@ -204,6 +277,9 @@ class NativeQuantization:
         quantiles: Sequence[int] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        age_half_life: float | None = None,
+        max_uses: int | None = None,
+        bucket_window: int = 1,
     ) -> NativeSampler:
         settings = _SamplerSettings(
             batch_size=_bounded("batch_size", batch_size, 32),
@@ -212,6 +288,9 @@ class NativeQuantization:
             quantiles=None if quantiles is None else list(quantiles),
             rank=_bounded("rank", rank, 32),
             world_size=_bounded("world_size", world_size, 32),
+            weights=None if age_half_life is None else age_weights(age_half_life),
+            max_uses=None if max_uses is None else _bounded("max_uses", max_uses, 32),
+            bucket_window=_bounded("bucket_window", bucket_window, 32),
         )
         return NativeSampler(self._quantization.sampler(settings))
 
@@ -600,6 +679,9 @@ class _SamplerSettings:
     quantiles: list[int] | None
     rank: int
     world_size: int
+    weights: list[int] | None
+    max_uses: int | None
+    bucket_window: int
 
 
 def _snapshot(fields: tuple[int, str, int]) -> Snapshot:

@@ -193,6 +193,24 @@ pub fn locate<'a>(snapshot: &'a Snapshot, ids: &[u64]) -> Result<Located<'a>> {
     Ok(Located { prompts, completions })
 }
 
+/// [B] lengths of the completions of some samples.
+///
+/// # Errors
+/// `UnknownSample`, `Corrupted`, `Io`.
+pub fn completion_lengths(snapshot: &Snapshot, ids: &[u64]) -> Result<Vec<u32>> {
+    let mut rows = Vec::with_capacity(ids.len());
+    for &id in ids {
+        snapshot.check_id(id)?;
+        let (segment, row) = snapshot.locate(id);
+        let file = segment.open(&snapshot.home)?;
+        file.prefetch_row(column::COMPLETION, row);
+        rows.push((file, row));
+    }
+    rows.into_iter()
+        .map(|(file, row)| Ok(file.span(column::COMPLETION, row)?.len() as u32))
+        .collect()
+}
+
 /// A padded minibatch, row-major.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gathered {

@@ -11,8 +11,9 @@
 //! ```text
 //! python                                      the binding, behind the feature `python`
 //! pool  verify  describe                      append, open | offline check | statistics
-//! gather  sampler                             padded or packed batches | which samples
-//! schedule                                    whose turn a slot is
+//! sampler  stream                             which samples a batch holds | the next ones ahead
+//! aging  bucketing                            newer ones more often | batches of like length
+//! gather  schedule                            padded or packed batches | whose turn a slot is
 //! quantization  selection  ranking            quantiles | cuts of values | cuts of sorted runs
 //! recovery                                    from a directory to a snapshot
 //! snapshot                                    what a reader sees
@@ -23,6 +24,8 @@
 //! format  error
 //! ```
 
+mod aging;
+mod bucketing;
 pub mod checksum;
 pub mod datafile;
 pub mod describe;
@@ -44,4 +47,5 @@ pub mod segment;
 mod selection;
 pub mod snapshot;
 pub mod storage;
+pub mod stream;
 pub mod verify;

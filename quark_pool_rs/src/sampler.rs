@@ -4,9 +4,12 @@
 //! without the ones before it. Rules: `quark/pool/base.py`.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use crate::aging::Aged;
+use crate::bucketing::{Draw, deal};
 use crate::error::{PoolError, Result};
+use crate::gather::completion_lengths;
 use crate::quantization::Quantization;
 use crate::rng::{below, hash};
 use crate::schedule::{Schedule, Walk};
@@ -37,12 +40,28 @@ pub struct Settings {
     pub rank: usize,
     /// How many there are.
     pub world_size: usize,
+    /// By age in rounds behind the newest of the quantile, 2^20 for the newest; None draws all alike.
+    pub weights: Option<Vec<u32>>,
+    /// How often a sample is drawn at most.
+    pub max_uses: Option<u64>,
+    /// Batches among which samples are dealt by length; 1 leaves them where they are.
+    pub bucket_window: usize,
 }
 
 impl Settings {
     /// All of every batch, of all quantiles.
     pub fn new(batch_size: usize, seed: u64, mode: SamplingMode) -> Self {
-        Self { batch_size, seed, mode, quantiles: None, rank: 0, world_size: 1 }
+        Self {
+            batch_size,
+            seed,
+            mode,
+            quantiles: None,
+            rank: 0,
+            world_size: 1,
+            weights: None,
+            max_uses: None,
+            bucket_window: 1,
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -58,6 +77,25 @@ impl Settings {
                 self.rank, self.world_size, self.batch_size
             )));
         }
+        if self.weights.is_some() && self.mode != SamplingMode::Stratified {
+            return Err(PoolError::invalid(
+                "age weights apply within quantiles: the mode has to be stratified",
+            ));
+        }
+        if self.max_uses.is_some() && self.mode == SamplingMode::Iid {
+            return Err(PoolError::invalid(
+                "draws with replacement cannot keep to max_uses: the mode is iid",
+            ));
+        }
+        if self.max_uses == Some(0) {
+            return Err(PoolError::invalid("max_uses is 0; at least 1 is needed"));
+        }
+        if self.bucket_window == 0 || self.bucket_window > (1 << 31) / self.batch_size {
+            return Err(PoolError::invalid(format!(
+                "bucket_window is {}; it goes from 1 to as many batches as have 2^31 samples",
+                self.bucket_window
+            )));
+        }
         Ok(())
     }
 }
@@ -69,6 +107,8 @@ enum Stream {
     IidQuantile = 2,
     IidSample = 3,
     Shuffle = 4,
+    Aged = 5,
+    Buckets = 6,
 }
 
 /// Quantile and index in it.
@@ -85,7 +125,14 @@ pub struct Sampler {
     /// What is walked: each stratum, or all of them as one.
     walks: Vec<Walk>,
     schedule: Schedule,
+    /// The members of each stratum, where age decides.
+    aged: Vec<Aged>,
+    /// The window that was dealt last, and its draws.
+    dealt: Mutex<Option<Dealt>>,
 }
+
+/// Number of a window, its draws.
+type Dealt = (u64, Arc<[Draw]>);
 
 impl Sampler {
     /// Minibatches of a quantization.
@@ -103,20 +150,34 @@ impl Sampler {
             })
             .collect();
         let stream = |stream: Stream| hash(settings.seed, stream as u64);
-        let walks: Vec<Walk> = match settings.mode {
-            SamplingMode::Shuffle => {
-                vec![Walk { key: stream(Stream::Shuffle), size: ends[ends.len() - 1] }]
+        let aged = match &settings.weights {
+            None => Vec::new(),
+            Some(weights) => {
+                let labels: Vec<i16> = strata.iter().map(|&(label, _)| label).collect();
+                Aged::of(&quantization, &labels, weights, stream(Stream::Aged))?
             }
-            _ => strata
-                .iter()
-                .map(|&(label, size)| {
-                    let key = hash(stream(Stream::Stratified), label as u64);
-                    Walk { key, size }
-                })
-                .collect(),
         };
-        let schedule = Schedule::endless(walks.len());
-        Ok(Self { quantization, settings, strata, ends, walks, schedule })
+        let walks: Vec<Walk> = if settings.mode == SamplingMode::Shuffle {
+            vec![Walk { key: stream(Stream::Shuffle), size: ends[ends.len() - 1] }]
+        } else {
+            let key = stream(Stream::Stratified);
+            let size = |i: usize, count| aged.get(i).map_or(count, Aged::size);
+            let walk =
+                |(i, &(label, count))| Walk { key: hash(key, label as u64), size: size(i, count) };
+            strata.iter().enumerate().map(walk).collect()
+        };
+        if walks.iter().any(|walk| walk.size == 0) {
+            return Err(PoolError::invalid("the weight of the newest round is too small"));
+        }
+        let schedule = settings.max_uses.map_or_else(
+            || Schedule::endless(walks.len()),
+            |uses| {
+                let turns = |walk: &Walk| u128::from(uses) * u128::from(walk.size);
+                Schedule::limited(&walks.iter().map(turns).collect::<Vec<_>>())
+            },
+        );
+        let dealt = Mutex::default();
+        Ok(Self { quantization, settings, strata, ends, walks, schedule, aged, dealt })
     }
 
     /// What is sampled from.
@@ -129,16 +190,76 @@ impl Sampler {
         (self.settings.batch_size - self.settings.rank).div_ceil(self.settings.world_size)
     }
 
+    /// How many batches there are until too few samples are left for one; None without end.
+    pub fn num_batches(&self) -> Option<u128> {
+        self.schedule.num_slots().map(|slots| slots / self.settings.batch_size as u128)
+    }
+
     /// Ids and quantiles of batch `step`, of this rank.
     ///
     /// # Errors
-    /// `Corrupted`, `Io`.
+    /// `Invalid` beyond the last batch, `Corrupted`, `Io`.
     pub fn draw(&self, step: u64) -> Result<(Vec<u64>, Vec<i16>)> {
-        let first = u128::from(step) * self.settings.batch_size as u128;
-        let mut places = self.places(first..first + self.settings.batch_size as u128);
-        if self.settings.world_size > 1 {
-            let mine = places.into_iter().skip(self.settings.rank);
-            places = mine.step_by(self.settings.world_size).collect();
+        let Settings { batch_size, rank, world_size, bucket_window, .. } = self.settings;
+        if let Some(number) = self.num_batches()
+            && u128::from(step) >= number
+        {
+            return Err(PoolError::invalid(format!(
+                "there is no batch {step}: with max_uses = {} the samples are used up after {number} batches of {batch_size}",
+                self.settings.max_uses.unwrap_or_default()
+            )));
+        }
+        if bucket_window > 1 {
+            let window = bucket_window as u64;
+            let draws = self.window(step / window)?;
+            let first = (step % window) as usize * batch_size;
+            let mine = draws[first..first + batch_size].iter().skip(rank).step_by(world_size);
+            return Ok(mine.map(|&(quantile, id)| (id, quantile)).unzip());
+        }
+        let first = u128::from(step) * batch_size as u128;
+        self.drawn(first..first + batch_size as u128, rank, world_size)
+    }
+
+    /// The draws of a window, dealt by length.
+    fn window(&self, number: u64) -> Result<Arc<[Draw]>> {
+        let kept = self.dealt.lock().expect("no panic while it is held").clone();
+        if let Some((of, draws)) = kept
+            && of == number
+        {
+            return Ok(draws);
+        }
+        let size = self.settings.bucket_window as u128;
+        let first = u128::from(number) * size;
+        let last = self.num_batches().map_or(first + size, |end| end.min(first + size));
+        let batch_size = self.settings.batch_size as u128;
+        let (ids, quantiles) = self.drawn(first * batch_size..last * batch_size, 0, 1)?;
+        let lengths = completion_lengths(self.quantization.snapshot(), &ids)?;
+        let mut draws: Vec<Draw> = quantiles.into_iter().zip(ids).collect();
+        let key = hash(hash(self.settings.seed, Stream::Buckets as u64), number);
+        deal(&mut draws, &lengths, self.settings.batch_size, key);
+        let draws: Arc<[Draw]> = draws.into();
+        *self.dealt.lock().expect("no panic while it is held") = Some((number, draws.clone()));
+        Ok(draws)
+    }
+
+    /// Ids and quantiles of some slots, of every `stride`-th from `skip` on.
+    fn drawn(
+        &self,
+        slots: Range<u128>,
+        skip: usize,
+        stride: usize,
+    ) -> Result<(Vec<u64>, Vec<i16>)> {
+        if !self.aged.is_empty() {
+            let mut steps = Vec::with_capacity((slots.end - slots.start) as usize);
+            self.schedule.visit(slots, &self.walks, |stratum, step| steps.push((stratum, step)));
+            let mine = steps.into_iter().skip(skip).step_by(stride);
+            return Ok(mine
+                .map(|(stratum, step)| (self.aged[stratum].id(step), self.strata[stratum].0))
+                .unzip());
+        }
+        let mut places = self.places(slots);
+        if stride > 1 {
+            places = places.into_iter().skip(skip).step_by(stride).collect();
         }
         let mut ids = vec![0; places.len()];
         self.quantization.ids_at(&places, &mut ids)?;

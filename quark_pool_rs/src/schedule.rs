@@ -93,7 +93,7 @@ pub(crate) struct Walk {
 /// Where a walk is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Step {
-    pub(crate) epoch: u64,
+    pub(crate) epoch: u128,
     pub(crate) place: u64,
 }
 
@@ -107,7 +107,7 @@ impl Walk {
 /// A walk at one of its steps.
 struct Cursor {
     walk: Walk,
-    epoch: u64,
+    epoch: u128,
     next: u64,
     permutation: Permutation,
 }
@@ -115,8 +115,8 @@ struct Cursor {
 impl Cursor {
     fn new(walk: Walk, turn: u128) -> Self {
         let size = u128::from(walk.size);
-        let epoch = (turn / size) as u64;
-        let permutation = Permutation::new(walk.size, hash(walk.key, epoch));
+        let epoch = turn / size;
+        let permutation = Permutation::new(walk.size, hash(walk.key, epoch as u64));
         Self { walk, epoch, next: (turn % size) as u64, permutation }
     }
 
@@ -124,8 +124,9 @@ impl Cursor {
     fn step(&mut self) -> Step {
         if self.next == self.walk.size {
             self.next = 0;
-            self.epoch = self.epoch.wrapping_add(1);
-            self.permutation = Permutation::new(self.walk.size, hash(self.walk.key, self.epoch));
+            self.epoch += 1;
+            let key = hash(self.walk.key, self.epoch as u64);
+            self.permutation = Permutation::new(self.walk.size, key);
         }
         let place = self.permutation.apply(self.next);
         self.next += 1;

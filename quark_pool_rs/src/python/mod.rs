@@ -53,6 +53,7 @@ fn _pool_rs(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<pool::PyPool>()?;
     module.add_class::<pool::PyQuantization>()?;
     module.add_class::<sampler::PySampler>()?;
+    module.add_class::<sampler::PyStream>()?;
     module.add_function(wrap_pyfunction!(verify, module)?)?;
     module.add_function(wrap_pyfunction!(publish_directory, module)?)?;
     module.add_function(wrap_pyfunction!(errors::raise_for_test, module)?)?;

@@ -1,6 +1,6 @@
 //! `Sampler`, for Python. Each method takes what it needs, releases the interpreter and calls the core.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use numpy::PyArray1;
 use pyo3::exceptions::PyValueError;
@@ -9,9 +9,10 @@ use pyo3::prelude::*;
 use super::batch::{BufferArrays, GatheredArrays, PackedArrays, to_arrays, to_packed_arrays};
 use super::errors::detached;
 use crate::error::Result;
-use crate::gather::{gather, pack};
+use crate::gather::{Gathered, Packed, gather, pack};
 use crate::quantization::Quantization;
 use crate::sampler::{Sampler, SamplingMode, Settings};
+use crate::stream::Stream;
 
 /// A `quark.pool.native._SamplerSettings`.
 #[derive(FromPyObject)]
@@ -22,6 +23,9 @@ pub(super) struct SamplerSettings {
     quantiles: Option<Vec<i64>>,
     rank: usize,
     world_size: usize,
+    weights: Option<Vec<u32>>,
+    max_uses: Option<u64>,
+    bucket_window: usize,
 }
 
 /// A stateless stream of minibatches.
@@ -47,6 +51,9 @@ impl PySampler {
             quantiles: settings.quantiles.clone(),
             rank: settings.rank,
             world_size: settings.world_size,
+            weights: settings.weights.clone(),
+            max_uses: settings.max_uses,
+            bucket_window: settings.bucket_window,
         };
         detached(py, || Sampler::new(quantization, settings)).map(|s| Self(Arc::new(s)))
     }
@@ -59,9 +66,37 @@ type BatchOf<'py, Tokens> = (Draw<'py>, Tokens, Bound<'py, PyArray1<f32>>);
 
 #[pymethods]
 impl PySampler {
+    #[getter]
+    fn num_batches(&self) -> Option<u128> {
+        self.0.num_batches()
+    }
+
     fn draw<'py>(&self, py: Python<'py>, step: u64) -> PyResult<Draw<'py>> {
         let (ids, quantiles) = detached(py, || self.0.draw(step))?;
         Ok((PyArray1::from_vec(py, ids), PyArray1::from_vec(py, quantiles)))
+    }
+
+    /// Batches from `start` on, padded if there is a `pad_id`, at most `depth` ahead of who asks.
+    fn stream(
+        &self,
+        py: Python<'_>,
+        start: u64,
+        stop: u64,
+        pad_id: Option<i64>,
+        depth: usize,
+    ) -> PyResult<PyStream> {
+        let sampler = self.0.clone();
+        let make = move |step| {
+            let rows = Rows::draw(&sampler, step)?;
+            let snapshot = sampler.quantization().snapshot();
+            let tokens = match pad_id {
+                Some(pad_id) => Tokens::Padded(gather(snapshot, &rows.ids, pad_id)?),
+                None => Tokens::Packed(pack(snapshot, &rows.ids)?),
+            };
+            Ok((rows, tokens))
+        };
+        let stream = detached(py, || Stream::new(start..stop, depth, make))?;
+        Ok(PyStream(Mutex::new(stream)))
     }
 
     /// Padded.
@@ -108,6 +143,38 @@ impl PySampler {
             })
         })
     }
+}
+
+/// Batches that a thread prepares.
+#[pyclass(frozen, name = "Stream", module = "quark._pool_rs")]
+pub(super) struct PyStream(Mutex<Stream<(Rows, Tokens)>>);
+
+#[pymethods]
+impl PyStream {
+    /// The next batch; None after the last one.
+    fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let next = detached(py, || self.0.lock().unwrap_or_else(PoisonError::into_inner).next())?;
+        let Some((rows, tokens)) = next else { return Ok(None) };
+        Ok(Some(match tokens {
+            Tokens::Padded(padded) => {
+                rows.to_arrays(py, to_arrays(py, padded)?).into_pyobject(py)?.into_any()
+            }
+            Tokens::Packed(packed) => {
+                rows.to_arrays(py, to_packed_arrays(py, packed)).into_pyobject(py)?.into_any()
+            }
+        }))
+    }
+
+    /// End the thread and wait for it.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.0.lock().unwrap_or_else(PoisonError::into_inner).close());
+    }
+}
+
+/// Token ids of a batch.
+enum Tokens {
+    Padded(Gathered),
+    Packed(Packed),
 }
 
 /// What a batch holds besides tokens.
