@@ -52,7 +52,7 @@ class PackedBatch:
     """[B] the score column that the ranking used."""
 
 
-_Batch = TypeVar("_Batch", PoolBatch, PackedBatch)
+_Batch = TypeVar("_Batch", bound=PoolBatch | PackedBatch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

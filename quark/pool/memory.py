@@ -31,7 +31,7 @@ from quark.pool.base import (
 from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.scope import PROVENANCE_COLUMNS, Scope, Score, refuse_remainder, values_of
 
-_BatchT = TypeVar("_BatchT", PoolBatch, PackedBatch)
+_BatchT = TypeVar("_BatchT", bound=PoolBatch | PackedBatch)
 
 _MASK = (1 << 64) - 1
 _TIER = 8

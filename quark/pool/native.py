@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _Number = TypeVar("_Number", bound=np.generic)
-_Batch = TypeVar("_Batch", PoolBatch, PackedBatch)
+_Batch = TypeVar("_Batch", bound=PoolBatch | PackedBatch)
 _Place = TypeVar("_Place")
 _Sizes = TypeVar("_Sizes")
 
