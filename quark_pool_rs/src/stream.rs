@@ -59,7 +59,7 @@ impl<T: Send + 'static> Stream<T> {
     ///
     /// # Panics
     /// If `make` did.
-    pub fn next(&mut self) -> Result<Option<T>> {
+    pub fn take(&mut self) -> Result<Option<T>> {
         if self.process != process::id() {
             return Err(PoolError::Forked);
         }
@@ -112,22 +112,22 @@ mod tests {
     fn values_come_in_order_and_end() {
         let mut stream = Stream::new(3..7, 2, |step| Ok(step * 10)).unwrap();
         let mut seen = Vec::new();
-        while let Some(value) = stream.next().unwrap() {
+        while let Some(value) = stream.take().unwrap() {
             seen.push(value);
         }
         assert_eq!(seen, [30, 40, 50, 60]);
-        assert!(stream.next().unwrap().is_none());
+        assert!(stream.take().unwrap().is_none());
     }
 
     #[test]
     fn an_error_and_a_panic_reach_the_consumer() {
         let fails = |step| if step == 1 { Err(PoolError::invalid("one")) } else { Ok(step) };
         let mut stream = Stream::new(0..9, 3, fails).unwrap();
-        assert_eq!(stream.next().unwrap(), Some(0));
-        assert!(matches!(stream.next(), Err(PoolError::Invalid(_))));
-        assert!(stream.next().unwrap().is_none());
+        assert_eq!(stream.take().unwrap(), Some(0));
+        assert!(matches!(stream.take(), Err(PoolError::Invalid(_))));
+        assert!(stream.take().unwrap().is_none());
         let mut stream = Stream::<u64>::new(0..9, 1, |_| panic!("on purpose")).unwrap();
-        assert!(catch_unwind(AssertUnwindSafe(|| stream.next())).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| stream.take())).is_err());
     }
 
     #[test]
@@ -140,7 +140,7 @@ mod tests {
         })
         .unwrap();
         for _ in 0..10 {
-            stream.next().unwrap();
+            stream.take().unwrap();
         }
         assert!(made.load(Ordering::SeqCst) <= 13);
         drop(stream);

@@ -122,9 +122,9 @@ impl<'a, 'py> FromPyObject<'a, 'py> for TokenArray<'py> {
     fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
         // Asked first, as an attempt that fails costs more than a batch.
         if object.cast::<PyArray1<i32>>().is_ok() {
-            object.extract().map(Self::I32).map_err(Into::into)
+            object.extract().map(Self::I32)
         } else {
-            object.extract().map(Self::I64).map_err(Into::into)
+            object.extract().map(Self::I64)
         }
     }
 }

@@ -111,7 +111,7 @@ impl PySampler {
             let tokens = gather(self.0.quantization().snapshot(), &rows.ids, pad_id)?;
             Ok((rows, tokens))
         })?;
-        Ok(rows.to_arrays(py, to_arrays(py, tokens)?))
+        Ok(rows.into_arrays(py, to_arrays(py, tokens)?))
     }
 
     /// Packed.
@@ -121,7 +121,7 @@ impl PySampler {
             let tokens = pack(self.0.quantization().snapshot(), &rows.ids)?;
             Ok((rows, tokens))
         })?;
-        Ok(rows.to_arrays(py, to_packed_arrays(py, tokens)))
+        Ok(rows.into_arrays(py, to_packed_arrays(py, tokens)))
     }
 
     /// In the caller's memory, padded if there is a `pad_id`: rows; widths, or numbers of token ids.
@@ -153,14 +153,14 @@ pub(super) struct PyStream(Mutex<Stream<(Rows, Tokens)>>);
 impl PyStream {
     /// The next batch; None after the last one.
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let next = detached(py, || self.0.lock().unwrap_or_else(PoisonError::into_inner).next())?;
+        let next = detached(py, || self.0.lock().unwrap_or_else(PoisonError::into_inner).take())?;
         let Some((rows, tokens)) = next else { return Ok(None) };
         Ok(Some(match tokens {
             Tokens::Padded(padded) => {
-                rows.to_arrays(py, to_arrays(py, padded)?).into_pyobject(py)?.into_any()
+                rows.into_arrays(py, to_arrays(py, padded)?).into_pyobject(py)?.into_any()
             }
             Tokens::Packed(packed) => {
-                rows.to_arrays(py, to_packed_arrays(py, packed)).into_pyobject(py)?.into_any()
+                rows.into_arrays(py, to_packed_arrays(py, packed)).into_pyobject(py)?.into_any()
             }
         }))
     }
@@ -192,7 +192,7 @@ impl Rows {
         Ok(Self { ids, quantiles, scores })
     }
 
-    fn to_arrays<Tokens>(self, py: Python<'_>, tokens: Tokens) -> BatchOf<'_, Tokens> {
+    fn into_arrays<Tokens>(self, py: Python<'_>, tokens: Tokens) -> BatchOf<'_, Tokens> {
         let draw = (PyArray1::from_vec(py, self.ids), PyArray1::from_vec(py, self.quantiles));
         (draw, tokens, PyArray1::from_vec(py, self.scores))
     }
