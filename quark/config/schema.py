@@ -14,7 +14,7 @@ from quark.evaluation.evaluator import EvaluationConfig
 from quark.generation.base import SamplingConfig
 from quark.models.loading import ModelConfig
 from quark.objectives.quark import LMSoftmax, QuarkObjectiveConfig
-from quark.pool.base import RemainderRule, SamplingMode, TieRule
+from quark.pool.base import MAX_AGE_HALF_LIFE, RemainderRule, SamplingMode, TieRule
 from quark.reference.config import ReferenceConfig
 from quark.rewards.config import RewardConfig
 from quark.settings import Settings
@@ -66,6 +66,21 @@ class PoolSection(Settings):
     where: str | None = None
     """Rank and train on samples for which this SQL expression holds, over score columns and ``round``, ``chunk``,
     ``policy_step``, ``reward_token``, ``finish_reason``, ``logprob_policy``, ``logprob_reference``, ``prompt_id``."""
+    min_score: float | None = Field(None, allow_inf_nan=False)
+    """Rank and train on samples alone whose reward is at least this. With ``num_quantiles = 1`` that is RAFT (Dong et
+    al. 2023) or ReST (Gulcehre et al. 2023): likelihood training on what passes a threshold."""
+    max_per_round: int | None = Field(None, ge=1)
+    """Rank and train on at most so many samples of each round, chosen by a hash of their numbers among those that
+    fulfil everything else."""
+    age_half_life: float | None = Field(None, gt=0.0, le=MAX_AGE_HALF_LIFE)
+    """Rounds after which a sample is drawn half as often as one of the newest round; quantiles stay exact. Needs
+    ``sampling = "stratified"``."""
+    max_uses: int | None = Field(None, ge=1)
+    """How often a round of learning draws a sample at most. Quantiles that are used up leave their places to the
+    others; the run stops where nothing is left for a step. Not with ``sampling = "iid"``."""
+    bucket_window: int = Field(1, ge=1, le=4096)
+    """Deal the samples of so many batches in a row among them by length, quantile by quantile: less padding, the same
+    samples. 1 leaves batches as they are drawn."""
     per_prompt: bool = False
     """Cut the samples of each prompt for themselves (ALT, Abadal et al. 2024), so that a quantile says how good a
     completion is for its prompt; explore with several completions per prompt then."""
@@ -180,6 +195,17 @@ class RunConfig(Settings):
             )
         if self.pool.per_prompt and self.pool.remainder is not RemainderRule.SPREAD:
             raise ValueError("pool.remainder has no meaning with pool.per_prompt: leave it out")
+        if (
+            self.pool.age_half_life is not None
+            and self.pool.sampling is not SamplingMode.STRATIFIED
+        ):
+            raise ValueError(
+                f'pool.age_half_life needs pool.sampling = "stratified", not "{self.pool.sampling}"'
+            )
+        if self.pool.max_uses is not None and self.pool.sampling is SamplingMode.IID:
+            raise ValueError(
+                'pool.max_uses cannot be kept with pool.sampling = "iid", which draws with replacement'
+            )
         if self.sampling.min_new_tokens > self.sampling.max_new_tokens:
             raise ValueError("sampling.min_new_tokens is larger than sampling.max_new_tokens")
         return self

@@ -9,16 +9,25 @@ tie rule. NaN is never ranked and gets the label -1.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.pool.batch import BatchBuffers, PackedBatch
+from quark.pool.batch import PoolBatch as PoolBatch
 from quark.pool.scope import Scope, Score
+
+_Batch = TypeVar("_Batch", covariant=True)
+
+MAX_AGE_HALF_LIFE = 10_000
+"""Rounds; longer ones draw all samples nearly alike."""
 
 
 class TieRule(StrEnum):
@@ -50,6 +59,20 @@ class SamplingMode(StrEnum):
     """k uniform over the non-empty quantiles, then a sample of it, with replacement (Lu et al. 2022, eq. 1)."""
     SHUFFLE = "shuffle"
     """Epochs over all ranked samples in a keyed permutation (the published code); no strata."""
+
+
+def age_weights(half_life: float) -> list[int]:
+    """By age in rounds, floor(2**20 * 2**(-age / half_life)) up to where it is 0; see ``Sampler``.
+
+    Raises:
+        ValueError: ``half_life`` is not above 0 and at most 10,000 rounds.
+    """
+    if not 0 < half_life <= MAX_AGE_HALF_LIFE:
+        raise ValueError(
+            f"age_half_life is {half_life}; it is above 0 and at most {MAX_AGE_HALF_LIFE} rounds"
+        )
+    weights = (math.floor(2.0 ** (20 - age / half_life)) for age in itertools.count())
+    return list(itertools.takewhile(bool, weights))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,35 +156,101 @@ class Sample:
     scores: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolBatch:
-    """A minibatch, padded and ready for torch (the arrays belong to the caller)."""
+class BatchStream(Protocol[_Batch]):
+    """Batches that are prepared ahead; ends its thread when it is closed, left or forgotten."""
 
-    ids: NDArray[np.uint64]
-    """[B] sample ids."""
-    quantiles: NDArray[np.int16]
-    """[B] labels, 0 lowest; -1 when gathered by id without a quantization."""
-    prompt_tokens: NDArray[np.int64]
-    """[B, P] left-padded with ``pad_id``."""
-    prompt_lengths: NDArray[np.int32]
-    """[B]"""
-    completion_tokens: NDArray[np.int64]
-    """[B, T] right-padded with ``pad_id``."""
-    completion_lengths: NDArray[np.int32]
-    """[B] end-of-sequence token included."""
-    scores: NDArray[np.float32]
-    """[B] the score column that the ranking used."""
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> _Batch: ...
+
+    def close(self) -> None:
+        """Wait for the thread to end; nothing comes after it."""
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Sampler(Protocol):
-    """A stateless stream of minibatches: batch t is a pure function of (quantization, settings, seed, t)."""
+    """A stateless stream of minibatches: batch t is a pure function of (quantization, settings, seed, t).
 
-    def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
-        """Ids [B] and quantiles [B] of batch ``step``."""
+    It is the slots t B .. (t + 1) B - 1 of an endless sequence. In the stratified mode the S non-empty
+    quantiles take the slots in turn, slot s being turn floor(s / S) of quantile s mod S. A quantile is
+    walked epoch by epoch, each epoch in a keyed permutation of its own.
+
+    ``age_half_life`` h: let a quantile hold c_i samples of its round i, newest first, and let a_i be that
+    round's age in rounds behind the newest of the quantile. A sample weighs w_i = floor(2**20 * 2**(-a_i / h))
+    (``age_weights``). An epoch takes q_i = floor((c_0 w_0 + .. + c_i w_i) / 2**20) - floor((c_0 w_0 + ..
+    + c_(i-1) w_(i-1)) / 2**20) samples of round i: all of the newest, half of one that is h rounds older, none of one
+    whose share rounds to nothing. The samples of a round are walked without replacement, each epoch going on
+    where the one before stopped. So the quantiles stay exact, and only who of them is drawn depends on age.
+
+    ``max_uses`` m: a quantile takes no more turns after m epochs, so that no sample is drawn more than m times by
+    one sampler. The quantiles that remain share its slots in turn. Where fewer than B slots remain
+    altogether, there is no further batch: ``num_batches`` says how many there are.
+
+    ``bucket_window`` W: the batches vW .. (v + 1)W - 1 hold together the samples that they would hold
+    without it, and each as many of each quantile; but within a quantile they are dealt by the length of their
+    completions (by slot where equal), the batches taking their shares in an order drawn for each window. So
+    batches are of like length and need little padding.
+    """
+
+    @property
+    def num_batches(self) -> int | None:
+        """How many batches there are with ``max_uses``; None without an end."""
         ...
 
-    def batch(self, step: int, *, pad_id: int) -> PoolBatch:
-        """Batch ``step``, gathered."""
+    def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
+        """Ids [B] and quantiles [B] of batch ``step``. Raises ValueError beyond the last batch."""
+        ...
+
+    def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
+        """Batch ``step``, gathered and padded; with ``out`` as views of the caller's memory.
+
+        Raises:
+            ValueError: ``out`` is too small, or of other types.
+            PoolCorruptedError: what has to be read is damaged; ``out`` then holds nothing of use.
+        """
+        ...
+
+    def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
+        """Batch ``step``, gathered without padding; else as ``batch``."""
+        ...
+
+    def stream(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        pad_id: int,
+        depth: int = 2,
+        out: Sequence[BatchBuffers] = (),
+    ) -> BatchStream[PoolBatch]:
+        """The batches ``start`` .. ``stop`` - 1, padded, prepared by a thread of the pool's.
+
+        Args:
+            start: first batch.
+            stop: where to end; None goes on to the last batch, or forever.
+            pad_id: fills the rows.
+            depth: batches that are prepared ahead, at least 1. The thread sleeps when it is that far ahead.
+            out: memory of the caller's that the batches are copied into in turn, so that a batch stays as it
+                is until ``len(out)`` later; without it every batch is an array of its own.
+
+        Raises:
+            ValueError: from the iterator: beyond the last batch, or ``out`` does not fit.
+            PoolCorruptedError: from the iterator, once those before the damage have been given out.
+            PoolError: from the iterator, in a child process that was forked after the stream was made.
+        """
+        ...
+
+    def packed_stream(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        depth: int = 2,
+        out: Sequence[BatchBuffers] = (),
+    ) -> BatchStream[PackedBatch]:
+        """The same without padding."""
         ...
 
 
@@ -204,17 +293,29 @@ class Quantization(Protocol):
         seed: int,
         mode: SamplingMode = SamplingMode.STRATIFIED,
         quantiles: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        age_half_life: float | None = None,
+        max_uses: int | None = None,
+        bucket_window: int = 1,
     ) -> Sampler:
         """A stream of minibatches.
 
         Args:
-            batch_size: B.
+            batch_size: B, of all ranks together.
             seed: u64.
             mode: how quantiles are chosen.
             quantiles: draw from these alone; None draws from all.
+            rank: of the processes that share every batch, this one: it gets the rows ``rank``,
+                ``rank + world_size``, ... of the batch and reads no other.
+            world_size: how many there are, at most B.
+            age_half_life: rounds after which a sample is drawn half as often; None draws all alike. Only
+                stratified.
+            max_uses: how often a sample is drawn at most; None as often as it comes. Not iid.
+            bucket_window: batches among which samples are dealt by length; 1 leaves them where they are.
 
         Raises:
-            ValueError: ``batch_size`` < 1, a quantile that is not there, or nothing to draw from.
+            ValueError: a setting out of range, a quantile that is not there, or nothing to draw from.
         """
         ...
 
@@ -328,8 +429,16 @@ class SamplePool(Protocol):
         """Whole samples, for people and replay. Raises IndexError."""
         ...
 
-    def gather(self, ids: NDArray[np.uint64], *, pad_id: int) -> PoolBatch:
-        """Some samples as a padded batch; ``quantiles`` are -1 and ``scores`` NaN."""
+    def gather(
+        self, ids: NDArray[np.uint64], *, pad_id: int, out: BatchBuffers | None = None
+    ) -> PoolBatch:
+        """Some samples as a padded batch; ``quantiles`` are -1 and ``scores`` NaN. Else as ``Sampler.batch``."""
+        ...
+
+    def gather_packed(
+        self, ids: NDArray[np.uint64], *, out: BatchBuffers | None = None
+    ) -> PackedBatch:
+        """Some samples without padding; else as ``gather``."""
         ...
 
     def close(self) -> None: ...

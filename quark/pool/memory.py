@@ -8,26 +8,30 @@ included; property tests drive both with the same operations. Scrambling and per
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quark.pool.base import (
-    PoolBatch,
     RemainderRule,
     Sample,
     SampleBatch,
     SamplingMode,
     Snapshot,
     TieRule,
+    age_weights,
 )
+from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.scope import PROVENANCE_COLUMNS, Scope, Score, refuse_remainder, values_of
+
+_BatchT = TypeVar("_BatchT", bound=PoolBatch | PackedBatch)
 
 _MASK = (1 << 64) - 1
 _TIER = 8
@@ -237,7 +241,9 @@ class MemoryPool:
             raise IndexError(f"the pool holds {len(self)} samples")
         return [self._samples[id] for id in ids]
 
-    def gather(self, ids: NDArray[np.uint64], *, pad_id: int) -> PoolBatch:
+    def gather(
+        self, ids: NDArray[np.uint64], *, pad_id: int, out: BatchBuffers | None = None
+    ) -> PoolBatch:
         samples = self.samples([int(id) for id in ids])
         prompts = [s.prompt_tokens for s in samples]
         completions = [s.completion_tokens for s in samples]
@@ -248,7 +254,7 @@ class MemoryPool:
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             prompt_tokens[i, prompt_tokens.shape[1] - len(prompt) :] = prompt
             completion_tokens[i, : len(completion)] = completion
-        return PoolBatch(
+        batch = PoolBatch(
             ids=np.asarray(ids, dtype=np.uint64),
             quantiles=np.full(len(ids), -1, dtype=np.int16),
             prompt_tokens=prompt_tokens,
@@ -257,6 +263,24 @@ class MemoryPool:
             completion_lengths=np.array([len(c) for c in completions], dtype=np.int32),
             scores=np.full(len(ids), math.nan, dtype=np.float32),
         )
+        return batch if out is None else out.copied(batch)
+
+    def gather_packed(
+        self, ids: NDArray[np.uint64], *, out: BatchBuffers | None = None
+    ) -> PackedBatch:
+        samples = self.samples([int(id) for id in ids])
+        prompts = [s.prompt_tokens for s in samples]
+        completions = [s.completion_tokens for s in samples]
+        batch = PackedBatch(
+            ids=np.asarray(ids, dtype=np.uint64),
+            quantiles=np.full(len(ids), -1, dtype=np.int16),
+            prompt_tokens=np.concatenate([np.empty(0, np.int64), *prompts], dtype=np.int64),
+            prompt_offsets=np.cumsum([0, *map(len, prompts)], dtype=np.int64),
+            completion_tokens=np.concatenate([np.empty(0, np.int64), *completions], dtype=np.int64),
+            completion_offsets=np.cumsum([0, *map(len, completions)], dtype=np.int64),
+            scores=np.full(len(ids), math.nan, dtype=np.float32),
+        )
+        return batch if out is None else out.copied(batch)
 
     def close(self) -> None:
         pass
@@ -441,6 +465,11 @@ class MemoryQuantization:
         seed: int,
         mode: SamplingMode = SamplingMode.STRATIFIED,
         quantiles: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        age_half_life: float | None = None,
+        max_uses: int | None = None,
+        bucket_window: int = 1,
     ) -> MemorySampler:
         wanted = range(self._num_quantiles) if quantiles is None else quantiles
         if any(not 0 <= k < self._num_quantiles for k in wanted):
@@ -448,7 +477,87 @@ class MemoryQuantization:
         strata = [(k, self._members[k]) for k in sorted(set(wanted)) if self._members[k]]
         if batch_size < 1 or not strata:
             raise ValueError("batch_size is below 1, or there is nothing to draw from")
-        return MemorySampler(self._pool, self._values, strata, batch_size, seed, mode)
+        if not 0 <= rank < world_size <= batch_size:
+            raise ValueError(f"rank is {rank} of {world_size}, in a batch of {batch_size}")
+        if age_half_life is not None and mode is not SamplingMode.STRATIFIED:
+            raise ValueError("age_half_life needs the stratified mode")
+        if max_uses is not None and (max_uses < 1 or mode is SamplingMode.IID):
+            raise ValueError("max_uses is below 1, or the mode draws with replacement")
+        if bucket_window < 1:
+            raise ValueError("bucket_window is below 1")
+        walks = [
+            MemoryWalk(scramble(scramble(seed, 1), k), members)
+            if age_half_life is None
+            else AgedWalk(
+                scramble(scramble(seed, 1), k),
+                scramble(scramble(seed, 5), k),
+                [self._pool.samples([id])[0] for id in members],
+                age_weights(age_half_life),
+            )
+            for k, members in strata
+        ]
+        if mode is SamplingMode.SHUFFLE:
+            walks = [MemoryWalk(scramble(seed, 4), [id for _, members in strata for id in members])]
+        return MemorySampler(
+            self._pool,
+            self._values,
+            self._labels,
+            strata,
+            walks,
+            batch_size,
+            seed,
+            mode,
+            slice(rank, None, world_size),
+            max_uses,
+            bucket_window,
+        )
+
+
+class MemoryWalk:
+    """``members`` without replacement, epoch by epoch."""
+
+    def __init__(self, key: int, members: Sequence[int]) -> None:
+        self._key = key
+        self._members = members
+
+    @property
+    def size(self) -> int:
+        """Turns of an epoch."""
+        return len(self._members)
+
+    def at(self, turn: int) -> int:
+        """The sample of a turn."""
+        epoch, place = divmod(turn, self.size)
+        return self._members[permute(self.size, scramble(self._key, epoch), place)]
+
+
+class AgedWalk(MemoryWalk):
+    """Epochs that take a quota of each round; see ``quark.pool.base.Sampler``."""
+
+    def __init__(
+        self, key: int, round_key: int, samples: Sequence[Sample], weights: list[int]
+    ) -> None:
+        rounds = sorted({sample.round for sample in samples}, reverse=True)
+        weight = 0
+        turns: list[tuple[int, int]] = []  # of an epoch: which round, and how many of it before
+        self._rounds: list[MemoryWalk] = []
+        self._quotas: list[int] = []
+        for number, round in enumerate(rounds):
+            members = sorted(sample.id for sample in samples if sample.round == round)
+            age = rounds[0] - round
+            before = weight >> 20
+            weight += len(members) * (weights[age] if age < len(weights) else 0)
+            quota = (weight >> 20) - before
+            turns += [(number, taken) for taken in range(quota)]
+            self._quotas.append(quota)
+            self._rounds.append(MemoryWalk(scramble(round_key, round), members))
+        self._turns = turns
+        super().__init__(key, range(len(turns)))
+
+    def at(self, turn: int) -> int:
+        number, taken = self._turns[super().at(turn)]
+        epoch = turn // self.size
+        return self._rounds[number].at(epoch * self._quotas[number] + taken)
 
 
 class MemorySampler:
@@ -458,52 +567,144 @@ class MemorySampler:
         self,
         pool: MemoryPool,
         values: list[float],
+        labels: dict[int, int],
         strata: list[tuple[int, list[int]]],
+        walks: list[MemoryWalk],
         batch_size: int,
         seed: int,
         mode: SamplingMode,
+        mine: slice,
+        max_uses: int | None,
+        bucket_window: int,
     ) -> None:
         self._pool = pool
         self._values = values
+        self._labels = labels
         self._strata = strata
+        self._walks = walks
         self._batch_size = batch_size
         self._seed = seed
         self._mode = mode
+        self._mine = mine
+        self._max_uses = max_uses
+        self._bucket_window = bucket_window
+
+    @property
+    def num_batches(self) -> int | None:
+        if self._max_uses is None:
+            return None
+        return sum(self._max_uses * walk.size for walk in self._walks) // self._batch_size
 
     def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
-        slots = range(step * self._batch_size, (step + 1) * self._batch_size)
-        drawn = [self._at(slot) for slot in slots]
+        if self.num_batches is not None and step >= self.num_batches:
+            raise ValueError(f"the samples are used up after {self.num_batches} batches")
+        ids = self._window(step)[self._mine]
         return (
-            np.array([id for _, id in drawn], dtype=np.uint64),
-            np.array([quantile for quantile, _ in drawn], dtype=np.int16),
+            np.array(ids, dtype=np.uint64),
+            np.array([self._labels[id] for id in ids], dtype=np.int16),
         )
 
-    def _at(self, slot: int) -> tuple[int, int]:
-        seed, strata = self._seed, self._strata
-        match self._mode:
-            case SamplingMode.STRATIFIED:
-                quantile, members = strata[slot % len(strata)]
-                epoch, place = divmod(slot // len(strata), len(members))
-                key = scramble(scramble(scramble(seed, 1), quantile), epoch)
-                return quantile, members[permute(len(members), key, place)]
-            case SamplingMode.IID:
-                quantile, members = strata[scramble(scramble(seed, 2), slot) * len(strata) >> 64]
-                return quantile, members[scramble(scramble(seed, 3), slot) * len(members) >> 64]
-            case SamplingMode.SHUFFLE:
-                everything = [(k, id) for k, members in strata for id in members]
-                epoch, place = divmod(slot, len(everything))
-                key = scramble(scramble(seed, 4), epoch)
-                return everything[permute(len(everything), key, place)]
+    def _window(self, step: int) -> list[int]:
+        """Ids of a batch, after those of its window were dealt by length."""
+        number, place = divmod(step, self._bucket_window)
+        if self._bucket_window == 1:
+            return self._drawn(step)
+        first, count = number * self._bucket_window, self._bucket_window
+        if self.num_batches is not None:
+            count = min(count, self.num_batches - first)
+        batches = [self._drawn(first + i) for i in range(count)]
+        samples = self._pool.samples([id for batch in batches for id in batch])
+        by_length = [s.id for s in sorted(samples, key=lambda s: len(s.completion_tokens))]
+        key = scramble(scramble(self._seed, 6), number)
+        for i in sorted(range(count), key=lambda i: permute(count, key, i)):
+            for slot, id in enumerate(batches[i]):
+                is_alike = (self._labels[other] == self._labels[id] for other in by_length)
+                batches[i][slot] = by_length.pop(list(is_alike).index(True))
+        return batches[place]
 
-    def batch(self, step: int, *, pad_id: int) -> PoolBatch:
+    def _drawn(self, step: int) -> list[int]:
+        slots = range(step * self._batch_size, (step + 1) * self._batch_size)
+        return [self._at(slot) for slot in slots]
+
+    def _at(self, slot: int) -> int:
+        if self._mode is SamplingMode.IID:
+            seed, strata = self._seed, self._strata
+            _, members = strata[scramble(scramble(seed, 2), slot) * len(strata) >> 64]
+            return members[scramble(scramble(seed, 3), slot) * len(members) >> 64]
+        walks, turn = self._walks, 0
+        if self._max_uses is not None:
+            # Round by round of turns, while quantiles drop out.
+            while slot >= len(walks := [w for w in walks if turn < self._max_uses * w.size]):
+                slot -= len(walks)
+                turn += 1
+            return walks[slot].at(turn)
+        turn, which = divmod(slot, len(walks))
+        return walks[which].at(turn)
+
+    def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
         ids, quantiles = self.draw(step)
         rows = self._pool.gather(ids, pad_id=pad_id)
-        return PoolBatch(
-            ids=ids,
-            quantiles=quantiles,
-            prompt_tokens=rows.prompt_tokens,
-            prompt_lengths=rows.prompt_lengths,
-            completion_tokens=rows.completion_tokens,
-            completion_lengths=rows.completion_lengths,
-            scores=np.array([self._values[int(id)] for id in ids], dtype=np.float32),
+        batch = replace(rows, quantiles=quantiles, scores=self._scores(ids))
+        return batch if out is None else out.copied(batch)
+
+    def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
+        ids, quantiles = self.draw(step)
+        rows = self._pool.gather_packed(ids)
+        batch = replace(rows, quantiles=quantiles, scores=self._scores(ids))
+        return batch if out is None else out.copied(batch)
+
+    def stream(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        pad_id: int,
+        depth: int = 2,
+        out: Sequence[BatchBuffers] = (),
+    ) -> MemoryStream[PoolBatch]:
+        del depth  # nothing runs ahead
+        ring = itertools.cycle(out or [None])
+        return MemoryStream(
+            self.batch(t, pad_id=pad_id, out=next(ring)) for t in self._steps(start, stop)
         )
+
+    def packed_stream(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        depth: int = 2,
+        out: Sequence[BatchBuffers] = (),
+    ) -> MemoryStream[PackedBatch]:
+        del depth  # nothing runs ahead
+        ring = itertools.cycle(out or [None])
+        return MemoryStream(self.packed(t, out=next(ring)) for t in self._steps(start, stop))
+
+    def _steps(self, start: int, stop: int | None) -> Iterable[int]:
+        end = self.num_batches if stop is None else stop
+        return itertools.count(start) if end is None else range(start, end)
+
+    def _scores(self, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
+        return np.array([self._values[int(id)] for id in ids], dtype=np.float32)
+
+
+class MemoryStream(Generic[_BatchT]):
+    """Batches in turn, made when they are asked for."""
+
+    def __init__(self, batches: Iterator[_BatchT]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> _BatchT:
+        return next(self._batches)
+
+    def close(self) -> None:
+        self._batches = iter(())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -6,6 +6,7 @@ the child may read through it but not append.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -16,21 +17,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quark import _pool_rs
 from quark.pool.base import (
-    PoolBatch,
     RemainderRule,
     Sample,
     SampleBatch,
     SamplingMode,
     Snapshot,
     TieRule,
+    age_weights,
 )
+from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
 from quark.pool.scope import Scope, Score, refuse_remainder, values_of
 from quark.types import Json
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 _Number = TypeVar("_Number", bound=np.generic)
+_Batch = TypeVar("_Batch", bound=PoolBatch | PackedBatch)
+_Place = TypeVar("_Place")
+_Sizes = TypeVar("_Sizes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,12 +170,92 @@ class NativeSampler:
     def __init__(self, sampler: _pool_rs.Sampler) -> None:
         self._sampler = sampler
 
+    @property
+    def num_batches(self) -> int | None:
+        return self._sampler.num_batches
+
     def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
         return self._sampler.draw(_bounded("step", step, 64))
 
-    def batch(self, step: int, *, pad_id: int) -> PoolBatch:
-        (ids, quantiles), gathered, scores = self._sampler.batch(_bounded("step", step, 64), pad_id)
+    def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
+        step = _bounded("step", step, 64)
+        if out is not None:
+            return out.padded(*_into(out, self._sampler.batch_into, step, pad_id))
+        (ids, quantiles), gathered, scores = self._sampler.batch(step, pad_id)
         return _pool_batch(ids, quantiles, gathered, scores)
+
+    def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
+        step = _bounded("step", step, 64)
+        if out is not None:
+            return out.packed(*_into(out, self._sampler.batch_into, step, None))
+        (ids, quantiles), packed, scores = self._sampler.packed(step)
+        return _packed_batch(ids, quantiles, packed, scores)
+
+    def stream(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        pad_id: int,
+        depth: int = 2,
+        out: Sequence[BatchBuffers] = (),
+    ) -> NativeStream[PoolBatch]:
+        return NativeStream(self._start(start, stop, pad_id, depth), _pool_batch, out)
+
+    def packed_stream(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        depth: int = 2,
+        out: Sequence[BatchBuffers] = (),
+    ) -> NativeStream[PackedBatch]:
+        return NativeStream(self._start(start, stop, None, depth), _packed_batch, out)
+
+    def _start(
+        self, start: int, stop: int | None, pad_id: int | None, depth: int
+    ) -> _pool_rs.Stream:
+        end = self.num_batches if stop is None else stop
+        return self._sampler.stream(
+            _bounded("start", start, 64),
+            (1 << 64) - 1 if end is None else _bounded("stop", end, 64),
+            pad_id,
+            _bounded("depth", depth, 16),
+        )
+
+
+class NativeStream(Generic[_Batch]):
+    """Batches that a thread of the extension prepares; see ``quark.pool.base.BatchStream``."""
+
+    def __init__(
+        self,
+        stream: _pool_rs.Stream,
+        dress: Callable[[NDArray[np.uint64], NDArray[np.int16], Any, NDArray[np.float32]], _Batch],
+        out: Sequence[BatchBuffers],
+    ) -> None:
+        self._stream = stream
+        self._dress = dress
+        self._ring = itertools.cycle(out) if out else None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> _Batch:
+        prepared = self._stream.next()
+        if prepared is None:
+            raise StopIteration
+        (ids, quantiles), tokens, scores = prepared
+        batch = self._dress(ids, quantiles, tokens, scores)
+        return batch if self._ring is None else next(self._ring).copied(batch)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class NativeQuantization:
@@ -213,15 +298,24 @@ class NativeQuantization:
         seed: int,
         mode: SamplingMode = SamplingMode.STRATIFIED,
         quantiles: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        age_half_life: float | None = None,
+        max_uses: int | None = None,
+        bucket_window: int = 1,
     ) -> NativeSampler:
-        return NativeSampler(
-            self._quantization.sampler(
-                _bounded("batch_size", batch_size, 32),
-                _bounded("seed", seed, 64),
-                mode.value,
-                None if quantiles is None else list(quantiles),
-            )
+        settings = _SamplerSettings(
+            batch_size=_bounded("batch_size", batch_size, 32),
+            seed=_bounded("seed", seed, 64),
+            mode=mode.value,
+            quantiles=None if quantiles is None else list(quantiles),
+            rank=_bounded("rank", rank, 32),
+            world_size=_bounded("world_size", world_size, 32),
+            weights=None if age_half_life is None else age_weights(age_half_life),
+            max_uses=None if max_uses is None else _bounded("max_uses", max_uses, 32),
+            bucket_window=_bounded("bucket_window", bucket_window, 32),
         )
+        return NativeSampler(self._quantization.sampler(settings))
 
 
 class NativePool:
@@ -551,11 +645,23 @@ class NativePool:
                 raise IndexError(f"sample {id} is not in the pool, which holds {size} samples")
         return [Sample(**fields) for fields in self._pool.samples([int(id) for id in ids])]
 
-    def gather(self, ids: NDArray[np.uint64], *, pad_id: int) -> PoolBatch:
+    def gather(
+        self, ids: NDArray[np.uint64], *, pad_id: int, out: BatchBuffers | None = None
+    ) -> PoolBatch:
         ids = _array("ids", ids, np.uint64)
-        none = np.full(len(ids), -1, np.int16)
-        unknown = np.full(len(ids), np.nan, np.float32)
-        return _pool_batch(ids.copy(), none, self._pool.gather(ids, pad_id), unknown)
+        if out is not None:
+            return out.padded(len(ids), *_into(out, self._pool.gather_into, ids, pad_id))
+        return _pool_batch(
+            ids.copy(), _unranked(ids), self._pool.gather(ids, pad_id), _unscored(ids)
+        )
+
+    def gather_packed(
+        self, ids: NDArray[np.uint64], *, out: BatchBuffers | None = None
+    ) -> PackedBatch:
+        ids = _array("ids", ids, np.uint64)
+        if out is not None:
+            return out.packed(len(ids), *_into(out, self._pool.gather_into, ids, None))
+        return _packed_batch(ids.copy(), _unranked(ids), self._pool.pack(ids), _unscored(ids))
 
     def scan(self) -> pl.LazyFrame:
         """The samples of this snapshot as a polars query, one row each; see ``quark.pool.scan``.
@@ -664,6 +770,21 @@ class _BatchArrays:
     scores: list[tuple[str, NDArray[np.float32]]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SamplerSettings:
+    """What the extension's sampler reads, by attribute."""
+
+    batch_size: int
+    seed: int
+    mode: str
+    quantiles: list[int] | None
+    rank: int
+    world_size: int
+    weights: list[int] | None
+    max_uses: int | None
+    bucket_window: int
+
+
 def _snapshot(fields: tuple[int, str, int]) -> Snapshot:
     generation, digest, num_samples = fields
     return Snapshot(generation=generation, hash=digest, num_samples=num_samples)
@@ -685,6 +806,47 @@ def _pool_batch(
         completion_lengths=completion_lengths,
         scores=scores,
     )
+
+
+def _packed_batch(
+    ids: NDArray[np.uint64],
+    quantiles: NDArray[np.int16],
+    packed: _pool_rs.Packed,
+    scores: NDArray[np.float32],
+) -> PackedBatch:
+    prompts, prompt_offsets, completions, completion_offsets = packed
+    return PackedBatch(
+        ids=ids,
+        quantiles=quantiles,
+        prompt_tokens=prompts,
+        prompt_offsets=prompt_offsets,
+        completion_tokens=completions,
+        completion_offsets=completion_offsets,
+        scores=scores,
+    )
+
+
+def _unranked(ids: NDArray[np.uint64]) -> NDArray[np.int16]:
+    return np.full(len(ids), -1, np.int16)
+
+
+def _unscored(ids: NDArray[np.uint64]) -> NDArray[np.float32]:
+    return np.full(len(ids), np.nan, np.float32)
+
+
+def _into(
+    out: BatchBuffers,
+    write: Callable[[_Place, int | None, BatchBuffers], _Sizes],
+    place: _Place,
+    pad_id: int | None,
+) -> _Sizes:
+    """What ``write`` says of the batch that it wrote into ``out``."""
+    try:
+        return write(place, pad_id, out)
+    except TypeError as error:
+        raise ValueError(
+            f"out does not hold writable contiguous vectors of the types of BatchBuffers: {error}"
+        ) from error
 
 
 def _array(name: str, values: ArrayLike, dtype: type[_Number]) -> NDArray[_Number]:

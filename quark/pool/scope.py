@@ -6,8 +6,10 @@ columns of the pool when a quantization asks for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -52,6 +54,13 @@ class Scope:
     where: str | None = None
     """Only samples for which this SQL expression over provenance and score columns holds, for example
     ``logprob_reference > -60 AND reward_token = 4``."""
+    min_score: float | None = None
+    """Only samples whose score, the one that is ranked by, is at least this (as a float32). With one quantile this is
+    RAFT (Dong et al. 2023) or a step of ReST (Gulcehre et al. 2023): fine-tuning on what passes a threshold."""
+    max_per_round: int | None = None
+    """At most so many samples of each round; of more that fulfil everything else, those with the smallest hash."""
+    seed: int = 0
+    """Of that hash, u64."""
     per_prompt: bool = False
     """Rank each sample among those of its own prompt, as in ALT (Abadal et al. 2024): of n samples the one with r
     worse ones gets the quantile floor((r + 1/2) K / n), so that a prompt with few samples favours no end."""
@@ -59,11 +68,17 @@ class Scope:
     def __post_init__(self) -> None:
         if self.last_rounds is not None and self.last_rounds < 1:
             raise ValueError(f"last_rounds is {self.last_rounds}; at least 1 is needed")
+        if self.max_per_round is not None and self.max_per_round < 1:
+            raise ValueError(f"max_per_round is {self.max_per_round}; at least 1 is needed")
+        if self.min_score is not None and math.isnan(self.min_score):
+            raise ValueError("min_score is not a number: leave it out to rank every score")
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**64")
 
     @property
     def is_everything(self) -> bool:
         """Whether all samples are ranked against each other."""
-        return self == Scope()
+        return self == Scope(seed=self.seed)
 
 
 class Combination(Protocol):
@@ -164,6 +179,11 @@ def values_of(pool: Columns, score: Score, scope: Scope) -> NDArray[np.float32]:
         is_inside &= rounds >= np.unique(rounds)[-scope.last_rounds :][0]
     if scope.where is not None:
         is_inside &= _holds(pool, scope.where)
+    if scope.min_score is not None:
+        is_inside &= values >= np.float32(scope.min_score)
+    if scope.max_per_round is not None:
+        is_inside &= ~np.isnan(values)
+        is_inside &= _within_quota(pool.column("round"), is_inside, scope.max_per_round, scope.seed)
     return np.where(is_inside, values, np.float32(np.nan))
 
 
@@ -212,6 +232,37 @@ def _holds(pool: Columns, where: str) -> NDArray[np.bool_]:
     if holds.dtype != pl.Boolean or len(holds) != len(pool):
         raise ValueError(f"where = {where!r} is no condition on a sample")
     return holds.fill_null(value=False).to_numpy()
+
+
+def _within_quota(
+    rounds: NDArray[np.uint32], is_inside: NDArray[np.bool_], quota: int, seed: int
+) -> NDArray[np.bool_]:
+    """[N] of the samples inside, the ``quota`` of each round with the smallest ``scramble(seed, id)``."""
+    ids = np.flatnonzero(is_inside)
+    ids = ids[np.argsort(rounds[ids], kind="stable")]  # one pass where rounds came in order
+    hashes = scramble_all(seed, ids)
+    is_chosen = np.zeros(len(rounds), dtype=np.bool_)
+    starts = np.flatnonzero(np.diff(rounds[ids], prepend=-1.0))
+    for start, end in pairwise([*starts.tolist(), len(ids)]):
+        own = hashes[start:end]
+        if len(own) > quota:  # the hash is bijective: no two are equal
+            own = own < np.partition(own, quota)[quota]
+        else:
+            own = np.ones(len(own), dtype=np.bool_)
+        is_chosen[ids[start:end]] = own
+    return is_chosen
+
+
+def _mix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def scramble_all(seed: int, values: NDArray[np.integer[Any]]) -> NDArray[np.uint64]:
+    """[N] the pool's hash of each value: ``scramble`` of ``quark.pool.memory``, many at a time."""
+    key = np.array([(seed + 0x9E3779B97F4A7C15) % (1 << 64)], dtype=np.uint64)
+    return _mix64(_mix64(key) ^ values.astype(np.uint64))
 
 
 def _rank_share(column: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -67,7 +67,11 @@ def quantize(pool: SamplePool, section: PoolSection, *, score: str = REWARD_COLU
         ConfigError: ``pool.where`` is no condition on the columns that there are.
     """
     scope = Scope(
-        last_rounds=section.last_rounds, where=section.where, per_prompt=section.per_prompt
+        last_rounds=section.last_rounds,
+        where=section.where,
+        min_score=section.min_score,
+        max_per_round=section.max_per_round,
+        per_prompt=section.per_prompt,
     )
     try:
         return pool.quantize(
@@ -86,11 +90,24 @@ def round_sampler(quantization: Quantization, config: RunConfig, round: int) -> 
 
     Raises:
         ValueError: there is nothing to draw from.
+        ConfigError: ``pool.max_uses`` leaves too few batches for the round.
     """
-    only_best = config.pool.train_quantiles == "best"
-    return quantization.sampler(
-        batch_size=config.optimizer.batch_size,
+    section, batch_size = config.pool, config.optimizer.batch_size
+    only_best = section.train_quantiles == "best"
+    sampler = quantization.sampler(
+        batch_size=batch_size,
         seed=derive_seed(config.run.seed, "minibatches", round),
-        mode=config.pool.sampling,
+        mode=section.sampling,
         quantiles=[quantization.num_quantiles - 1] if only_best else None,
+        age_half_life=section.age_half_life,
+        max_uses=section.max_uses,
+        bucket_window=section.bucket_window,
     )
+    steps = config.run.steps_per_round
+    if sampler.num_batches is not None and sampler.num_batches < steps:
+        raise ConfigError(
+            f"pool.max_uses = {section.max_uses} leaves {sampler.num_batches} batches of {batch_size} for the "
+            f"{steps} steps of round {round}: raise it, explore more, or lower optimizer.batch_size or "
+            "run.steps_per_round"
+        )
+    return sampler

@@ -188,7 +188,7 @@ def _steps_with(
 ) -> list[int]:
     try:
         sampler = round_sampler(quantization, config, round)
-    except ValueError:  # nothing to draw from: the run stopped here
+    except (ValueError, ConfigError):  # nothing, or too little, to draw from: the run stopped here
         return []
     steps = range(config.run.steps_per_round)
     first = round * config.run.steps_per_round

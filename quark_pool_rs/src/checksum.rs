@@ -64,11 +64,21 @@ impl CheckedBlocks {
         self.bits[block / 64].load(Ordering::Relaxed) >> (block % 64) & 1 == 1
     }
 
+    /// Whether all blocks that `range` touches were checked.
+    #[inline]
+    pub fn covers(&self, range: &Range<usize>) -> bool {
+        if range.start >= range.end {
+            return true;
+        }
+        let (first, last) = (range.start / BLOCK_BYTES, (range.end - 1) / BLOCK_BYTES);
+        self.is_checked(first)
+            && (first == last || (first + 1..=last).all(|block| self.is_checked(block)))
+    }
+
     /// Check the blocks that `range` touches and that were not checked before.
     ///
     /// # Errors
     /// The number of the first block that does not match its sum.
-    #[inline]
     pub fn check(&self, data: &[u8], sums: &[u8], range: Range<usize>) -> Result<(), usize> {
         if range.start >= range.end {
             return Ok(());

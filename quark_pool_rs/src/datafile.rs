@@ -303,12 +303,18 @@ impl DataFile {
     /// Checked bytes; `range` lies before the tail.
     #[inline]
     fn bytes(&self, range: Range<usize>) -> Result<&[u8]> {
-        self.checked
-            .check(&self.region[..self.tail], &self.region[self.sums.clone()], range.clone())
-            .map_err(|block| {
-                self.damaged(block * BLOCK_BYTES, "a block of 4096 bytes does not match its sum")
-            })?;
+        if !self.checked.covers(&range) {
+            self.check(range.clone())?;
+        }
         Ok(&self.region[range])
+    }
+
+    #[cold]
+    fn check(&self, range: Range<usize>) -> Result<()> {
+        let (data, sums) = (&self.region[..self.tail], &self.region[self.sums.clone()]);
+        self.checked.check(data, sums, range).map_err(|block| {
+            self.damaged(block * BLOCK_BYTES, "a block of 4096 bytes does not match its sum")
+        })
     }
 
     /// Number of rows.
@@ -366,8 +372,13 @@ impl DataFile {
         let items = layout.values.len() / layout.kind.width();
         match (usize::try_from(pair[0]), usize::try_from(pair[1])) {
             (Ok(start), Ok(end)) if start <= end && end <= items => Ok(start..end),
-            _ => Err(self.damaged(at, format!("offsets {} .. {} are no span", pair[0], pair[1]))),
+            _ => Err(self.no_span(at, pair)),
         }
+    }
+
+    #[cold]
+    fn no_span(&self, at: usize, pair: &[i32]) -> PoolError {
+        self.damaged(at, format!("offsets {} .. {} are no span", pair[0], pair[1]))
     }
 
     /// The items of a span that came from [`DataFile::span`].
@@ -488,7 +499,12 @@ impl LazyFile {
         if let Some(file) = self.opened.get() {
             return Ok(file);
         }
-        let file = Arc::new(DataFile::open(storage, &self.entry, &columns(), rows)?);
+        self.open(storage, &columns(), rows)
+    }
+
+    #[cold]
+    fn open(&self, storage: &dyn Storage, columns: &[ColumnSpec], rows: u64) -> Result<&DataFile> {
+        let file = Arc::new(DataFile::open(storage, &self.entry, columns, rows)?);
         Ok(self.opened.get_or_init(|| file))
     }
 }

@@ -81,6 +81,11 @@ pub enum PoolError {
         "an earlier sync failed, so the state of the files is unknown: reopen the pool to continue"
     )]
     Poisoned,
+    /// A stream of batches in a child of the process that made it.
+    #[error(
+        "this stream of batches was made before the process forked, and its thread stayed in the parent: make a new one here"
+    )]
+    Forked,
     /// The handle cannot write.
     #[error("{0}")]
     ReadOnly(String),

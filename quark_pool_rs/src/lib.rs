@@ -11,7 +11,10 @@
 //! ```text
 //! python                                      the binding, behind the feature `python`
 //! pool  fork  verify  describe                append, open | a second pool | offline check | statistics
-//! gather  sampler                             padded batches | which samples
+//! compaction                                  one file of many small ones
+//! sampler  stream                             which samples a batch holds | the next ones ahead
+//! aging  bucketing                            newer ones more often | batches of like length
+//! gather  schedule                            padded or packed batches | whose turn a slot is
 //! quantization  selection  ranking            quantiles | cuts of values | cuts of sorted runs
 //! recovery                                    from a directory to a snapshot
 //! snapshot                                    what a reader sees
@@ -22,6 +25,8 @@
 //! format  error
 //! ```
 
+mod aging;
+mod bucketing;
 pub mod checksum;
 pub mod compaction;
 pub mod datafile;
@@ -40,8 +45,10 @@ pub mod ranking;
 pub mod recovery;
 pub mod rng;
 pub mod sampler;
+mod schedule;
 pub mod segment;
 mod selection;
 pub mod snapshot;
 pub mod storage;
+pub mod stream;
 pub mod verify;

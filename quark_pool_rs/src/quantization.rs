@@ -184,20 +184,18 @@ impl Quantization {
     pub fn ids_at(&self, places: &[(i16, u64)], out: &mut [u64]) -> Result<()> {
         let runs = self.runs();
         // In stages, so that the lines of the second are on their way.
-        let entries = places
-            .iter()
-            .map(|&(quantile, index)| {
-                let quantile = &self.quantiles[quantile as usize];
-                let at = quantile.ends.partition_point(|&end| end <= index);
-                let before = if at == 0 { 0 } else { quantile.ends[at - 1] };
-                let offset = (index - before) as usize;
-                let piece = &quantile.pieces[at];
-                if let Piece::Slice { run, start } = piece {
-                    view(runs.as_ref(), *run).prefetch_id(start + offset)?;
-                }
-                Ok((piece, offset))
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let mut entries = Vec::with_capacity(places.len());
+        for &(quantile, index) in places {
+            let quantile = &self.quantiles[quantile as usize];
+            let at = quantile.ends.partition_point(|&end| end <= index);
+            let before = if at == 0 { 0 } else { quantile.ends[at - 1] };
+            let offset = (index - before) as usize;
+            let piece = &quantile.pieces[at];
+            if let Piece::Slice { run, start } = piece {
+                view(runs.as_ref(), *run).prefetch_id(start + offset)?;
+            }
+            entries.push((piece, offset));
+        }
         for ((piece, offset), out) in entries.into_iter().zip(out) {
             *out = match piece {
                 Piece::Slice { run, start } => view(runs.as_ref(), *run).id(start + offset)?,

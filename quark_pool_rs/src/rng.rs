@@ -11,7 +11,13 @@ pub fn mix64(mut z: u64) -> u64 {
 /// A hash of `value` under `seed`; bijective in `value`.
 #[inline]
 pub fn hash(seed: u64, value: u64) -> u64 {
-    mix64(mix64(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)) ^ value)
+    mix64(mix_seed(seed) ^ value)
+}
+
+/// The half of [`hash`] that does not depend on the value.
+#[inline]
+fn mix_seed(seed: u64) -> u64 {
+    mix64(seed.wrapping_add(0x9e37_79b9_7f4a_7c15))
 }
 
 /// A number below `n` from 64 random bits, every one as likely as can be.
@@ -26,18 +32,25 @@ pub fn below(bits: u64, n: u64) -> u64 {
 #[derive(Debug, Clone, Copy)]
 pub struct Permutation {
     n: u64,
-    key: u64,
+    /// One for each round, mixed.
+    keys: [u64; 6],
     low_bits: u32,
-    high_bits: u32,
+    low_mask: u64,
+    high_mask: u64,
 }
 
 impl Permutation {
-    const ROUNDS: u64 = 6;
-
     /// Of `0 .. n`.
     pub fn new(n: u64, key: u64) -> Self {
         let bits = (u64::BITS - n.saturating_sub(1).leading_zeros()).max(2);
-        Self { n, key, low_bits: bits / 2, high_bits: bits - bits / 2 }
+        let low_bits = bits / 2;
+        Self {
+            n,
+            keys: std::array::from_fn(|round| mix_seed(key.wrapping_add(round as u64))),
+            low_bits,
+            low_mask: (1 << low_bits) - 1,
+            high_mask: (1 << (bits - low_bits)) - 1,
+        }
     }
 
     /// Where `i < n` goes.
@@ -55,12 +68,11 @@ impl Permutation {
 
     #[inline]
     fn scramble(&self, x: u64) -> u64 {
-        let mask = |bits: u32| (1_u64 << bits) - 1;
-        let (mut low, mut high) = (x & mask(self.low_bits), x >> self.low_bits);
+        let (mut low, mut high) = (x & self.low_mask, x >> self.low_bits);
         // Rounds change the halves in turn, each under the other, so that they may differ in width.
-        for round in 0..Self::ROUNDS / 2 {
-            low ^= hash(self.key.wrapping_add(2 * round), high) & mask(self.low_bits);
-            high ^= hash(self.key.wrapping_add(2 * round + 1), low) & mask(self.high_bits);
+        for [even, odd] in self.keys.as_chunks().0 {
+            low ^= mix64(even ^ high) & self.low_mask;
+            high ^= mix64(odd ^ low) & self.high_mask;
         }
         high << self.low_bits | low
     }

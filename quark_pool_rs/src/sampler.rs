@@ -1,13 +1,18 @@
-//! Which samples a minibatch holds: a pure function of (quantization, settings, seed, step).
+//! Which samples a minibatch holds: a pure function of (quantization, settings, step).
 //!
 //! Batch `step` takes the slots `step * B .. (step + 1) * B` of an endless sequence, so it can be drawn
-//! without the ones before it.
+//! without the ones before it. Rules: `quark/pool/base.py`.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
+use crate::aging::Aged;
+use crate::bucketing::{Draw, deal};
 use crate::error::{PoolError, Result};
+use crate::gather::completion_lengths;
 use crate::quantization::Quantization;
-use crate::rng::{Permutation, below, hash};
+use crate::rng::{below, hash};
+use crate::schedule::{Schedule, Walk};
 
 /// How a sampler chooses the quantiles of a batch; see `quark/pool/base.py`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +25,81 @@ pub enum SamplingMode {
     Shuffle,
 }
 
+/// What a sampler is told; see `quark/pool/base.py`.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// B, of all processes together.
+    pub batch_size: usize,
+    /// Of everything random.
+    pub seed: u64,
+    /// How quantiles are chosen.
+    pub mode: SamplingMode,
+    /// These alone; None takes all.
+    pub quantiles: Option<Vec<i64>>,
+    /// Which of the processes that share a batch.
+    pub rank: usize,
+    /// How many there are.
+    pub world_size: usize,
+    /// By age in rounds behind the newest of the quantile, 2^20 for the newest; None draws all alike.
+    pub weights: Option<Vec<u32>>,
+    /// How often a sample is drawn at most.
+    pub max_uses: Option<u64>,
+    /// Batches among which samples are dealt by length; 1 leaves them where they are.
+    pub bucket_window: usize,
+}
+
+impl Settings {
+    /// All of every batch, of all quantiles.
+    pub fn new(batch_size: usize, seed: u64, mode: SamplingMode) -> Self {
+        Self {
+            batch_size,
+            seed,
+            mode,
+            quantiles: None,
+            rank: 0,
+            world_size: 1,
+            weights: None,
+            max_uses: None,
+            bucket_window: 1,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.batch_size == 0 || self.batch_size > 1 << 31 {
+            return Err(PoolError::invalid(format!(
+                "batch_size is {}; it goes from 1 to 2^31",
+                self.batch_size
+            )));
+        }
+        if self.rank >= self.world_size || self.world_size > self.batch_size {
+            return Err(PoolError::invalid(format!(
+                "rank {} of {} in a batch of {}: ranks go from 0 to world_size - 1, and each needs a sample",
+                self.rank, self.world_size, self.batch_size
+            )));
+        }
+        if self.weights.is_some() && self.mode != SamplingMode::Stratified {
+            return Err(PoolError::invalid(
+                "age weights apply within quantiles: the mode has to be stratified",
+            ));
+        }
+        if self.max_uses.is_some() && self.mode == SamplingMode::Iid {
+            return Err(PoolError::invalid(
+                "draws with replacement cannot keep to max_uses: the mode is iid",
+            ));
+        }
+        if self.max_uses == Some(0) {
+            return Err(PoolError::invalid("max_uses is 0; at least 1 is needed"));
+        }
+        if self.bucket_window == 0 || self.bucket_window > (1 << 31) / self.batch_size {
+            return Err(PoolError::invalid(format!(
+                "bucket_window is {}; it goes from 1 to as many batches as have 2^31 samples",
+                self.bucket_window
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// Streams of randomness that must not meet.
 #[derive(Clone, Copy)]
 enum Stream {
@@ -27,62 +107,77 @@ enum Stream {
     IidQuantile = 2,
     IidSample = 3,
     Shuffle = 4,
+    Aged = 5,
+    Buckets = 6,
 }
+
+/// Quantile and index in it.
+type Place = (i16, u64);
 
 /// A stateless stream of minibatches.
 pub struct Sampler {
     quantization: Arc<Quantization>,
-    batch_size: usize,
-    seed: u64,
-    mode: SamplingMode,
+    settings: Settings,
     /// Label and size of the non-empty quantiles, ascending.
     strata: Vec<(i16, u64)>,
     /// Samples in the strata up to and with each.
     ends: Vec<u64>,
+    /// What is walked: each stratum, or all of them as one.
+    walks: Vec<Walk>,
+    schedule: Schedule,
+    /// The members of each stratum, where age decides.
+    aged: Vec<Aged>,
+    /// The window that was dealt last, and its draws.
+    dealt: Mutex<Option<Dealt>>,
 }
 
+/// Number of a window, its draws.
+type Dealt = (u64, Arc<[Draw]>);
+
 impl Sampler {
-    /// Minibatches of `batch_size` of a quantization, of all its quantiles or of some.
+    /// Minibatches of a quantization.
     ///
     /// # Errors
-    /// `Invalid` when there is nothing to draw from, a quantile does not exist, or the batch size is 0 or
-    /// beyond 2^31.
-    pub fn new(
-        quantization: Arc<Quantization>,
-        batch_size: usize,
-        seed: u64,
-        mode: SamplingMode,
-        quantiles: Option<&[i64]>,
-    ) -> Result<Self> {
-        if batch_size == 0 || batch_size > 1 << 31 {
-            return Err(PoolError::invalid(format!(
-                "batch_size is {batch_size}; it goes from 1 to 2^31"
-            )));
-        }
-        let counts = quantization.counts();
-        let known = 0..counts.len() as i64;
-        if let Some(wrong) = quantiles.unwrap_or_default().iter().find(|k| !known.contains(k)) {
-            return Err(PoolError::invalid(format!(
-                "there is no quantile {wrong}; they go from 0 to {}",
-                known.end - 1
-            )));
-        }
-        let is_wanted = |label: i16| quantiles.is_none_or(|only| only.contains(&i64::from(label)));
-        let strata: Vec<(i16, u64)> =
-            (0..).zip(counts).filter(|&(label, count)| count > 0 && is_wanted(label)).collect();
-        if strata.is_empty() {
-            return Err(PoolError::invalid(
-                "there is nothing to draw from: no sample is ranked there",
-            ));
-        }
-        let ends = strata
+    /// `Invalid` when there is nothing to draw from, a quantile does not exist, or a setting is out of range.
+    pub fn new(quantization: Arc<Quantization>, settings: Settings) -> Result<Self> {
+        settings.check()?;
+        let strata = strata(&quantization, settings.quantiles.as_deref())?;
+        let ends: Vec<u64> = strata
             .iter()
             .scan(0, |sum, (_, count)| {
                 *sum += count;
                 Some(*sum)
             })
             .collect();
-        Ok(Self { quantization, batch_size, seed, mode, strata, ends })
+        let stream = |stream: Stream| hash(settings.seed, stream as u64);
+        let aged = match &settings.weights {
+            None => Vec::new(),
+            Some(weights) => {
+                let labels: Vec<i16> = strata.iter().map(|&(label, _)| label).collect();
+                Aged::of(&quantization, &labels, weights, stream(Stream::Aged))?
+            }
+        };
+        let walks: Vec<Walk> = if settings.mode == SamplingMode::Shuffle {
+            vec![Walk { key: stream(Stream::Shuffle), size: ends[ends.len() - 1] }]
+        } else {
+            let key = stream(Stream::Stratified);
+            let size = |i: usize, count| aged.get(i).map_or(count, Aged::size);
+            let walk =
+                |(i, &(label, count))| Walk { key: hash(key, label as u64), size: size(i, count) };
+            strata.iter().enumerate().map(walk).collect()
+        };
+        if walks.iter().any(|walk| walk.size == 0) {
+            return Err(PoolError::invalid("the weight of the newest round is too small"));
+        }
+        let schedule = settings.max_uses.map_or_else(
+            || Schedule::endless(walks.len()),
+            |uses| {
+                let turns = |walk: &Walk| u128::from(uses) * u128::from(walk.size);
+                Schedule::limited(&walks.iter().map(turns).collect::<Vec<_>>())
+            },
+        );
+        let dealt = Mutex::default();
+        Ok(Self { quantization, settings, strata, ends, walks, schedule, aged, dealt })
     }
 
     /// What is sampled from.
@@ -90,91 +185,131 @@ impl Sampler {
         &self.quantization
     }
 
-    /// Ids and quantiles of batch `step`.
+    /// Samples of a batch that are this rank's.
+    pub fn num_rows(&self) -> usize {
+        (self.settings.batch_size - self.settings.rank).div_ceil(self.settings.world_size)
+    }
+
+    /// How many batches there are until too few samples are left for one; None without end.
+    pub fn num_batches(&self) -> Option<u128> {
+        self.schedule.num_slots().map(|slots| slots / self.settings.batch_size as u128)
+    }
+
+    /// Ids and quantiles of batch `step`, of this rank.
     ///
     /// # Errors
-    /// `Corrupted`, `Io`.
+    /// `Invalid` beyond the last batch, `Corrupted`, `Io`.
     pub fn draw(&self, step: u64) -> Result<(Vec<u64>, Vec<i16>)> {
-        let first = u128::from(step) * self.batch_size as u128;
-        let places = self.places(first);
+        let Settings { batch_size, rank, world_size, bucket_window, .. } = self.settings;
+        if let Some(number) = self.num_batches()
+            && u128::from(step) >= number
+        {
+            return Err(PoolError::invalid(format!(
+                "there is no batch {step}: with max_uses = {} the samples are used up after {number} batches of {batch_size}",
+                self.settings.max_uses.unwrap_or_default()
+            )));
+        }
+        if bucket_window > 1 {
+            let window = bucket_window as u64;
+            let draws = self.window(step / window)?;
+            let first = (step % window) as usize * batch_size;
+            let mine = draws[first..first + batch_size].iter().skip(rank).step_by(world_size);
+            return Ok(mine.map(|&(quantile, id)| (id, quantile)).unzip());
+        }
+        let first = u128::from(step) * batch_size as u128;
+        self.drawn(first..first + batch_size as u128, rank, world_size)
+    }
+
+    /// The draws of a window, dealt by length.
+    fn window(&self, number: u64) -> Result<Arc<[Draw]>> {
+        let kept = self.dealt.lock().expect("no panic while it is held").clone();
+        if let Some((of, draws)) = kept
+            && of == number
+        {
+            return Ok(draws);
+        }
+        let size = self.settings.bucket_window as u128;
+        let first = u128::from(number) * size;
+        let last = self.num_batches().map_or(first + size, |end| end.min(first + size));
+        let batch_size = self.settings.batch_size as u128;
+        let (ids, quantiles) = self.drawn(first * batch_size..last * batch_size, 0, 1)?;
+        let lengths = completion_lengths(self.quantization.snapshot(), &ids)?;
+        let mut draws: Vec<Draw> = quantiles.into_iter().zip(ids).collect();
+        let key = hash(hash(self.settings.seed, Stream::Buckets as u64), number);
+        deal(&mut draws, &lengths, self.settings.batch_size, key);
+        let draws: Arc<[Draw]> = draws.into();
+        *self.dealt.lock().expect("no panic while it is held") = Some((number, draws.clone()));
+        Ok(draws)
+    }
+
+    /// Ids and quantiles of some slots, of every `stride`-th from `skip` on.
+    fn drawn(
+        &self,
+        slots: Range<u128>,
+        skip: usize,
+        stride: usize,
+    ) -> Result<(Vec<u64>, Vec<i16>)> {
+        if !self.aged.is_empty() {
+            let mut steps = Vec::with_capacity((slots.end - slots.start) as usize);
+            self.schedule.visit(slots, &self.walks, |stratum, step| steps.push((stratum, step)));
+            let mine = steps.into_iter().skip(skip).step_by(stride);
+            return Ok(mine
+                .map(|(stratum, step)| (self.aged[stratum].id(step), self.strata[stratum].0))
+                .unzip());
+        }
+        let mut places = self.places(slots);
+        if stride > 1 {
+            places = places.into_iter().skip(skip).step_by(stride).collect();
+        }
         let mut ids = vec![0; places.len()];
         self.quantization.ids_at(&places, &mut ids)?;
         Ok((ids, places.into_iter().map(|(quantile, _)| quantile).collect()))
     }
 
-    fn stream(&self, stream: Stream) -> u64 {
-        hash(self.seed, stream as u64)
-    }
-
-    /// Quantile and index in it for each slot from `first` on.
-    fn places(&self, first: u128) -> Vec<(i16, u64)> {
-        let slots = first..first + self.batch_size as u128;
-        match self.mode {
-            SamplingMode::Stratified => self.stratified(slots),
-            SamplingMode::Iid => {
-                let quantiles = self.stream(Stream::IidQuantile);
-                let samples = self.stream(Stream::IidSample);
-                slots
-                    .map(|slot| {
-                        let stratum = below(hash(quantiles, slot as u64), self.strata.len() as u64);
-                        let (label, size) = self.strata[stratum as usize];
-                        (label, below(hash(samples, slot as u64), size))
-                    })
-                    .collect()
+    fn places(&self, slots: Range<u128>) -> Vec<Place> {
+        let mut places = Vec::with_capacity((slots.end - slots.start) as usize);
+        match self.settings.mode {
+            SamplingMode::Stratified => {
+                self.schedule.visit(slots, &self.walks, |stratum, step| {
+                    places.push((self.strata[stratum].0, step.place));
+                });
             }
             SamplingMode::Shuffle => {
-                let total = *self.ends.last().expect("not empty");
-                let key = self.stream(Stream::Shuffle);
-                let mut walk = Walk::new(key, total);
-                slots
-                    .map(|slot| {
-                        let at = walk.place(slot);
-                        let stratum = self.ends.partition_point(|&end| end <= at);
-                        let (label, size) = self.strata[stratum];
-                        (label, at - (self.ends[stratum] - size))
-                    })
-                    .collect()
+                self.schedule.visit(slots, &self.walks, |_, step| {
+                    let stratum = self.ends.partition_point(|&end| end <= step.place);
+                    let (label, size) = self.strata[stratum];
+                    places.push((label, step.place - (self.ends[stratum] - size)));
+                });
+            }
+            SamplingMode::Iid => {
+                let quantiles = hash(self.settings.seed, Stream::IidQuantile as u64);
+                let samples = hash(self.settings.seed, Stream::IidSample as u64);
+                places.extend(slots.map(|slot| {
+                    let stratum = below(hash(quantiles, slot as u64), self.strata.len() as u64);
+                    let (label, size) = self.strata[stratum as usize];
+                    (label, below(hash(samples, slot as u64), size))
+                }));
             }
         }
-    }
-
-    fn stratified(&self, slots: std::ops::Range<u128>) -> Vec<(i16, u64)> {
-        let key = self.stream(Stream::Stratified);
-        let mut walks: Vec<Walk> = self
-            .strata
-            .iter()
-            .map(|&(label, size)| Walk::new(hash(key, label as u64), size))
-            .collect();
-        let strata = self.strata.len() as u128;
-        slots
-            .map(|slot| {
-                let stratum = (slot % strata) as usize;
-                (self.strata[stratum].0, walks[stratum].place(slot / strata))
-            })
-            .collect()
+        places
     }
 }
 
-/// An endless walk over `0 .. n`: every epoch visits each once, in an order of its own.
-struct Walk {
-    key: u64,
-    n: u64,
-    epoch: u128,
-    permutation: Permutation,
-}
-
-impl Walk {
-    fn new(key: u64, n: u64) -> Self {
-        Self { key, n, epoch: 0, permutation: Permutation::new(n, hash(key, 0)) }
+/// Label and size of the non-empty quantiles, all or some.
+fn strata(quantization: &Quantization, quantiles: Option<&[i64]>) -> Result<Vec<(i16, u64)>> {
+    let counts = quantization.counts();
+    let known = 0..counts.len() as i64;
+    if let Some(wrong) = quantiles.unwrap_or_default().iter().find(|k| !known.contains(k)) {
+        return Err(PoolError::invalid(format!(
+            "there is no quantile {wrong}; they go from 0 to {}",
+            known.end - 1
+        )));
     }
-
-    #[inline]
-    fn place(&mut self, step: u128) -> u64 {
-        let epoch = step / u128::from(self.n);
-        if epoch != self.epoch {
-            self.epoch = epoch;
-            self.permutation = Permutation::new(self.n, hash(self.key, epoch as u64));
-        }
-        self.permutation.apply((step % u128::from(self.n)) as u64)
+    let is_wanted = |label: i16| quantiles.is_none_or(|only| only.contains(&i64::from(label)));
+    let strata: Vec<(i16, u64)> =
+        (0..).zip(counts).filter(|&(label, count)| count > 0 && is_wanted(label)).collect();
+    if strata.is_empty() {
+        return Err(PoolError::invalid("there is nothing to draw from: no sample is ranked there"));
     }
+    Ok(strata)
 }

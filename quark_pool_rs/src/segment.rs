@@ -272,15 +272,6 @@ impl<'a> Tokens<'a> {
         })
     }
 
-    /// Append them, widened.
-    #[inline]
-    pub fn widen_into(self, out: &mut Vec<i64>) {
-        match self {
-            Self::Narrow(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
-            Self::Wide(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
-        }
-    }
-
     /// Append them.
     pub fn append_to(self, out: &mut Vec<u32>) {
         match self {

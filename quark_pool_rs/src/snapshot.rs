@@ -695,8 +695,8 @@ impl Snapshot {
     /// Appends are mostly alike in size, so the proportional guess is mostly right.
     #[inline]
     fn segment_index(&self, id: u64) -> usize {
-        let n = self.first_ids.len();
-        let guess = (u128::from(id) * n as u128 / u128::from(self.num_samples.max(1))) as usize;
+        let n = self.first_ids.len() as u64;
+        let guess = (id.wrapping_mul(n) / self.num_samples.max(1)) as usize;
         let starts_before = |i: usize| self.first_ids.get(i).is_some_and(|&first| first <= id);
         if starts_before(guess) && !starts_before(guess + 1) {
             return guess;
@@ -785,17 +785,15 @@ impl Snapshot {
     /// `UnknownSample`, `Corrupted`, `Io`.
     pub fn scores_of(&self, column: &Column, ids: &[u64], out: &mut [f32]) -> Result<()> {
         // In stages, so that the lines of the second are on their way.
-        let places = ids
-            .iter()
-            .map(|&id| {
-                self.check_id(id)?;
-                let extent = self.extent_of(column, id);
-                if let Some(extent) = extent {
-                    extent.prefetch_score(&self.home, (id - extent.first()) as usize)?;
-                }
-                Ok((extent, id))
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let mut places = Vec::with_capacity(ids.len());
+        for &id in ids {
+            self.check_id(id)?;
+            let extent = self.extent_of(column, id);
+            if let Some(extent) = extent {
+                extent.prefetch_score(&self.home, (id - extent.first()) as usize)?;
+            }
+            places.push((extent, id));
+        }
         for ((extent, id), out) in places.into_iter().zip(out) {
             *out = match extent {
                 None => f32::NAN,

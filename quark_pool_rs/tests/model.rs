@@ -17,7 +17,7 @@ use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::quantization::Quantization;
 use quark_pool_rs::ranking::{RemainderRule, TieRule, tie_hash};
 use quark_pool_rs::rng::mix64;
-use quark_pool_rs::sampler::{Sampler, SamplingMode};
+use quark_pool_rs::sampler::{Sampler, SamplingMode, Settings};
 use quark_pool_rs::segment::column;
 use quark_pool_rs::verify::verify;
 
@@ -150,7 +150,7 @@ fn check_quantization(q: Quantization, expected: &[i16], scores: &[f32]) {
     }
     let ranked: u64 = q.counts().iter().sum();
     for mode in [SamplingMode::Stratified, SamplingMode::Iid, SamplingMode::Shuffle] {
-        let Ok(sampler) = Sampler::new(q.clone(), 7, 3, mode, None) else {
+        let Ok(sampler) = Sampler::new(q.clone(), Settings::new(7, 3, mode)) else {
             assert_eq!(ranked, 0);
             continue;
         };
@@ -158,7 +158,8 @@ fn check_quantization(q: Quantization, expected: &[i16], scores: &[f32]) {
         assert!(ids.iter().zip(quantiles).all(|(&id, q)| expected[id as usize] == q));
     }
     if ranked > 0 {
-        let epoch = Sampler::new(q, ranked as usize, 3, SamplingMode::Shuffle, None).unwrap();
+        let epoch =
+            Sampler::new(q, Settings::new(ranked as usize, 3, SamplingMode::Shuffle)).unwrap();
         let mut ids = epoch.draw(2).unwrap().0;
         ids.sort_unstable();
         ids.dedup();

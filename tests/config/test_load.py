@@ -134,6 +134,21 @@ def test_a_wrong_set_is_refused(override: str) -> None:
         load_config("demo", [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("pool.age_half_life=2", "pool.sampling=shuffle"), 'needs pool.sampling = "stratified"'),
+        (("pool.max_uses=2", "pool.sampling=iid"), "cannot be kept"),
+        (("pool.min_score=nan",), "pool.min_score"),
+    ],
+)
+def test_rules_of_drawing_that_contradict_each_other_are_refused(
+    overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("demo", overrides)
+
+
 def test_a_wrong_key_in_set_says_that_it_was_there() -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.lr \(--set\)"):
         load_config("demo", ["optimizer.lr=1e-3"])

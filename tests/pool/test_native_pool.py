@@ -268,6 +268,7 @@ def test_a_pool_is_not_pickled(path: Path) -> None:
         ("locked", errors.PoolLockedError),
         ("poisoned", errors.PoolPoisonedError),
         ("read_only", errors.PoolError),
+        ("forked", errors.PoolError),
         ("io", PermissionError),
         ("io_other", OSError),
         ("panic", errors.PoolError),

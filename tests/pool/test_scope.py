@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quark.pool.base import RemainderRule
+from quark.pool.memory import MemoryPool, scramble
 from quark.pool.native import NativePool
 from quark.pool.scope import (
     Lowest,
@@ -21,6 +26,7 @@ from quark.pool.scope import (
 from tests.pool.batches import VOCAB_SIZE, make_batch
 
 NAN = float("nan")
+SCORES = st.lists(st.sampled_from([NAN, 0.0, 0.1, 0.5, 1.0]), min_size=1, max_size=12)
 
 
 @pytest.fixture
@@ -119,6 +125,12 @@ def test_a_bad_condition_is_named(pool: NativePool, where: str, message: str) ->
 def test_what_makes_no_sense_is_refused(pool: NativePool) -> None:
     with pytest.raises(ValueError, match="last_rounds is 0"):
         Scope(last_rounds=0)
+    with pytest.raises(ValueError, match="max_per_round is 0"):
+        Scope(max_per_round=0)
+    with pytest.raises(ValueError, match="min_score is not"):
+        Scope(min_score=NAN)
+    with pytest.raises(ValueError, match="seed is -1"):
+        Scope(seed=-1)
     with pytest.raises(ValueError, match="no meaning within prompts"):
         pool.quantize(2, scope=Scope(per_prompt=True), remainder=RemainderRule.LOWEST)
     with pytest.raises(KeyError, match="rewrad"):
@@ -136,3 +148,36 @@ def test_values_follow_the_snapshot(pool: NativePool) -> None:
     assert pool.quantize(2, scope=scope).counts.sum() == 130
     pool.rescore("reward", lambda prompts, completions: [-1.0] * len(completions))
     assert pool.quantize(2, scope=scope).counts.sum() == 0
+
+
+@given(
+    rounds=st.lists(st.tuples(st.integers(0, 3), SCORES), min_size=1, max_size=6),
+    quota=st.integers(1, 8),
+    seed=st.integers(0, 2**64 - 1),
+    min_score=st.sampled_from([None, 0.1, 0.5]),
+)
+@settings(max_examples=60, deadline=None)
+def test_threshold_and_quota_choose_by_score_and_then_by_hash(
+    rounds: list[tuple[int, list[float]]], quota: int, seed: int, min_score: float | None
+) -> None:
+    pool = MemoryPool(vocab_size=VOCAB_SIZE)
+    for number, (round, scores) in enumerate(rounds):
+        batch = make_batch(str(number), {"reward": scores}, content=number)
+        pool.append(replace(batch, round=round))
+    scope = Scope(min_score=min_score, max_per_round=quota, seed=seed)
+    labels = pool.quantize(3, scope=scope).labels()
+    scores = pool.scores("reward")
+    enough = -math.inf if min_score is None else np.float32(min_score)
+    for number in range(4):
+        fits = [id for id in range(len(pool)) if scores[id] >= enough]
+        fits = [id for id in fits if pool.column("round")[id] == number]
+        expected = sorted(fits, key=lambda id: scramble(seed, id))[:quota]
+        of_round = np.flatnonzero((labels >= 0) & (pool.column("round") == number))
+        assert of_round.tolist() == sorted(expected)
+
+
+def test_a_threshold_alone_is_a_quantile_of_what_passes_it(pool: NativePool) -> None:
+    rewards = pool.scores("reward")
+    labels = pool.quantize(1, scope=Scope(min_score=0.5)).labels()
+    np.testing.assert_array_equal(labels == 0, rewards >= 0.5)
+    assert 0 < (labels == 0).sum() < len(pool)

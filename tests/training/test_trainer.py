@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, pipeline
 
 from quark.config.load import load_config
-from quark.errors import CheckpointError, QuarkError, RewardError, TrainingError
+from quark.errors import CheckpointError, ConfigError, QuarkError, RewardError, TrainingError
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.training.assemble import assemble, dry_run
@@ -214,6 +214,13 @@ def test_completions_without_a_score_are_kept_unranked_and_counted(
     rounds = [r for r in rows_of(tmp_path / "run") if r["event"] == "round"]
     assert [r["failed_scores"] for r in rounds] == [6, 3, 3]
     assert any("got no score" in message for message in listener.messages)
+
+
+def test_samples_that_are_used_up_before_the_round_ends_stop_the_run(
+    config: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"pool.max_uses = 1 leaves 2 batches of 9 for the 4 steps"):
+        train(config, tmp_path / "run", overrides=("pool.max_uses=1",))
 
 
 def test_a_reward_that_never_scores_stops_the_run(config: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ pub(super) fn to_python(py: Python<'_>, error: PoolError) -> PyErr {
         PoolError::Version { .. } => ours(py, "PoolVersionError", message),
         PoolError::Locked { .. } => ours(py, "PoolLockedError", message),
         PoolError::Poisoned => ours(py, "PoolPoisonedError", message),
-        PoolError::ReadOnly(_) => ours(py, "PoolError", message),
+        PoolError::Forked | PoolError::ReadOnly(_) => ours(py, "PoolError", message),
         PoolError::Io { action, path, source } => match source.raw_os_error() {
             // With a number Python picks the subclass: PermissionError, FileNotFoundError and so on.
             Some(number) => {
@@ -78,6 +78,7 @@ pub(super) fn raise_for_test(py: Python<'_>, kind: &str) -> PyResult<()> {
         "version" => PoolError::Version { found: 2, supported: 1 },
         "locked" => PoolError::Locked { holder: "x".into() },
         "poisoned" => PoolError::Poisoned,
+        "forked" => PoolError::Forked,
         "read_only" => PoolError::ReadOnly("x".into()),
         "io" => PoolError::io("read", "x".into())(std::io::Error::from_raw_os_error(13)),
         "io_other" => PoolError::io("read", "x".into())(std::io::Error::other("y")),

@@ -3,6 +3,7 @@
 mod batch;
 mod errors;
 mod pool;
+mod sampler;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,7 +52,8 @@ fn _pool_rs(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("FORMAT_VERSION", crate::format::FORMAT_VERSION)?;
     module.add_class::<pool::PyPool>()?;
     module.add_class::<pool::PyQuantization>()?;
-    module.add_class::<pool::PySampler>()?;
+    module.add_class::<sampler::PySampler>()?;
+    module.add_class::<sampler::PyStream>()?;
     module.add_function(wrap_pyfunction!(verify, module)?)?;
     module.add_function(wrap_pyfunction!(publish_directory, module)?)?;
     module.add_function(wrap_pyfunction!(errors::raise_for_test, module)?)?;

@@ -10,17 +10,19 @@ use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::batch::{BatchArrays, GatheredArrays, to_arrays};
-use super::errors::{detached, to_python};
+use super::batch::{
+    BatchArrays, BufferArrays, GatheredArrays, PackedArrays, to_arrays, to_packed_arrays,
+};
+use super::errors::detached;
+use super::sampler::{PySampler, SamplerSettings};
 use crate::describe::describe;
 use crate::fork::fork;
 use crate::format::PoolSettings;
-use crate::gather::gather;
+use crate::gather::{gather, pack};
 use crate::manifest::AppendEntry;
 use crate::pool::{OpenOptions, Pool};
 use crate::quantization::Quantization;
 use crate::ranking::{RemainderRule, TieRule};
-use crate::sampler::{Sampler, SamplingMode};
 use crate::segment::column;
 use crate::snapshot::{Segment, Snapshot};
 use crate::storage::{FileStorage, Storage};
@@ -282,6 +284,7 @@ impl PyPool {
             .collect()
     }
 
+    /// Some samples, padded.
     #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
     fn gather<'py>(
         &self,
@@ -292,6 +295,36 @@ impl PyPool {
         let snapshot = self.0.snapshot();
         let ids = ids.as_slice()?;
         to_arrays(py, detached(py, || gather(&snapshot, ids, pad_id))?)
+    }
+
+    /// Some samples, packed.
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn pack<'py>(
+        &self,
+        py: Python<'py>,
+        ids: PyReadonlyArray1<'py, u64>,
+    ) -> PyResult<PackedArrays<'py>> {
+        let snapshot = self.0.snapshot();
+        let ids = ids.as_slice()?;
+        Ok(to_packed_arrays(py, detached(py, || pack(&snapshot, ids))?))
+    }
+
+    /// Some samples in the caller's memory, padded if there is a `pad_id`: widths, or numbers of token ids.
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn gather_into<'py>(
+        &self,
+        py: Python<'py>,
+        ids: PyReadonlyArray1<'py, u64>,
+        pad_id: Option<i64>,
+        mut buffers: BufferArrays<'py>,
+    ) -> PyResult<(usize, usize)> {
+        let snapshot = self.0.snapshot();
+        let ids = ids.as_slice()?;
+        buffers.with(|mut buffers| {
+            buffers.quantiles.fill(-1);
+            buffers.scores.fill(f32::NAN);
+            detached(py, || buffers.fill(&snapshot, ids, pad_id))
+        })
     }
 
     fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -401,59 +434,7 @@ impl PyQuantization {
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
-    fn sampler(
-        &self,
-        py: Python<'_>,
-        batch_size: usize,
-        seed: u64,
-        mode: &str,
-        quantiles: Option<Vec<i64>>,
-    ) -> PyResult<PySampler> {
-        let mode = match mode {
-            "stratified" => SamplingMode::Stratified,
-            "iid" => SamplingMode::Iid,
-            "shuffle" => SamplingMode::Shuffle,
-            _ => return Err(PyValueError::new_err(format!("unknown sampling mode {mode:?}"))),
-        };
-        Sampler::new(self.0.clone(), batch_size, seed, mode, quantiles.as_deref())
-            .map(PySampler)
-            .map_err(|error| to_python(py, error))
-    }
-}
-
-/// A stateless stream of minibatches.
-#[pyclass(frozen, name = "Sampler", module = "quark._pool_rs")]
-pub(super) struct PySampler(Sampler);
-
-/// Ids [B] and quantiles [B].
-type Draw<'py> = (Bound<'py, PyArray1<u64>>, Bound<'py, PyArray1<i16>>);
-
-#[pymethods]
-impl PySampler {
-    fn draw<'py>(&self, py: Python<'py>, step: u64) -> PyResult<Draw<'py>> {
-        let (ids, quantiles) = detached(py, || self.0.draw(step))?;
-        Ok((PyArray1::from_vec(py, ids), PyArray1::from_vec(py, quantiles)))
-    }
-
-    /// Ids, quantiles, gathered arrays, scores.
-    fn batch<'py>(
-        &self,
-        py: Python<'py>,
-        step: u64,
-        pad_id: i64,
-    ) -> PyResult<(Draw<'py>, GatheredArrays<'py>, Bound<'py, PyArray1<f32>>)> {
-        let (ids, quantiles, gathered, scores) = detached(py, || {
-            let (ids, quantiles) = self.0.draw(step)?;
-            let quantization = self.0.quantization();
-            let gathered = gather(quantization.snapshot(), &ids, pad_id)?;
-            let mut scores = vec![0.0; ids.len()];
-            quantization.scores_of(&ids, &mut scores)?;
-            Ok((ids, quantiles, gathered, scores))
-        })?;
-        Ok((
-            (PyArray1::from_vec(py, ids), PyArray1::from_vec(py, quantiles)),
-            to_arrays(py, gathered)?,
-            PyArray1::from_vec(py, scores),
-        ))
+    fn sampler(&self, py: Python<'_>, settings: SamplerSettings) -> PyResult<PySampler> {
+        PySampler::new(py, self.0.clone(), &settings)
     }
 }

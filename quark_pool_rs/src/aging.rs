@@ -1,0 +1,95 @@
+//! A quantile whose newer samples are drawn more often.
+//!
+//! An epoch takes a quota of each round, and the samples of a round are walked without replacement from
+//! where the epoch before stopped. All in whole numbers, so that every machine draws alike. Rules:
+//! `quark/pool/base.py`.
+
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::quantization::Quantization;
+use crate::rng::hash;
+use crate::schedule::{Step, Walk};
+use crate::segment::column;
+
+/// The weight of a sample of the newest round.
+const WHOLE_BITS: u32 = 20;
+
+/// The samples of one round in one quantile.
+struct Round {
+    /// Where they begin among the ids.
+    first: usize,
+    /// How many an epoch takes.
+    quota: u64,
+    walk: Walk,
+}
+
+/// The members of one quantile, by round.
+pub(crate) struct Aged {
+    /// By round and id, ascending.
+    ids: Vec<u64>,
+    /// Newest first.
+    rounds: Vec<Round>,
+    /// Draws of an epoch up to and with each round.
+    ends: Vec<u64>,
+}
+
+impl Aged {
+    /// Of each of `labels`, which have members. `weights` are by age in rounds; beyond them none is drawn.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    pub(crate) fn of(
+        quantization: &Quantization,
+        labels: &[i16],
+        weights: &[u32],
+        key: u64,
+    ) -> Result<Vec<Self>> {
+        let snapshot = quantization.snapshot();
+        let label_of = quantization.labels()?;
+        let mut round_of = vec![0_u32; label_of.len()];
+        snapshot.copy_column(column::ROUND, &mut round_of)?;
+        let one = |&label: &i16| {
+            let members = (0_u64..).zip(&label_of).filter(|&(_, &l)| l == label);
+            let mut ids: Vec<u64> = members.map(|(id, _)| id).collect();
+            // Stable, and one pass where the rounds came in order.
+            ids.sort_by_key(|&id| round_of[id as usize]);
+            Self::new(ids, &round_of, weights, hash(key, label as u64))
+        };
+        Ok(labels.par_iter().map(one).collect())
+    }
+
+    fn new(ids: Vec<u64>, round_of: &[u32], weights: &[u32], key: u64) -> Self {
+        let (mut rounds, mut ends) = (Vec::new(), Vec::new());
+        let (mut weight, mut first) = (0, ids.len());
+        let newest = ids.last().map_or(0, |&id| round_of[id as usize]);
+        let same = |a: &u64, b: &u64| round_of[*a as usize] == round_of[*b as usize];
+        for members in ids.chunk_by(same).rev() {
+            let round = round_of[members[0] as usize];
+            let size = members.len() as u64;
+            first -= members.len();
+            let before: u64 = weight >> WHOLE_BITS;
+            let age = (newest - round) as usize;
+            weight += size * u64::from(weights.get(age).copied().unwrap_or(0));
+            let end = weight >> WHOLE_BITS;
+            let walk = Walk { key: hash(key, u64::from(round)), size };
+            rounds.push(Round { first, quota: end - before, walk });
+            ends.push(end);
+        }
+        Self { ids, rounds, ends }
+    }
+
+    /// Draws of an epoch.
+    pub(crate) fn size(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// The sample at a step of the walk over the epoch.
+    pub(crate) fn id(&self, step: Step) -> u64 {
+        let at = self.ends.partition_point(|&end| end <= step.place);
+        let Round { first, quota, walk } = self.rounds[at];
+        let taken = step.place - (self.ends[at] - quota);
+        let own = walk.at(step.epoch * u128::from(quota) + u128::from(taken));
+        self.ids[first + own.place as usize]
+    }
+}

@@ -1,0 +1,199 @@
+//! `Sampler`, for Python. Each method takes what it needs, releases the interpreter and calls the core.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use numpy::PyArray1;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use super::batch::{BufferArrays, GatheredArrays, PackedArrays, to_arrays, to_packed_arrays};
+use super::errors::detached;
+use crate::error::Result;
+use crate::gather::{Gathered, Packed, gather, pack};
+use crate::quantization::Quantization;
+use crate::sampler::{Sampler, SamplingMode, Settings};
+use crate::stream::Stream;
+
+/// A `quark.pool.native._SamplerSettings`.
+#[derive(FromPyObject)]
+pub(super) struct SamplerSettings {
+    batch_size: usize,
+    seed: u64,
+    mode: String,
+    quantiles: Option<Vec<i64>>,
+    rank: usize,
+    world_size: usize,
+    weights: Option<Vec<u32>>,
+    max_uses: Option<u64>,
+    bucket_window: usize,
+}
+
+/// A stateless stream of minibatches.
+#[pyclass(frozen, name = "Sampler", module = "quark._pool_rs")]
+pub(super) struct PySampler(Arc<Sampler>);
+
+impl PySampler {
+    pub(super) fn new(
+        py: Python<'_>,
+        quantization: Arc<Quantization>,
+        settings: &SamplerSettings,
+    ) -> PyResult<Self> {
+        let mode = match &*settings.mode {
+            "stratified" => SamplingMode::Stratified,
+            "iid" => SamplingMode::Iid,
+            "shuffle" => SamplingMode::Shuffle,
+            mode => return Err(PyValueError::new_err(format!("unknown sampling mode {mode:?}"))),
+        };
+        let settings = Settings {
+            batch_size: settings.batch_size,
+            seed: settings.seed,
+            mode,
+            quantiles: settings.quantiles.clone(),
+            rank: settings.rank,
+            world_size: settings.world_size,
+            weights: settings.weights.clone(),
+            max_uses: settings.max_uses,
+            bucket_window: settings.bucket_window,
+        };
+        detached(py, || Sampler::new(quantization, settings)).map(|s| Self(Arc::new(s)))
+    }
+}
+
+/// Ids [B] and quantiles [B].
+type Draw<'py> = (Bound<'py, PyArray1<u64>>, Bound<'py, PyArray1<i16>>);
+/// A batch's ids and quantiles, its tokens, its scores [B].
+type BatchOf<'py, Tokens> = (Draw<'py>, Tokens, Bound<'py, PyArray1<f32>>);
+
+#[pymethods]
+impl PySampler {
+    #[getter]
+    fn num_batches(&self) -> Option<u128> {
+        self.0.num_batches()
+    }
+
+    fn draw<'py>(&self, py: Python<'py>, step: u64) -> PyResult<Draw<'py>> {
+        let (ids, quantiles) = detached(py, || self.0.draw(step))?;
+        Ok((PyArray1::from_vec(py, ids), PyArray1::from_vec(py, quantiles)))
+    }
+
+    /// Batches from `start` on, padded if there is a `pad_id`, at most `depth` ahead of who asks.
+    fn stream(
+        &self,
+        py: Python<'_>,
+        start: u64,
+        stop: u64,
+        pad_id: Option<i64>,
+        depth: usize,
+    ) -> PyResult<PyStream> {
+        let sampler = self.0.clone();
+        let make = move |step| {
+            let rows = Rows::draw(&sampler, step)?;
+            let snapshot = sampler.quantization().snapshot();
+            let tokens = match pad_id {
+                Some(pad_id) => Tokens::Padded(gather(snapshot, &rows.ids, pad_id)?),
+                None => Tokens::Packed(pack(snapshot, &rows.ids)?),
+            };
+            Ok((rows, tokens))
+        };
+        let stream = detached(py, || Stream::new(start..stop, depth, make))?;
+        Ok(PyStream(Mutex::new(stream)))
+    }
+
+    /// Padded.
+    fn batch<'py>(
+        &self,
+        py: Python<'py>,
+        step: u64,
+        pad_id: i64,
+    ) -> PyResult<BatchOf<'py, GatheredArrays<'py>>> {
+        let (rows, tokens) = detached(py, || {
+            let rows = Rows::draw(&self.0, step)?;
+            let tokens = gather(self.0.quantization().snapshot(), &rows.ids, pad_id)?;
+            Ok((rows, tokens))
+        })?;
+        Ok(rows.into_arrays(py, to_arrays(py, tokens)?))
+    }
+
+    /// Packed.
+    fn packed<'py>(&self, py: Python<'py>, step: u64) -> PyResult<BatchOf<'py, PackedArrays<'py>>> {
+        let (rows, tokens) = detached(py, || {
+            let rows = Rows::draw(&self.0, step)?;
+            let tokens = pack(self.0.quantization().snapshot(), &rows.ids)?;
+            Ok((rows, tokens))
+        })?;
+        Ok(rows.into_arrays(py, to_packed_arrays(py, tokens)))
+    }
+
+    /// In the caller's memory, padded if there is a `pad_id`: rows; widths, or numbers of token ids.
+    fn batch_into(
+        &self,
+        py: Python<'_>,
+        step: u64,
+        pad_id: Option<i64>,
+        mut buffers: BufferArrays<'_>,
+    ) -> PyResult<(usize, usize, usize)> {
+        buffers.with(|mut buffers| {
+            detached(py, || {
+                let (ids, quantiles) = self.0.draw(step)?;
+                let quantization = self.0.quantization();
+                let (prompts, completions) = buffers.fill(quantization.snapshot(), &ids, pad_id)?;
+                buffers.quantiles[..ids.len()].copy_from_slice(&quantiles);
+                quantization.scores_of(&ids, &mut buffers.scores[..ids.len()])?;
+                Ok((ids.len(), prompts, completions))
+            })
+        })
+    }
+}
+
+/// Batches that a thread prepares.
+#[pyclass(frozen, name = "Stream", module = "quark._pool_rs")]
+pub(super) struct PyStream(Mutex<Stream<(Rows, Tokens)>>);
+
+#[pymethods]
+impl PyStream {
+    /// The next batch; None after the last one.
+    fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let next = detached(py, || self.0.lock().unwrap_or_else(PoisonError::into_inner).take())?;
+        let Some((rows, tokens)) = next else { return Ok(None) };
+        Ok(Some(match tokens {
+            Tokens::Padded(padded) => {
+                rows.into_arrays(py, to_arrays(py, padded)?).into_pyobject(py)?.into_any()
+            }
+            Tokens::Packed(packed) => {
+                rows.into_arrays(py, to_packed_arrays(py, packed)).into_pyobject(py)?.into_any()
+            }
+        }))
+    }
+
+    /// End the thread and wait for it.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.0.lock().unwrap_or_else(PoisonError::into_inner).close());
+    }
+}
+
+/// Token ids of a batch.
+enum Tokens {
+    Padded(Gathered),
+    Packed(Packed),
+}
+
+/// What a batch holds besides tokens.
+struct Rows {
+    ids: Vec<u64>,
+    quantiles: Vec<i16>,
+    scores: Vec<f32>,
+}
+
+impl Rows {
+    fn draw(sampler: &Sampler, step: u64) -> Result<Self> {
+        let (ids, quantiles) = sampler.draw(step)?;
+        let mut scores = vec![0.0; ids.len()];
+        sampler.quantization().scores_of(&ids, &mut scores)?;
+        Ok(Self { ids, quantiles, scores })
+    }
+
+    fn into_arrays<Tokens>(self, py: Python<'_>, tokens: Tokens) -> BatchOf<'_, Tokens> {
+        let draw = (PyArray1::from_vec(py, self.ids), PyArray1::from_vec(py, self.quantiles));
+        (draw, tokens, PyArray1::from_vec(py, self.scores))
+    }
+}
