@@ -59,6 +59,7 @@ BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "le
 MAY_CHANGE = (
     "run.num_rounds",
     "run.num_threads",
+    "run.overlap_scoring",
     "run.peer_timeout_s",
     "reward.on_error",
     "reward.retries",
@@ -226,6 +227,7 @@ def assemble(
             chunk_size=config.run.chunk_size,
             completions_per_prompt=config.run.completions_per_prompt,
             autocast=autocast,
+            overlaps_scoring=config.overlaps_scoring,
             team=team,
         ),
         pool=pool,
