@@ -6,6 +6,7 @@ run/
   pool/             the sample pool
   metrics.jsonl     one JSON object a line (docs/metrics.md)
   checkpoints/      step-00000042/ ...
+  served/           weights for a server that samples (sampling.backend = "http")
   model/            the newest finished model, loadable with plain transformers
   report.html       the report
 """
@@ -45,6 +46,10 @@ class RunDirectory:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+    @property
+    def served(self) -> Path:
+        return self.path / "served"
 
     @property
     def report(self) -> Path:

@@ -124,7 +124,7 @@ class TransformersGenerator:
         if self._config.guidance > 0.0 and quantile is not None and quantile > 0:
             away = self._rules.reward_token(0)
         model = self._causal.model
-        with _evaluating(model), torch.inference_mode(), projections_for_autocast(model):
+        with evaluating(model), torch.inference_mode(), projections_for_autocast(model):
             for whole in self.batches(prompts):
                 batch = [row for row in whole if row in wanted]
                 if not batch:
@@ -318,7 +318,8 @@ def _sorted_descending(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Within: ``model`` is in eval mode."""
     was_training = model.training
     model.eval()
     try:

@@ -31,6 +31,8 @@ from quark.errors import (
 )
 from quark.evaluation.evaluator import Evaluator
 from quark.generation.base import Generator, SamplingConfig
+from quark.generation.completion_server import CompletionServer
+from quark.generation.http_generator import HttpGenerator
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.loading import load_base_model, load_policy, load_tokenizer
 from quark.models.policy import Policy
@@ -48,8 +50,9 @@ from quark.training.draws import REWARD_COLUMN, check_condition
 from quark.training.events import Progress, Silence, TrainingListener
 from quark.training.exploration import Explorer
 from quark.training.metrics import MetricLog, SilentLog
+from quark.training.published import PublishedWeights
 from quark.training.seeds import derive_seed
-from quark.training.shared import SharedEvaluator, SharedGenerator
+from quark.training.shared import LeadGenerator, SharedEvaluator, SharedGenerator
 from quark.training.trackers import make_trackers
 from quark.training.trainer import Trainer
 from quark.types import Prompt
@@ -60,6 +63,7 @@ MAY_CHANGE = (
     "run.num_rounds",
     "run.num_threads",
     "run.overlap_scoring",
+    "sampling.http",
     "run.peer_timeout_s",
     "reward.on_error",
     "reward.retries",
@@ -127,6 +131,7 @@ def assemble(
         device=device,
     )
     policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
+    serving = _serving(run, config, policy, listener) if team.is_lead else None
     reference = FrozenReference(
         load_base_model(config.model, device=device),
         autocast_dtype=autocast_dtype(config.run.precision, device),
@@ -179,6 +184,9 @@ def assemble(
         raise
 
     def generator(model: Policy | FrozenReference, sampling: SamplingConfig) -> Generator:
+        if config.sampling.backend == "http":
+            served = None if serving is None else serving.generator(model, policy, sampling, device)
+            return LeadGenerator(served, team)
         alone = TransformersGenerator(
             model if isinstance(model, Policy) else model.causal,
             policy.tokenizer,
@@ -371,6 +379,55 @@ def make_fingerprint(device: torch.device, num_processes: int = 1) -> dict[str, 
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Serving:
+    """The server that samples, and the weights that it is given."""
+
+    server: CompletionServer
+    weights: PublishedWeights
+
+    def generator(
+        self,
+        model: Policy | FrozenReference,
+        policy: Policy,
+        sampling: SamplingConfig,
+        device: torch.device,
+    ) -> HttpGenerator:
+        # Without a reward token, and before any training, the policy is the original model.
+        is_policy = isinstance(model, Policy)
+        return HttpGenerator(
+            model.causal,
+            policy.tokenizer,
+            policy.reward_tokens,
+            sampling,
+            device,
+            server=self.server,
+            publish=self.weights.newest if is_policy else self.weights.initial,
+            num_columns=policy.model.get_output_embeddings().weight.shape[0],
+        )
+
+
+def _serving(
+    run: RunDirectory, config: RunConfig, policy: Policy, listener: TrainingListener
+) -> _Serving | None:
+    """The server, and ``policy`` as it is before training for it; None where the run samples by itself.
+
+    Raises:
+        ConfigError: the server could not answer as the model does.
+    """
+    if config.sampling.backend == "transformers":
+        return None
+    if policy.num_leading_positions:
+        raise ConfigError(
+            'sampling.backend = "http" with a model that has learned absolute positions: a server counts them '
+            "from 0, so set model.shift_positions = false"
+        )
+    return _Serving(
+        server=CompletionServer(config.sampling.http, say=listener.on_message),
+        weights=PublishedWeights(run.served, policy),
+    )
+
+
 class _Unasked:
     """Stands where a process that does not score has no reward."""
 
@@ -403,7 +460,7 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
             "--force to delete it"
         )
     Checkpoints(run.checkpoints, keep_last=2).remove_all()
-    folders = (run.pool, run.model, run.path / "tensorboard")
+    folders = (run.pool, run.model, run.served, run.path / "tensorboard")
     for path in (*folders, *run.path.glob("model.p*")):
         if path.is_symlink():
             raise RunDirectoryError(f"{path} is a link: remove it yourself")

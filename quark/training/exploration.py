@@ -123,7 +123,7 @@ class Explorer:
         self._reward_config = reward_config
         self._settings = json.dumps(
             {
-                "sampling": sampling.model_dump(mode="json"),
+                "sampling": sampling.provenance,
                 "reward": dict(reward_provenance(reward)),
             },
             sort_keys=True,
