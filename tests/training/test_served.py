@@ -74,6 +74,7 @@ def test_a_stopped_run_goes_on_with_a_server_that_was_started_anew(
     lives = 1
     while train(config, tmp_path / "run", overrides=overrides, stop_at=14).interrupted:
         state.policy = None
+        overrides = (*overrides, f"sampling.http.retries={lives}")
         lives += 1
         assert lives < 20
     assert lives > 1
