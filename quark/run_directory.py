@@ -7,6 +7,7 @@ run/
   metrics.jsonl     one JSON object a line (docs/metrics.md)
   checkpoints/      step-00000042/ ...
   reference_cache/  what `reference.cache` keeps of the original model; may be deleted
+  served/           weights for a server that samples (sampling.backend = "http")
   model/            the newest finished model, loadable with plain transformers
   report.html       the report
 """
@@ -50,6 +51,10 @@ class RunDirectory:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+    @property
+    def served(self) -> Path:
+        return self.path / "served"
 
     @property
     def report(self) -> Path:

@@ -37,6 +37,10 @@ class RunSection(Settings):
     """Completions sampled of each."""
     chunk_size: int = Field(512, ge=1)
     """Completions that are sampled, scored and committed together; what an interruption can cost."""
+    overlap_scoring: bool | None = None
+    """Ask the rewards of a chunk in a thread while the next chunk is generated; pool and scores stay the same. Unset:
+    where the reward does not compute in the run's own thread anyway (``http``, or a function with
+    ``reward.timeout_s``) and no function of yours is among ``pool.extra_scores``."""
     device: str = "auto"
     """``auto`` (CUDA, else MPS, else CPU) or a torch device."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -179,6 +183,20 @@ class RunConfig(Settings):
     checkpoint: CheckpointSection = CheckpointSection()
     alerts: AlertsSection = AlertsSection()
     tracking: TrackingSection = TrackingSection()
+
+    @property
+    def overlaps_scoring(self) -> bool:
+        """Whether rewards are asked while the next chunk is generated.
+
+        By itself only where that cannot matter to the reward: a function may care in which thread it
+        runs (an SQLite connection does), and the built-in scorers have the same cores to share.
+        """
+        if self.run.overlap_scoring is not None:
+            return self.run.overlap_scoring
+        is_apart = self.reward.name == "http" or (
+            ":" in self.reward.name and self.reward.timeout_s is not None
+        )
+        return is_apart and not any(":" in name for name in self.pool.extra_scores)
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

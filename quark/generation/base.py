@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from quark.generation.completion_server import ServerConfig
 from quark.settings import Settings
-from quark.types import Completion, Prompt
+from quark.types import Completion, Json, Prompt
 
 
 class SamplingConfig(Settings):
@@ -32,6 +33,29 @@ class SamplingConfig(Settings):
     """Guided sampling leaves out tokens that are less likely than this share of the likeliest one (Li et al. 2023)."""
     batch_size: int = Field(128, ge=1)
     """Completions sampled at once."""
+    backend: Literal["transformers", "http"] = "transformers"
+    """What a run samples with: the model in this process, or a server that is given its weights (docs/generation.md).
+    ``quark generate`` and ``quark evaluate`` always take the former."""
+    http: ServerConfig = ServerConfig()
+    """Settings of ``http``."""
+
+    @model_validator(mode="after")
+    def _server_suffices(self) -> Self:
+        if self.backend == "http":
+            for key in ("url", "reload_url"):
+                if not getattr(self.http, key):
+                    raise ValueError(f'backend "http" needs sampling.http.{key}')
+            if self.guidance > 0.0:
+                raise ValueError(
+                    'guidance needs two passes over the model: set it to 0, or backend to "transformers"'
+                )
+        return self
+
+    @property
+    def provenance(self) -> dict[str, Json]:
+        """What identifies the distribution that completions are drawn from; goes into the pool."""
+        apart = {"backend", "http"} if self.backend == "transformers" else set()
+        return self.model_dump(mode="json", exclude=apart)
 
 
 class Generator(Protocol):

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quark.errors import ModelError
 from quark.generation.base import SamplingConfig
+from quark.generation.prompting import CompletionTexts, PromptRules
 from quark.models.batch import pad_left, prepend
 from quark.models.causal import CausalModel
 from quark.models.policy import Policy, pad_id, stop_ids
@@ -59,8 +60,6 @@ class TransformersGenerator:
             self._causal = policy_or_model
         else:
             self._causal = CausalModel(policy_or_model)
-        self._tokenizer = tokenizer
-        self._reward_tokens = reward_tokens
         self._config = config
         self._device = device
         # Distributions are inverted in float64, which Apple's GPUs lack.
@@ -77,11 +76,13 @@ class TransformersGenerator:
             dtype=torch.int64,
             device=device,
         )
-        # Whether decoding drops the space before a first word, as SentencePiece tokenizers do.
-        words = tokenizer("a a", add_special_tokens=False).input_ids
-        pieces = self._decode([words[:-1], words[-1:]])
-        self._joins_words = "".join(pieces) != self._decode([words])[0]
-        self._max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
+        self._texts = CompletionTexts(tokenizer)
+        self._rules = PromptRules(
+            reward_tokens=reward_tokens,
+            vocab_size=self._width,
+            max_positions=getattr(model.config, "max_position_embeddings", None),
+            max_new_tokens=config.max_new_tokens,
+        )
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Which rows are sampled together: rows of like length, shorter ones first."""
@@ -110,8 +111,8 @@ class TransformersGenerator:
             ValueError: an empty prompt, an id outside the base vocabulary, or a quantile that is not there.
             ModelError: prompt and completion do not fit the model's context, or it gave NaN.
         """
-        reward_token = self._reward_token(quantile)
-        self._check(prompts)
+        reward_token = self._rules.reward_token(quantile)
+        self._rules.check(prompts)
         # One row of numbers per prompt, whatever batch it lands in. Below 1 by more than the
         # rounding of a cumulative sum, so the last step of a distribution is never overshot.
         uniforms = np.random.default_rng(seed).random((len(prompts), self._config.max_new_tokens))
@@ -121,9 +122,9 @@ class TransformersGenerator:
         # The token to be guided away from; guiding the worst token away from itself is no guidance.
         away = None
         if self._config.guidance > 0.0 and quantile is not None and quantile > 0:
-            away = self._reward_token(0)
+            away = self._rules.reward_token(0)
         model = self._causal.model
-        with _evaluating(model), torch.inference_mode(), projections_for_autocast(model):
+        with evaluating(model), torch.inference_mode(), projections_for_autocast(model):
             for whole in self.batches(prompts):
                 batch = [row for row in whole if row in wanted]
                 if not batch:
@@ -134,35 +135,6 @@ class TransformersGenerator:
                 sampled_batch = self._completions(prompts, batch, sampled, quantile, seed)
                 completions.update(zip(batch, sampled_batch, strict=True))
         return [completions[row] for row in (range(len(prompts)) if rows is None else rows)]
-
-    def _reward_token(self, quantile: int | None) -> int | None:
-        if quantile is None:
-            return None
-        if self._reward_tokens is None:
-            raise ValueError("this model has no reward tokens: generate with quantile=None")
-        if not 0 <= quantile < self._reward_tokens.num_quantiles:
-            raise ValueError(
-                f"quantile {quantile} is not in 0 .. {self._reward_tokens.num_quantiles - 1}"
-            )
-        return self._reward_tokens.ids[quantile]
-
-    def _check(self, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            if not prompt.token_ids:
-                raise ValueError(f"prompt {prompt.index} has no tokens")
-            if max(prompt.token_ids) >= self._width or min(prompt.token_ids) < 0:
-                raise ValueError(
-                    f"prompt {prompt.index} has token {max(prompt.token_ids)}, outside the base "
-                    f"vocabulary of {self._width}"
-                )
-            # One for the reward token; the last sampled token is never run.
-            length = 1 + len(prompt.token_ids) + self._config.max_new_tokens - 1
-            if self._max_positions is not None and length > self._max_positions:
-                raise ModelError(
-                    f"prompt {prompt.index} has {len(prompt.token_ids)} tokens; with a reward token and "
-                    f"{self._config.max_new_tokens} new ones it exceeds the model's "
-                    f"{self._max_positions} positions. Shorten prompts or lower max_new_tokens."
-                )
 
     def _sample(
         self,
@@ -300,28 +272,6 @@ class TransformersGenerator:
                 logprob_policy=float(sampled.logprobs[i]),
             )
 
-    def _texts(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[list[int]]
-    ) -> list[str]:
-        """What each completion adds to its prompt's text."""
-        if not self._joins_words:
-            return self._decode(completions)
-        # Decoded alone, a completion would lose the space before its first word.
-        wholes = self._decode(
-            [[*prompt, *ids] for prompt, ids in zip(prompts, completions, strict=True)]
-        )
-        begins = self._decode([list(prompt) for prompt in prompts])
-        return [
-            whole[len(begin) :] if whole.startswith(begin) else alone
-            for whole, begin, alone in zip(wholes, begins, self._decode(completions), strict=True)
-        ]
-
-    def _decode(self, rows: Sequence[list[int]]) -> list[str]:
-        texts: list[str] = self._tokenizer.batch_decode(
-            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return texts
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sampled:
@@ -368,7 +318,8 @@ def _sorted_descending(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Within: ``model`` is in eval mode."""
     was_training = model.training
     model.eval()
     try:

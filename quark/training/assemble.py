@@ -31,6 +31,8 @@ from quark.errors import (
 )
 from quark.evaluation.evaluator import Evaluator
 from quark.generation.base import Generator, SamplingConfig
+from quark.generation.completion_server import CompletionServer
+from quark.generation.http_generator import HttpGenerator
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.causal import CausalModel
 from quark.models.loading import load_base_model, load_policy, load_tokenizer
@@ -54,8 +56,9 @@ from quark.training.events import Progress, Silence, TrainingListener
 from quark.training.exactness import Exactness, differences
 from quark.training.exploration import REFERENCE_BLOCK, Explorer
 from quark.training.metrics import MetricLog, SilentLog
+from quark.training.published import PublishedWeights
 from quark.training.seeds import derive_seed
-from quark.training.shared import SharedEvaluator, SharedGenerator
+from quark.training.shared import LeadGenerator, SharedEvaluator, SharedGenerator
 from quark.training.trackers import make_trackers
 from quark.training.trainer import Trainer
 from quark.types import Prompt
@@ -66,6 +69,8 @@ BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "le
 MAY_CHANGE = (
     "run.num_rounds",
     "run.num_threads",
+    "run.overlap_scoring",
+    "sampling.http",
     "run.peer_timeout_s",
     "model.gradient_checkpointing",
     "reward.on_error",
@@ -145,6 +150,7 @@ def assemble(
             level="warning",
         )
     policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
+    serving = _serving(run, config, policy, listener) if team.is_lead else None
     reference = _reference(config, policy, device)
     prompts = _prompts(config)
     for note in prompts.notes:
@@ -206,6 +212,9 @@ def assemble(
         raise
 
     def generator(model: Policy | ReferencePolicy, sampling: SamplingConfig) -> Generator:
+        if config.sampling.backend == "http":
+            served = None if serving is None else serving.generator(model, policy, sampling, device)
+            return LeadGenerator(served, team)
         alone = TransformersGenerator(
             model if isinstance(model, Policy) else model.causal,
             policy.tokenizer,
@@ -254,6 +263,7 @@ def assemble(
             chunk_size=config.run.chunk_size,
             completions_per_prompt=config.run.completions_per_prompt,
             autocast=autocast,
+            overlaps_scoring=config.overlaps_scoring,
             team=team,
         ),
         pool=pool,
@@ -418,6 +428,55 @@ def _adapter_fingerprint(policy: Policy) -> dict[str, str]:
     return {"peft": version("peft"), _FROZEN: frozen_digest(policy.model)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Serving:
+    """The server that samples, and the weights that it is given."""
+
+    server: CompletionServer
+    weights: PublishedWeights
+
+    def generator(
+        self,
+        model: Policy | ReferencePolicy,
+        policy: Policy,
+        sampling: SamplingConfig,
+        device: torch.device,
+    ) -> HttpGenerator:
+        # Without a reward token, and before any training, the policy is the original model.
+        is_policy = isinstance(model, Policy)
+        return HttpGenerator(
+            model.causal,
+            policy.tokenizer,
+            policy.reward_tokens,
+            sampling,
+            device,
+            server=self.server,
+            publish=self.weights.newest if is_policy else self.weights.initial,
+            num_columns=policy.model.get_output_embeddings().weight.shape[0],
+        )
+
+
+def _serving(
+    run: RunDirectory, config: RunConfig, policy: Policy, listener: TrainingListener
+) -> _Serving | None:
+    """The server, and ``policy`` as it is before training for it; None where the run samples by itself.
+
+    Raises:
+        ConfigError: the server could not answer as the model does.
+    """
+    if config.sampling.backend == "transformers":
+        return None
+    if policy.num_leading_positions:
+        raise ConfigError(
+            'sampling.backend = "http" with a model that has learned absolute positions: a server counts them '
+            "from 0, so set model.shift_positions = false"
+        )
+    return _Serving(
+        server=CompletionServer(config.sampling.http, say=listener.on_message),
+        weights=PublishedWeights(run.served, policy),
+    )
+
+
 class _Unasked:
     """Stands where a process that does not score has no reward."""
 
@@ -450,7 +509,7 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
             "--force to delete it"
         )
     Checkpoints(run.checkpoints, keep_last=2).remove_all()
-    folders = (run.pool, run.model, run.reference_cache, run.path / "tensorboard")
+    folders = (run.pool, run.model, run.served, run.reference_cache, run.path / "tensorboard")
     for path in (*folders, *run.path.glob("model.p*")):
         if path.is_symlink():
             raise RunDirectoryError(f"{path} is a link: remove it yourself")

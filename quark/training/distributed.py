@@ -150,7 +150,7 @@ class Team:
         """
         if self.size == 1:
             return
-        checksums = self.gather([_checksum(parameter.detach()) for parameter in parameters])
+        checksums = self.gather([checksum(parameter.detach()) for parameter in parameters])
         different = [rank for rank, other in enumerate(checksums) if other != checksums[0]]
         if different:
             raise TrainingError(
@@ -244,8 +244,8 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def _checksum(tensor: Tensor) -> int:
-    """The sum of a tensor's bits read as integers, computed where the tensor is."""
+def checksum(tensor: Tensor) -> int:
+    """For telling weights apart: the sum of a tensor's bits read as integers, computed where the tensor is."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = tensor.contiguous().view(integers[tensor.element_size()])
     return int(bits.sum(dtype=torch.int64))

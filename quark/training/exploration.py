@@ -1,6 +1,10 @@
 """Exploration: prompts to completions to scores to one durable commit per chunk.
 
 A chunk that the pool already has is not generated again: it is the log that a resumed run replays.
+
+Where scoring overlaps, the rewards of a chunk are asked in a thread while this one generates the next chunk.
+Everything else stays in this thread and in order: a chunk is committed after the one before it, by one
+writer, with the same key and the same bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,7 @@ from quark.rewards.base import RewardFunction
 from quark.rewards.build import reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import ScoreOutcome, score
+from quark.training.background import BackgroundCall
 from quark.training.distributed import Team
 from quark.training.draws import REWARD_COLUMN, chunk_key
 from quark.training.seeds import derive_seed
@@ -52,8 +57,22 @@ class Exploration:
     messages: tuple[str, ...]
     """What failed scores said, without repetition."""
     seconds_scoring: float
+    """How long the run waited for scores; less than they took where scoring overlaps."""
+    spans: tuple[ChunkSpans, ...]
+    """Of the chunks that were generated."""
     is_complete: bool
     """False where the run was asked to stop between chunks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkSpans:
+    """When a chunk was worked on: (begin, end) in seconds since its exploration began."""
+
+    chunk: int
+    generating: tuple[float, float]
+    scoring: tuple[float, float]
+    committing: tuple[float, float]
+    """With the log-probabilities under the original model."""
 
 
 class Explorer:
@@ -74,6 +93,7 @@ class Explorer:
         chunk_size: completions per commit.
         completions_per_prompt: of each prompt.
         autocast: the context for forward passes.
+        overlaps_scoring: ask the rewards of a chunk while the next one is generated.
         team: the processes; the lead alone scores and commits.
     """
 
@@ -94,6 +114,7 @@ class Explorer:
         chunk_size: int,
         completions_per_prompt: int,
         autocast: Callable[[], AbstractContextManager[object]],
+        overlaps_scoring: bool,
         team: Team,
     ) -> None:
         self._run_id = run_id
@@ -105,7 +126,7 @@ class Explorer:
         self._reward_config = reward_config
         self._settings = json.dumps(
             {
-                "sampling": sampling.model_dump(mode="json"),
+                "sampling": sampling.provenance,
                 "reward": dict(reward_provenance(reward)),
             },
             sort_keys=True,
@@ -116,6 +137,7 @@ class Explorer:
         self._chunk_size = chunk_size
         self._per_prompt = completions_per_prompt
         self._autocast = autocast
+        self._overlaps_scoring = overlaps_scoring
         self._team = team
 
     def explore(
@@ -141,56 +163,53 @@ class Explorer:
             should_stop: asked between chunks.
         """
         prompts = [p for p in self._choose(round, num_prompts) for _ in range(self._per_prompt)]
-        begin: int | None = None
-        end = replayed = generated = failed = retried = 0
-        seconds_scoring = 0.0
-        failed_extra: Counter[str] = Counter()
-        messages: dict[str, None] = {}
+        done = _Done()
+        waiting: _Generated | None = None
         is_complete = True
+
+        def tell(chunk: int, figures: Mapping[str, float]) -> None:
+            on_chunk(min((chunk + 1) * self._chunk_size, len(prompts)), len(prompts), figures)
+
+        def commit(generated: _Generated) -> None:
+            tell(generated.chunk, self._commit(generated, done, round, policy_step))
+
         for chunk, start in enumerate(range(0, len(prompts), self._chunk_size)):
             if should_stop():
                 is_complete = False
                 break
             part = prompts[start : start + self._chunk_size]
             key = chunk_key(self._run_id, round, chunk)
-            figures: dict[str, float] = {}
             ids = self._pool.find(key)
             if ids is not None:
-                replayed += len(ids)
-            else:
+                done.replayed += len(ids)
+                done.extend(ids)
+                tell(chunk, {})
+                continue
+            begin = done.elapsed()
+            try:
                 completions = self._generate(generator, part, round, chunk, quantile)
-                scoring = time.monotonic()
-                outcomes = self._score(completions)
-                seconds_scoring += time.monotonic() - scoring
-                scores = {name: outcome.scores for name, outcome in outcomes.items()}
-                batch = self._batch(key, completions, scores, round, chunk, policy_step)
-                ids = self._append(batch)
-                rewards = scores[REWARD_COLUMN]
-                failed += outcomes[REWARD_COLUMN].num_failed
-                retried += outcomes[REWARD_COLUMN].num_retried
-                failed_extra += Counter(
-                    {n: o.num_failed for n, o in outcomes.items() if n != REWARD_COLUMN}
-                )
-                for outcome in outcomes.values():
-                    messages.update(dict.fromkeys(outcome.messages))
-                generated += len(ids)
-                if np.isfinite(rewards).any():
-                    figures["reward_mean"] = float(np.nanmean(rewards))
-                figures["tokens"] = float(sum(len(c.token_ids) for c in completions))
-            begin = ids.start if begin is None else begin
-            end = ids.stop
-            on_chunk(min(start + self._chunk_size, len(prompts)), len(prompts), figures)
-        return Exploration(
-            ids=range(begin or 0, end),
-            num_replayed=replayed,
-            num_generated=generated,
-            num_failed=failed,
-            num_retried=retried,
-            num_failed_extra=failed_extra,
-            messages=tuple(messages),
-            seconds_scoring=seconds_scoring,
-            is_complete=is_complete,
-        )
+            except Exception:
+                # What was generated before is not to be lost by it. Several processes cannot: the others
+                # do not know of the failure, and would take this exchange for theirs.
+                if waiting is not None and self._team.size == 1:
+                    commit(waiting)
+                raise
+            span = (begin, done.elapsed())
+            if waiting is not None:
+                commit(waiting)
+            waiting = _Generated(
+                key=key,
+                chunk=chunk,
+                completions=completions,
+                span=span,
+                scoring=self._begin_scoring(completions, done),
+            )
+            if not self._overlaps_scoring:
+                commit(waiting)
+                waiting = None
+        if waiting is not None:
+            commit(waiting)
+        return done.exploration(is_complete=is_complete)
 
     def _choose(self, round: int, count: int) -> list[Prompt]:
         """``count`` prompts: whole passes over all of them, each in its own seeded order."""
@@ -216,6 +235,56 @@ class Explorer:
                 prompts, quantile=quantile, seed=derive_seed(self._seed, "explore", round, chunk)
             )
 
+    def _begin_scoring(
+        self, completions: Sequence[Completion], done: _Done
+    ) -> Callable[[], _Scored]:
+        """What gives the scores; in the lead they are being asked for already where scoring overlaps."""
+
+        def ask() -> _Scored:
+            begin = done.elapsed()
+            outcomes = self._ask_rewards(completions)
+            return _Scored(outcomes=outcomes, span=(begin, done.elapsed()))
+
+        if not self._overlaps_scoring or not self._team.is_lead:
+            return ask
+        return BackgroundCall(ask, name="scoring").result
+
+    def _commit(
+        self, generated: _Generated, done: _Done, round: int, policy_step: int
+    ) -> dict[str, float]:
+        """Wait for a chunk's scores and append it; returns its figures."""
+        begin = done.elapsed()
+        scored = self._share_scores(generated.scoring)
+        committing = done.elapsed()
+        done.seconds_scoring += committing - begin
+        outcomes, completions = scored.outcomes, generated.completions
+        scores = {name: outcome.scores for name, outcome in outcomes.items()}
+        ids = self._append(
+            self._batch(generated.key, completions, scores, round, generated.chunk, policy_step)
+        )
+        done.extend(ids)
+        done.generated += len(ids)
+        done.failed += outcomes[REWARD_COLUMN].num_failed
+        done.retried += outcomes[REWARD_COLUMN].num_retried
+        done.failed_extra += Counter(
+            {n: o.num_failed for n, o in outcomes.items() if n != REWARD_COLUMN}
+        )
+        for outcome in outcomes.values():
+            done.messages.update(dict.fromkeys(outcome.messages))
+        done.spans.append(
+            ChunkSpans(
+                chunk=generated.chunk,
+                generating=generated.span,
+                scoring=scored.span,
+                committing=(committing, done.elapsed()),
+            )
+        )
+        figures = {"tokens": float(sum(len(c.token_ids) for c in completions))}
+        rewards = scores[REWARD_COLUMN]
+        if np.isfinite(rewards).any():
+            figures["reward_mean"] = float(np.nanmean(rewards))
+        return figures
+
     def _append(self, batch: SampleBatch) -> range:
         """Commit in the lead; on return every process sees the samples.
 
@@ -237,23 +306,31 @@ class Explorer:
                 )
         return ids
 
-    def _score(self, completions: Sequence[Completion]) -> dict[str, ScoreOutcome]:
+    def _share_scores(self, scoring: Callable[[], _Scored]) -> _Scored:
         """All scores of a chunk by column, the reward first, the same in every process.
 
         The lead alone asks: a reward may be somebody's code that remembers what it saw, or a server
         that counts its calls, and is to be called as often and with the same batches as in one process.
         """
 
-        def ask() -> dict[str, dict[str, Any]]:
-            return {
+        def plain() -> dict[str, Any]:
+            scored = scoring()
+            outcomes = {
                 name: asdict(outcome) | {"scores": outcome.scores.tolist()}
-                for name, outcome in self._ask_rewards(completions).items()
+                for name, outcome in scored.outcomes.items()
             }
+            return {"outcomes": outcomes, "span": scored.span}
 
-        return {
-            name: ScoreOutcome(**(plain | {"scores": np.array(plain["scores"], dtype=np.float32)}))
-            for name, plain in self._team.from_lead(ask).items()
-        }
+        shared = self._team.from_lead(plain)
+        return _Scored(
+            outcomes={
+                name: ScoreOutcome(
+                    **(outcome | {"scores": np.array(outcome["scores"], dtype=np.float32)})
+                )
+                for name, outcome in shared["outcomes"].items()
+            },
+            span=tuple(shared["span"]),
+        )
 
     def _ask_rewards(self, completions: Sequence[Completion]) -> dict[str, ScoreOutcome]:
         prompts = [c.prompt.text for c in completions]
@@ -335,3 +412,57 @@ class Explorer:
         shares = [dict(share) for share in self._team.gather(list(parts.items()))]
         found = {start: part for share in shares for start, part in share.items()}
         return np.array([value for start in starts for value in found[start]], dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scored:
+    outcomes: Mapping[str, ScoreOutcome]
+    """By column, the reward first."""
+    span: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Generated:
+    """A chunk that is not committed yet."""
+
+    key: str
+    chunk: int
+    completions: list[Completion]
+    span: tuple[float, float]
+    scoring: Callable[[], _Scored]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Done:
+    """What a round's exploration has come to so far; the fields are those of ``Exploration``."""
+
+    began: float = field(default_factory=time.monotonic)
+    ids: range | None = None
+    replayed: int = 0
+    generated: int = 0
+    failed: int = 0
+    retried: int = 0
+    failed_extra: Counter[str] = field(default_factory=Counter)
+    messages: dict[str, None] = field(default_factory=dict)
+    seconds_scoring: float = 0.0
+    spans: list[ChunkSpans] = field(default_factory=list)
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    def extend(self, ids: range) -> None:
+        self.ids = range(ids.start if self.ids is None else self.ids.start, ids.stop)
+
+    def exploration(self, *, is_complete: bool) -> Exploration:
+        return Exploration(
+            ids=self.ids or range(0),
+            num_replayed=self.replayed,
+            num_generated=self.generated,
+            num_failed=self.failed,
+            num_retried=self.retried,
+            num_failed_extra=self.failed_extra,
+            messages=tuple(self.messages),
+            seconds_scoring=self.seconds_scoring,
+            spans=tuple(self.spans),
+            is_complete=is_complete,
+        )

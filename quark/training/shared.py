@@ -47,6 +47,32 @@ class SharedGenerator:
         return [completions[row] for row in range(len(prompts))]
 
 
+class LeadGenerator:
+    """A generator that the lead alone has; each process gets all completions.
+
+    Args:
+        generator: the lead's; None in the others.
+        team: all processes.
+    """
+
+    def __init__(self, generator: Generator | None, team: Team) -> None:
+        self._generator = generator
+        self._team = team
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, quantile: int | None, seed: int
+    ) -> list[Completion]:
+        """One completion per prompt, in order, the same in every process; see ``Generator``."""
+
+        def sample() -> list[dict[str, Any]]:
+            assert self._generator is not None, "only process 0 samples"
+            completions = self._generator.generate(prompts, quantile=quantile, seed=seed)
+            return [_plain(row, completion) for row, completion in enumerate(completions)]
+
+        plain = self._team.from_lead(sample)
+        return [_completion(one, prompts, quantile, seed) for one in plain]
+
+
 class SharedEvaluator:
     """An evaluator whose completions all processes sample and whose figures the lead computes.
 

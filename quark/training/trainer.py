@@ -196,6 +196,7 @@ class Trainer:
         metrics = self._round_metrics(exploration, quantization) | here.means()
         metrics["seconds_exploring"] = explored - begin - exploration.seconds_scoring
         metrics["seconds_scoring"] = exploration.seconds_scoring
+        metrics["seconds_by_chunk"] = [dataclasses.asdict(spans) for spans in exploration.spans]
         metrics["seconds_learning"] = time.monotonic() - explored
         evaluation = None
         is_last = here.round + 1 == self.config.run.num_rounds

@@ -18,7 +18,16 @@ ROOT = PACKAGE.parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "__init__"}),
     frozenset(
-        {"types", "settings", "run_directory", "text_statistics", "printable", "assets", "_pool_rs"}
+        {
+            "types",
+            "settings",
+            "run_directory",
+            "http_client",
+            "text_statistics",
+            "printable",
+            "assets",
+            "_pool_rs",
+        }
     ),
     frozenset({"models"}),
     frozenset({"objectives", "reference", "generation", "rewards", "pool", "data"}),

@@ -13,7 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from quark.errors import RewardError
-from quark.rewards.http import HttpConfig, HttpReward, _retry_after_s
+from quark.http_client import _retry_after_s
+from quark.rewards.http import HttpConfig, HttpReward
 from quark.rewards.scoring import score
 
 KEY = "s3cret-key"
@@ -173,7 +174,8 @@ def test_the_key_is_sent_and_never_shown(monkeypatch):
         assert said.requests[0][0]["Authorization"] == f"Bearer {KEY}"
         assert KEY not in str(info.value)
         assert "[key]" in str(info.value)
-        assert KEY not in repr(reward) + repr(vars(reward)) + str(reward.provenance)
+        shown = repr(vars(reward)) + repr(vars(reward._client)) + str(reward.provenance)
+        assert KEY not in repr(reward) + shown
 
 
 def test_a_missing_key_is_named(monkeypatch):
@@ -207,10 +209,10 @@ def test_retry_after_is_read_as_seconds_or_date():
 
 def test_the_wait_grows_is_jittered_and_honours_the_server_up_to_the_limit():
     reward = HttpReward(HttpConfig(url="http://localhost", backoff_s=1.0, max_backoff_s=6.0))
-    waits = [{reward._wait_s(attempt, None) for _ in range(50)} for attempt in range(5)]
+    waits = [{reward._client._wait_s(attempt, None) for _ in range(50)} for attempt in range(5)]
     reward.close()
     for drawn, longest in zip(waits, (1.0, 2.0, 4.0, 6.0, 6.0), strict=True):
         assert len(drawn) > 1
         assert longest / 2 <= min(drawn) <= max(drawn) <= longest
-    assert reward._wait_s(0, 3.0) == 3.0
-    assert reward._wait_s(0, 3600.0) == 6.0
+    assert reward._client._wait_s(0, 3.0) == 3.0
+    assert reward._client._wait_s(0, 3600.0) == 6.0

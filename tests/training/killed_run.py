@@ -70,13 +70,15 @@ class Life:
     """What had begun and not ended, with the time of its beginning."""
 
 
-def live(config: Path, run_dir: Path, death: Death | None, log: Path) -> Life:
+def live(
+    config: Path, run_dir: Path, death: Death | None, log: Path, *, overlaps: bool = False
+) -> Life:
     """Train in a forked process, to the end or to ``death``."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        in_child(log, lambda: run_and_tell(config, run_dir, death, writing))
+        in_child(log, lambda: run_and_tell(config, run_dir, death, writing, overlaps=overlaps))
     os.close(writing)
     life = Life()
     with os.fdopen(reading, "rb", buffering=0) as pipe:
@@ -110,7 +112,9 @@ def in_child(log: Path, work: Callable[[], None]) -> None:
         os._exit(status)
 
 
-def run_and_tell(config: Path, run_dir: Path, death: Death | None, pipe: int) -> None:
+def run_and_tell(
+    config: Path, run_dir: Path, death: Death | None, pipe: int, *, overlaps: bool
+) -> None:
     """Train, saying what begins and what ends."""
 
     def tell(what: str, place: str) -> None:
@@ -155,7 +159,8 @@ def run_and_tell(config: Path, run_dir: Path, death: Death | None, pipe: int) ->
             tell("end", "start")
         tell("begin", "event")
 
-    train(config, run_dir, listener=Listener(at_event=at_event))
+    overrides = (f"run.overlap_scoring={str(overlaps).lower()}",)
+    train(config, run_dir, overrides=overrides, listener=Listener(at_event=at_event))
 
 
 def in_fork(folder: Path, work: Callable[[], object]) -> Any:
@@ -205,7 +210,7 @@ def run_trials(folder: Path, *, num_trials: int, seed: int) -> bool:
             death = None
             if len(deaths) < wanted:
                 death = choose_death(chance, whole, is_second=bool(deaths))
-            life = live(config, run_dir, death, log)
+            life = live(config, run_dir, death, log, overlaps=chance.random() < 0.5)
             if life.status != -signal.SIGKILL or death is None:
                 break
             num_killed_resuming += bool(deaths) and "start" in life.open

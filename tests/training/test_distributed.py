@@ -117,8 +117,8 @@ def together_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(config: Path, together_dir: Path) -> Ended:
-    """A whole run of two processes."""
-    ended = launch(config, together_dir)
+    """A whole run of two processes, which scores while it generates, as the one alone does not."""
+    ended = launch(config, together_dir, "run.overlap_scoring=true")
     assert ended.codes == [0, 0], ended.err
     return ended
 

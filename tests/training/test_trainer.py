@@ -219,7 +219,9 @@ def test_completions_without_a_score_are_kept_unranked_and_counted(
 def test_samples_that_are_used_up_before_the_round_ends_stop_the_run(
     config: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"pool.max_uses = 1 leaves 2 batches of 9 for the 4 steps"):
+    with pytest.raises(
+        ConfigError, match=r"pool.max_uses = 1 leaves 2 batches of 9 for the 4 steps"
+    ):
         train(config, tmp_path / "run", overrides=("pool.max_uses=1",))
 
 

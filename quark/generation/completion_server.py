@@ -1,0 +1,161 @@
+"""A server that samples: the address, the weights it has, and one completion at a time.
+
+The protocol is the completions endpoint that vLLM and others have in common with OpenAI's, tokens in and
+tokens out. What they answer is checked by ``quark.generation.http_generator``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from quark.errors import ModelError
+from quark.http_client import HttpSettings, JsonClient, plain_url
+from quark.types import Json
+
+_POLL_S = 1.0
+
+
+class ServerConfig(HttpSettings):
+    """The server that samples where ``sampling.backend`` is ``http``; its ``url`` is the completions endpoint."""
+
+    model: str = "policy"
+    """Name that the server has the model under."""
+    reload_url: str = ""
+    """Address that takes a POST when there are other weights to sample from."""
+    reload_body: str = '{"method": "reload_weights", "kwargs": {"weights_path": "{path}"}}'
+    """What is posted there: JSON in which ``{path}`` becomes the folder with the weights. As it is, for vLLM's
+    ``/collective_rpc``."""
+    concurrency: int = Field(64, ge=1)
+    """Requests at once. Each is one completion, with a seed of its own; the server makes batches of them."""
+    timeout_s: float = Field(300.0, gt=0.0)
+    """Longest wait for one answer, and for a reload, in seconds."""
+    retries: int = Field(4, ge=0)
+    """Attempts after the first where the server is overloaded, fails or hangs up."""
+    startup_timeout_s: float = Field(900.0, ge=0.0)
+    """How long to wait for a server that does not answer yet, in seconds."""
+    max_logprob_gap: float = Field(0.1, gt=0.0)
+    """Largest mean difference, in nats per token, between the server's log-probabilities and those of the weights it
+    should have; beyond it the run stops: the server samples from something else."""
+
+    @field_validator("reload_url")
+    @classmethod
+    def _reload_url_is_plain(cls, url: str) -> str:
+        return plain_url(url)
+
+    @field_validator("reload_body")
+    @classmethod
+    def _body_is_a_template(cls, body: str) -> str:
+        try:
+            json.loads(body)
+        except ValueError as err:
+            raise ValueError(f"must be JSON: {err}") from err
+        if "{path}" not in body:
+            raise ValueError("must have {path} where the folder's path belongs")
+        return body
+
+
+class CompletionServer:
+    """Loads weights and samples from them, over HTTP.
+
+    Args:
+        config: where it is.
+        say: told once when the server does not answer yet.
+
+    Raises:
+        ModelError: the variable of the key is not set, or the key would travel unencrypted.
+    """
+
+    def __init__(self, config: ServerConfig, *, say: Callable[[str], None]) -> None:
+        self.config = config
+        self._say = say
+        self._completions = JsonClient(
+            config,
+            error=ModelError,
+            wanted="completion",
+            retries=config.retries,
+            timeout_s=config.timeout_s,
+            max_connections=config.concurrency,
+        )
+        self._reload = JsonClient(
+            config,
+            error=ModelError,
+            wanted="sign that it has loaded the weights",
+            retries=config.retries,
+            timeout_s=config.timeout_s,
+            url=config.reload_url,
+        )
+        self.version: str | None = None
+        """Of the weights that the server was last given; None where that is not known."""
+
+    @property
+    def url(self) -> str:
+        return self._completions.url
+
+    def load(self, version: str, folder: Path) -> None:
+        """Let the server sample from the weights in ``folder``; nothing is sent if it has them.
+
+        Raises:
+            ModelError: the server did not come up in time, refused, or failed.
+        """
+        if version == self.version:
+            return
+        self.version = None
+        self._wait_until_up(folder)
+        body = _filled(json.loads(self.config.reload_body), str(folder.absolute()))
+        self._reload.post(body)
+        self.version = version
+
+    def complete(self, request: Mapping[str, Json]) -> Mapping[str, Any]:
+        """The one choice that answers ``request``, unchecked. May be called by several threads at once.
+
+        Raises:
+            ModelError: the server did not answer, or not with one choice.
+        """
+        response = self._completions.post(request)
+        answer = self._completions.json(response)
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+            raise ModelError(
+                f'{self.url} answered without "choices" of one completion: '
+                f"{self._completions.shown(response)}"
+            )
+        return choices[0]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._completions.close()
+        self._reload.close()
+
+    def _wait_until_up(self, folder: Path) -> None:
+        deadline = time.monotonic() + self.config.startup_timeout_s
+        is_told = False
+        while not self._reload.is_up():
+            if not is_told:
+                self._say(
+                    f"waiting for a server at {self.url}: start it on {folder} "
+                    "(docs/generation.md has the command)"
+                )
+                is_told = True
+            if time.monotonic() >= deadline:
+                raise ModelError(
+                    f"nothing answers at {self._reload.url} after {self.config.startup_timeout_s:g} s "
+                    f"(sampling.http.startup_timeout_s): start a server on {folder}; the same command resumes"
+                )
+            time.sleep(_POLL_S)
+
+
+def _filled(template: Any, path: str) -> Any:  # noqa: ANN401 - any JSON value
+    """``template`` with the path in its texts; as a value, so that no character of it needs an escape."""
+    if isinstance(template, str):
+        return template.replace("{path}", path)
+    if isinstance(template, list):
+        return [_filled(item, path) for item in template]
+    if isinstance(template, dict):
+        return {key: _filled(item, path) for key, item in template.items()}
+    return template

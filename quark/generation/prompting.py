@@ -1,0 +1,101 @@
+"""What may be asked of a generator, and how its completions become texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from quark.errors import ModelError
+from quark.models.reward_tokens import RewardTokens
+from quark.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRules:
+    """Which prompts and quantiles a model can be given."""
+
+    reward_tokens: RewardTokens | None
+    vocab_size: int
+    """Ids below it are of the base vocabulary."""
+    max_positions: int | None
+    """Length of the model's context; None where it is not known."""
+    max_new_tokens: int
+
+    def reward_token(self, quantile: int | None) -> int | None:
+        """The id of a quantile's token; None without a quantile.
+
+        Raises:
+            ValueError: there is no such quantile.
+        """
+        if quantile is None:
+            return None
+        if self.reward_tokens is None:
+            raise ValueError("this model has no reward tokens: generate with quantile=None")
+        if not 0 <= quantile < self.reward_tokens.num_quantiles:
+            raise ValueError(
+                f"quantile {quantile} is not in 0 .. {self.reward_tokens.num_quantiles - 1}"
+            )
+        return self.reward_tokens.ids[quantile]
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse what cannot be answered.
+
+        Raises:
+            ValueError: an empty prompt, or an id outside the base vocabulary.
+            ModelError: prompt and completion do not fit the model's context.
+        """
+        for prompt in prompts:
+            if not prompt.token_ids:
+                raise ValueError(f"prompt {prompt.index} has no tokens")
+            if max(prompt.token_ids) >= self.vocab_size or min(prompt.token_ids) < 0:
+                raise ValueError(
+                    f"prompt {prompt.index} has token {max(prompt.token_ids)}, outside the base "
+                    f"vocabulary of {self.vocab_size}"
+                )
+            # One for the reward token; the last sampled token is never run.
+            length = 1 + len(prompt.token_ids) + self.max_new_tokens - 1
+            if self.max_positions is not None and length > self.max_positions:
+                raise ModelError(
+                    f"prompt {prompt.index} has {len(prompt.token_ids)} tokens; with a reward token and "
+                    f"{self.max_new_tokens} new ones it exceeds the model's "
+                    f"{self.max_positions} positions. Shorten prompts or lower max_new_tokens."
+                )
+
+
+class CompletionTexts:
+    """Texts of sampled tokens.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        # Whether decoding drops the space before a first word, as SentencePiece tokenizers do.
+        words = tokenizer("a a", add_special_tokens=False).input_ids
+        pieces = self._decode([words[:-1], words[-1:]])
+        self._joins_words = "".join(pieces) != self._decode([words])[0]
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[list[int]]
+    ) -> list[str]:
+        """What each completion adds to its prompt's text, without special tokens."""
+        if not self._joins_words:
+            return self._decode(completions)
+        # Decoded alone, a completion would lose the space before its first word.
+        wholes = self._decode(
+            [[*prompt, *ids] for prompt, ids in zip(prompts, completions, strict=True)]
+        )
+        begins = self._decode([list(prompt) for prompt in prompts])
+        return [
+            whole[len(begin) :] if whole.startswith(begin) else alone
+            for whole, begin, alone in zip(wholes, begins, self._decode(completions), strict=True)
+        ]
+
+    def _decode(self, rows: Sequence[list[int]]) -> list[str]:
+        texts: list[str] = self._tokenizer.batch_decode(
+            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return texts

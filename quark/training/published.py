@@ -1,0 +1,68 @@
+"""A policy's weights as a folder that another program reads: named by content, whole whenever it is there."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from quark.errors import ModelError
+from quark.models.policy import Policy
+from quark.pool.native import publish_directory
+from quark.training.distributed import checksum
+
+INITIAL = "initial"
+
+
+class PublishedWeights:
+    """Keeps the initial weights and the newest ones under ``folder``.
+
+    Args:
+        folder: of nothing else.
+        policy: with the weights that it begins with.
+    """
+
+    def __init__(self, folder: Path, policy: Policy) -> None:
+        self._folder = folder
+        self._policy = policy
+        self._initial = _version(policy)
+        self._publish(folder / INITIAL)
+
+    def initial(self) -> tuple[str, Path]:
+        """Version and folder of the weights at the beginning: without a reward token, the original model."""
+        return self._initial, self._folder / INITIAL
+
+    def newest(self) -> tuple[str, Path]:
+        """Version and folder of the weights as they are; written where they are not there yet.
+
+        Raises:
+            ModelError: the disk refused.
+        """
+        version = _version(self._policy)
+        if version == self._initial:
+            return self.initial()
+        final = self._folder / f"weights-{version}"
+        self._publish(final)
+        return version, final
+
+    def _publish(self, final: Path) -> None:
+        if final.exists():
+            return
+        staged = final.with_name(f"{final.name}.partial")
+        try:
+            # The server has what it loaded in its memory.
+            for other in self._folder.glob("weights-*"):
+                shutil.rmtree(other)
+            shutil.rmtree(staged, ignore_errors=True)
+            self._policy.save(staged, best_first=False)
+            publish_directory(staged, final)
+        except OSError as err:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise ModelError(f"cannot write the weights for the server to {final}: {err}") from err
+
+
+def _version(policy: Policy) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in policy.model.named_parameters():
+        digest.update(f"{name} {checksum(parameter.detach())}\n".encode())
+    return digest.hexdigest()[:16]
