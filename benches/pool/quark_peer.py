@@ -8,9 +8,17 @@ from typing import Self
 
 import numpy as np
 
-from pool.data import NUM_QUANTILES, VOCABULARY, Rows, Workload
+from pool.data import (
+    COMPLETION_WIDTH,
+    NUM_QUANTILES,
+    PROMPT_WIDTH,
+    VOCABULARY,
+    Rows,
+    Workload,
+)
 from pool.peer import Batches, Peer, Work
 from quark.pool.base import PromptRecord, SampleBatch
+from quark.pool.batch import BatchBuffers
 from quark.pool.native import NativePool
 
 RAW_BYTES_BESIDE_TOKENS = 4 + 2 + 1 + 12 + 2 + 4 + 8 + 8 + 4
@@ -81,7 +89,13 @@ class Quark(Peer[SampleBatch]):
     def batches(self, batch_size: int) -> Batches:
         quantization = self.pool.quantize(NUM_QUANTILES)
         sampler = quantization.sampler(batch_size=batch_size, seed=0)
-        return lambda step: sampler.batch(step, pad_id=0)
+        # Into memory that is there already, as the padded peer's `np.take(out=...)`.
+        out = BatchBuffers.allocate(
+            batch_size,
+            prompt_tokens=batch_size * PROMPT_WIDTH,
+            completion_tokens=batch_size * COMPLETION_WIDTH,
+        )
+        return lambda step: sampler.batch(step, pad_id=0, out=out)
 
     def close(self) -> None:
         self.pool.close()
