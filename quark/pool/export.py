@@ -41,22 +41,41 @@ class RowFormat(Enum):
         raise ConfigError(f"{path} does not say its format: let its name end in one of {known}")
 
 
-def export_pool(pool: NativePool, path: Path, *, is_overwriting: bool = False) -> int:
-    """Write all samples of ``pool.snapshot`` to a file that ``import_file`` reads; returns how many.
+def export_pool(
+    pool: NativePool, path: Path, *, where: str | None = None, is_overwriting: bool = False
+) -> int:
+    """Write the samples of ``pool.snapshot`` to a file that ``import_file`` reads; returns how many.
 
     Memory does not grow with their number, but for 4 bytes per sample and score column.
 
+    Args:
+        pool: To read.
+        path: The file.
+        where: An SQL expression over the columns of a scan; samples for which it does not hold are left out.
+        is_overwriting: Whether a file that is there is replaced.
+
     Raises:
-        ConfigError: The file exists, or its name does not say a format that holds every column.
+        ConfigError: The file exists, its name does not say a format that holds every column, or ``where`` is no
+            condition on columns that there are.
         DataError: An infinite number is to become JSON, which has none.
         PoolCorruptedError: Samples are damaged; no file appears.
     """
     rows = pool.scan()
+    num_rows = len(pool)
+    if where is not None:
+        try:
+            rows = rows.filter(pl.sql_expr(where))
+            num_rows = rows.select(pl.len()).collect().item()
+        except pl.exceptions.PolarsError as error:
+            columns = ", ".join(pool.scan().collect_schema())
+            raise ConfigError(
+                f"where = {where!r} is no SQL condition on a pool's columns ({columns}): {error}"
+            ) from error
     if RowFormat.of(path) is RowFormat.JSONL:
         _refuse_infinite(rows)
     settings = json.dumps(dataclasses.asdict(pool.settings))
     write_rows(rows, path, is_overwriting=is_overwriting, metadata={SETTINGS_KEY: settings})
-    return len(pool)
+    return num_rows
 
 
 def write_rows(

@@ -230,6 +230,23 @@ def test_pools_are_merged_once(pool: Path, tmp_path: Path) -> None:
     assert "locked by pid" in locked.err
 
 
+def test_a_part_of_a_pool_becomes_a_pool(pool: Path, tmp_path: Path) -> None:
+    file = tmp_path / "part.parquet"
+    with NativePool.open(pool) as whole:
+        kept = whole.scan().filter(pl.col("id") >= 2, pl.col("reward") > 0.0).collect()
+    assert 0 < kept.height < 4
+    told = quark("pool", "export", pool, file, "--where", "id >= 2 AND reward > 0", "--json").json
+    assert told["samples"] == kept.height
+    assert quark("pool", "import", tmp_path / "part", file).code == 0
+    with NativePool.open(tmp_path / "part") as part:
+        own = ["id", "prompt_id"]
+        assert_frame_equal(part.scan().drop(own).collect(), kept.drop(own))
+    for wrong in ("nothing > 1", "SELECT", "reward"):
+        refused = quark("pool", "export", pool, tmp_path / "x.parquet", "--where", wrong)
+        assert refused.code == 2
+        assert "where = " in refused.err
+
+
 def test_the_documented_fields_are_there(pool: Path, tmp_path: Path) -> None:
     table = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for command, arguments in (
