@@ -80,6 +80,16 @@ SHAPES = {
             vocabulary=49_152,
         ),
         Shape(
+            name="llama-small",
+            family="llama",
+            layers=4,
+            width=256,
+            heads=4,
+            key_heads=4,
+            inner=704,
+            vocabulary=50_000,
+        ),
+        Shape(
             name="llama-1.5b",
             family="llama",
             layers=24,
