@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+from quark.text_statistics import distinct_n
+
 WINDOW = 512
 """Newest samples whose mean reward is watched."""
 TOKENS = 16
@@ -46,6 +48,7 @@ class Watch:
         self.target, self.most, self.device = target, most, device
         self.samples = 0
         self.newest: list[float] = []
+        self.texts: list[str] = []
         self.curve: list[tuple[int, float, float]] = []
         self.begin = self.clock()
 
@@ -82,12 +85,15 @@ class Watch:
             "seconds": elapsed,
             "is_reached": mean >= self.target,
             "peak_bytes": peak,
+            "distinct_2": distinct_n(self.texts[-WINDOW:], 2),
         }
 
 
 def run_quark(watch: Watch, device: str) -> None:
     """The demo preset, without evaluations."""
     from quark.config.load import load_config
+    from quark.pool.native import NativePool
+    from quark.run_directory import RunDirectory
     from quark.training.assemble import assemble
     from quark.training.events import Progress, RoundSummary, Silence
 
@@ -116,7 +122,12 @@ def run_quark(watch: Watch, device: str) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        assemble(load_config("demo", overrides), run_dir, listener=Listener()).run()
+        try:
+            assemble(load_config("demo", overrides), run_dir, listener=Listener()).run()
+        finally:
+            with NativePool.open(RunDirectory(run_dir).pool) as pool:
+                newest = range(max(0, watch.samples - WINDOW), watch.samples)
+                watch.texts = [sample.completion_text or "" for sample in pool.samples(newest)]
 
 
 def run_trl(method: str, watch: Watch, device: str, learning_rate: float) -> None:
@@ -135,6 +146,7 @@ def run_trl(method: str, watch: Watch, device: str, learning_rate: float) -> Non
 
     def sentiment(prompts: list[str], completions: list[str], **_: Any) -> list[float]:  # noqa: ANN401
         scores = [float(s) for s in scorer(prompts=prompts, completions=completions)]
+        watch.texts += completions
         watch.add(scores)
         watch.check()
         return scores
@@ -230,8 +242,8 @@ def main() -> int:
         print("TRL is not installed: skipped (see the top of this file for how to give it)")
         methods = [m for m in methods if m == "quark"]
     print(f"target: mean reward {arguments.target} over {WINDOW} samples")
-    print("| | samples | reward, first → last | s | scored samples/s | peak MiB |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| | samples | reward, first → last | s | scored samples/s | peak MiB | distinct-2 |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for method in methods:
         for rate in [None] if method == "quark" else arguments.learning_rates:
             task = {
@@ -244,13 +256,13 @@ def main() -> int:
             found = in_child(task, arguments.trl)
             name = method if rate is None else f"{method}, learning rate {rate:g}"
             if "error" in found:
-                print(f"| {name} | failed: {found['error']} | | | | |", flush=True)
+                print(f"| {name} | failed: {found['error']} | | | | | |", flush=True)
                 continue
             mark = "" if found["is_reached"] else " (not reached)"
             print(
                 f"| {name} | {found['samples']:,} | {found['first_reward']:.3f} → {found['reward']:.3f}{mark} "
                 f"| {found['seconds']:.1f} | {found['samples'] / found['seconds']:.0f} "
-                f"| {found['peak_bytes'] / 2**20:,.0f} |",
+                f"| {found['peak_bytes'] / 2**20:,.0f} | {found['distinct_2']:.2f} |",
                 flush=True,
             )
     return 0

@@ -129,7 +129,7 @@ def main() -> int:
     if not all(checks):
         return 1
     common = ["--device", arguments.device]
-    batch = ["--batch", "4", "--steps", "ours", "published"] if is_tiny else []
+    batch = ["--batch", "4", "--steps", "ours", "--precision", "bfloat16"] if is_tiny else []
     peak = ["--peak-tflops", str(arguments.peak_tflops)] if arguments.peak_tflops else []
     lengths = ["8"] if is_tiny else ["20", "128"]
     runs = [

@@ -52,10 +52,12 @@ def _converted(model: nn.Module, dtype: torch.dtype) -> dict[nn.Module, nn.Param
     shared: dict[int, nn.Parameter] = {}
     converted: dict[nn.Module, nn.Parameter] = {}
     for module in model.modules():
-        if type(module) in (nn.Linear, Conv1D) and module.weight.is_floating_point():
-            key = id(module.weight)
+        if type(module) not in (nn.Linear, Conv1D):
+            continue
+        weight = module.get_parameter("weight")
+        if weight.is_floating_point():
+            key = id(weight)
             if key not in shared:
-                with torch.no_grad():
-                    shared[key] = nn.Parameter(module.weight.to(dtype), requires_grad=False)
+                shared[key] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
             converted[module] = shared[key]
     return converted
