@@ -55,6 +55,17 @@ class TrainingBatch:
         return self.token_index.shape[0]
 
     @property
+    def has_padding(self) -> bool:
+        """Whether the prompts, or the completions, are of different lengths."""
+        return any(
+            bool((lengths != width).any())
+            for lengths, width in (
+                (self.prompt_lengths, self.prompt_tokens.shape[1]),
+                (self.completion_lengths, self.completion_tokens.shape[1]),
+            )
+        )
+
+    @property
     def targets(self) -> Tensor:
         """int64 [M] the completion tokens, row after row."""
         return self.completion_tokens.flatten()[self.token_index]

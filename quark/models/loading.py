@@ -30,6 +30,7 @@ from transformers import (
 
 from quark.assets import asset_path
 from quark.errors import ModelError
+from quark.models.activations import fuse_activations
 from quark.models.lora import LoraConfig, add_adapter
 from quark.models.policy import (
     PLAIN_TOKENIZER_FILE,
@@ -377,6 +378,7 @@ def _read_model(
         )
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"{source.name} is not a causal language model")
+    fuse_activations(model)
     model.to(device or torch.device("cpu"))
     return model.eval()
 

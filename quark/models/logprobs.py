@@ -2,7 +2,9 @@
 
 No [B, T, V] tensor is ever held: the vocabulary work runs over chunks of the M completion positions,
 and the gradient with respect to each chunk is taken while its logits are at hand, so that backward needs
-none of them. Arithmetic on logits is in float32 (float64 where the logits are).
+none of them. A chunk is what the head is multiplied with at once: large, for the sake of the products.
+Within it, arithmetic on logits runs over blocks, small enough to stay in a CPU's cache from one pass
+to the next. It is in float32 (float64 where the logits are).
 
 Shapes: M completion tokens, D hidden size, V all columns of a head, W columns that are compared (the
 base vocabulary: no reward tokens, no columns beyond the tokenizer).
@@ -10,16 +12,23 @@ base vocabulary: no reward tokens, no columns beyond the tokenizer).
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from quark.models.causal import CompletionRows
 
-CHUNK_ELEMENTS = 1 << 24
-"""Logits per chunk (64 MiB in float32)."""
+CHUNK_ELEMENTS = 1 << 25
+"""Logits per chunk (128 MiB in float32); up to three tensors of this size are alive."""
+CPU_BLOCK_ELEMENTS = 1 << 19
+"""Logits per block on a CPU (2 MiB in float32)."""
+BLOCK_ELEMENTS = 1 << 23
+"""Logits per block elsewhere (32 MiB), where starting a kernel costs more than a pass through memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +63,10 @@ def token_nll(model: CompletionRows, targets: Tensor, *, base_vocab_size: int) -
     parts = []
     with torch.no_grad():
         for part in _chunks(model.rows, base_vocab_size):
-            logits = _base_logits(model, part, base_vocab_size)
-            picked = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1)
-            parts.append(logits.logsumexp(-1) - picked)
+            logits, picked = model.head(model.rows[part]), targets[part].unsqueeze(1)
+            for block in _blocks(logits):
+                base = _accurate(logits[block, :base_vocab_size])
+                parts.append(base.logsumexp(-1) - base.gather(1, picked[block]).squeeze(1))
     return torch.cat(parts)
 
 
@@ -67,21 +77,24 @@ def token_statistics(
     parts = []
     with torch.no_grad():
         for part in _chunks(policy.rows, base_vocab_size):
-            policy_logits = _base_logits(policy, part, base_vocab_size)
-            reference_logits = _base_logits(reference, part, base_vocab_size)
-            terms = _Terms(policy_logits, reference_logits)
+            logits, reference_logits = (m.head(m.rows[part]) for m in (policy, reference))
             picked = targets[part].unsqueeze(1)
-            parts.append(
-                torch.stack(
-                    [
-                        -terms.log_policy.gather(1, picked).squeeze(1),
-                        -terms.log_reference.gather(1, picked).squeeze(1),
-                        terms.kl_reference_to_policy,
-                        terms.kl_policy_to_reference,
-                        terms.entropy,
-                    ]
+            for block in _blocks(logits):
+                terms = _Terms(
+                    _accurate(logits[block, :base_vocab_size]),
+                    _accurate(reference_logits[block, :base_vocab_size]),
                 )
-            )
+                parts.append(
+                    torch.stack(
+                        [
+                            -terms.log_policy.gather(1, picked[block]).squeeze(1),
+                            -terms.log_reference.gather(1, picked[block]).squeeze(1),
+                            terms.kl_reference_to_policy,
+                            terms.kl_policy_to_reference,
+                            terms.entropy,
+                        ]
+                    )
+                )
     nll, reference_nll, forward, backward, entropy = torch.cat(parts, dim=1)
     return TokenStatistics(
         nll=nll,
@@ -164,22 +177,25 @@ class _WeightedLoss(torch.autograd.Function):
     def forward(ctx: Any, job: _Job, rows: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - torch's context has no type
         needs_gradient = any(ctx.needs_input_grad)
         row_gradient = torch.empty_like(rows) if needs_gradient else None
-        gradients = [torch.zeros_like(p, dtype=_accurate(p.dtype)) for p in parameters]
-        total = torch.zeros(4, dtype=_accurate(rows.dtype), device=rows.device)
+        gradients: list[Tensor] = []
+        total = rows.new_zeros(4, dtype=_accurate_dtype(rows.dtype))
         for part in _chunks(rows, job.base_vocab_size, job.chunk_elements):
             chunk = rows[part].detach().requires_grad_(needs_gradient)
             with torch.set_grad_enabled(needs_gradient):
                 logits = job.policy.head(chunk)
-            reference_logits = _base_logits(job.reference, part, job.base_vocab_size)
-            sums, gradient = _chunk_loss(logits.detach(), reference_logits, part, job)
-            total += sums
+            with torch.no_grad():
+                reference_logits = job.reference.head(job.reference.rows[part])
+            gradient = torch.empty_like(logits) if needs_gradient else None
+            total += _chunk_loss(logits.detach(), reference_logits, gradient, part, job)
             if row_gradient is not None:
-                row_part, *parameter_parts = torch.autograd.grad(
-                    logits, [chunk, *parameters], gradient.to(logits.dtype)
+                row_gradient[part], *addends = torch.autograd.grad(
+                    logits, [chunk, *parameters], gradient
                 )
-                row_gradient[part] = row_part
-                for accumulated, addend in zip(gradients, parameter_parts, strict=True):
-                    accumulated += addend
+                if not gradients:
+                    gradients = [_accurate(addend) for addend in addends]
+                else:
+                    for accumulated, addend in zip(gradients, addends, strict=True):
+                        accumulated += addend
         weights = job.weights
         factors = total.new_tensor(
             [
@@ -203,62 +219,78 @@ class _WeightedLoss(torch.autograd.Function):
 
 
 def _chunk_loss(
-    logits: Tensor, reference_logits: Tensor, part: slice, job: _Job
-) -> tuple[Tensor, Tensor]:
-    """Sums [4] of one chunk and the gradient of its weighted loss with respect to ``logits`` [m, V].
+    logits: Tensor, reference_logits: Tensor, gradient: Tensor | None, part: slice, job: _Job
+) -> Tensor:
+    """Sums [4] of one chunk; fills ``gradient`` of its weighted loss with respect to ``logits`` [m, V].
 
     With p, p0 the two distributions over the base vocabulary, z the policy's logits and y the target:
     d(-log p_y)/dz = p - 1_y; dKL(p0||p)/dz = p - p0; dKL(p||p0)/dz = p (log p - log p0 - KL);
-    dH/dz = -p (log p + H).
+    dH/dz = -p (log p + H). Over all columns, with s the base vocabulary's share of the probability,
+    -log p_y - log s takes the place of -log p_y: its gradient is s p - 1_y there.
     """
     weights, width = job.weights, job.base_vocab_size
-    logits = logits.to(_accurate(logits.dtype))
     targets = job.targets[part].unsqueeze(1)
-    terms = _Terms(logits[:, :width], reference_logits)
-    if job.lm_uses_all_columns:
-        log_all = torch.log_softmax(logits, dim=-1)
-        nll = -log_all.gather(1, targets)
-    else:
-        nll = -terms.log_policy.gather(1, targets)
-
-    factor = weights.kl_reference_to_policy + (0.0 if job.lm_uses_all_columns else weights.lm)
-    gradient = terms.policy * factor
-    if weights.kl_reference_to_policy:
-        gradient.sub_(terms.reference, alpha=weights.kl_reference_to_policy)
-    if weights.kl_policy_to_reference:
-        centred = terms.log_ratio - terms.kl_policy_to_reference.unsqueeze(1)
-        gradient.addcmul_(terms.policy, centred, value=weights.kl_policy_to_reference)
-    if weights.entropy:
-        centred = terms.log_policy + terms.entropy.unsqueeze(1)
-        gradient.addcmul_(terms.policy, centred, value=weights.entropy)
-    if logits.shape[1] > width:
-        gradient = torch.nn.functional.pad(gradient, (0, logits.shape[1] - width))
-    if job.lm_uses_all_columns:
-        gradient.add_(log_all.exp(), alpha=weights.lm)
-    gradient[torch.arange(len(targets), device=targets.device), targets.squeeze(1)] -= weights.lm
-
-    sums = torch.stack(
-        [
-            nll.sum(),
-            terms.kl_reference_to_policy.sum(),
-            terms.kl_policy_to_reference.sum(),
-            terms.entropy.sum(),
-        ]
-    )
-    return sums, gradient
-
-
-def _base_logits(model: CompletionRows, part: slice, base_vocab_size: int) -> Tensor:
-    """Base logits [m, W] of one chunk, without gradient."""
-    with torch.no_grad():
-        logits = model.head(model.rows[part])[:, :base_vocab_size]
-    return logits.to(_accurate(logits.dtype))
+    sums = []
+    for block in _blocks(logits):
+        whole, picked = _accurate(logits[block]), targets[block]
+        base = whole[:, :width]
+        terms = _Terms(base, _accurate(reference_logits[block, :width]))
+        nll = -terms.log_policy.gather(1, picked)
+        lm: float | Tensor = weights.lm
+        if job.lm_uses_all_columns and whole.shape[1] > width:
+            log_sum = base.gather(1, picked) + nll
+            log_share = -F.softplus(whole[:, width:].logsumexp(-1, keepdim=True) - log_sum)
+            nll = nll - log_share
+            lm = weights.lm * log_share.exp()
+        sums.append(
+            torch.stack(
+                [
+                    nll.sum(),
+                    terms.kl_reference_to_policy.sum(),
+                    terms.kl_policy_to_reference.sum(),
+                    terms.entropy.sum(),
+                ]
+            )
+        )
+        if gradient is None:
+            continue
+        if weights.kl_policy_to_reference or weights.entropy:
+            factor = terms.log_ratio.sub_(terms.kl_policy_to_reference.unsqueeze(1))
+            factor.mul_(weights.kl_policy_to_reference)
+            if weights.entropy:
+                factor.add_(
+                    terms.log_policy.add_(terms.entropy.unsqueeze(1)), alpha=weights.entropy
+                )
+            result = factor.add_(lm + weights.kl_reference_to_policy).mul_(terms.policy)
+        else:
+            result = terms.policy.mul_(lm + weights.kl_reference_to_policy)
+        if weights.kl_reference_to_policy:
+            result.sub_(terms.reference, alpha=weights.kl_reference_to_policy)
+        result.scatter_add_(1, picked, torch.full_like(nll, -weights.lm))
+        gradient[block, :width] = result
+        if job.lm_uses_all_columns and whole.shape[1] > width:
+            gradient[block, width:] = weights.lm * (whole[:, width:] - (log_sum - log_share)).exp()
+        else:
+            gradient[block, width:] = 0.0
+    return torch.stack(sums).sum(0)
 
 
 def _chunks(rows: Tensor, width: int, chunk_elements: int = CHUNK_ELEMENTS) -> list[slice]:
-    step = max(1, chunk_elements // width)
-    return [slice(i, min(i + step, len(rows))) for i in range(0, len(rows), step)]
+    """As few slices of the rows as have at most ``chunk_elements`` logits each, of like size."""
+    most = max(1, chunk_elements // width)
+    num_chunks = max(1, math.ceil(len(rows) / most))
+    bounds = [len(rows) * i // num_chunks for i in range(num_chunks + 1)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
 
 
-def _accurate(dtype: torch.dtype) -> torch.dtype:
+def _blocks(logits: Tensor) -> list[slice]:
+    is_cpu = logits.device.type == "cpu"
+    return _chunks(logits, logits.shape[1], CPU_BLOCK_ELEMENTS if is_cpu else BLOCK_ELEMENTS)
+
+
+def _accurate(values: Tensor) -> Tensor:
+    return values.to(_accurate_dtype(values.dtype))
+
+
+def _accurate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32

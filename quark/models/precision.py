@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 
 def convert_projections(model: nn.Module, dtype: torch.dtype) -> None:
@@ -46,15 +47,17 @@ def projections_for_autocast(model: nn.Module) -> Iterator[None]:
             module.weight = original
 
 
-def _converted(model: nn.Module, dtype: torch.dtype) -> dict[nn.Linear, nn.Parameter]:
-    """New weights of the linear layers; a weight that several share is converted once."""
+def _converted(model: nn.Module, dtype: torch.dtype) -> dict[nn.Module, nn.Parameter]:
+    """New weights of the linear layers, GPT-2's included; a weight that several share is converted once."""
     shared: dict[int, nn.Parameter] = {}
-    converted: dict[nn.Linear, nn.Parameter] = {}
+    converted: dict[nn.Module, nn.Parameter] = {}
     for module in model.modules():
-        if type(module) is nn.Linear and module.weight.is_floating_point():
-            key = id(module.weight)
+        if type(module) not in (nn.Linear, Conv1D):
+            continue
+        weight = module.get_parameter("weight")
+        if weight.is_floating_point():
+            key = id(weight)
             if key not in shared:
-                with torch.no_grad():
-                    shared[key] = nn.Parameter(module.weight.to(dtype), requires_grad=False)
+                shared[key] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
             converted[module] = shared[key]
     return converted

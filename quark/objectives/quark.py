@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -70,8 +69,8 @@ class QuarkObjectiveConfig(Settings):
     lm_softmax: LMSoftmax = LMSoftmax.BASE
     """Over which columns the likelihood is normalized. KL and entropy are over the base vocabulary."""
     length_groups: int = Field(3, ge=1)
-    """Run a batch in this many groups of similar length, so that less padding is computed. The loss is
-    the same; 1 suits batches whose sequences are all of one length."""
+    """Run a batch in at least this many parts of similar length, so that less padding is computed and less memory
+    taken. The loss is the same. A batch without padding is not divided for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,29 +139,28 @@ class QuarkObjective:
             kl_policy_to_reference=0.0 if forward else kl,
             entropy=self.entropy_coefficient.value * scale,
         )
-        losses, sums = zip(
-            *(
-                weighted_loss(
-                    policy.completion_rows(group),
-                    reference.completion_rows(group),
-                    group.targets,
-                    weights,
-                    base_vocab_size=policy.reward_tokens.base_vocab_size,
-                    lm_uses_all_columns=self.config.lm_softmax is LMSoftmax.ENLARGED,
-                )
-                for group in batch.split(self.config.length_groups)
-            ),
-            strict=True,
+        loss, sums = weighted_loss(
+            policy.completion_rows(batch),
+            reference.completion_rows(batch),
+            batch.targets,
+            weights,
+            base_vocab_size=policy.reward_tokens.base_vocab_size,
+            lm_uses_all_columns=self.config.lm_softmax is LMSoftmax.ENLARGED,
         )
-        lm_loss, kl_forward, kl_backward, entropy = torch.stack(sums).sum(0).tolist()
+        lm_loss, kl_forward, kl_backward, entropy = sums.tolist()
         return LossOutput(
-            loss=torch.stack(losses).sum(),
+            loss=loss,
             lm_loss=lm_loss,
             kl_reference_to_policy=kl_forward,
             kl_policy_to_reference=kl_backward,
             entropy=entropy,
             num_tokens=batch.num_tokens,
         )
+
+    def parts(self, batch: TrainingBatch, num_parts: int) -> list[TrainingBatch]:
+        """``batch`` in at least ``num_parts`` parts, for one call and one backward pass each."""
+        groups = self.config.length_groups if batch.has_padding else 1
+        return batch.split(max(num_parts, groups))
 
     def update_coefficients(
         self,

@@ -172,7 +172,7 @@ class Learner:
             ):
                 return [
                     self._backward(part, num_sequences, num_tokens)
-                    for part in batch.split(math.ceil(batch.num_sequences / size))
+                    for part in self._objective.parts(batch, math.ceil(batch.num_sequences / size))
                 ]
 
         def on_smaller(smaller: int, reason: str) -> None:

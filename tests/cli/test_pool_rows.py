@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from quark.pool.native import NativePool
 from quark.pool.segments import segments_of

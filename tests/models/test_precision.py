@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from quark.models.precision import convert_projections, projections_for_autocast
-from tests.tiny import tiny_llama
+from tests.tiny import tiny_gpt2, tiny_llama
 
 
 @torch.no_grad()
@@ -43,6 +43,14 @@ def test_within_the_context_the_answers_are_the_same_and_after_it_the_weights_ar
         name: id(weight) for name, weight in weights.items()
     }
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == is_tied
+
+
+def test_the_projections_of_gpt2_are_converted_too() -> None:
+    model = tiny_gpt2()
+    before = logits(model)
+    convert_projections(model, torch.bfloat16)
+    assert torch.equal(logits(model), before)
+    assert model.transformer.h[0].mlp.c_fc.weight.dtype == torch.bfloat16
 
 
 def test_without_autocast_nothing_is_converted() -> None:

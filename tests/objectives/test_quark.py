@@ -94,6 +94,16 @@ def test_micro_batches_add_up_to_the_whole(reduction):
         assert torch.allclose(parameter.grad, gradient, atol=2e-4)
 
 
+def test_a_batch_is_divided_by_length_only_where_that_spares_padding():
+    objective = QuarkObjective(QuarkObjectiveConfig(length_groups=3))
+    ragged = tiny_batch(tiny_policy())
+    assert [part.num_sequences for part in objective.parts(ragged, 1)] == [2, 2, 2]
+    assert [part.num_sequences for part in objective.parts(ragged, 6)] == [1] * 6
+    (longest,) = (p for p in objective.parts(ragged, 6) if p.prompt_lengths.max() == 4)
+    assert not longest.has_padding
+    assert objective.parts(longest, 1) == [longest]
+
+
 def test_both_divergences_are_reported_and_vanish_where_policy_and_reference_agree():
     policy, reference = tiny_policy(), FrozenReference(tiny_gpt2())
     batch = tiny_batch(policy)
