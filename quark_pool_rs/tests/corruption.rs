@@ -72,7 +72,7 @@ impl Oracle {
         let disk = Disk::default();
         let pool = create(&disk.storage()).unwrap();
         let mut steps: Vec<_> = (0..3).map(|i| Step::Append(Owned::numbered(i, 2))).collect();
-        steps.extend([Step::Compact(10), Step::Compact(10)]);
+        steps.push(Step::Compact(10));
         for step in &steps {
             step.apply(&pool).unwrap();
         }
