@@ -186,7 +186,7 @@ fn hostile_bytes_do_no_harm() {
         let mut mutator = Mutator { drawn: mix64(seed) };
         let begin = Instant::now();
         let mut cases = 0;
-        while cases < 150 || begin.elapsed() < Duration::from_secs(seconds) {
+        while cases < 100 || begin.elapsed() < Duration::from_secs(seconds) {
             feed(name, target, &mutator.mutate(&corpus), seconds > 0);
             cases += 1;
         }

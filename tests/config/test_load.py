@@ -93,11 +93,16 @@ def test_a_wrong_file_names_key_value_place_and_way_out(
 
 @pytest.mark.parametrize(
     "text",
-    ["a = " + "[" * 5000, "a" + ".a" * 5000 + " = 1", "[run" + ".a" * 3000 + "]", f"a = {'9' * 5000}"],
+    [
+        "a = " + "[" * 5000,
+        "a" + ".a" * 5000 + " = 1",
+        "[run" + ".a" * 3000 + "]",
+        f"a = {'9' * 5000}",
+    ],
     ids=["lists", "keys", "tables", "digits"],
 )
 def test_what_python_itself_cannot_take_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match="not valid TOML|nested too deeply"):
+    with pytest.raises(ConfigError, match=r"not valid TOML|nested too deeply"):
         load_config(write(tmp_path, text))
 
 

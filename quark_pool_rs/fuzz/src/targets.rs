@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "on what this file itself made")]
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use quark_pool_rs::checksum::sum64;
 use quark_pool_rs::describe::describe;
@@ -69,6 +69,11 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
 
 /// A pool with a file of every kind, and what it shows.
 fn base() -> (Files, Arc<Snapshot>) {
+    static BASE: OnceLock<(Files, Arc<Snapshot>)> = OnceLock::new();
+    BASE.get_or_init(make_base).clone()
+}
+
+fn make_base() -> (Files, Arc<Snapshot>) {
     let disk = Disk::default();
     let pool = create(&disk.storage()).unwrap();
     for number in 0..9 {
