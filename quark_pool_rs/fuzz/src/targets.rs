@@ -27,8 +27,11 @@ use crate::common::{Content, Owned, SOURCE, Step, create, reader, writer};
 
 type Files = Vec<(PathBuf, Vec<u8>)>;
 
+/// Takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// All of them by name.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("manifest", manifest),
     ("head", head),
     ("segment", segment),
@@ -91,10 +94,10 @@ fn exercise(files: &Files) {
     let storage = Disk::with_files(files).storage();
     if let Ok(pool) = reader(&storage) {
         let snapshot = pool.snapshot();
-        let _ = read(&snapshot);
+        read(&snapshot);
         let oldest = OpenOptions { writer: None, snapshot: Some(snapshot.oldest) };
         if let Ok(pool) = Pool::open(storage.clone(), oldest) {
-            let _ = read(&pool.snapshot());
+            read(&pool.snapshot());
         }
         let _ = fork(&snapshot, &*Disk::default().storage(), Path::new("fork"), "fork");
     }
@@ -109,12 +112,12 @@ fn exercise(files: &Files) {
         let _ = pool.discard_scores("reward");
         let _ = pool.collect(2, true);
         let _ = pool.collect(1, false);
-        let _ = read(&pool.snapshot());
+        read(&pool.snapshot());
     }
     let _ = verify(&storage);
 }
 
-fn read(snapshot: &Arc<Snapshot>) -> Result<()> {
+fn read(snapshot: &Arc<Snapshot>) {
     let _ = snapshot.hash();
     let _ = describe(snapshot);
     for id in (0..snapshot.num_samples).take(32) {
@@ -129,7 +132,6 @@ fn read(snapshot: &Arc<Snapshot>) -> Result<()> {
     for column in &snapshot.columns {
         let _ = rank(snapshot, &column.name);
     }
-    Ok(())
 }
 
 fn rank(snapshot: &Arc<Snapshot>, name: &str) -> Result<()> {
@@ -140,7 +142,9 @@ fn rank(snapshot: &Arc<Snapshot>, name: &str) -> Result<()> {
         let _ = cut.labels();
         let ids: Vec<u64> = (0..snapshot.num_samples.min(16)).collect();
         let _ = cut.labels_of(&ids, &mut vec![0; ids.len()]);
-        let _ = cut.ids_at(&[(0, 0), (2, 0)], &mut [0; 2]);
+        let filled = (0..).zip(cut.counts()).filter(|&(_, count)| count > 0);
+        let places: Vec<_> = filled.map(|(quantile, count)| (quantile, count - 1)).collect();
+        let _ = cut.ids_at(&places, &mut vec![0; places.len()]);
         for mode in [SamplingMode::Stratified, SamplingMode::Shuffle] {
             if let Ok(sampler) = Sampler::new(cut.clone(), 4, 3, mode, None) {
                 let _ = sampler.draw(5);
