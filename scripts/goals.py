@@ -304,7 +304,7 @@ ROWS = [
         measure=cargo_test(
             lambda goal: {
                 "QUARK_GOAL_FAULTS": 6,
-                "QUARK_GOAL_HISTORIES": max(20, goal["runs"] / 1_800),
+                "QUARK_GOAL_HISTORIES": goal["runs"] / 1_700,
             },
             "io_errors",
         ),
