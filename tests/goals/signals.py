@@ -20,7 +20,7 @@ from quark.config.load import load_config
 from quark.run_directory import RunDirectory
 from quark.training.assemble import assemble
 from quark.training.checkpoint import verify
-from tests.training.killed_run import in_fork
+from tests.training.killed_run import difference, in_fork
 from tests.training.tiny_run import Listener, fingerprint_of, rows_of, train, write_inputs
 
 
@@ -59,8 +59,9 @@ def stop_runs(folder: Path, *, num_signals: int, seed: int = 0) -> Signals:
             if done != kept:
                 signals.problems.append(f"{what}: {done} steps were done and {kept} are kept")
         elif status == 0:
-            if in_fork(folder, lambda path=run_dir: fingerprint_of(path)) != expected:
-                signals.problems.append(f"{run_dir.name} ended unequal")
+            found = in_fork(folder, lambda path=run_dir: _end_of(fingerprint_of(path)))
+            if difference(expected, found):
+                signals.problems.append(f"{run_dir.name}: {difference(expected, found)}")
             signals.num_runs += 1
             run_dir = folder / f"run-{signals.num_runs}"
         else:
@@ -71,7 +72,15 @@ def stop_runs(folder: Path, *, num_signals: int, seed: int = 0) -> Signals:
 
 def _whole(config: Path, run_dir: Path) -> dict[str, Any]:
     train(config, run_dir)
-    return fingerprint_of(run_dir)
+    return _end_of(fingerprint_of(run_dir))
+
+
+def _end_of(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Without the checkpoints before the last one: stopping leaves others than going on does."""
+    newest = f"checkpoints/{fingerprint.pop('names')[-1]}/"
+    files = fingerprint["files"].items()
+    kept = {p: d for p, d in files if not p.startswith("checkpoints/") or p.startswith(newest)}
+    return fingerprint | {"files": kept}
 
 
 def _steps(run_dir: Path) -> tuple[int, int]:
