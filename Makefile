@@ -10,7 +10,7 @@ RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 export VIRTUAL_ENV := $(VENV)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint test-rust test-python bench env clean
+.PHONY: help demo test lint test-rust test-python bench goals env clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,6 +36,9 @@ test-python: env
 
 bench: env  ## Measure the pool against its peers
 	$(BIN)/python benches/bench_pool.py
+
+goals: env  ## Measure the reliability goals (GOALS="--rows 1,2 --soak")
+	$(BIN)/python scripts/goals.py $(GOALS)
 
 env: $(VENV)/.made  ## Build the extension in release mode into the environment
 	@$(BIN)/maturin develop --release --quiet

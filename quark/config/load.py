@@ -56,14 +56,15 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Loa
     """
     values: Table = {}
     origins: dict[str, str] = {}
-    name = "run"
-    if source is not None:
-        name = Path(source).stem
-        for table, origin in _layers(source):
+    name = "run" if source is None else Path(source).stem
+    try:
+        for table, origin in _layers(source) if source is not None else ():
             _merge(values, table, origins, origin)
-    for override in overrides:
-        _merge(values, _override(override), origins, "--set")
-    config = _validate(values, _Origins(origins))
+        for override in overrides:
+            _merge(values, _override(override), origins, "--set")
+        config = _validate(values, _Origins(origins))
+    except RecursionError as err:
+        raise ConfigError(f"{source or '--set'}: tables are nested too deeply") from err
     for key in _leaves(config.model_dump(mode="json")):
         origins.setdefault(key, "default")
     return LoadedConfig(config=config, origins=origins, name=name)
@@ -105,7 +106,7 @@ def _layers(source: str | Path) -> list[tuple[Table, str]]:
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+    except (ValueError, RecursionError) as err:  # too many digits, too deep, or not TOML
         raise ConfigError(f"{path}: not valid TOML: {err}") from err
     layers: list[tuple[Table, str]] = []
     preset = table.pop("preset", None)
@@ -133,7 +134,7 @@ def _override(text: str) -> Table:
     value = value.strip()
     try:
         parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # too many digits, or not TOML
         parsed = None if value in ("none", "null") else value
     for part in reversed(parts):
         parsed = {part: parsed}

@@ -252,7 +252,7 @@ def verify(path: Path) -> Checkpoint:
                 f"{path} has checkpoint format {state['format_version']}; this is {FORMAT_VERSION}"
             )
         return Checkpoint(path=path, step=int(state["step"]), state=state)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
         raise CheckpointError(f"{path} is not a whole checkpoint: {err}") from err
 
 

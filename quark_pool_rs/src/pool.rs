@@ -1051,7 +1051,7 @@ impl Writer {
             valid_bytes: record.len() as u64,
             state_bytes: record.len() as u64,
             digest,
-            is_torn: false,
+            is_acknowledged: true,
             stale_logs: Vec::new(),
         };
         Ok(())

@@ -32,8 +32,9 @@ pub struct LogEnd {
     pub state_bytes: u64,
     /// Digest of its last record.
     pub digest: Digest256,
-    /// Whether bytes after the valid ones are to be cut off.
-    pub is_torn: bool,
+    /// Whether it holds nothing but what was acknowledged, as far as HEAD can say. Else its end may be torn,
+    /// or was read from memory after a sync that failed, which no later sync makes durable.
+    pub is_acknowledged: bool,
     /// Newer logs without a valid first record.
     pub stale_logs: Vec<String>,
 }
@@ -91,7 +92,9 @@ fn recover_once(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot
             valid_bytes: last.end() as u64,
             state_bytes: chain.records[0].end() as u64,
             digest: last.digest,
-            is_torn: chain.broken.is_some(),
+            is_acknowledged: chain.broken.is_none()
+                && chain.records.len() > 1
+                && head == Some((last.generation, commit_digest(&last))),
             stale_logs,
         };
         let newest = last.generation;
@@ -350,12 +353,22 @@ pub fn tidy(storage: &dyn Storage, snapshot: &Snapshot, end: &LogEnd) -> Result<
         storage.create_dir(path).map_err(io("create", path))?;
     }
     let log = Path::new(&end.name);
-    let mut output = storage.append(log).map_err(io("open", log))?;
-    if end.is_torn {
-        output.truncate(end.valid_bytes).map_err(io("truncate", log))?;
+    let fresh_name = format!("{}.new", end.name);
+    let fresh = Path::new(&fresh_name);
+    let _ = storage.remove(fresh);
+    if !end.is_acknowledged {
+        let mut bytes = storage.read(log).map_err(io("read", log))?;
+        bytes.truncate(end.valid_bytes as usize);
+        let mut output = storage.create(fresh).map_err(io("create", fresh))?;
+        let written = output.write_all(&bytes).map_err(io("write", fresh));
+        let synced = written.and_then(|()| output.sync().map_err(io("sync", fresh)));
+        drop(output);
+        if let Err(error) = synced {
+            let _ = storage.remove(fresh);
+            return Err(error);
+        }
+        storage.rename(fresh, log).map_err(io("rename", fresh))?;
     }
-    // The last commit may be whole but not yet synced, and so may the name of its log.
-    output.sync().map_err(io("sync", log))?;
     for directory in [MANIFEST_DIR, ""] {
         let directory = Path::new(directory);
         storage.sync_dir(directory).map_err(io("sync", directory))?;

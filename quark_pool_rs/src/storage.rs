@@ -211,13 +211,23 @@ impl Storage for FileStorage {
     }
 
     fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut file = match self.open(path, OpenOptions::new().write(true)) {
+        match self.open(path, OpenOptions::new().write(true)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                private().write(true).create_new(true).open(self.root.join(path))?
+                // Under its name only when it is whole: a process may die in between.
+                let name = self.root.join(path);
+                let fresh = name.with_extension("new");
+                let _ = fs::remove_file(&fresh);
+                let created = private().write(true).create_new(true).open(&fresh);
+                let written = created
+                    .and_then(|mut file| file.write_all(bytes))
+                    .and_then(|()| fs::rename(&fresh, name));
+                if written.is_err() {
+                    let _ = fs::remove_file(&fresh);
+                }
+                written
             }
-            result => result?,
-        };
-        file.write_all(bytes)
+            result => result?.write_all(bytes),
+        }
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
@@ -354,4 +364,26 @@ fn sync_tree(storage: &dyn Storage, directory: &Path) -> Result<()> {
         }
     }
     storage.sync_dir(directory).map_err(io("sync"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_overwritten_for_the_first_time_is_never_there_in_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = FileStorage::new(folder.path());
+        let head = Path::new("HEAD");
+        // What a process left that died between making the file and writing it.
+        drop(storage.create(Path::new("HEAD.new")).unwrap());
+        assert!(storage.read(head).is_err());
+        for bytes in [b"first", b"again"] {
+            storage.overwrite(head, bytes).unwrap();
+            assert_eq!(storage.read(head).unwrap(), bytes);
+        }
+        let names: Vec<_> =
+            storage.list(Path::new("")).unwrap().into_iter().map(|e| e.name).collect();
+        assert_eq!(names, ["HEAD"]);
+    }
 }

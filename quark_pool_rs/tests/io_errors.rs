@@ -7,7 +7,7 @@ mod common;
 use std::path::Path;
 
 use common::disk::{Disk, Fault};
-use common::{Content, Owned, SOURCE, Step, check_content, create, reader, writer};
+use common::{Content, Owned, SOURCE, Step, check_content, create, goals, history, reader, writer};
 use quark_pool_rs::error::{PoolError, Result};
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::pool::Pool;
@@ -15,6 +15,11 @@ use quark_pool_rs::verify::verify;
 
 fn batches() -> Vec<Owned> {
     (0..10).map(|i| Owned::numbered(i, 2)).collect()
+}
+
+/// The faults to try: two in every run, all for the goal.
+fn faults() -> &'static [Fault] {
+    &Fault::ALL[..goals::size("QUARK_GOAL_FAULTS", 2)]
 }
 
 /// Calls until the creation, and until the end of all appends, without a fault.
@@ -31,7 +36,8 @@ fn calls() -> (usize, usize) {
 #[test]
 fn a_failing_operation_loses_nothing_and_invents_nothing() {
     let (created, end) = calls();
-    for fault in [Fault::NoSpace, Fault::Io] {
+    goals::report(5, &[("runs", faults().len() * 2 * (end - created))]);
+    for &fault in faults() {
         for from_then_on in [false, true] {
             for at in created + 1..=end {
                 let what = format!("{fault:?} at {at}, from then on: {from_then_on}");
@@ -118,8 +124,9 @@ fn scores_anew_go_on_where_a_failing_operation_stopped_them() {
     let mut new = old.clone();
     new.apply(&Step::Draft("reward", (0..20).map(|id| (id * 7 % 9) as f32).collect()));
     new.apply(&Step::Publish("reward"));
+    goals::report(5, &[("runs", faults().len() * 2 * (end - begin))]);
     let mut num_failed = 0;
-    for fault in [Fault::NoSpace, Fault::Io] {
+    for &fault in faults() {
         for from_then_on in [false, true] {
             for at in begin + 1..=end {
                 let what = format!("{fault:?} at {at}, from then on: {from_then_on}");
@@ -147,7 +154,68 @@ fn scores_anew_go_on_where_a_failing_operation_stopped_them() {
             }
         }
     }
-    assert!(num_failed > 4 * (end - begin) * 3 / 4, "only {num_failed} faults were felt");
+    assert!(
+        num_failed > faults().len() * 2 * (end - begin) * 3 / 4,
+        "only {num_failed} faults were felt"
+    );
+}
+
+#[test]
+fn a_history_goes_on_after_a_failing_operation() {
+    let mut runs = 0;
+    let first = goals::size("QUARK_GOAL_SEED", 0) as u64;
+    for seed in first..first + goals::size("QUARK_GOAL_HISTORIES", 1) as u64 {
+        let steps = history(seed);
+        let disk = Disk::default();
+        let pool = create(&disk.storage()).unwrap();
+        let begin = disk.num_calls();
+        for step in &steps {
+            step.apply(&pool).unwrap();
+        }
+        for at in begin + 1..=disk.num_calls() {
+            for &fault in faults() {
+                for from_then_on in [false, true] {
+                    let what = format!("{fault:?} at {at} of history {seed}, on: {from_then_on}");
+                    fail_once_in(&steps, at, from_then_on, fault, &what);
+                    runs += 1;
+                }
+            }
+        }
+    }
+    goals::report(5, &[("runs", runs)]);
+}
+
+/// Take steps until one fails, reopen the pool, and take the rest.
+fn fail_once_in(steps: &[Step], at: usize, from_then_on: bool, fault: Fault, what: &str) {
+    let disk = Disk::default();
+    let pool = create(&disk.storage()).unwrap();
+    disk.set_fault(at, from_then_on, fault);
+    let is_done = |step: &&Step| match step.apply(&pool) {
+        Ok(()) => true,
+        Err(PoolError::Io { .. }) => false,
+        Err(error) => panic!("{what}: {error}"),
+    };
+    let done = steps.iter().take_while(is_done).count();
+    disk.clear_fault();
+    let mut content = Content::after(&steps[..done]);
+    assert!(content.is_in(&pool.snapshot()).unwrap(), "{what}: the handle differs");
+    pool.close();
+    assert!(!disk.retried_a_failed_sync(), "{what}: a failed sync was trusted");
+    let pool = writer(&disk.storage()).unwrap();
+    let mut rest = &steps[done..];
+    if !content.is_in(&pool.snapshot()).unwrap() {
+        // A commit whose sync failed may be there: it was refused, not undone.
+        content.apply(&rest[0]);
+        rest = &rest[1..];
+        assert!(content.is_in(&pool.snapshot()).unwrap(), "{what}: after reopening");
+    }
+    for step in rest {
+        step.apply(&pool).unwrap_or_else(|error| panic!("{what}: going on: {error}"));
+        content.apply(step);
+    }
+    assert!(content.is_in(&reader(&disk.storage()).unwrap().snapshot()).unwrap(), "{what}");
+    let problems = verify(&disk.storage()).unwrap().problems;
+    assert!(problems.is_empty(), "{what}: {problems:?}");
 }
 
 #[test]
@@ -196,7 +264,8 @@ fn a_fork_that_fails_leaves_nothing_and_can_be_repeated() {
     let begin = disk.num_calls();
     fork(&pool.snapshot(), &*disk.storage(), to, "one").unwrap();
     let end = disk.num_calls();
-    for fault in [Fault::NoSpace, Fault::Io] {
+    goals::report(5, &[("runs", faults().len() * (end - begin))]);
+    for &fault in faults() {
         for at in begin + 1..=end {
             let (disk, pool) = prepared();
             disk.set_fault(at, false, fault);
@@ -248,7 +317,8 @@ fn a_collection_that_fails_loses_nothing_and_goes_on() {
     let begin = disk.num_calls();
     assert!(pool.collect(1, false).unwrap().files > 1);
     let (end, left) = (disk.num_calls(), disk.files().len());
-    for fault in [Fault::NoSpace, Fault::Io] {
+    goals::report(5, &[("runs", faults().len() * 2 * (end - begin))]);
+    for &fault in faults() {
         for from_then_on in [false, true] {
             for at in begin + 1..=end {
                 let what = format!("{fault:?} at {at}, from then on: {from_then_on}");

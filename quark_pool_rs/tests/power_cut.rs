@@ -7,8 +7,8 @@ mod common;
 use std::collections::HashSet;
 use std::path::Path;
 
-use common::disk::Disk;
-use common::{Content, Owned, Step, create, reader, writer};
+use common::disk::{Disk, Fault};
+use common::{Content, Owned, Step, create, goals, history, reader, writer};
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::pool::{OpenOptions, Pool};
@@ -26,11 +26,46 @@ struct Workload {
     steps: Vec<Step>,
 }
 
+/// A protocol that is wrong: some syncs do not happen, or come after the step that counts on them.
+#[derive(Debug, Clone, Copy)]
+struct Mutant {
+    /// Of the paths that are synced; empty for the root alone.
+    prefix: &'static str,
+    of_directories: bool,
+    is_late: bool,
+}
+
+impl Mutant {
+    const fn without(prefix: &'static str, of_directories: bool) -> Self {
+        Self { prefix, of_directories, is_late: false }
+    }
+
+    const fn late(prefix: &'static str, of_directories: bool) -> Self {
+        Self { prefix, of_directories, is_late: true }
+    }
+
+    fn infect(self, disk: &Disk) {
+        if self.is_late {
+            disk.delay_syncs(self.prefix, self.of_directories);
+        } else {
+            disk.ignore_syncs(self.prefix, self.of_directories);
+        }
+    }
+}
+
+/// All of them are noticed.
+fn assert_caught(mutants: &[Mutant], mut find: impl FnMut(Mutant) -> Option<String>) {
+    for &mutant in mutants {
+        assert!(find(mutant).is_some(), "nothing noticed {mutant:?}");
+    }
+    goals::report(2, &[("mutants", mutants.len()), ("mutants_caught", mutants.len())]);
+}
+
 /// Create a pool and take steps; with long settings a new log begins on the way.
-fn run(steps: Vec<Step>, ignored_syncs: Option<(&str, bool)>) -> Workload {
+fn run(steps: Vec<Step>, mutant: Option<Mutant>) -> Workload {
     let disk = Disk::default();
-    if let Some((prefix, of_directories)) = ignored_syncs {
-        disk.ignore_syncs(prefix, of_directories);
+    if let Some(mutant) = mutant {
+        mutant.infect(&disk);
     }
     let storage = disk.storage();
     let pool = create(&storage).unwrap();
@@ -58,7 +93,7 @@ fn losses(pending: &[(usize, usize)], seed: u64) -> Vec<HashSet<(usize, usize)>>
         losses.push(pick(&|i| i == chosen));
         losses.push(pick(&|i| i != chosen));
     }
-    for round in 0..8 {
+    for round in 0..goals::size("QUARK_GOAL_LOSSES", 8) as u64 {
         losses.push(pick(&|i| mix64(seed ^ mix64(round) ^ i as u64) & 1 == 0));
     }
     losses
@@ -121,7 +156,7 @@ impl Workload {
 
     /// All images; the first that is wrong, and how many there were.
     fn enumerate(&self, cut_recovery: bool) -> (usize, Option<String>) {
-        let mut images = 0;
+        let (mut images, mut doubles) = (0, 0);
         for crash in 0..=self.disk.num_ops() {
             for (i, lost) in losses(&self.disk.pending(crash), crash as u64).iter().enumerate() {
                 let fresh = || self.disk.image(crash, lost);
@@ -144,6 +179,7 @@ impl Workload {
                 for second in base..=image.num_ops() {
                     for lost in losses(&image.pending(second), second as u64).iter().take(12) {
                         images += 1;
+                        doubles += 1;
                         if let Err(what) = self.check(&image.image(second, lost), crash, true) {
                             return (images, wrong(format!("again at {second}: {what}")));
                         }
@@ -151,6 +187,8 @@ impl Workload {
                 }
             }
         }
+        let points = self.disk.num_ops() + 1;
+        goals::report(2, &[("crash_points", points), ("images", images), ("double", doubles)]);
         (images, None)
     }
 }
@@ -263,8 +301,26 @@ fn a_compaction_survives_every_power_cut() {
 }
 
 #[test]
-fn a_collection_without_one_of_its_syncs_is_caught() {
-    for of_directories in [false, true] {
+fn random_histories_survive_every_power_cut() {
+    let target = goals::size("QUARK_GOAL_IMAGES", 1);
+    let first = goals::size("QUARK_GOAL_SEED", 0) as u64;
+    let mut images = 0;
+    for seed in first.. {
+        let (more, wrong) = run(history(seed), None).enumerate(true);
+        assert_eq!(wrong, None, "seed {seed}");
+        images += more;
+        if images >= target {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_collection_with_a_wrong_sync_is_caught() {
+    let files = Mutant::without("manifest", false);
+    let names = Mutant::without("manifest", true);
+    let late = [Mutant::late("manifest", false), Mutant::late("manifest", true)];
+    assert_caught(&[files, names, late[0], late[1]], |mutant| {
         let disk = Disk::default();
         let pool = create(&disk.storage()).unwrap();
         let steps: Vec<_> = (0..9).map(|i| Step::Append(Owned::numbered(i, 2))).collect();
@@ -275,45 +331,44 @@ fn a_collection_without_one_of_its_syncs_is_caught() {
         };
         steps.iter().for_each(&mut apply);
         // Only the collection's own log and its name.
-        disk.ignore_syncs("manifest", of_directories);
+        mutant.infect(&disk);
         apply(&Step::Collect(1));
         pool.close();
         let steps = steps.into_iter().chain([Step::Collect(1)]).collect();
-        let (_, wrong) = Workload { disk, created: 0, acked, steps }.enumerate(false);
-        assert!(wrong.is_some(), "nothing noticed (directory: {of_directories})");
-    }
+        Workload { disk, created: 0, acked, steps }.enumerate(false).1
+    });
 }
 
 #[test]
-fn a_protocol_without_one_of_its_syncs_is_caught() {
-    for (prefix, of_directories) in [
-        ("scores", false),
-        ("scores", true),
-        ("segments", false),
-        ("prompts", false),
-        ("runs", false),
-        ("manifest", false),
-        ("segments", true),
-        ("prompts", true),
-        ("runs", true),
-        ("manifest", true),
-        ("", true),
-    ] {
-        let steps = if prefix == "scores" { rescored() } else { small() };
-        let workload = run(steps, Some((prefix, of_directories)));
-        let (_, wrong) = workload.enumerate(false);
-        assert!(
-            wrong.is_some(),
-            "nothing noticed that {prefix:?} (directory: {of_directories}) is not synced"
-        );
-    }
+fn a_protocol_with_a_wrong_sync_is_caught() {
+    let mutants = [
+        Mutant::without("scores", false),
+        Mutant::without("scores", true),
+        Mutant::without("segments", false),
+        Mutant::without("prompts", false),
+        Mutant::without("runs", false),
+        Mutant::without("manifest", false),
+        Mutant::without("segments", true),
+        Mutant::without("prompts", true),
+        Mutant::without("runs", true),
+        Mutant::without("manifest", true),
+        Mutant::without("", true),
+        Mutant::late("scores", true),
+        Mutant::late("segments", true),
+        Mutant::late("prompts", true),
+        Mutant::late("runs", true),
+    ];
+    assert_caught(&mutants, |mutant| {
+        let steps = if mutant.prefix == "scores" { rescored() } else { small() };
+        run(steps, Some(mutant)).enumerate(false).1
+    });
 }
 
 /// Write a directory without a sync, publish it, and look at every power cut.
-fn publish(ignored_syncs: Option<(&str, bool)>) -> Option<String> {
+fn publish(mutant: Option<Mutant>) -> Option<String> {
     let disk = Disk::default();
-    if let Some((prefix, of_directories)) = ignored_syncs {
-        disk.ignore_syncs(prefix, of_directories);
+    if let Some(mutant) = mutant {
+        mutant.infect(&disk);
     }
     let storage = disk.storage();
     for directory in ["runs", "runs/staged", "runs/staged/deep"] {
@@ -348,13 +403,18 @@ fn publish(ignored_syncs: Option<(&str, bool)>) -> Option<String> {
 #[test]
 fn a_published_directory_is_whole_or_absent() {
     assert_eq!(publish(None), None);
-    for mutant in [("runs/staged", false), ("runs/staged", true), ("runs", true)] {
-        assert!(publish(Some(mutant)).is_some(), "nothing noticed {mutant:?}");
-    }
+    let mutants = [
+        Mutant::without("runs/staged", false),
+        Mutant::without("runs/staged", true),
+        Mutant::without("runs", true),
+        Mutant::late("runs/staged", false),
+        Mutant::late("runs/staged", true),
+    ];
+    assert_caught(&mutants, |mutant| publish(Some(mutant)));
 }
 
 /// Fork a pool with merges and a draft, and look at every power cut; what is wrong first.
-fn fork_images(refuse_links: bool, ignored_syncs: Option<(&str, bool)>) -> Option<String> {
+fn fork_images(refuse_links: bool, mutant: Option<Mutant>) -> Option<String> {
     let disk = Disk::default();
     if refuse_links {
         disk.refuse_links();
@@ -369,8 +429,8 @@ fn fork_images(refuse_links: bool, ignored_syncs: Option<(&str, bool)>) -> Optio
     original.close();
 
     let begin = disk.num_ops();
-    if let Some((prefix, of_directories)) = ignored_syncs {
-        disk.ignore_syncs(prefix, of_directories);
+    if let Some(mutant) = mutant {
+        mutant.infect(&disk);
     }
     let snapshot = original.snapshot();
     fork(&snapshot, &*disk.storage(), Path::new("b"), "fork").unwrap();
@@ -407,13 +467,16 @@ fn fork_images(refuse_links: bool, ignored_syncs: Option<(&str, bool)>) -> Optio
             None => Ok(()),
         }
     };
+    let mut images = 0;
     for crash in begin..=acked {
         for (i, lost) in losses(&disk.pending(crash), crash as u64).iter().enumerate() {
+            images += 1;
             if let Err(what) = check(&disk.image(crash, lost), crash) {
                 return Some(format!("crash at {crash}, image {i}: {what}"));
             }
         }
     }
+    goals::report(2, &[("crash_points", acked - begin + 1), ("images", images)]);
     None
 }
 
@@ -421,16 +484,43 @@ fn fork_images(refuse_links: bool, ignored_syncs: Option<(&str, bool)>) -> Optio
 fn a_fork_is_whole_or_absent() {
     assert_eq!(fork_images(false, None), None);
     assert_eq!(fork_images(true, None), None);
-    for mutant in [
-        ("b.partial-fork", false),
-        ("b.partial-fork/segments", true),
-        ("b.partial-fork/runs", true),
-        ("b.partial-fork/scores", true),
-        ("b.partial-fork/manifest", true),
-        ("", true),
-    ] {
-        assert!(fork_images(false, Some(mutant)).is_some(), "nothing noticed {mutant:?}");
+    let mutants = [
+        Mutant::without("b.partial-fork", false),
+        Mutant::without("b.partial-fork/segments", true),
+        Mutant::without("b.partial-fork/runs", true),
+        Mutant::without("b.partial-fork/scores", true),
+        Mutant::without("b.partial-fork/manifest", true),
+        Mutant::without("", true),
+        Mutant::late("b.partial-fork", false),
+        Mutant::late("b.partial-fork", true),
+    ];
+    assert_caught(&mutants, |mutant| fork_images(false, Some(mutant)));
+    let copies = Mutant::without("b.partial-fork/segments", false);
+    assert_caught(&[copies], |mutant| fork_images(true, Some(mutant)));
+}
+
+#[test]
+fn what_follows_a_failed_sync_and_a_reopening_survives_every_power_cut() {
+    for call in 1..20 {
+        let disk = Disk::default();
+        let storage = disk.storage();
+        let pool = create(&storage).unwrap();
+        Owned::numbered(0, 2).append(&pool).unwrap();
+        disk.set_fault(disk.num_calls() + call, false, Fault::Io);
+        let refused = Owned::numbered(1, 2).append(&pool).is_err();
+        disk.clear_fault();
+        pool.close();
+        let pool = writer(&storage).unwrap();
+        Owned::numbered(2, 2).append(&pool).unwrap();
+        let acknowledged = pool.snapshot().generation;
+        let crash = disk.num_ops();
+        for lost in losses(&disk.pending(crash), 1) {
+            let opened = reader(&disk.image(crash, &lost).storage());
+            let found = opened.map(|pool| pool.snapshot().generation);
+            assert!(
+                matches!(found, Ok(found) if found == acknowledged),
+                "call {call} failed (refused: {refused}), then: {found:?}"
+            );
+        }
     }
-    let copies = ("b.partial-fork/segments", false);
-    assert!(fork_images(true, Some(copies)).is_some(), "nothing noticed {copies:?}");
 }

@@ -91,6 +91,21 @@ def test_a_wrong_file_names_key_value_place_and_way_out(
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5000,
+        "a" + ".a" * 5000 + " = 1",
+        "[run" + ".a" * 3000 + "]",
+        f"a = {'9' * 5000}",
+    ],
+    ids=["lists", "keys", "tables", "digits"],
+)
+def test_what_python_itself_cannot_take_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"not valid TOML|nested too deeply"):
+        load_config(write(tmp_path, text))
+
+
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     path = write(tmp_path, "[run]\nseeds = 1\n[pool]\nquantiles = 4\n")
     with pytest.raises(ConfigError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from quark.errors import CheckpointError
-from quark.training.checkpoint import Checkpoints
+from quark.training.checkpoint import Checkpoints, verify
 
 
 def save(checkpoints: Checkpoints, step: int, score: float | None = None) -> Path:
@@ -68,3 +70,17 @@ def test_what_does_not_fit_is_refused_before_a_byte_is_written(tmp_path: Path) -
     newest, _ = checkpoints.newest()
     assert newest is not None
     assert newest.step == 1
+
+
+@pytest.mark.parametrize("step", [1e999, None, [], "x"])
+def test_a_step_that_is_no_number_is_refused_although_its_sum_is_right(
+    tmp_path: Path, step: object
+) -> None:
+    path = save(Checkpoints(tmp_path, keep_last=2), 1)
+    state, manifest = path / "state.json", path / "manifest.json"
+    content = json.dumps(json.loads(state.read_bytes()) | {"step": step}).encode()
+    state.write_bytes(content)
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest.write_text(json.dumps(json.loads(manifest.read_bytes()) | {"state.json": entry}))
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        verify(path)

@@ -60,6 +60,38 @@ pub enum Fault {
     NoSpace,
     /// Any operation fails with an I/O error; a sync then loses what was pending.
     Io,
+    /// A write that stops half-way at the user's quota.
+    Quota,
+    /// A signal came in between.
+    Interrupted,
+    /// Too many open files; a write that writes nothing.
+    NoDescriptor,
+    /// A write that says it failed and had written everything.
+    Late,
+}
+
+impl Fault {
+    pub const ALL: [Self; 6] =
+        [Self::NoSpace, Self::Io, Self::Quota, Self::Interrupted, Self::NoDescriptor, Self::Late];
+
+    fn error(self) -> io::Error {
+        io::Error::from_raw_os_error(match self {
+            Self::NoSpace => 28,
+            Self::Io | Self::Late => 5,
+            Self::Quota => 122,
+            Self::Interrupted => 4,
+            Self::NoDescriptor => 24,
+        })
+    }
+
+    /// How much of a failing write reaches the file.
+    fn written(self, len: usize) -> usize {
+        match self {
+            Self::NoDescriptor => 0,
+            Self::Late => len,
+            _ => len / 2,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -70,8 +102,10 @@ struct Inner {
     locked: HashSet<PathBuf>,
     calls: usize,
     fault: Option<(usize, bool, Fault)>,
-    /// Syncs of paths that begin with this and are (directory or not) do nothing.
-    ignored_syncs: Option<(String, bool)>,
+    /// Syncs of paths that begin with this and are (directory or not) do nothing, or come late.
+    wrong_syncs: Option<(String, bool)>,
+    are_late: bool,
+    late_syncs: Vec<Op>,
     refuses_links: bool,
     synced_after_failure: bool,
     failed: HashSet<usize>,
@@ -119,7 +153,13 @@ impl Disk {
 
     /// Let syncs of files (or directories) below a path do nothing.
     pub fn ignore_syncs(&self, prefix: &str, of_directories: bool) {
-        self.inner().ignored_syncs = Some((prefix.to_owned(), of_directories));
+        self.inner().wrong_syncs = Some((prefix.to_owned(), of_directories));
+    }
+
+    /// Let them come only after the next operation that is no sync: two steps in the wrong order.
+    pub fn delay_syncs(&self, prefix: &str, of_directories: bool) {
+        self.ignore_syncs(prefix, of_directories);
+        self.inner().are_late = true;
     }
 
     /// Be a file system without hard links.
@@ -295,10 +335,7 @@ impl Inner {
         self.calls += 1;
         match self.fault {
             Some((at, forever, fault)) if self.calls == at || forever && self.calls > at => {
-                Err(match fault {
-                    Fault::NoSpace => io::Error::from_raw_os_error(28),
-                    Fault::Io => io::Error::from_raw_os_error(5),
-                })
+                Err(fault.error())
             }
             _ => Ok(()),
         }
@@ -327,7 +364,7 @@ impl Inner {
             Node::Dir => None,
         };
         self.names.insert(path.to_path_buf(), file);
-        self.ops.push(Op::Link { path: path.to_path_buf(), node });
+        self.log(Op::Link { path: path.to_path_buf(), node });
     }
 
     fn new_file(&mut self, path: &Path) -> usize {
@@ -341,11 +378,25 @@ impl Inner {
         let content = &mut self.contents[file];
         content.resize(content.len().max(offset + bytes.len()), 0);
         content[offset..offset + bytes.len()].copy_from_slice(bytes);
-        self.ops.push(Op::Write { file, offset, bytes: bytes.to_vec() });
+        self.log(Op::Write { file, offset, bytes: bytes.to_vec() });
     }
 
-    fn ignores(&self, path: &Path, is_directory: bool) -> bool {
-        self.ignored_syncs.as_ref().is_some_and(|(prefix, of_directories)| {
+    /// Log an operation that is no sync, and the syncs that come late.
+    fn log(&mut self, op: Op) {
+        self.ops.push(op);
+        self.ops.append(&mut self.late_syncs);
+    }
+
+    fn log_sync(&mut self, path: &Path, is_directory: bool, op: Op) {
+        if !self.is_wrong(path, is_directory) {
+            self.ops.push(op);
+        } else if self.are_late {
+            self.late_syncs.push(op);
+        }
+    }
+
+    fn is_wrong(&self, path: &Path, is_directory: bool) -> bool {
+        self.wrong_syncs.as_ref().is_some_and(|(prefix, of_directories)| {
             *of_directories == is_directory
                 && if prefix.is_empty() {
                     path.as_os_str().is_empty()
@@ -367,7 +418,8 @@ impl Output for FakeOutput {
         let mut inner = self.disk.inner();
         let end = inner.contents[self.file].len();
         if let Err(error) = inner.step() {
-            inner.write(self.file, end, &bytes[..bytes.len() / 2]);
+            let (_, _, fault) = inner.fault.expect("it has just struck");
+            inner.write(self.file, end, &bytes[..fault.written(bytes.len())]);
             return Err(error);
         }
         inner.write(self.file, end, bytes);
@@ -383,9 +435,7 @@ impl Output for FakeOutput {
             inner.ops.push(Op::LoseFile { file });
             return Err(error);
         }
-        if !inner.ignores(&self.path, false) {
-            inner.ops.push(Op::SyncFile { file });
-        }
+        inner.log_sync(&self.path, false, Op::SyncFile { file });
         Ok(())
     }
 
@@ -394,7 +444,7 @@ impl Output for FakeOutput {
         inner.step()?;
         let (file, len) = (self.file, len as usize);
         inner.contents[file].truncate(len);
-        inner.ops.push(Op::Truncate { file, len });
+        inner.log(Op::Truncate { file, len });
         Ok(())
     }
 
@@ -503,9 +553,7 @@ impl Storage for Disk {
         if !path.as_os_str().is_empty() && inner.names.get(path) != Some(&None) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        if !inner.ignores(path, true) {
-            inner.ops.push(Op::SyncDir { path: path.to_path_buf() });
-        }
+        inner.log_sync(path, true, Op::SyncDir { path: path.to_path_buf() });
         Ok(())
     }
 
@@ -520,7 +568,7 @@ impl Storage for Disk {
             return Err(io::ErrorKind::NotFound.into());
         }
         rename(&mut inner.names, from, to);
-        inner.ops.push(Op::Rename { from: from.to_path_buf(), to: to.to_path_buf() });
+        inner.log(Op::Rename { from: from.to_path_buf(), to: to.to_path_buf() });
         Ok(())
     }
 
@@ -545,7 +593,7 @@ impl Storage for Disk {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         inner.names.remove(path);
-        inner.ops.push(Op::Unlink { path: path.to_path_buf() });
+        inner.log(Op::Unlink { path: path.to_path_buf() });
         Ok(())
     }
 
@@ -554,7 +602,7 @@ impl Storage for Disk {
         inner.step()?;
         inner.file(path)?;
         inner.names.remove(path);
-        inner.ops.push(Op::Unlink { path: path.to_path_buf() });
+        inner.log(Op::Unlink { path: path.to_path_buf() });
         Ok(())
     }
 

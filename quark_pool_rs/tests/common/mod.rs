@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 pub mod disk;
+pub mod goals;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use quark_pool_rs::format::PoolSettings;
 use quark_pool_rs::pool::{Batch, OpenOptions, Pool};
+use quark_pool_rs::rng::mix64;
 use quark_pool_rs::snapshot::{Sample, Snapshot};
 use quark_pool_rs::storage::Storage;
 
@@ -236,4 +238,39 @@ impl Content {
         }
         check_content(snapshot, &self.batches)
     }
+}
+
+/// Steps that nobody chose.
+pub fn history(seed: u64) -> Vec<Step> {
+    let mut drawn = 0;
+    let mut below = |limit: u64| {
+        drawn += 1;
+        mix64(seed ^ mix64(drawn)) % limit
+    };
+    let mut content = Content::default();
+    let mut steps: Vec<Step> = Vec::new();
+    let mut oldest = 0;
+    while steps.len() < 14 {
+        let generation = steps.len() as u64;
+        let name = ["reward", "other"][below(2) as usize];
+        let scored = content.drafts.get(name).map(Vec::len);
+        let missing = content.num_samples() - scored.unwrap_or(0);
+        let step = match (below(10), scored) {
+            (0..=2, _) if missing > 0 => {
+                let count = 1 + below(missing as u64);
+                Step::Draft(name, (0..count).map(|_| below(9) as f32 - 4.0).collect())
+            }
+            (3..=5, Some(_)) if missing == 0 => Step::Publish(name),
+            (6, Some(_)) => Step::Discard(name),
+            (7, _) if generation > oldest => {
+                let keep = 1 + below(generation - oldest);
+                oldest = generation + 2 - keep;
+                Step::Collect(keep)
+            }
+            _ => Step::Append(Owned::numbered(generation as u32, 1 + below(4) as u32)),
+        };
+        content.apply(&step);
+        steps.push(step);
+    }
+    steps
 }
