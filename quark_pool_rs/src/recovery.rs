@@ -355,8 +355,12 @@ pub fn tidy(storage: &dyn Storage, snapshot: &Snapshot, end: &LogEnd) -> Result<
     let log = Path::new(&end.name);
     let fresh_name = format!("{}.new", end.name);
     let fresh = Path::new(&fresh_name);
-    let _ = storage.remove(fresh);
     if !end.is_acknowledged {
+        // What an earlier attempt left must be gone for good, or the renaming below could be of that.
+        if storage.remove(fresh).is_ok() {
+            let directory = Path::new(MANIFEST_DIR);
+            storage.sync_dir(directory).map_err(io("sync", directory))?;
+        }
         let mut bytes = storage.read(log).map_err(io("read", log))?;
         bytes.truncate(end.valid_bytes as usize);
         let mut output = storage.create(fresh).map_err(io("create", fresh))?;
