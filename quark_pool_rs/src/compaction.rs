@@ -13,7 +13,7 @@ use crate::ranking::sort_scores;
 use crate::segment::{
     PromptRow, SegmentRows, Tokens, column, encode_prompts, encode_segment, prompt_column,
 };
-use crate::snapshot::{Column, Run, RunPlace, Snapshot};
+use crate::snapshot::{Column, Extent, Run, RunPlace, Snapshot};
 
 /// Larger files are not made: their rows are in memory once, and Arrow's offsets are i32.
 const MAX_BYTES: u64 = 1 << 30;
@@ -80,7 +80,7 @@ fn choose<L: PartialEq>(files: &[Candidate<L>], max_rows: u64) -> Option<Range<u
 /// The score columns that are still read from a segment: others were scored anew, into files of their own.
 fn placed_scores<'a>(snapshot: &'a Snapshot, entry: &SegmentEntry) -> Vec<&'a str> {
     let is_read = |column: &&Column| {
-        let at = column.extents.binary_search_by_key(&entry.first, |extent| extent.first());
+        let at = column.extents.binary_search_by_key(&entry.first, Extent::first);
         at.is_ok_and(|i| column.extents[i].is_in_segment())
     };
     snapshot.columns.iter().filter(is_read).map(|column| column.name.as_str()).collect()
@@ -242,8 +242,8 @@ mod tests {
     #[test]
     fn a_row_is_written_anew_a_few_times_only() {
         let (mut files, mut written) = (Vec::new(), 0);
-        for _ in 0..4096 {
-            files.push(1);
+        for append in std::iter::repeat_n(1, 4096) {
+            files.push(append);
             while let Some(range) = chosen(&files, 1 << 40) {
                 let sum = files[range.clone()].iter().sum();
                 written += sum;

@@ -519,7 +519,7 @@ impl Snapshot {
                 Ok(())
             }
             Upkeep::MergeSegments { start, end, segment, columns } => {
-                self.replace_segments(start..end, Arc::new(segment), columns)
+                self.replace_segments(start..end, &Arc::new(segment), columns)
             }
             Upkeep::MergePrompts { start, end, prompts } => {
                 let replaced = self.prompts.get(start..end).ok_or("a merge of absent prompts")?;
@@ -539,7 +539,7 @@ impl Snapshot {
     fn replace_segments(
         &mut self,
         range: Range<usize>,
-        entry: Arc<SegmentEntry>,
+        entry: &Arc<SegmentEntry>,
         columns: Vec<ColumnMerges>,
     ) -> Result<(), String> {
         let replaced = self.segments.get(range.clone()).ok_or("a merge of absent segments")?;

@@ -197,7 +197,9 @@ fn collect_named(chain: &Chain<'_>, oldest: u64, named: &mut Vec<Named>) {
             Kind::Upkeep => match serde_json::from_slice(record.payload) {
                 Ok(Upkeep::MergeSegments { segment, columns, .. }) => {
                     named.push(named_segment(&segment, settings));
-                    columns.iter().for_each(|column| collect_merges(&column.merges, named));
+                    for column in &columns {
+                        collect_merges(&column.merges, named);
+                    }
                 }
                 Ok(Upkeep::MergePrompts { prompts, .. }) => {
                     named.push(named_prompts(&prompts, settings));

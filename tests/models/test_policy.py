@@ -50,7 +50,8 @@ def test_a_saved_policy_comes_back_as_it_was(policy, tmp_path):
     state, state_again = policy.model.state_dict(), again.model.state_dict()
     assert state.keys() == state_again.keys()
     assert all(torch.equal(value, state_again[name]) for name, value in state.items())
-    assert torch.equal(nll(again), nll(policy))
+    # A loaded model has fused activations, the fixture's has not: equal up to rounding.
+    torch.testing.assert_close(nll(again), nll(policy))
     again.save(tmp_path / "again")
     assert load_saved_policy(tmp_path / "again").reward_tokens == policy.reward_tokens
 

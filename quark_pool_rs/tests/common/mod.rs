@@ -8,6 +8,7 @@ pub mod goals;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use quark_pool_rs::compaction::plan;
 use quark_pool_rs::format::PoolSettings;
 use quark_pool_rs::pool::{Batch, OpenOptions, Pool};
 use quark_pool_rs::rng::mix64;
@@ -176,7 +177,7 @@ impl Step {
             Self::Publish(name) => pool.publish_scores(name),
             Self::Discard(name) => pool.discard_scores(name),
             Self::Collect(keep) => pool.collect(*keep, false).map(drop),
-            Self::Compact(max_rows) => pool.compact_once(*max_rows).map(|done| assert!(done)),
+            Self::Compact(max_rows) => pool.compact_once(*max_rows).map(drop),
         }
     }
 }
@@ -250,12 +251,14 @@ pub fn history(seed: u64) -> Vec<Step> {
     let mut content = Content::default();
     let mut steps: Vec<Step> = Vec::new();
     let mut oldest = 0;
+    let pool = create(&disk::Disk::default().storage()).unwrap();
     while steps.len() < 14 {
         let generation = steps.len() as u64;
         let name = ["reward", "other"][below(2) as usize];
         let scored = content.drafts.get(name).map(Vec::len);
         let missing = content.num_samples() - scored.unwrap_or(0);
-        let step = match (below(10), scored) {
+        let max_rows = 4 + below(20);
+        let step = match (below(12), scored) {
             (0..=2, _) if missing > 0 => {
                 let count = 1 + below(missing as u64);
                 Step::Draft(name, (0..count).map(|_| below(9) as f32 - 4.0).collect())
@@ -267,8 +270,10 @@ pub fn history(seed: u64) -> Vec<Step> {
                 oldest = generation + 2 - keep;
                 Step::Collect(keep)
             }
+            (8..=10, _) if plan(&pool.snapshot(), max_rows).is_some() => Step::Compact(max_rows),
             _ => Step::Append(Owned::numbered(generation as u32, 1 + below(4) as u32)),
         };
+        step.apply(&pool).unwrap();
         content.apply(&step);
         steps.push(step);
     }
