@@ -14,6 +14,8 @@ run/
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,21 @@ class RunDirectory:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @classmethod
+    def around(cls, path: Path) -> RunDirectory:
+        """The run that ``path`` is, or is the pool of; it need not be one."""
+        outer = cls(path.absolute().parent)
+        return outer if outer.is_run() and outer.pool == path.absolute() else cls(path)
+
+    def oldest_snapshot_needed(self) -> int | None:
+        """The oldest pool snapshot from which a checkpoint goes on; None without checkpoints."""
+        generations = []
+        for state in self.checkpoints.glob("step-*/state.json"):
+            # One that cannot be read cannot be resumed from either.
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                generations.append(int(json.loads(state.read_bytes())["pool"]["generation"]))
+        return min(generations, default=None)
 
     def is_run(self) -> bool:
         """Whether this directory holds a run of ours."""

@@ -15,12 +15,16 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be removed.")
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also snapshots from which the run's checkpoints go on."),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Remove what only old snapshots need: replaced scores, discarded drafts, merged runs, old logs.
 
-    Every sample stays. The older snapshots cannot be opened any more, so a run that goes on cannot go back
-    behind them, and `explain` leaves their rounds out.
+    Every sample stays. The older snapshots cannot be opened any more: `explain` leaves their rounds out, and a
+    run cannot be resumed from a checkpoint that goes on from one, which is refused without --force.
 
     **Examples**
 
@@ -29,9 +33,19 @@ def gc(
     * `quark pool gc runs/demo --keep 20`
     """
     from quark.cli.console import count, make_console, print_json, prose, size
+    from quark.errors import ConfigError
     from quark.pool.native import NativePool
+    from quark.run_directory import RunDirectory
 
     with NativePool.open(pool_path(path), writable=True) as pool:
+        needed = RunDirectory.around(path).oldest_snapshot_needed()
+        if needed is not None and not (force or dry_run):
+            would_keep = pool.gc(keep_snapshots=keep, dry_run=True).oldest_generation
+            if would_keep > needed:
+                raise ConfigError(
+                    f"a checkpoint of the run goes on from snapshot {needed}, which would be given up: keep it with "
+                    f"--keep {pool.snapshot.generation + 2 - needed}, or give up resuming with --force"
+                )
         collected = pool.gc(keep_snapshots=keep, dry_run=dry_run)
     if as_json:
         print_json(

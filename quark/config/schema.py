@@ -38,7 +38,8 @@ class RunSection(Settings):
     chunk_size: int = Field(512, ge=1)
     """Completions that are sampled, scored and committed together; what an interruption can cost."""
     overlap_scoring: bool | None = None
-    """Ask the rewards of a chunk in a thread while the next chunk is generated; pool and scores stay the same. Unset:
+    """Ask the rewards of a chunk in a thread while the next chunk is generated. Pool and scores stay the same (up to rounding
+    where a torch model on the CPU scores beside ``sampling.backend = "http"``). Unset:
     where the reward does not compute in the run's own thread anyway (``http``, or a function with
     ``reward.timeout_s``) and no function of yours is among ``pool.extra_scores``."""
     device: str = "auto"

@@ -139,7 +139,9 @@ class Adapter:
         again leaves another float.
         """
         originals = []
-        with torch.no_grad(), self.embedding.merged() as embedding:
+        # In full precision also where sampling, which has servers given the weights, is not.
+        exactly = torch.autocast(self.model.device.type, enabled=False)
+        with torch.no_grad(), exactly, self.embedding.merged() as embedding:
             try:
                 self.model.set_input_embeddings(embedding)
                 for name, layer in self.layers:

@@ -236,9 +236,9 @@ class _SegmentFiles:
             ]
         except pl.exceptions.PolarsError:
             # Damage elsewhere in the file can keep polars from reading it: let the extension name it.
-            self._pool.samples(
-                range(piece.segment.first, piece.segment.first + piece.segment.count)
-            )
+            for segment in segments_of(self._pool):
+                if segment.file == piece.segment.file:
+                    self._pool.samples(range(segment.first, segment.first + segment.count))
             raise
         for column in rows.get_columns():
             if (sizes := _byte_sizes(column)) is not None:

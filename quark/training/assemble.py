@@ -734,8 +734,14 @@ def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
             if pool.snapshot.hash == expected["hash"]:
                 return
             reason = "has another history than the checkpoint's"
-    except ValueError:
-        pass
+    except ValueError as err:
+        with NativePool.open(run.pool) as pool:
+            oldest = pool.oldest_generation
+        if oldest > expected["generation"]:
+            raise CheckpointError(
+                f"{run.pool} has given up snapshot {expected['generation']}, from which the checkpoint goes on: "
+                f"`quark pool gc` left those from {oldest} on. The samples are all there: start a new run with them"
+            ) from err
     raise CheckpointError(f"{run.pool} {reason}: it was replaced or rolled back")
 
 

@@ -147,8 +147,9 @@ class CachedReference(ReferencePolicy):
         if chunk is None or sample_id not in chunk:
             [sample] = self._pool.samples([sample_id])
             chunk = self._pool.find(chunk_key(self._run_id, sample.round, sample.chunk))
-            assert chunk is not None
-            assert sample_id in chunk
+            if chunk is None or sample_id not in chunk:
+                # Another run's, which an import or a merge brought: computed alone.
+                chunk = range(sample_id, sample_id + 1)
             insort(self._chunks, chunk, key=lambda ids: ids.start)
         begin = sample_id - (sample_id - chunk.start) % self._block_size
         return range(begin, min(begin + self._block_size, chunk.stop))

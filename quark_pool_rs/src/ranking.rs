@@ -5,7 +5,6 @@
 //! `quark/pool/base.py`; layout of runs: FORMAT.md.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -187,12 +186,15 @@ fn not_a_row(file: &str, row: usize) -> PoolError {
 }
 
 impl View<'_> {
-    fn get(&self, at: usize) -> Option<(u32, u64)> {
-        match *self {
+    /// Keys and ids, best first.
+    fn entries(self) -> (Vec<u32>, Vec<u64>) {
+        match self {
             Self::Level0 { first, scores, order } => {
-                order.get(at).map(|&row| (score_key(scores[row as usize]), first + u64::from(row)))
+                let key = |&row: &u32| score_key(scores[row as usize]);
+                let id = |&row: &u32| first + u64::from(row);
+                (order.iter().map(key).collect(), order.iter().map(id).collect())
             }
-            Self::Merged { keys, ids } => keys.get(at).map(|&key| (key, ids[at])),
+            Self::Merged { keys, ids } => (keys.to_vec(), ids.to_vec()),
         }
     }
 }
@@ -206,33 +208,48 @@ pub fn merge_runs(
     runs: &[Arc<Run>],
     own: OwnRun<'_>,
 ) -> Result<(Vec<u32>, Vec<u64>)> {
-    let tie_seed = snapshot.home.settings.tie_seed;
-    let lazy: Vec<_> = runs.iter().map(|run| LazyView { home: &snapshot.home, run }).collect();
-    let mut views = lazy.iter().map(LazyView::whole).collect::<Result<Vec<_>>>()?;
-    views.push(View::Level0 { first: own.first, scores: own.scores, order: own.order });
-    let rank = |(key, id): (u32, u64)| (!key, tie_hash(tie_seed, id), id);
-
-    let total = lazy.iter().map(LazyView::len).sum::<usize>() + own.order.len();
-    let (mut keys, mut ids) = (Vec::with_capacity(total), Vec::with_capacity(total));
-    let mut positions = vec![0; views.len()];
-    let mut heads: BinaryHeap<_> = views
-        .iter()
-        .enumerate()
-        .filter_map(|(i, view)| view.get(0).map(|entry| Reverse((rank(entry), i))))
-        .collect();
-    while let Some(mut head) = heads.peek_mut() {
-        let Reverse(((inverted, _, id), i)) = *head;
-        keys.push(!inverted);
-        ids.push(id);
-        positions[i] += 1;
-        match views[i].get(positions[i]) {
-            Some(entry) => *head = Reverse((rank(entry), i)),
-            None => {
-                std::collections::binary_heap::PeekMut::pop(head);
-            }
+    let mut parts =
+        vec![View::Level0 { first: own.first, scores: own.scores, order: own.order }.entries()];
+    for run in runs {
+        parts.push(LazyView { home: &snapshot.home, run }.whole()?.entries());
+    }
+    // The smallest first, so that the large ones are copied few times.
+    loop {
+        parts.sort_by_key(|(keys, _)| Reverse(keys.len()));
+        match (parts.pop(), parts.pop()) {
+            (Some(a), Some(b)) => parts.push(merge_two(&a, &b, snapshot.home.settings.tie_seed)),
+            (last, _) => return Ok(last.unwrap_or_default()),
         }
     }
-    Ok((keys, ids))
+}
+
+/// Two runs as one. Which one the next entry comes from cannot be foreseen, so it is computed, not branched on.
+fn merge_two(
+    (a_keys, a_ids): &(Vec<u32>, Vec<u64>),
+    (b_keys, b_ids): &(Vec<u32>, Vec<u64>),
+    tie_seed: u64,
+) -> (Vec<u32>, Vec<u64>) {
+    let total = a_keys.len() + b_keys.len();
+    let (mut keys, mut ids) = (vec![0; total], vec![0; total]);
+    let (mut a, mut b) = (0, 0);
+    while a < a_keys.len() && b < b_keys.len() {
+        let (a_key, b_key) = (a_keys[a], b_keys[b]);
+        let (a_id, b_id) = (a_ids[a], b_ids[b]);
+        let mut is_a = a_key > b_key;
+        if a_key == b_key {
+            is_a = (tie_hash(tie_seed, a_id), a_id) < (tie_hash(tie_seed, b_id), b_id);
+        }
+        keys[a + b] = if is_a { a_key } else { b_key };
+        ids[a + b] = if is_a { a_id } else { b_id };
+        a += usize::from(is_a);
+        b += usize::from(!is_a);
+    }
+    let done = a + b;
+    let (rest_keys, rest_ids) =
+        if a < a_keys.len() { (&a_keys[a..], &a_ids[a..]) } else { (&b_keys[b..], &b_ids[b..]) };
+    keys[done..].copy_from_slice(rest_keys);
+    ids[done..].copy_from_slice(rest_ids);
+    (keys, ids)
 }
 
 /// How a block of equal scores is cut; see `quark/pool/base.py`.

@@ -469,8 +469,8 @@ impl Snapshot {
     pub fn apply_scores(&mut self, change: ScoreChange, digest: Digest256) -> Result<(), String> {
         match change {
             ScoreChange::Draft { name, source, extent, merges } => {
-                if extent.file.is_none() || extent.first + extent.count > self.num_samples {
-                    return Err("a draft of scores without a file or samples".to_owned());
+                if extent.file.is_none() {
+                    return Err("a draft of scores without a file".to_owned());
                 }
                 let extent = self.extent(&name, Arc::new(extent))?;
                 let at = self.drafts.iter().position(|d| d.name == name).unwrap_or_else(|| {
@@ -608,6 +608,12 @@ impl Snapshot {
                 entry.count, entry.first, self.num_samples
             ));
         }
+        let ids = entry.first + 1..entry.first + entry.count;
+        if !entry.further.is_sorted_by(|a, b| a.first < b.first)
+            || entry.further.iter().any(|append| !ids.contains(&append.first))
+        {
+            return Err("the appends of a segment do not follow one another".to_owned());
+        }
         self.num_samples += entry.count;
         self.first_ids.push(entry.first);
         self.segments.push(Segment::new(entry));
@@ -629,6 +635,10 @@ impl Snapshot {
     }
 
     fn extent(&self, column: &str, entry: Arc<ExtentEntry>) -> Result<Extent, String> {
+        let end = entry.first.checked_add(entry.count);
+        if end.is_none_or(|end| end > self.num_samples) {
+            return Err("an extent beyond the last sample".to_owned());
+        }
         if let Some(file) = &entry.file {
             let file = Arc::new(LazyFile::new(file.clone()));
             return Ok(Extent { entry, place: ExtentPlace::File(file) });

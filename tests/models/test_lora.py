@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from quark.errors import ModelError
@@ -87,6 +88,18 @@ def test_what_a_checkpoint_holds_brings_the_policy_back(make, tmp_path):
     again = adapted(tmp_path / "again", make())
     load_model_tensors(again.model, tensors, tmp_path)
     assert torch.equal(nll(again, again), nll(policy, policy))
+
+
+def test_weights_are_merged_in_full_precision_wherever_it_is_done(tmp_path):
+    policy = adapted(tmp_path)
+    train_a_little(policy, AdapterOffReference(policy))
+    policy.save(tmp_path / "plain")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        policy.save(tmp_path / "while sampling")
+    saved, again = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("plain", "while sampling")
+    )
+    assert all(torch.equal(tensor, again[name]) for name, tensor in saved.items())
 
 
 def test_the_saved_model_is_an_ordinary_one_with_the_adapters_in_its_weights(make, tmp_path):

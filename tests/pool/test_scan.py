@@ -76,9 +76,9 @@ def wide(number: int, size: int = 3) -> SampleBatch:
     )
 
 
-def damage(file: Path, offset: int) -> None:
+def damage(file: Path, offset: int, mask: int = 1) -> None:
     data = bytearray(file.read_bytes())
-    data[offset] ^= 1
+    data[offset] ^= mask
     file.chmod(0o600)
     file.write_bytes(data)
 
@@ -299,6 +299,17 @@ def test_a_compacted_pool_is_scanned_like_before(path: Path) -> None:
         pool.scan().filter(pl.col("round") == 2, pl.col("seed") > 0).collect(),
         before.filter(pl.col("round") == 2, pl.col("seed") > 0),
     )
+
+
+def test_damage_in_one_append_of_a_compacted_file_is_named(path: Path) -> None:
+    pool = NativePool.create(path, vocab_size=VOCAB_SIZE)
+    for number in range(3):
+        pool.append(wide(number))
+    pool.compact()
+    [file] = {segment.file for segment in segments_of(pool)}
+    damage(file, file.read_bytes().rindex(b"b" * LONG) + LONG // 2, mask=0x80)
+    with pytest.raises(PoolCorruptedError, match="is damaged at offset"):
+        pool.scan().filter(pl.col("id") == 0).select("completion_text").collect()
 
 
 def test_scores_that_were_written_anew_are_the_ones_that_count(path: Path) -> None:

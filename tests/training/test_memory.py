@@ -231,6 +231,20 @@ def test_stored_rows_are_those_of_the_model_but_for_half_precision(
     assert rounding.kl_reference_to_policy.max() < 1e-5
 
 
+def test_samples_that_another_run_committed_are_computed_alone(
+    config: Path, cached_run: Path, tmp_path: Path
+) -> None:
+    reference, policy = cached_reference(config, cached_run, tmp_path / "cache")
+    reference._run_id = "another"
+    ids = [7, 3]
+    reference.prepare(ids)
+    live, cached = (
+        reference.completion_rows(batch_of(cached_run, policy, ids, cached=c)).rows
+        for c in (False, True)
+    )
+    torch.testing.assert_close(cached, live, rtol=2**-11, atol=1e-5)
+
+
 def test_prepared_samples_need_no_model_whatever_the_batch_and_its_parts(
     config: Path, cached_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from quark.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
+from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.training.checkpoint import verify
+from tests.cli.commands import quark
 from tests.training.tiny_run import (
     NUM_ROUNDS,
     STEPS_PER_ROUND,
@@ -320,3 +322,25 @@ def test_an_exact_resume_passes_where_it_is_required(
 def test_exactness_is_not_promised_beyond_the_cpu(config: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="on meta an operation need not give the same bits"):
         train(config, tmp_path, overrides=("run.device=meta",), require_exact=True)
+
+
+def test_upkeep_of_the_pool_leaves_a_stopped_run_as_it_was(
+    config: Path, stopped_run: Path, expected: dict[str, Any]
+) -> None:
+    with NativePool.open(RunDirectory(stopped_run).pool, writable=True) as pool:
+        assert pool.compact().num_commits > 0
+    refused = quark("pool", "gc", stopped_run)
+    assert refused.code == 2
+    [keep] = re.findall(r"--keep (\d+)", refused.err)
+    assert (
+        quark("pool", "gc", RunDirectory(stopped_run).pool, "--keep", str(int(keep) - 1)).code == 2
+    )
+    assert quark("pool", "gc", stopped_run, "--keep", keep).code == 0
+    assert not train(config, stopped_run).interrupted
+    assert fingerprint_of(stopped_run)["weights"] == expected["weights"]
+
+
+def test_a_snapshot_that_was_given_up_is_named(config: Path, stopped_run: Path) -> None:
+    assert quark("pool", "gc", stopped_run, "--force").code == 0
+    with pytest.raises(CheckpointError, match="has given up snapshot"):
+        train(config, stopped_run)

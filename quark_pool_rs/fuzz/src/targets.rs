@@ -132,6 +132,14 @@ fn read(snapshot: &Arc<Snapshot>) {
     }
     for column in &snapshot.columns {
         let _ = rank(snapshot, &column.name);
+        if snapshot.num_samples < 1 << 20 {
+            let mut found = vec![0.0; snapshot.num_samples as usize];
+            let _ = snapshot.copy_scores(column, &mut found);
+        }
+    }
+    for segment in &snapshot.segments {
+        let appends = segment.entry.appends();
+        assert!(appends.map(|(_, ids)| ids.end - ids.start).all(|count| count > 0));
     }
 }
 
