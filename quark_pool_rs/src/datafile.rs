@@ -311,6 +311,9 @@ impl DataFile {
 
     #[cold]
     fn check(&self, range: Range<usize>) -> Result<()> {
+        if range.len() > BLOCK_BYTES {
+            self.region.will_need(range.clone());
+        }
         let (data, sums) = (&self.region[..self.tail], &self.region[self.sums.clone()]);
         self.checked.check(data, sums, range).map_err(|block| {
             self.damaged(block * BLOCK_BYTES, "a block of 4096 bytes does not match its sum")
@@ -422,7 +425,12 @@ impl DataFile {
         } else {
             layout.values.start + row * layout.kind.width()
         };
-        self.region.prefetch(at);
+        if self.checked.is_checked(at / BLOCK_BYTES) {
+            self.region.prefetch(at);
+        } else {
+            let block = at / BLOCK_BYTES * BLOCK_BYTES;
+            self.region.will_need(block..self.region.len().min(block + BLOCK_BYTES));
+        }
     }
 
     /// Ask the processor for the first items of a span, and the system if this process has not seen them.
@@ -444,6 +452,7 @@ impl DataFile {
 
     /// Check every block that was not checked before, and report each that is wrong.
     pub fn check_all(&self, mut report: impl FnMut(PoolError)) {
+        self.region.will_be_read_through();
         for start in (0..self.tail).step_by(BLOCK_BYTES) {
             if let Err(error) = self.bytes(start..start + 1) {
                 report(error);

@@ -38,6 +38,9 @@ impl Region {
         // them again, and makes them read-only; it unlinks but never truncates. The rest is the user's
         // duty, stated on `Region`. The map is private to this type and only lent as `&[u8]`.
         if let Ok(map) = unsafe { Mmap::map(&*file) } {
+            // Samples lie anywhere: what the system would read around a page is read for nothing. Whoever
+            // reads on asks for it by `will_need`.
+            let _ = map.advise(memmap2::Advice::Random);
             return Ok(Self(Bytes::Map(map)));
         }
         let mut bytes = Vec::new();
@@ -65,6 +68,13 @@ impl Region {
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = at;
+    }
+
+    /// Tell the system that all bytes will be read, first to last; a hint, so it cannot fail.
+    pub fn will_be_read_through(&self) {
+        if let Bytes::Map(map) = &self.0 {
+            let _ = map.advise(memmap2::Advice::Sequential);
+        }
     }
 
     /// Ask the system to bring these bytes in; a hint, so it cannot fail.
@@ -102,6 +112,7 @@ mod tests {
         let map = Region::map(&mut file).unwrap();
         map.will_need(4096..9000);
         map.prefetch(5000);
+        map.will_be_read_through();
         map.prefetch(usize::MAX);
         assert_eq!(&*map, &bytes[..]);
         assert_eq!(&*Region::copy(&bytes), &bytes[..]);
