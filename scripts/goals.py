@@ -230,7 +230,9 @@ def exercised(_goal: Mapping[str, float], folder: Path) -> Outcome:
         "LLVM_PROFILE_FILE": str(folder / "%p-%m.profraw"),
         "CARGO_TARGET_DIR": str(target),
     }
-    command = ["cargo", "test", "-p", "quark_pool_rs", "--tests", "--message-format=json"]
+    # The power-cut test does not end in reasonable time without optimization.
+    command = ["cargo", "test", "--release", "-p", "quark_pool_rs", "--tests"]
+    command += ["--message-format=json"]
     done = subprocess.run(
         [*command, "--no-run"],
         cwd=ROOT,

@@ -106,7 +106,7 @@ class PoolInfo:
     snapshot: Snapshot
     num_prompts: int
     num_segments: int
-    """Segment files, one per append."""
+    """Segment files: one per append, fewer after a compaction."""
     num_bytes: int
     """Bytes of all live data files."""
     score_columns: tuple[ScoreColumnInfo, ...]
@@ -440,8 +440,8 @@ class NativePool:
     def gc(self, *, keep_snapshots: int, dry_run: bool = False) -> Collected:
         """Give old snapshots up, and remove the files that only they need.
 
-        No sample goes: what goes are logs, sorted runs that were merged, scores that were replaced, and
-        drafts that were discarded. Giving up is itself a commit and counts among the kept snapshots; where
+        No sample goes: what goes are logs, runs and small files that were merged, scores that were replaced,
+        and drafts that were discarded. Giving up is itself a commit and counts among the kept snapshots; where
         there are no more than that already, nothing is committed. Readers go on reading what they have
         opened, and see the rest after ``refresh``.
 

@@ -29,8 +29,8 @@ pub enum Group {
 
 /// The oldest files that are worth making one of, with at most `max_rows` rows.
 ///
-/// The largest file of a group at least doubles, so that a row is written anew a few times in its life, however often pools
-/// are compacted. The same snapshot gives the same group.
+/// The largest file of a group at least doubles, so that a row is written anew a few times in its life,
+/// however often pools are compacted. The same snapshot gives the same group.
 pub fn plan(snapshot: &Snapshot, max_rows: u64) -> Option<Group> {
     let segments = snapshot.segments.iter().map(|segment| Candidate {
         rows: segment.entry.count,
