@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::quantization::Quantization;
 use crate::rng::hash;
-use crate::schedule::{Step, Walk};
+use crate::schedule::Walk;
 use crate::segment::column;
 
 /// The weight of a sample of the newest round.
@@ -84,12 +84,12 @@ impl Aged {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// The sample at a step of the walk over the epoch.
-    pub(crate) fn id(&self, step: Step) -> u64 {
-        let at = self.ends.partition_point(|&end| end <= step.place);
+    /// The sample at a place of the walk over an epoch.
+    pub(crate) fn id(&self, epoch: u128, place: u64) -> u64 {
+        let at = self.ends.partition_point(|&end| end <= place);
         let Round { first, quota, walk } = self.rounds[at];
-        let taken = step.place - (self.ends[at] - quota);
-        let own = walk.at(step.epoch * u128::from(quota) + u128::from(taken));
-        self.ids[first + own.place as usize]
+        let taken = place - (self.ends[at] - quota);
+        let own = walk.at(epoch * u128::from(quota) + u128::from(taken));
+        self.ids[first + own as usize]
     }
 }

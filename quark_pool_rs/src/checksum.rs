@@ -58,14 +58,14 @@ impl CheckedBlocks {
     }
 
     /// Whether block `block` was checked.
-    #[inline]
+    #[inline(always)]
     pub fn is_checked(&self, block: usize) -> bool {
         // Relaxed: the bytes are immutable, so the bit guards no other memory.
         self.bits[block / 64].load(Ordering::Relaxed) >> (block % 64) & 1 == 1
     }
 
     /// Whether all blocks that `range` touches were checked.
-    #[inline]
+    #[inline(always)]
     pub fn covers(&self, range: &Range<usize>) -> bool {
         if range.start >= range.end {
             return true;

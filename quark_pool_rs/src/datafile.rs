@@ -150,6 +150,10 @@ fn trailing_footer_len(bytes: &[u8]) -> usize {
 #[derive(Debug, Clone)]
 struct Layout {
     kind: Kind,
+    /// Bytes of a value, or of an item of a value.
+    width: usize,
+    /// Values, or items of all values.
+    items: usize,
     /// i32 offsets, empty for fixed-width columns.
     offsets: Range<usize>,
     values: Range<usize>,
@@ -285,7 +289,8 @@ impl DataFile {
             if !fits || !offsets.start.is_multiple_of(8) || !values.start.is_multiple_of(8) {
                 return Err(wrong("a buffer's length or alignment"));
             }
-            layouts.push(Layout { kind, offsets, values });
+            let width = kind.width();
+            layouts.push(Layout { kind, width, items: values.len() / width, offsets, values });
         }
         Ok(layouts)
     }
@@ -301,7 +306,7 @@ impl DataFile {
     }
 
     /// Checked bytes; `range` lies before the tail.
-    #[inline]
+    #[inline(always)]
     fn bytes(&self, range: Range<usize>) -> Result<&[u8]> {
         if !self.checked.covers(&range) {
             self.check(range.clone())?;
@@ -337,7 +342,7 @@ impl DataFile {
     ///
     /// # Panics
     /// If `rows` are not rows of the file or `T` is not the column's type.
-    #[inline]
+    #[inline(always)]
     pub fn values<T: Pod>(&self, column: usize, rows: Range<usize>) -> Result<&[T]> {
         let layout = &self.columns[column];
         let width = size_of::<T>();
@@ -354,7 +359,7 @@ impl DataFile {
     ///
     /// # Panics
     /// As [`DataFile::values`].
-    #[inline]
+    #[inline(always)]
     pub fn value<T: Pod>(&self, column: usize, row: usize) -> Result<T> {
         Ok(self.values::<T>(column, row..row + 1)?[0])
     }
@@ -366,15 +371,14 @@ impl DataFile {
     ///
     /// # Panics
     /// If `row` is not a row of the file.
-    #[inline]
+    #[inline(always)]
     pub fn span(&self, column: usize, row: usize) -> Result<Range<usize>> {
         let layout = &self.columns[column];
         assert!(row < self.rows && layout.kind.has_offsets(), "not a row with items");
         let at = layout.offsets.start + row * 4;
         let pair: &[i32] = bytemuck::cast_slice(self.bytes(at..at + 8)?);
-        let items = layout.values.len() / layout.kind.width();
         match (usize::try_from(pair[0]), usize::try_from(pair[1])) {
-            (Ok(start), Ok(end)) if start <= end && end <= items => Ok(start..end),
+            (Ok(start), Ok(end)) if start <= end && end <= layout.items => Ok(start..end),
             _ => Err(self.no_span(at, pair)),
         }
     }
@@ -391,7 +395,7 @@ impl DataFile {
     ///
     /// # Panics
     /// If the span is not one of this column's, or `T` is not the items' type.
-    #[inline]
+    #[inline(always)]
     pub fn items<T: Pod>(&self, column: usize, span: Range<usize>) -> Result<&[T]> {
         let layout = &self.columns[column];
         let width = size_of::<T>();
@@ -400,6 +404,21 @@ impl DataFile {
         let range = start + span.start * width..start + span.end * width;
         assert!(range.end <= layout.values.end, "span outside the column");
         Ok(bytemuck::cast_slice(self.bytes(range)?))
+    }
+
+    /// Some items of a column, if it has them and their blocks have been checked already.
+    ///
+    /// # Panics
+    /// If `T` is not the items' type.
+    #[inline(always)]
+    pub fn window<T: Pod>(&self, column: usize, items: Range<usize>) -> Option<&[T]> {
+        let layout = &self.columns[column];
+        let width = size_of::<T>();
+        debug_assert_eq!(width, layout.kind.width());
+        let start = layout.values.start;
+        let range = start + items.start * width..start + items.end * width;
+        (range.end <= layout.values.end && self.checked.covers(&range))
+            .then(|| bytemuck::cast_slice(&self.region[range]))
     }
 
     /// The text of a row.
@@ -417,13 +436,13 @@ impl DataFile {
     }
 
     /// Ask the processor for a row's value or offsets, which will soon be read.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch_row(&self, column: usize, row: usize) {
         let layout = &self.columns[column];
         let at = if layout.kind.has_offsets() {
             layout.offsets.start + row * 4
         } else {
-            layout.values.start + row * layout.kind.width()
+            layout.values.start + row * layout.width
         };
         if self.checked.is_checked(at / BLOCK_BYTES) {
             self.region.prefetch(at);
@@ -434,17 +453,17 @@ impl DataFile {
     }
 
     /// Ask the processor for the first items of a span, and the system if this process has not seen them.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch_items(&self, column: usize, span: &Range<usize>) {
         let layout = &self.columns[column];
-        let at = layout.values.start + span.start * layout.kind.width();
-        let end = layout.values.start + span.end * layout.kind.width();
+        let at = layout.values.start + span.start * layout.width;
+        let end = layout.values.start + span.end * layout.width;
         if at >= end {
             return;
         }
         if self.checked.is_checked(at / BLOCK_BYTES) {
             self.region.prefetch(at);
-            self.region.prefetch(end - 1);
+            self.region.prefetch((at + 63).max(end - 1));
         } else {
             self.region.will_need(at / BLOCK_BYTES * BLOCK_BYTES..end.min(self.region.len()));
         }
@@ -498,7 +517,7 @@ impl LazyFile {
     ///
     /// # Errors
     /// As [`DataFile::open`].
-    #[inline]
+    #[inline(always)]
     pub fn get(
         &self,
         storage: &dyn Storage,

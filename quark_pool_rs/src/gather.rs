@@ -4,10 +4,13 @@
 //! is asked for: ids, rows, spans, tokens. Nothing is written before every span is known, and what is
 //! written goes straight to where the caller wants it.
 
+use std::marker::PhantomData;
+
 use bytemuck::Pod;
 
 use crate::datafile::DataFile;
 use crate::error::{PoolError, Result};
+use crate::processor::{self, Kernel};
 use crate::segment::{column, prompt_column};
 use crate::snapshot::Snapshot;
 
@@ -18,14 +21,14 @@ pub trait TokenId: Copy + Default + Send + Sync + TryFrom<i64> {
 }
 
 impl TokenId for i64 {
-    #[inline]
+    #[inline(always)]
     fn of(token: u32) -> Self {
         Self::from(token)
     }
 }
 
 impl TokenId for i32 {
-    #[inline]
+    #[inline(always)]
     fn of(token: u32) -> Self {
         token as Self
     }
@@ -105,19 +108,12 @@ impl<'a> TokenLists<'a> {
         if self.width == 0 {
             return Ok(());
         }
-        let rows = out[..self.places.len() * self.width].chunks_exact_mut(self.width);
-        for (place, row) in self.places.iter().zip(rows) {
-            let (blank, tokens) = match padding {
-                Padding::Left => row.split_at_mut(self.width - place.len()),
-                Padding::Right => {
-                    let (tokens, blank) = row.split_at_mut(place.len());
-                    (blank, tokens)
-                }
-            };
-            blank.fill(pad_id);
-            self.copy(place, tokens)?;
+        let (out, blank) = (&mut out[..self.places.len() * self.width], pad_id);
+        if self.is_narrow {
+            processor::run(Pad::<u16, T> { lists: self, padding, blank, out, stored: PhantomData })
+        } else {
+            processor::run(Pad::<u32, T> { lists: self, padding, blank, out, stored: PhantomData })
         }
-        Ok(())
     }
 
     /// Fill `out`, [`total`], with one list after another, and `offsets`, [B + 1].
@@ -139,13 +135,75 @@ impl<'a> TokenLists<'a> {
         Ok(())
     }
 
-    #[inline]
+    #[cold]
+    fn pad_row<T: TokenId>(
+        &self,
+        place: &Place<'_>,
+        padding: Padding,
+        pad_id: T,
+        row: &mut [T],
+    ) -> Result<()> {
+        let (blank, tokens) = match padding {
+            Padding::Left => row.split_at_mut(self.width - place.len()),
+            Padding::Right => {
+                let (tokens, blank) = row.split_at_mut(place.len());
+                (blank, tokens)
+            }
+        };
+        blank.fill(pad_id);
+        self.copy(place, tokens)
+    }
+
+    #[inline(always)]
     fn copy<T: TokenId>(&self, place: &Place<'_>, out: &mut [T]) -> Result<()> {
         let span = place.start..place.end;
         if self.is_narrow {
             widen(place.file.items::<u16>(self.column, span)?, out);
         } else {
             widen(place.file.items::<u32>(self.column, span)?, out);
+        }
+        Ok(())
+    }
+}
+
+/// Fills a padded matrix from lists of `S`.
+struct Pad<'a, S, T> {
+    lists: &'a TokenLists<'a>,
+    padding: Padding,
+    blank: T,
+    out: &'a mut [T],
+    stored: PhantomData<S>,
+}
+
+impl<S: Pod + Into<u32>, T: TokenId> Kernel for Pad<'_, S, T> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn run(self) -> Result<()> {
+        let Self { lists, padding, blank, out, .. } = self;
+        let width = lists.width;
+        for (place, row) in lists.places.iter().zip(out.chunks_exact_mut(width)) {
+            let len = place.len();
+            // As many stored tokens as the row is wide, so that no step depends on the list's length; what
+            // is beyond the list is not used.
+            let window = match padding {
+                Padding::Right => Some(place.start..place.start + width),
+                Padding::Left => place.end.checked_sub(width).map(|start| start..place.end),
+            };
+            let window = window.and_then(|window| place.file.window::<S>(lists.column, window));
+            match (window, padding) {
+                (Some(tokens), Padding::Right) => {
+                    for (i, (out, &token)) in row.iter_mut().zip(tokens).enumerate() {
+                        *out = if i < len { T::of(token.into()) } else { blank };
+                    }
+                }
+                (Some(tokens), Padding::Left) => {
+                    for (i, (out, &token)) in row.iter_mut().zip(tokens).enumerate() {
+                        *out = if i >= width - len { T::of(token.into()) } else { blank };
+                    }
+                }
+                (None, _) => lists.pad_row(place, padding, blank, row)?,
+            }
         }
         Ok(())
     }
@@ -172,10 +230,11 @@ pub struct Located<'a> {
 /// `UnknownSample`, `Corrupted`, `Io`.
 pub fn locate<'a>(snapshot: &'a Snapshot, ids: &[u64]) -> Result<Located<'a>> {
     let home = &snapshot.home;
+    let finder = snapshot.finder();
     let mut rows = Vec::with_capacity(ids.len());
     for &id in ids {
         snapshot.check_id(id)?;
-        let (segment, row) = snapshot.locate(id);
+        let (segment, row) = finder.locate(id);
         let file = segment.open(home)?;
         file.prefetch_row(column::COMPLETION, row);
         file.prefetch_row(column::PROMPT, row);
@@ -198,10 +257,11 @@ pub fn locate<'a>(snapshot: &'a Snapshot, ids: &[u64]) -> Result<Located<'a>> {
 /// # Errors
 /// `UnknownSample`, `Corrupted`, `Io`.
 pub fn completion_lengths(snapshot: &Snapshot, ids: &[u64]) -> Result<Vec<u32>> {
+    let finder = snapshot.finder();
     let mut rows = Vec::with_capacity(ids.len());
     for &id in ids {
         snapshot.check_id(id)?;
-        let (segment, row) = snapshot.locate(id);
+        let (segment, row) = finder.locate(id);
         let file = segment.open(&snapshot.home)?;
         file.prefetch_row(column::COMPLETION, row);
         rows.push((file, row));

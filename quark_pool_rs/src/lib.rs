@@ -21,8 +21,8 @@
 //! segment  manifest                           columns | records
 //! datafile                                    an Arrow file with checksums
 //! storage                                     the only file-system room
-//! mapping  checksum  rng                      maps (the only unsafe) | sums | counter-based randomness
-//! format  error
+//! mapping  checksum  rng                      maps | sums | counter-based randomness
+//! format  processor  error                    limits | loops in the processor's widest vectors
 //! ```
 
 mod aging;
@@ -38,6 +38,7 @@ pub mod gather;
 pub mod manifest;
 pub mod mapping;
 pub mod pool;
+mod processor;
 #[cfg(feature = "python")]
 mod python;
 pub mod quantization;

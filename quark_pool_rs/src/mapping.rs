@@ -1,4 +1,4 @@
-//! The only file that maps memory, and the only one with `unsafe`.
+//! The only file that maps memory; with `processor` the only one with `unsafe`.
 //!
 //! A [`Region`] is read-only bytes that never change: a map of a published file, or a copy on the heap
 //! (for storages that are not a file system). Layout of the bytes: FORMAT.md.

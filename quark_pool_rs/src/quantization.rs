@@ -37,6 +37,9 @@ enum Source {
     Labelled(Vec<f32>, Vec<i16>),
 }
 
+/// A quantile and an index in it, below the quantile's count.
+pub type Place = (i16, u64);
+
 /// The ranking of one snapshot, cut into quantiles.
 pub struct Quantization {
     snapshot: Arc<Snapshot>,
@@ -177,11 +180,11 @@ impl Quantization {
         self.quantiles.iter().map(bound).collect()
     }
 
-    /// The id of each (quantile, index) pair; an index is below the quantile's count.
+    /// The id at each place.
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    pub fn ids_at(&self, places: &[(i16, u64)], out: &mut [u64]) -> Result<()> {
+    pub fn ids_at(&self, places: &[Place], out: &mut [u64]) -> Result<()> {
         let runs = self.runs();
         // In stages, so that the lines of the second are on their way.
         let mut entries = Vec::with_capacity(places.len());

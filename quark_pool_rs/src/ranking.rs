@@ -133,7 +133,7 @@ impl LazyView<'_> {
     }
 
     /// Row of an entry of a level-0 run.
-    #[inline]
+    #[inline(always)]
     fn row(&self, at: usize) -> Result<usize> {
         let RunPlace::Extent(extent) = &self.run.place else {
             unreachable!("merged runs have ids")

@@ -1,5 +1,7 @@
 //! Counter-based randomness: a number is a pure function of a seed and a place, so nothing has a state.
 
+use crate::processor::{self, Kernel};
+
 /// A bijective scrambler of 64 bits (the finalizer of splitmix64).
 #[inline]
 pub fn mix64(mut z: u64) -> u64 {
@@ -54,7 +56,7 @@ impl Permutation {
     }
 
     /// Where `i < n` goes.
-    #[inline]
+    #[inline(always)]
     pub fn apply(&self, i: u64) -> u64 {
         debug_assert!(i < self.n);
         let mut x = i;
@@ -66,7 +68,29 @@ impl Permutation {
         }
     }
 
-    #[inline]
+    /// Where each of `first ..` goes, `out.len()` of them, which are below n.
+    pub fn apply_each(&self, first: u64, out: &mut [u64]) {
+        for (out, i) in out.iter_mut().zip(first..) {
+            *out = i;
+        }
+        processor::run(Scramble { permutation: self, values: out });
+        // Those that fell outside go on, side by side.
+        let is_outside = |values: &[u64], at: &u32| values[*at as usize] >= self.n;
+        let mut outside: Vec<u32> =
+            (0..out.len() as u32).filter(|at| is_outside(out, at)).collect();
+        let mut values: Vec<u64> = Vec::with_capacity(outside.len());
+        while !outside.is_empty() {
+            values.clear();
+            values.extend(outside.iter().map(|&at| out[at as usize]));
+            processor::run(Scramble { permutation: self, values: &mut values });
+            for (&at, &value) in outside.iter().zip(&values) {
+                out[at as usize] = value;
+            }
+            outside.retain(|at| is_outside(out, at));
+        }
+    }
+
+    #[inline(always)]
     fn scramble(&self, x: u64) -> u64 {
         let (mut low, mut high) = (x & self.low_mask, x >> self.low_bits);
         // Rounds change the halves in turn, each under the other, so that they may differ in width.
@@ -75,6 +99,23 @@ impl Permutation {
             high ^= mix64(odd ^ low) & self.high_mask;
         }
         high << self.low_bits | low
+    }
+}
+
+/// One pass over several values.
+struct Scramble<'a> {
+    permutation: &'a Permutation,
+    values: &'a mut [u64],
+}
+
+impl Kernel for Scramble<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for value in self.values {
+            *value = self.permutation.scramble(*value);
+        }
     }
 }
 
@@ -88,6 +129,11 @@ mod tests {
             for key in 0..5 {
                 let permutation = Permutation::new(n, key);
                 let mut seen: Vec<u64> = (0..n).map(|i| permutation.apply(i)).collect();
+                let mut each = vec![0; n as usize];
+                permutation.apply_each(0, &mut each);
+                assert_eq!(each, seen);
+                permutation.apply_each(n / 2, &mut each[..(n - n / 2) as usize]);
+                assert_eq!(each[..(n - n / 2) as usize], seen[(n / 2) as usize..]);
                 seen.sort_unstable();
                 assert_eq!(seen, (0..n).collect::<Vec<_>>());
             }

@@ -10,7 +10,7 @@ use crate::aging::Aged;
 use crate::bucketing::{Draw, deal};
 use crate::error::{PoolError, Result};
 use crate::gather::completion_lengths;
-use crate::quantization::Quantization;
+use crate::quantization::{Place, Quantization};
 use crate::rng::{below, hash};
 use crate::schedule::{Schedule, Walk};
 
@@ -110,9 +110,6 @@ enum Stream {
     Aged = 5,
     Buckets = 6,
 }
-
-/// Quantile and index in it.
-type Place = (i16, u64);
 
 /// A stateless stream of minibatches.
 pub struct Sampler {
@@ -250,12 +247,7 @@ impl Sampler {
         stride: usize,
     ) -> Result<(Vec<u64>, Vec<i16>)> {
         if !self.aged.is_empty() {
-            let mut steps = Vec::with_capacity((slots.end - slots.start) as usize);
-            self.schedule.visit(slots, &self.walks, |stratum, step| steps.push((stratum, step)));
-            let mine = steps.into_iter().skip(skip).step_by(stride);
-            return Ok(mine
-                .map(|(stratum, step)| (self.aged[stratum].id(step), self.strata[stratum].0))
-                .unzip());
+            return Ok(self.drawn_by_age(slots, skip, stride));
         }
         let mut places = self.places(slots);
         if stride > 1 {
@@ -266,29 +258,48 @@ impl Sampler {
         Ok((ids, places.into_iter().map(|(quantile, _)| quantile).collect()))
     }
 
+    fn drawn_by_age(&self, slots: Range<u128>, skip: usize, stride: usize) -> (Vec<u64>, Vec<i16>) {
+        let len = ((slots.end - slots.start) as usize).saturating_sub(skip).div_ceil(stride);
+        let (mut ids, mut quantiles) = (vec![0; len], vec![0; len]);
+        self.schedule.visit(slots, &self.walks, |steps| {
+            let mine =
+                |&(slot, _): &(usize, u64)| slot >= skip && (slot - skip).is_multiple_of(stride);
+            for (slot, place) in steps.slots().filter(mine) {
+                ids[(slot - skip) / stride] = self.aged[steps.stratum].id(steps.epoch, place);
+                quantiles[(slot - skip) / stride] = self.strata[steps.stratum].0;
+            }
+        });
+        (ids, quantiles)
+    }
+
     fn places(&self, slots: Range<u128>) -> Vec<Place> {
-        let mut places = Vec::with_capacity((slots.end - slots.start) as usize);
+        let mut places = vec![(0, 0); (slots.end - slots.start) as usize];
         match self.settings.mode {
             SamplingMode::Stratified => {
-                self.schedule.visit(slots, &self.walks, |stratum, step| {
-                    places.push((self.strata[stratum].0, step.place));
+                self.schedule.visit(slots, &self.walks, |steps| {
+                    let (label, _) = self.strata[steps.stratum];
+                    for (slot, place) in steps.slots() {
+                        places[slot] = (label, place);
+                    }
                 });
             }
             SamplingMode::Shuffle => {
-                self.schedule.visit(slots, &self.walks, |_, step| {
-                    let stratum = self.ends.partition_point(|&end| end <= step.place);
-                    let (label, size) = self.strata[stratum];
-                    places.push((label, step.place - (self.ends[stratum] - size)));
+                self.schedule.visit(slots, &self.walks, |steps| {
+                    for (slot, place) in steps.slots() {
+                        let stratum = self.ends.partition_point(|&end| end <= place);
+                        let (label, size) = self.strata[stratum];
+                        places[slot] = (label, place - (self.ends[stratum] - size));
+                    }
                 });
             }
             SamplingMode::Iid => {
                 let quantiles = hash(self.settings.seed, Stream::IidQuantile as u64);
                 let samples = hash(self.settings.seed, Stream::IidSample as u64);
-                places.extend(slots.map(|slot| {
+                for (place, slot) in places.iter_mut().zip(slots) {
                     let stratum = below(hash(quantiles, slot as u64), self.strata.len() as u64);
                     let (label, size) = self.strata[stratum as usize];
-                    (label, below(hash(samples, slot as u64), size))
-                }));
+                    *place = (label, below(hash(samples, slot as u64), size));
+                }
             }
         }
         places

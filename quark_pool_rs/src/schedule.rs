@@ -52,34 +52,57 @@ impl Schedule {
         self.phases.last().filter(|phase| phase.strata.is_empty()).map(|phase| phase.start)
     }
 
-    /// Call `visit` with the stratum and the place in its walk for each of some slots, which exist.
+    /// Call `visit` with the steps that some slots are, which exist: stratum by stratum, not in their order.
     ///
     /// `walks` is one for each stratum.
     pub(crate) fn visit(
         &self,
         slots: Range<u128>,
         walks: &[Walk],
-        mut visit: impl FnMut(usize, Step),
+        mut visit: impl FnMut(Steps<'_>),
     ) {
+        let mut buffer = Vec::new();
         let mut from = slots.start;
         while from < slots.end {
             let at = self.phases.partition_point(|phase| phase.start <= from) - 1;
             let phase = &self.phases[at];
             let to = self.phases.get(at + 1).map_or(slots.end, |next| slots.end.min(next.start));
-            let number = phase.strata.len() as u64;
-            let turn = phase.turn + (from - phase.start) / u128::from(number);
-            let mut next = ((from - phase.start) % u128::from(number)) as usize;
-            // Those before the next one have had their turn already.
-            let had = |i: usize| turn + u128::from(i < next);
-            let strata = phase.strata.iter().enumerate();
-            let mut cursors: Vec<Cursor> =
-                strata.map(|(i, &stratum)| Cursor::new(walks[stratum], had(i))).collect();
-            for _ in from..to {
-                visit(phase.strata[next], cursors[next].step());
-                next = if next + 1 == cursors.len() { 0 } else { next + 1 };
+            let number = phase.strata.len();
+            let turn = phase.turn + (from - phase.start) / number as u128;
+            let next = ((from - phase.start) % number as u128) as usize;
+            let (before, len) = ((from - slots.start) as usize, (to - from) as usize);
+            for (i, &stratum) in phase.strata.iter().enumerate() {
+                // Those before the next one have had their turn already.
+                let had = turn + u128::from(i < next);
+                let offset = if i < next { i + number - next } else { i - next };
+                let count = len.saturating_sub(offset).div_ceil(number);
+                walks[stratum].visit(had, count, &mut buffer, |epoch, places, done| {
+                    let first = before + offset + done * number;
+                    visit(Steps { stratum, epoch, places, first, stride: number });
+                });
             }
             from = to;
         }
+    }
+}
+
+/// Some steps of the walk over one stratum, of one epoch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps<'a> {
+    pub(crate) stratum: usize,
+    pub(crate) epoch: u128,
+    /// Where the walk is at each step.
+    pub(crate) places: &'a [u64],
+    /// Which of the visited slots the first step is.
+    first: usize,
+    /// How many slots on the next one is.
+    stride: usize,
+}
+
+impl Steps<'_> {
+    /// Each place, and which of the visited slots it is.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = (usize, u64)> {
+        (self.first..).step_by(self.stride).zip(self.places.iter().copied())
     }
 }
 
@@ -90,47 +113,36 @@ pub(crate) struct Walk {
     pub(crate) size: u64,
 }
 
-/// Where a walk is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Step {
-    pub(crate) epoch: u128,
-    pub(crate) place: u64,
-}
-
 impl Walk {
+    fn permutation(self, epoch: u128) -> Permutation {
+        Permutation::new(self.size, hash(self.key, epoch as u64))
+    }
+
     /// Where it is after `turn` steps.
-    pub(crate) fn at(self, turn: u128) -> Step {
-        Cursor::new(self, turn).step()
-    }
-}
-
-/// A walk at one of its steps.
-struct Cursor {
-    walk: Walk,
-    epoch: u128,
-    next: u64,
-    permutation: Permutation,
-}
-
-impl Cursor {
-    fn new(walk: Walk, turn: u128) -> Self {
-        let size = u128::from(walk.size);
-        let epoch = turn / size;
-        let permutation = Permutation::new(walk.size, hash(walk.key, epoch as u64));
-        Self { walk, epoch, next: (turn % size) as u64, permutation }
+    pub(crate) fn at(self, turn: u128) -> u64 {
+        let size = u128::from(self.size);
+        self.permutation(turn / size).apply((turn % size) as u64)
     }
 
-    #[inline]
-    fn step(&mut self) -> Step {
-        if self.next == self.walk.size {
-            self.next = 0;
-            self.epoch += 1;
-            let key = hash(self.walk.key, self.epoch as u64);
-            self.permutation = Permutation::new(self.walk.size, key);
+    /// Call `visit` with the places of `count` steps after `turn` of them, epoch by epoch, and how many of
+    /// the steps came before. What `buffer` holds does not matter.
+    fn visit(
+        self,
+        turn: u128,
+        count: usize,
+        buffer: &mut Vec<u64>,
+        mut visit: impl FnMut(u128, &[u64], usize),
+    ) {
+        let size = u128::from(self.size);
+        let (mut epoch, mut next, mut done) = (turn / size, (turn % size) as u64, 0);
+        while done < count {
+            let left = self.size - next;
+            let len = usize::try_from(left).map_or(count - done, |left| left.min(count - done));
+            buffer.resize(len, 0);
+            self.permutation(epoch).apply_each(next, buffer);
+            visit(epoch, buffer, done);
+            (epoch, next, done) = (epoch + 1, 0, done + len);
         }
-        let place = self.permutation.apply(self.next);
-        self.next += 1;
-        Step { epoch: self.epoch, place }
     }
 }
 
@@ -140,8 +152,12 @@ mod tests {
 
     fn strata(schedule: &Schedule, slots: Range<u128>) -> Vec<usize> {
         let walks = [Walk { key: 0, size: 3 }; 4];
-        let mut seen = Vec::new();
-        schedule.visit(slots, &walks, |stratum, _| seen.push(stratum));
+        let mut seen = vec![usize::MAX; (slots.end - slots.start) as usize];
+        schedule.visit(slots.clone(), &walks, |steps| {
+            for (slot, _) in steps.slots() {
+                seen[slot] = steps.stratum;
+            }
+        });
         seen
     }
 

@@ -54,7 +54,7 @@ impl Segment {
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    #[inline]
+    #[inline(always)]
     pub fn open(&self, home: &Home) -> Result<&DataFile> {
         let PoolSettings { token_bytes, store_text, .. } = home.settings;
         let columns = || segment_columns(token_bytes, store_text, &self.entry.scores);
@@ -79,7 +79,7 @@ impl PromptTable {
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    #[inline]
+    #[inline(always)]
     pub fn open(&self, home: &Home) -> Result<&DataFile> {
         let columns = || prompt_columns(home.settings.token_bytes);
         self.file.get(&*home.storage, columns, u64::from(self.entry.count))
@@ -114,7 +114,7 @@ impl Extent {
     }
 
     /// The file, opened if need be, and the position of the scores in it; their order is the next one.
-    #[inline]
+    #[inline(always)]
     fn open(&self, home: &Home) -> Result<(&DataFile, usize)> {
         Ok(match &self.place {
             ExtentPlace::Segment(segment, index) => {
@@ -130,7 +130,7 @@ impl Extent {
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    #[inline]
+    #[inline(always)]
     pub fn scores<'a>(&'a self, home: &Home, rows: Range<usize>) -> Result<&'a [f32]> {
         let (file, position) = self.open(home)?;
         file.values(position, rows)
@@ -140,7 +140,7 @@ impl Extent {
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch_score(&self, home: &Home, row: usize) -> Result<()> {
         let (file, position) = self.open(home)?;
         file.prefetch_row(position, row);
@@ -151,7 +151,7 @@ impl Extent {
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch_order(&self, home: &Home, rank: usize) -> Result<()> {
         let (file, position) = self.open(home)?;
         file.prefetch_row(position + 1, rank);
@@ -162,7 +162,7 @@ impl Extent {
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    #[inline]
+    #[inline(always)]
     pub fn order<'a>(&'a self, home: &Home, ranks: Range<usize>) -> Result<&'a [u32]> {
         let (file, position) = self.open(home)?;
         file.values(position + 1, ranks)
@@ -213,7 +213,7 @@ impl Run {
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    #[inline]
+    #[inline(always)]
     pub fn open_merged<'a>(&self, home: &Home, file: &'a LazyFile) -> Result<&'a DataFile> {
         file.get(&*home.storage, run_columns, self.entry.entries)
     }
@@ -687,6 +687,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// `UnknownSample`.
+    #[inline(always)]
     pub fn check_id(&self, id: u64) -> Result<()> {
         if id < self.num_samples {
             Ok(())
@@ -696,29 +697,22 @@ impl Snapshot {
     }
 
     /// Segment and row of a sample that the snapshot has.
-    #[inline]
     pub fn locate(&self, id: u64) -> (&Segment, usize) {
-        let at = self.segment_index(id);
-        (&self.segments[at], (id - self.first_ids[at]) as usize)
+        self.finder().locate(id)
     }
 
-    /// Appends are mostly alike in size, so the proportional guess is mostly right.
-    #[inline]
-    fn segment_index(&self, id: u64) -> usize {
-        let n = self.first_ids.len() as u64;
-        let guess = (id.wrapping_mul(n) / self.num_samples.max(1)) as usize;
-        let starts_before = |i: usize| self.first_ids.get(i).is_some_and(|&first| first <= id);
-        if starts_before(guess) && !starts_before(guess + 1) {
-            return guess;
-        }
-        self.first_ids.partition_point(|&first| first <= id) - 1
+    /// For looking up many samples.
+    pub fn finder(&self) -> Finder<'_> {
+        let segments = self.first_ids.len() as u128;
+        let per_sample = (segments << 64) / u128::from(self.num_samples.max(1));
+        Finder { snapshot: self, per_sample: u64::try_from(per_sample).unwrap_or(u64::MAX) }
     }
 
     /// Prompt file and row of a prompt.
     ///
     /// # Errors
     /// `Corrupted` if the snapshot lacks it: a segment named it.
-    #[inline]
+    #[inline(always)]
     pub fn locate_prompt(&self, prompt: u32) -> Result<(&PromptTable, usize)> {
         if prompt >= self.num_prompts {
             return Err(PoolError::corrupted(
@@ -795,10 +789,11 @@ impl Snapshot {
     /// `UnknownSample`, `Corrupted`, `Io`.
     pub fn scores_of(&self, column: &Column, ids: &[u64], out: &mut [f32]) -> Result<()> {
         // In stages, so that the lines of the second are on their way.
+        let finder = self.finder();
         let mut places = Vec::with_capacity(ids.len());
         for &id in ids {
             self.check_id(id)?;
-            let extent = self.extent_of(column, id);
+            let extent = finder.extent(column, id);
             if let Some(extent) = extent {
                 extent.prefetch_score(&self.home, (id - extent.first()) as usize)?;
             }
@@ -814,18 +809,6 @@ impl Snapshot {
             };
         }
         Ok(())
-    }
-
-    /// The extent of a column that covers a sample of the snapshot.
-    #[inline]
-    fn extent_of<'a>(&self, column: &'a Column, id: u64) -> Option<&'a Extent> {
-        let covers = |e: &&Extent| id.wrapping_sub(e.first()) < e.entry.count;
-        // Mostly every segment has the column, so that extents and segments run in step.
-        let same = column.extents.get(self.segment_index(id)).filter(covers);
-        same.or_else(|| {
-            let after = column.extents.partition_point(|e| e.first() <= id);
-            after.checked_sub(1).map(|i| &column.extents[i]).filter(covers)
-        })
     }
 
     /// A sample with all its columns.
@@ -868,12 +851,53 @@ impl Snapshot {
             scores: self
                 .columns
                 .iter()
-                .filter_map(|c| self.extent_of(c, id).map(|extent| (c, extent)))
+                .filter_map(|c| self.finder().extent(c, id).map(|extent| (c, extent)))
                 .map(|(c, extent)| {
                     let row = (id - extent.first()) as usize;
                     Ok((c.name.clone(), extent.scores(&self.home, row..row + 1)?[0]))
                 })
                 .collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// Where samples of a snapshot are, for looking up many.
+#[derive(Clone, Copy)]
+pub struct Finder<'a> {
+    snapshot: &'a Snapshot,
+    /// Segments, in 2^64ths.
+    per_sample: u64,
+}
+
+impl<'a> Finder<'a> {
+    /// Segment and row of a sample that the snapshot has.
+    #[inline]
+    pub fn locate(&self, id: u64) -> (&'a Segment, usize) {
+        let at = self.index(id);
+        (&self.snapshot.segments[at], (id - self.snapshot.first_ids[at]) as usize)
+    }
+
+    /// Appends are mostly alike in size, so the proportional guess is mostly right.
+    #[inline]
+    fn index(&self, id: u64) -> usize {
+        let firsts = &self.snapshot.first_ids[..];
+        let guess = ((u128::from(id) * u128::from(self.per_sample)) >> 64) as usize;
+        let starts_before = |i: usize| firsts.get(i).is_some_and(|&first| first <= id);
+        if starts_before(guess) && !starts_before(guess + 1) {
+            return guess;
+        }
+        firsts.partition_point(|&first| first <= id) - 1
+    }
+
+    /// The extent of a column that covers a sample of the snapshot.
+    #[inline]
+    fn extent<'c>(&self, column: &'c Column, id: u64) -> Option<&'c Extent> {
+        let covers = |e: &&Extent| id.wrapping_sub(e.first()) < e.entry.count;
+        // Mostly every segment has the column, so that extents and segments run in step.
+        let same = column.extents.get(self.index(id)).filter(covers);
+        same.or_else(|| {
+            let after = column.extents.partition_point(|e| e.first() <= id);
+            after.checked_sub(1).map(|i| &column.extents[i]).filter(covers)
         })
     }
 }

@@ -1,0 +1,34 @@
+//! The same loop, compiled for what this processor has.
+//!
+//! A build runs on every processor of its architecture; loops over thousands of equal steps gain several
+//! times from the vector instructions that most have. Which ones there are is asked when the loop is run.
+#![expect(unsafe_code, reason = "calling what was compiled for more than the baseline is unsafe")]
+
+/// A loop. What it calls has to be inlined, or is compiled for the baseline only.
+pub(crate) trait Kernel {
+    /// What it computes.
+    type Output;
+    /// Compute it; to be marked `#[inline(always)]`.
+    fn run(self) -> Self::Output;
+}
+
+/// Run a loop with the widest vectors that there are.
+#[inline]
+pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+    {
+        // SAFETY: the function needs nothing but the features that were found on the line above.
+        return unsafe { run_wide(kernel) };
+    }
+    kernel.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl")]
+fn run_wide<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
