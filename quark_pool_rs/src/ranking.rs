@@ -36,6 +36,32 @@ pub fn tie_hash(tie_seed: u64, id: u64) -> u64 {
     hash(tie_seed, id)
 }
 
+/// Sort by the upper halves and keep the order of equal ones: by 11 bits at a time, the lowest first.
+fn sort_words(words: &mut Vec<u64>) {
+    const BITS: u32 = 11;
+    let digit = |word: u64, pass: u32| (word >> (32 + BITS * pass)) as usize & ((1 << BITS) - 1);
+    let mut sorted = vec![0; words.len()];
+    for pass in 0..3 {
+        let mut ends = [0_usize; 1 << BITS];
+        for &word in &*words {
+            ends[digit(word, pass)] += 1;
+        }
+        if ends.contains(&words.len()) {
+            continue;
+        }
+        let mut end = 0;
+        for count in &mut ends {
+            (*count, end) = (end, end + *count);
+        }
+        for &word in &*words {
+            let at = &mut ends[digit(word, pass)];
+            sorted[*at] = word;
+            *at += 1;
+        }
+        std::mem::swap(words, &mut sorted);
+    }
+}
+
 /// Row numbers best first, then the rows without a score; and how many have one.
 pub fn sort_scores(scores: &[f32], first_id: u64, tie_seed: u64) -> (Vec<u32>, usize) {
     // (inverted key, row) in one word: ties are few, and settled afterwards.
@@ -48,7 +74,7 @@ pub fn sort_scores(scores: &[f32], first_id: u64, tie_seed: u64) -> (Vec<u32>, u
             words.push(u64::from(!score_key(score)) << 32 | row as u64);
         }
     }
-    words.sort_unstable();
+    sort_words(&mut words);
     for block in words.chunk_by_mut(|a, b| a >> 32 == b >> 32) {
         if block.len() > 1 {
             block.sort_by_cached_key(|word| tie_hash(tie_seed, first_id + (word & 0xffff_ffff)));
@@ -489,4 +515,23 @@ fn between(top: &Cut, bottom: &Cut) -> Quantile {
         quantile.push(Piece::Slice { run, start }, end.saturating_sub(start));
     }
     quantile
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::mix64;
+
+    #[test]
+    fn words_are_sorted_by_their_upper_half_and_else_stay_in_order() {
+        for (len, mask) in
+            [(0, 0), (1, u64::MAX), (2000, 3 << 62), (5000, u64::MAX), (5000, 7 << 41)]
+        {
+            let words: Vec<u64> = (0..len).map(|i| mix64(i) & mask >> 32 << 32 | i).collect();
+            let (mut ours, mut theirs) = (words.clone(), words);
+            sort_words(&mut ours);
+            theirs.sort_by_key(|word| word >> 32);
+            assert_eq!(ours, theirs);
+        }
+    }
 }

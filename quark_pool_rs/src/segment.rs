@@ -234,8 +234,8 @@ pub fn encode_run(name: String, keys: Vec<u32>, ids: Vec<u64>) -> (Vec<u8>, File
 
 fn token_lists(token_bytes: u8, tokens: &[u32], offsets: Vec<i32>) -> ArrayRef {
     let (kind, values): (_, ArrayRef) = if token_bytes == 2 {
-        let narrow = tokens.iter().map(|&id| id as u16);
-        (DataType::UInt16, Arc::new(UInt16Array::from_iter_values(narrow)))
+        let narrow: Vec<u16> = tokens.iter().map(|&id| id as u16).collect();
+        (DataType::UInt16, Arc::new(UInt16Array::from(narrow)))
     } else {
         (DataType::UInt32, Arc::new(UInt32Array::from(tokens.to_vec())))
     };
