@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{PoolError, Result};
+use crate::processor::{self, Kernel};
 use crate::ranking::{
     Cut, LazyView, Piece, Quantile, RemainderRule, Runs, TieRule, key_score, score_key,
 };
@@ -223,16 +224,20 @@ impl Quantization {
     /// # Errors
     /// `Corrupted`, `Io`.
     pub fn labels(&self) -> Result<Vec<i16>> {
-        let mut labels = vec![-1; self.snapshot.num_samples as usize];
+        let len = self.snapshot.num_samples as usize;
+        let mut labels = Vec::new();
         match &self.source {
-            Source::Labelled(_, known) => labels.copy_from_slice(known),
+            Source::Labelled(_, known) => labels.extend_from_slice(known),
             Source::Values(values) => {
+                labels = vec![0; len];
                 let chunks = labels.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK));
                 chunks.enumerate().for_each(|(i, (labels, values))| {
                     self.label_chunk(values, (i * CHUNK) as u64, labels);
                 });
             }
             Source::Column(column) => {
+                // Memory that was never touched: whoever labels a part is the first to write to it.
+                labels = vec![0; len];
                 self.label_column(&self.snapshot.columns[*column], &mut labels)?;
             }
         }
@@ -240,17 +245,20 @@ impl Quantization {
     }
 
     fn label_column(&self, column: &Column, labels: &mut [i16]) -> Result<()> {
-        // One slice of the output per extent; samples between extents keep their -1.
+        // One slice of the output per extent; samples between extents have no score.
         let mut rest = labels;
         let mut done = 0;
         let mut parts = Vec::with_capacity(column.extents.len());
         for extent in &column.extents {
             let skip = (extent.first() - done) as usize;
-            let (part, tail) = std::mem::take(&mut rest)[skip..].split_at_mut(extent.count());
+            let (between, tail) = std::mem::take(&mut rest).split_at_mut(skip);
+            between.fill(-1);
+            let (part, tail) = tail.split_at_mut(extent.count());
             done = extent.first() + extent.count() as u64;
             rest = tail;
             parts.push((extent, part));
         }
+        rest.fill(-1);
         parts.into_par_iter().try_for_each(|(extent, part)| {
             let scores = extent.scores(&self.snapshot.home, 0..extent.count())?;
             let chunks = part.chunks_mut(CHUNK).zip(scores.chunks(CHUNK));
@@ -272,24 +280,17 @@ impl Quantization {
             return;
         }
         let mut keys = [0_i32; CHUNK];
-        let mut counts = [0_i32; CHUNK];
-        let (keys, counts) = (&mut keys[..scores.len()], &mut counts[..scores.len()]);
-        for (key, &score) in keys.iter_mut().zip(scores) {
-            *key = signed_key(score_key(score));
+        let keys = &mut keys[..scores.len()];
+        let bounds = self.cuts.iter().map(|cut| signed_key(cut.key));
+        let mut all = [0; MAX_VECTOR_CUTS];
+        for (to, bound) in all.iter_mut().zip(bounds) {
+            *to = bound;
         }
-        let mut is_tied = 0;
-        for cut in &self.cuts {
-            let bound = signed_key(cut.key);
-            for (count, &key) in counts.iter_mut().zip(&*keys) {
-                *count += i32::from(key > bound);
-                is_tied |= i32::from(key == bound);
-            }
-        }
-        for ((label, &count), &score) in labels.iter_mut().zip(&*counts).zip(scores) {
-            *label = if score.is_nan() { -1 } else { count as i16 };
-        }
-        if is_tied != 0 {
-            let tied = |key: i32| self.cuts.iter().any(|cut| signed_key(cut.key) == key);
+        let bounds = &all[..self.cuts.len()];
+        let is_tied =
+            processor::run(Count { scores, bounds, keys: &mut *keys, labels: &mut *labels });
+        if is_tied {
+            let tied = |key: i32| bounds.contains(&key);
             for (i, &key) in keys.iter().enumerate() {
                 if tied(key) {
                     labels[i] = self.label(scores[i], first + i as u64, tie_seed);
@@ -332,6 +333,42 @@ impl Quantization {
             *out = self.values()[id as usize];
         }
         Ok(())
+    }
+}
+
+/// Labels up to [`CHUNK`] scores by how many cuts are below each.
+struct Count<'a> {
+    scores: &'a [f32],
+    /// Signed keys of the cuts.
+    bounds: &'a [i32],
+    /// Of the scores, to be filled.
+    keys: &'a mut [i32],
+    labels: &'a mut [i16],
+}
+
+impl Kernel for Count<'_> {
+    /// Whether a score equals a cut's.
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        let Self { scores, bounds, keys, labels } = self;
+        let mut counts = [0_i32; CHUNK];
+        let counts = &mut counts[..scores.len()];
+        for (key, &score) in keys.iter_mut().zip(scores) {
+            *key = signed_key(score_key(score));
+        }
+        let mut is_tied = 0;
+        for &bound in bounds {
+            for (count, &key) in counts.iter_mut().zip(&*keys) {
+                *count += i32::from(key > bound);
+                is_tied |= i32::from(key == bound);
+            }
+        }
+        for ((label, &count), &score) in labels.iter_mut().zip(&*counts).zip(scores) {
+            *label = if score.is_nan() { -1 } else { count as i16 };
+        }
+        is_tied != 0
     }
 }
 
