@@ -5,7 +5,9 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use arrow_array::{ArrayRef, RecordBatch};
 use arrow_ipc::writer::FileWriter;
@@ -159,6 +161,15 @@ struct Layout {
     values: Range<usize>,
 }
 
+/// Whether reading `len` bytes since `begin` took so long that they were not in memory. A wrong guess costs
+/// a little time and nothing else: asking the system for what is in memory takes as long as reading it.
+fn came_from_disk(begin: Instant, len: usize) -> bool {
+    /// A page in memory takes a microsecond to map and to sum, a fast disk's thirty.
+    const SLOWEST_PAGE: Duration = Duration::from_micros(2);
+    const FASTEST_DISK: Duration = Duration::from_micros(15);
+    begin.elapsed() > FASTEST_DISK + SLOWEST_PAGE * (len / BLOCK_BYTES) as u32
+}
+
 /// An open data file.
 #[derive(Debug)]
 pub struct DataFile {
@@ -167,6 +178,8 @@ pub struct DataFile {
     tail: usize,
     sums: Range<usize>,
     checked: CheckedBlocks,
+    /// Whether something of it had to come from the disk: then more will, and is asked for ahead.
+    is_cold: AtomicBool,
     rows: usize,
     columns: Vec<Layout>,
 }
@@ -205,7 +218,9 @@ impl DataFile {
         if footer_start.saturating_add(10) > region.len() {
             return Err(damaged(entry.tail, "its checksum table does not fit".to_owned()));
         }
+        let begin = Instant::now();
         let found = sum64(&region[tail..]);
+        let is_cold = came_from_disk(begin, region.len() - tail);
         if found != entry.sum {
             let what = format!("its tail has the sum {found:016x}, not {:016x}", entry.sum);
             return Err(damaged(entry.tail, what));
@@ -213,6 +228,7 @@ impl DataFile {
         let mut file = Self {
             name: name.clone(),
             checked: CheckedBlocks::new(tail),
+            is_cold: AtomicBool::new(is_cold),
             region,
             tail,
             sums: tail..footer_start,
@@ -320,9 +336,14 @@ impl DataFile {
             self.region.will_need(range.clone());
         }
         let (data, sums) = (&self.region[..self.tail], &self.region[self.sums.clone()]);
+        let (begin, len) = (Instant::now(), range.len() + 2 * BLOCK_BYTES);
         self.checked.check(data, sums, range).map_err(|block| {
             self.damaged(block * BLOCK_BYTES, "a block of 4096 bytes does not match its sum")
-        })
+        })?;
+        if came_from_disk(begin, len) {
+            self.is_cold.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Number of rows.
@@ -446,7 +467,7 @@ impl DataFile {
         };
         if self.checked.is_checked(at / BLOCK_BYTES) {
             self.region.prefetch(at);
-        } else {
+        } else if self.is_cold.load(Ordering::Relaxed) {
             let block = at / BLOCK_BYTES * BLOCK_BYTES;
             self.region.will_need(block..self.region.len().min(block + BLOCK_BYTES));
         }
@@ -464,7 +485,7 @@ impl DataFile {
         if self.checked.is_checked(at / BLOCK_BYTES) {
             self.region.prefetch(at);
             self.region.prefetch((at + 63).max(end - 1));
-        } else {
+        } else if self.is_cold.load(Ordering::Relaxed) {
             self.region.will_need(at / BLOCK_BYTES * BLOCK_BYTES..end.min(self.region.len()));
         }
     }

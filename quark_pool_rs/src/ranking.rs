@@ -207,6 +207,24 @@ fn partition(
     Ok(low)
 }
 
+/// As [`partition`], where the entry is probably about `step` before the end.
+fn partition_from_end(
+    range: Range<usize>,
+    mut step: usize,
+    mut is_above: impl FnMut(usize) -> Result<bool>,
+) -> Result<usize> {
+    let mut end = range.end;
+    while range.start < end {
+        let at = end.saturating_sub(step).max(range.start);
+        if is_above(at)? {
+            return partition(at + 1..end, is_above);
+        }
+        end = at;
+        step *= 4;
+    }
+    Ok(range.start)
+}
+
 fn not_a_row(file: &str, row: usize) -> PoolError {
     PoolError::corrupted(file, 0, format!("an order names row {row}, which is not there"))
 }
@@ -391,27 +409,14 @@ impl<'a> Runs<'a> {
             });
         }
         // The key of the last sample above: the greatest that at least `above` samples reach.
-        let mut ranges: Vec<Range<usize>> = self.views.iter().map(|view| 0..view.len()).collect();
-        let (mut low, mut high) = (0_u32, u32::MAX);
-        while low < high {
-            let middle = low + (high - low).div_ceil(2);
-            let splits = self.splits(&ranges, |view, at| Ok(view.key(at)? >= middle))?;
-            let reached: u64 = splits.iter().map(|&at| at as u64).sum();
-            // A split bounds the later ones: those of greater keys come before it.
-            for (range, split) in ranges.iter_mut().zip(splits) {
-                if reached >= above {
-                    range.end = split;
-                } else {
-                    range.start = split;
-                }
-            }
-            if reached >= above {
-                low = middle;
-            } else {
-                high = middle - 1;
-            }
-        }
-        self.cut_block(low, above, ties)
+        let mut search = Search {
+            runs: self,
+            above,
+            ranges: self.views.iter().map(|view| 0..view.len()).collect(),
+            keys: (0, u32::MAX),
+        };
+        search.begin_near_guess()?;
+        self.cut_block(search.finish()?, above, ties)
     }
 
     /// First entry of each run for which `is_above` is false.
@@ -481,6 +486,93 @@ impl<'a> Runs<'a> {
         let bottoms = std::iter::once(&everything).chain(cuts);
         let tops = cuts.iter().chain([&nothing]);
         bottoms.zip(tops).map(|(bottom, top)| between(top, bottom)).collect()
+    }
+}
+
+/// The search for the greatest key that at least `above` samples reach.
+///
+/// What costs is each place of a run that is looked at: it is in no cache. So the first keys that are tried
+/// come from the longest run, from around where they are likely to be, and only then is the middle taken.
+struct Search<'a> {
+    runs: &'a Runs<'a>,
+    above: u64,
+    /// Of each run: before are the entries that are above for sure, behind the ones below.
+    ranges: Vec<Range<usize>>,
+    /// The least and the greatest key that it can be.
+    keys: (u32, u32),
+}
+
+/// One in so many entries of the longest run is how far from the guess the first keys are.
+const GUESS_SHARE: usize = 1 << 8;
+
+impl Search<'_> {
+    fn guide(&self) -> usize {
+        (0..self.ranges.len()).max_by_key(|&i| self.ranges[i].len()).unwrap_or(0)
+    }
+
+    fn begin_near_guess(&mut self) -> Result<()> {
+        let at = self.guide();
+        let Some(guide) = self.runs.views.get(at).filter(|view| view.len() >= GUESS_SHARE) else {
+            return Ok(());
+        };
+        let total = u128::from(self.runs.total());
+        let guess = (u128::from(self.above) * guide.len() as u128 / total) as usize;
+        let reach = guide.len() / GUESS_SHARE;
+        let below = guide.key((guess + reach).min(guide.len() - 1))?;
+        if self.attempt(below, None)? {
+            let above = guide.key(guess.saturating_sub(reach))?;
+            self.attempt(above, Some((2 * reach, guide.len())))?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<u32> {
+        while self.keys.0 < self.keys.1 {
+            let (low, high) = self.keys;
+            let at = self.guide();
+            let range = &self.ranges[at];
+            let middle = low + (high - low).div_ceil(2);
+            let key = if range.len() > 1 {
+                // The middle of what is left of a run halves that; the middle of the keys may halve nothing.
+                self.runs.views[at].key(range.start + range.len() / 2)?
+            } else {
+                middle
+            };
+            self.attempt(if low < key && key <= high { key } else { middle }, None)?;
+        }
+        Ok(self.keys.0)
+    }
+
+    /// Whether at least `above` samples have the key or a greater one; and leave out what that rules out.
+    ///
+    /// `near` says that few entries, so many in so many, are expected between here and the end of the ranges.
+    fn attempt(&mut self, key: u32, near: Option<(usize, usize)>) -> Result<bool> {
+        let mut splits = Vec::with_capacity(self.ranges.len());
+        for (view, range) in self.runs.views.iter().zip(&self.ranges) {
+            let is_above = |at| Ok(view.key(at)? >= key);
+            splits.push(match near {
+                None => partition(range.clone(), is_above)?,
+                Some((few, of)) => {
+                    let step = (few as u128 * view.len() as u128 / of as u128) as usize + 1;
+                    partition_from_end(range.clone(), step, is_above)?
+                }
+            });
+        }
+        let is_reached = splits.iter().map(|&at| at as u64).sum::<u64>() >= self.above;
+        // A split bounds the later ones: those of greater keys come before it.
+        for (range, split) in self.ranges.iter_mut().zip(splits) {
+            if is_reached {
+                range.end = split;
+            } else {
+                range.start = split;
+            }
+        }
+        if is_reached {
+            self.keys.0 = self.keys.0.max(key);
+        } else {
+            self.keys.1 = self.keys.1.min(key.wrapping_sub(1));
+        }
+        Ok(is_reached)
     }
 }
 
