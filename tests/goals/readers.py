@@ -1,4 +1,4 @@
-"""Readers beside a writer that appends, scores anew and collects: each snapshot that they see must be whole.
+"""Readers beside a writer that appends, scores anew, compacts and collects: each snapshot that they see must be whole.
 
 The writer's history is a pure function of the generation, so a reader knows every byte that it must find.
 """
@@ -21,9 +21,9 @@ from quark.pool.native import NativePool
 from quark.selftest.samples import VOCAB_SIZE, fields, numbered_batch
 from tests.goals.processes import start
 
-PERIOD = 16
+PERIOD = 17
 APPENDS = 12
-"""A period: twelve appends, a draft of new scores in two parts, its publication, a collection."""
+"""A period: twelve appends, a draft of new scores in two parts, its publication, a step of a compaction, a collection."""
 GENERATIONS_PER_POOL = 25 * PERIOD
 KEPT = 4
 
@@ -139,6 +139,10 @@ def _write_next(pool: NativePool, history: History) -> None:
         pool.draft_scores("judge", size // 2, scored_anew(cycle + 1, size // 2, size))
     elif position == APPENDS + 2:
         pool.publish_scores("judge")
+    elif position == APPENDS + 3:
+        # One step and so one commit: twelve small segments are always worth it.
+        if not pool._pool.compact_once(1 << 20):
+            raise PoolError("there was nothing to compact")
     else:
         pool.gc(keep_snapshots=KEPT)
 
