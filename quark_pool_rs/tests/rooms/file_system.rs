@@ -8,11 +8,14 @@ use std::sync::Arc;
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::format::{HEAD, LOCK};
+use quark_pool_rs::gather::gather;
 use quark_pool_rs::pool::{OpenOptions, Pool};
+use quark_pool_rs::quantization::Quantization;
+use quark_pool_rs::ranking::{RemainderRule, TieRule};
 use quark_pool_rs::storage::{FileStorage, Storage, publish_directory};
 use quark_pool_rs::verify::verify;
 
-use crate::common::{Content, Owned, Step, check_content, create, reader, settings, writer};
+use crate::common::{Content, Owned, Step, VOCAB, check_content, create, reader, settings, writer};
 
 fn kind<T>(result: io::Result<T>) -> Option<ErrorKind> {
     result.err().map(|error| error.kind())
@@ -354,4 +357,58 @@ fn a_file_that_is_gone_or_no_file_any_more_is_named() {
     }
     assert!(num_refused > 20 && read().unwrap(), "{num_refused}");
     assert!(check_content(&reader(&storage).unwrap().snapshot(), &content.batches).unwrap());
+}
+
+#[test]
+fn a_large_file_is_checked_block_by_block() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage: Arc<dyn Storage> = Arc::new(FileStorage::new(folder.path()));
+    let (number, length) = (6000_u64, 5);
+    let pool = create(&storage).unwrap();
+    let mut batch = Owned::numbered(0, number as u32);
+    for (i, (tokens, _)) in (0..).zip(&mut batch.completions) {
+        *tokens = vec![i % VOCAB; length];
+    }
+    batch.append(&pool).unwrap();
+    pool.close();
+    let name = pool.snapshot().segments[0].entry.file.name.clone();
+    let path = folder.path().join(&name);
+    let ids = [5999, 17, 3000, 3001, 1024];
+    let token = |id: u64| (id % u64::from(VOCAB)) as i64;
+    let read = |ids: &[u64]| gather(&reader(&storage).unwrap().snapshot(), ids, -1);
+    let whole = read(&ids).unwrap();
+    assert_eq!(whole.completions, ids.map(|id| [token(id); 5]).concat());
+    let snapshot = || reader(&storage).unwrap().snapshot();
+    let rank = || -> Result<Vec<u64>, PoolError> {
+        let (hash, spread) = (TieRule::Hash, RemainderRule::Spread);
+        let quantization = Quantization::new(snapshot(), "reward", 3, hash, spread)?;
+        quantization.labels()?;
+        Ok(quantization.counts())
+    };
+    let scored = snapshot().columns[0].scored;
+    assert_eq!(rank().unwrap().iter().sum::<u64>(), scored);
+
+    // The tokens of sample 3000: whoever reads their block is refused, and nobody else.
+    let tokens: Vec<u8> =
+        (0..VOCAB as u16).flat_map(|t| [t; 5]).flat_map(u16::to_le_bytes).collect();
+    let good = fs::read(&path).unwrap();
+    let start = good.windows(tokens.len()).position(|window| window == tokens).unwrap();
+    let at = start + 3000 * length * 2;
+    let mut damaged = good.clone();
+    damaged[at] ^= 1;
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, &damaged).unwrap();
+    let block = at as u64 / 4096 * 4096;
+    let refused = read(&ids).unwrap_err();
+    assert!(
+        matches!(&refused, PoolError::Corrupted { file, offset, .. } if *file == name && *offset == block),
+        "{refused}"
+    );
+    assert_eq!(
+        read(&[17, 5999]).unwrap().completions,
+        [17, 5999].map(|id| [token(id); 5]).concat()
+    );
+    assert_eq!(rank().unwrap().iter().sum::<u64>(), scored);
+    let problems = verify(&storage).unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].to_string() == refused.to_string(), "{problems:?}");
 }

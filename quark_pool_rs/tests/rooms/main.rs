@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod contradictions;
+mod doors;
 mod file_system;
 mod gathering;
 mod ranking;
