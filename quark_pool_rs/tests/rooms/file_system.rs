@@ -12,9 +12,12 @@ use quark_pool_rs::gather::gather;
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::quantization::Quantization;
 use quark_pool_rs::ranking::{RemainderRule, TieRule};
+use quark_pool_rs::segment::column;
+use quark_pool_rs::snapshot::Snapshot;
 use quark_pool_rs::storage::{FileStorage, Storage, publish_directory};
 use quark_pool_rs::verify::verify;
 
+use crate::common::disk::Disk;
 use crate::common::{Content, Owned, Step, VOCAB, check_content, create, reader, settings, writer};
 
 fn kind<T>(result: io::Result<T>) -> Option<ErrorKind> {
@@ -411,4 +414,80 @@ fn a_large_file_is_checked_block_by_block() {
     assert_eq!(rank().unwrap().iter().sum::<u64>(), scored);
     let problems = verify(&storage).unwrap().problems;
     assert!(problems.len() == 1 && problems[0].to_string() == refused.to_string(), "{problems:?}");
+}
+
+/// Each whole column, as text: what is served of it, or why it is not.
+fn read_through(snapshot: &Arc<Snapshot>) -> Vec<Result<String, PoolError>> {
+    fn values<T>(snapshot: &Snapshot, at: usize) -> Result<String, PoolError>
+    where
+        T: bytemuck::Pod + Send + Sync + std::fmt::Debug,
+    {
+        let mut values = vec![T::zeroed(); snapshot.num_samples as usize];
+        snapshot.copy_column(at, &mut values)?;
+        Ok(format!("{values:?}"))
+    }
+    let scores = || {
+        let mut scores = vec![0.0; snapshot.num_samples as usize];
+        snapshot.copy_scores(snapshot.column("reward")?, &mut scores)?;
+        Ok(format!("{scores:?}"))
+    };
+    let ids: Vec<u64> = (0..snapshot.num_samples).collect();
+    let texts = || {
+        let text = |&id: &u64| Ok(snapshot.sample(id)?.completion_text.unwrap());
+        ids.iter().map(text).collect::<Result<String, PoolError>>()
+    };
+    let order = || {
+        let (hash, spread) = (TieRule::Hash, RemainderRule::Spread);
+        let quantization = Quantization::new(snapshot.clone(), "reward", 1, hash, spread)?;
+        let places: Vec<_> = (0..quantization.counts()[0]).map(|index| (0, index)).collect();
+        let mut order = vec![0; places.len()];
+        quantization.ids_at(&places, &mut order)?;
+        Ok(format!("{order:?}"))
+    };
+    vec![
+        values::<u32>(snapshot, column::PROMPT),
+        gather(snapshot, &ids, 0).map(|gathered| format!("{gathered:?}")),
+        values::<u8>(snapshot, column::FINISH),
+        values::<u32>(snapshot, column::ROUND),
+        values::<u32>(snapshot, column::CHUNK),
+        values::<u32>(snapshot, column::POLICY_STEP),
+        values::<i16>(snapshot, column::REWARD_TOKEN),
+        values::<u32>(snapshot, column::SETTINGS),
+        values::<u64>(snapshot, column::SEED),
+        values::<f32>(snapshot, column::LOGPROB_POLICY),
+        values::<f32>(snapshot, column::LOGPROB_REFERENCE),
+        scores(),
+        order(),
+        texts(),
+    ]
+}
+
+#[test]
+fn every_block_of_a_long_read_is_checked() {
+    let disk = Disk::default();
+    let pool = create(&disk.storage()).unwrap();
+    // So many that every column fills more than one block, and most have one to themselves.
+    Owned::numbered(0, 5000).append(&pool).unwrap();
+    let intact = read_through(&reader(&disk.storage()).unwrap().snapshot());
+    let intact: Vec<String> = intact.into_iter().map(Result::unwrap).collect();
+    let entry = pool.snapshot().segments[0].entry.file.clone();
+    for block in (4096..entry.tail).step_by(4096) {
+        let mut files = disk.files();
+        let file = files.iter_mut().find(|(path, _)| path == Path::new(&entry.name)).unwrap();
+        file.1[(block + entry.tail.min(block + 4096)) as usize / 2] ^= 4;
+        let snapshot = reader(&Disk::with_files(&files).storage()).unwrap().snapshot();
+        let mut num_refused = 0;
+        for (number, (read, intact)) in read_through(&snapshot).into_iter().zip(&intact).enumerate()
+        {
+            match read {
+                Ok(served) => assert!(served == *intact, "block {block}, read {number}"),
+                Err(PoolError::Corrupted { file, offset, .. }) => {
+                    assert_eq!((file, offset), (entry.name.clone(), block), "read {number}");
+                    num_refused += 1;
+                }
+                Err(error) => panic!("block {block}, read {number}: {error}"),
+            }
+        }
+        assert!(num_refused > 0, "block {block} was never read");
+    }
 }
