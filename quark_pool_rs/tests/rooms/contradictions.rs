@@ -593,19 +593,24 @@ fn a_table_that_is_none_of_ours_is_refused() {
         DataFile::open(&*disk.storage(), entry, columns, rows)
     };
     let columns = [("n".to_owned(), Column::U32)];
-    let (good, entry) = sealed(name, arrow(whole(DataType::UInt32), &[numbers.clone()]));
+    let (good, entry) =
+        sealed(name, arrow(whole(DataType::UInt32), std::slice::from_ref(&numbers)));
     let file = open(good.clone(), &entry, &columns, 3).unwrap();
     assert_eq!(file.values::<u32>(0, 0..3).unwrap(), [1, 2, 3]);
     assert_eq!((file.rows(), file.name()), (3, name));
 
     let twice = [numbers.clone(), numbers.clone()];
     let others = [
-        (arrow(Field::new("m", DataType::UInt32, false), &[numbers.clone()]), 3, "the columns"),
+        (
+            arrow(Field::new("m", DataType::UInt32, false), std::slice::from_ref(&numbers)),
+            3,
+            "the columns",
+        ),
         (arrow(whole(DataType::Float32), &[floats]), 3, "the columns"),
         (arrow(whole(DataType::UInt32), &twice), 3, "the number of record batches"),
         (arrow(whole(DataType::UInt32), &[]), 3, "the number of record batches"),
         (arrow(Field::new("n", DataType::UInt32, true), &[holes]), 3, "it has nulls"),
-        (arrow(whole(DataType::UInt32), &[numbers.clone()]), 4, "the number of rows"),
+        (arrow(whole(DataType::UInt32), std::slice::from_ref(&numbers)), 4, "the number of rows"),
     ];
     for (bytes, rows, message) in others {
         let (bytes, entry) = sealed(name, bytes);

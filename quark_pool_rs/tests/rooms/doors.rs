@@ -190,7 +190,9 @@ fn an_old_log_that_is_gone_is_missed_where_it_is_needed() {
     let disk = Disk::default();
     let pool = create(&disk.storage()).unwrap();
     let batches: Vec<Owned> = (0..9).map(|i| Owned::numbered(i, 2)).collect();
-    batches[..8].iter().for_each(|batch| drop(batch.append(&pool).unwrap()));
+    for batch in &batches[..8] {
+        batch.append(&pool).unwrap();
+    }
     pool.collect(3, false).unwrap();
     batches[8].append(&pool).unwrap();
     pool.close();

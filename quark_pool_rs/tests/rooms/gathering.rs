@@ -38,7 +38,9 @@ impl Known {
             }
             let completions_of = batch.completions.iter_mut().map(|c| &mut c.0);
             for list in batch.prompts.iter_mut().map(|p| &mut p.0).chain(completions_of) {
-                list.iter_mut().for_each(|token| *token *= vocab_size / 500);
+                for token in list {
+                    *token *= vocab_size / 500;
+                }
             }
             let wide = |list: &Vec<u32>| list.iter().copied().map(i64::from).collect::<Vec<_>>();
             prompts.extend(batch.prompt_index.iter().map(|&i| wide(&batch.prompts[i as usize].0)));

@@ -155,7 +155,9 @@ fn runs_of_all_tiers_rank_as_comparing_all_samples_does() {
     // And of scores that came later, chunk by chunk, with runs of their own.
     let mut first = 0;
     for (number, chunk) in scores.chunks_mut(2).enumerate() {
-        chunk.iter_mut().for_each(|score| *score = -*score + (number % 3) as f32);
+        for score in &mut *chunk {
+            *score = -*score + (number % 3) as f32;
+        }
         pool.draft_scores("reward", SOURCE, first, chunk).unwrap();
         first += chunk.len() as u64;
     }

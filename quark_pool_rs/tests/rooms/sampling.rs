@@ -132,6 +132,15 @@ fn is_without_replacement(walk: &[u64], members: &[u64]) -> bool {
     })
 }
 
+/// How often the sample is drawn that is drawn most.
+fn most_uses(draws: &[Draw]) -> u64 {
+    let mut counts: HashMap<u64, u64> = HashMap::new();
+    for &(_, id) in draws {
+        *counts.entry(id).or_default() += 1;
+    }
+    counts.into_values().max().unwrap_or(0)
+}
+
 fn sorted<T: Ord>(values: impl IntoIterator<Item = T>) -> Vec<T> {
     let mut values: Vec<T> = values.into_iter().collect();
     values.sort();
@@ -185,21 +194,18 @@ proptest! {
         let strata = known.strata(&settings);
         let epochs: Vec<u64> = strata.iter().map(|ids| ids.len() as u64).collect();
         let total: u64 = epochs.iter().sum();
-        let number = match settings.max_uses {
+        let number = if let Some(uses) = settings.max_uses {
             // Up to the last whole batch.
-            Some(uses) => {
-                let slots = turns(&epochs, settings.max_uses, usize::MAX).len() as u64;
-                prop_assert_eq!(slots, uses * total);
-                prop_assert_eq!(sampler.num_batches(), Some(u128::from(slots) / settings.batch_size as u128));
-                let number = slots / settings.batch_size as u64;
-                let beyond = sampler.draw(number).unwrap_err().to_string();
-                prop_assert!(beyond.contains(&format!("used up after {number} batches")), "{}", beyond);
-                number
-            }
-            None => {
-                prop_assert_eq!(sampler.num_batches(), None);
-                3 * total / settings.batch_size as u64 + 1
-            }
+            let slots = turns(&epochs, settings.max_uses, usize::MAX).len() as u64;
+            prop_assert_eq!(slots, uses * total);
+            let number = slots / settings.batch_size as u64;
+            prop_assert_eq!(sampler.num_batches(), Some(u128::from(number)));
+            let beyond = sampler.draw(number).unwrap_err().to_string();
+            prop_assert!(beyond.contains(&format!("used up after {number} batches")), "{}", beyond);
+            number
+        } else {
+            prop_assert_eq!(sampler.num_batches(), None);
+            3 * total / settings.batch_size as u64 + 1
         };
         let draws = all_of(&sampler, 0..number);
         prop_assert_eq!(draws.len(), number as usize * settings.batch_size);
@@ -211,9 +217,7 @@ proptest! {
             prop_assert!(is_without_replacement(&walk, members), "{:?} of {:?}", walk, members);
         }
         if let Some(uses) = settings.max_uses {
-            let mut counts: HashMap<u64, u64> = HashMap::new();
-            draws.iter().for_each(|&(_, id)| *counts.entry(id).or_default() += 1);
-            prop_assert!(counts.values().all(|&count| count <= uses));
+            prop_assert!(most_uses(&draws) <= uses);
         }
     }
 
@@ -264,9 +268,7 @@ proptest! {
         }
         if let Some(uses) = settings.max_uses {
             prop_assert_eq!(sampler.num_batches().unwrap(), u128::from(uses * epochs.iter().sum::<u64>()) / settings.batch_size as u128);
-            let mut counts: HashMap<u64, u64> = HashMap::new();
-            draws.iter().for_each(|&(_, id)| *counts.entry(id).or_default() += 1);
-            prop_assert!(counts.values().all(|&count| count <= uses));
+            prop_assert!(most_uses(&draws) <= uses);
         }
     }
 
@@ -338,10 +340,10 @@ fn is_dealt(known: &Known, before: &[Draw], after: &[Vec<Draw>]) -> bool {
     for (slot, &(quantile, id)) in before.iter().enumerate() {
         queues.entry(quantile).or_default().push((known.lengths[id as usize], slot, id));
     }
-    queues.values_mut().for_each(|queue| {
+    for queue in queues.values_mut() {
         queue.sort_unstable();
         queue.reverse();
-    });
+    }
     permutations(after.len()).into_iter().any(|order| {
         let mut queues = queues.clone();
         order.into_iter().all(|batch| {
