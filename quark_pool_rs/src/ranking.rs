@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{PoolError, Result};
+use crate::format::RUN_DIR;
 use crate::rng::hash;
 use crate::segment::run_column;
 use crate::snapshot::{Home, Run, RunPlace, Snapshot};
@@ -435,6 +436,13 @@ impl<'a> Runs<'a> {
         let starts = self.splits(&all, |view, at| Ok(view.key(at)? > key))?;
         let ends = self.splits(&all, |view, at| Ok(view.key(at)? >= key))?;
         let sum = |splits: &[usize]| splits.iter().map(|&at| at as u64).sum::<u64>();
+        // The searches disagree where a run is not in order, which no sum tells.
+        let is_ordered = starts.iter().zip(&ends).all(|(start, end)| start <= end)
+            && (sum(&starts)..=sum(&ends)).contains(&above);
+        if !is_ordered {
+            let what = "a sorted run is not in order; verifying the pool tells which";
+            return Err(PoolError::corrupted(RUN_DIR, 0, what));
+        }
         let wanted = above - sum(&starts);
         let exact = |tie, splits: Vec<usize>| Cut {
             key,

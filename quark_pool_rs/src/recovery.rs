@@ -66,8 +66,14 @@ fn recover_once(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot
     // HEAD first: what is read after it cannot be older.
     let head = match storage.read(Path::new(HEAD)) {
         Ok(bytes) => decode_head(&bytes),
+        // In a root that is no directory neither is a log, which says that there is no pool.
         Err(error)
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) =>
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::InvalidInput
+                    | io::ErrorKind::NotADirectory
+            ) =>
         {
             None
         }

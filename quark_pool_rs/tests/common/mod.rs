@@ -83,6 +83,7 @@ impl Owned {
         let completion_texts: Vec<&str> = self.completions.iter().map(|c| c.1.as_str()).collect();
         let scores: Vec<(&str, &[f32])> =
             self.scores.iter().map(|(name, values)| (name.as_str(), values.as_slice())).collect();
+        let has_text = pool.snapshot().home.settings.store_text;
         pool.append(&Batch {
             key: &self.key,
             prompt_tokens: &prompt_tokens,
@@ -92,7 +93,7 @@ impl Owned {
             prompt_index: &self.prompt_index,
             completion_tokens: &tokens,
             completion_offsets: &offsets(self.completions.iter().map(|c| c.0.len())),
-            completion_texts: Some(&completion_texts),
+            completion_texts: has_text.then_some(&completion_texts),
             finish: &vec![1; n],
             round: self.round,
             chunk: 2,
