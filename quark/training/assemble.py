@@ -154,7 +154,10 @@ def assemble(
         )
     policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
     fingerprint = make_fingerprint(device, team) | _adapter_fingerprint(policy)
-    weights = ShardedWeights(policy, team) if team.is_sharded else WholeWeights(policy, team)
+    weights = WholeWeights(policy, team)
+    if team.is_sharded:
+        dtype = autocast_dtype(config.run.precision, device)
+        weights = ShardedWeights(policy, team, autocast_dtype=dtype)
     serving = None
     if config.sampling.backend == "http":
         with weights.whole():
@@ -226,7 +229,8 @@ def assemble(
         sampler = TransformersGenerator(
             alone.causal, policy.tokenizer, policy.reward_tokens, sampling, device
         )
-        return sampler if team.size == 1 else SharedGenerator(sampler, team, model.whole)
+        within = model.sampling if isinstance(model, WholeWeights) else model.whole
+        return sampler if team.size == 1 else SharedGenerator(sampler, team, within)
 
     held_out = config.sampling
     if config.evaluation.top_p is not None:

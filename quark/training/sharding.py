@@ -25,6 +25,7 @@ from quark.errors import TrainingError
 from quark.models.batch import TrainingBatch
 from quark.models.causal import Body, CausalModel, CompletionRows
 from quark.models.policy import Policy
+from quark.models.precision import is_projection
 from quark.reference.adapter_off import AdapterOffReference
 from quark.reference.base import ReferencePolicy
 from quark.training.distributed import Team, checksum
@@ -59,6 +60,10 @@ class WholeWeights:
     def whole(self) -> AbstractContextManager[None]:
         """Within: ``alone`` has its weights. To be entered and left by all together."""
         return nullcontext()
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """As ``whole``, for passes under the run's autocast alone: weights may be rounded as it rounds them."""
+        return self.whole()
 
     def place(self, reference: ReferencePolicy) -> ReferencePolicy:
         """``reference``, its weights lying as the policy's do."""
@@ -125,12 +130,16 @@ class ShardedWeights(WholeWeights):
     Args:
         policy: whole and the same in all processes; sharded in place.
         team: of more than one process.
+        autocast_dtype: of the run's autocast; None where there is none.
     """
 
     is_sharded = True
 
-    def __init__(self, policy: Policy, team: Team) -> None:
+    def __init__(
+        self, policy: Policy, team: Team, *, autocast_dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__(policy, team)
+        self._autocast_dtype = autocast_dtype
         self._mesh = team.mesh(policy.device)
         self._twin = _Twin(policy, policy.model, shared=(policy.tokenizer,))
         self._has_gathered: set[FSDPModule] = set()
@@ -142,16 +151,23 @@ class ShardedWeights(WholeWeights):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        with self._filled(self._twin):
+        with self._filled(self._twin, None):
+            yield
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        with self._filled(self._twin, self._autocast_dtype):
             yield
 
     def place(self, reference: ReferencePolicy) -> ReferencePolicy:
         if isinstance(reference, AdapterOffReference):
             # The policy's own weights, which are sharded already.
-            return ShardedReference(reference, AdapterOffReference(self.alone), self.whole)
+            return ShardedReference(reference, AdapterOffReference(self.alone), self.sampling)
         twin = _Twin(reference, reference.causal.model, shared=())
         self._shard(reference.causal.body)
-        return ShardedReference(reference, twin.holder, lambda: self._filled(twin))
+        return ShardedReference(
+            reference, twin.holder, lambda: self._filled(twin, self._autocast_dtype)
+        )
 
     def num_passes(self, needed: int) -> int:
         most: int = max(self._team.gather(needed))
@@ -237,10 +253,10 @@ class ShardedWeights(WholeWeights):
         body.register_forward_hook(lambda *_: self._has_gathered.add(sharded))
 
     @contextmanager
-    def _filled(self, twin: _Twin[_Holder]) -> Iterator[None]:
+    def _filled(self, twin: _Twin[_Holder], dtype: torch.dtype | None) -> Iterator[None]:
         try:
             with memory_needed_for("the whole weights", setting="model"), self._team.exchange():
-                twin.fill()
+                twin.fill(dtype)
             yield
         finally:
             twin.empty()
@@ -311,14 +327,22 @@ class _Twin(Generic[_Holder]):
             layer.__dict__.pop("forward", None)
 
     @torch.no_grad()
-    def fill(self) -> None:
-        """Put the whole weights into it; tied ones once."""
-        gathered: dict[int, nn.Parameter] = {}
+    def fill(self, dtype: torch.dtype | None) -> None:
+        """Put the whole weights into it; tied ones once.
+
+        Args:
+            dtype: of the autocast under which alone it will be run, None for none: linear layers get their
+                weights in it, one after the other, which changes no result and takes half the memory.
+        """
+        gathered: dict[tuple[int, torch.dtype], nn.Parameter] = {}
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            if id(parameter) not in gathered:
-                gathered[id(parameter)] = nn.Parameter(whole(parameter), requires_grad=False)
             module, leaf, _ = self._places[name]
-            setattr(module, leaf, gathered[id(parameter)])
+            is_weight = leaf == "weight" and is_projection(module)
+            kind = dtype if dtype is not None and is_weight else parameter.dtype
+            key = (id(parameter), kind)
+            if key not in gathered:
+                gathered[key] = nn.Parameter(whole(parameter).to(kind), requires_grad=False)
+            setattr(module, leaf, gathered[key])
 
     def empty(self) -> None:
         """Give them up."""

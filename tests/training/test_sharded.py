@@ -23,7 +23,7 @@ from quark.training.assemble import assemble
 from quark.training.distributed import Team
 from quark.training.held_rows import fill, first_held, held, held_between
 from quark.training.sharding import ShardedWeights
-from tests.tiny import tiny_policy
+from tests.tiny import tiny_batch, tiny_policy
 from tests.training.test_distributed import Ended, assert_close, launch, weights_of
 from tests.training.tiny_run import (
     NUM_ROUNDS,
@@ -160,7 +160,8 @@ def weights() -> Iterator[ShardedWeights]:
     """A policy in the only shard of a team of one."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        yield ShardedWeights(tiny_policy(), Team(is_sharded=True))
+        team = Team(is_sharded=True)
+        yield ShardedWeights(tiny_policy(), team, autocast_dtype=torch.bfloat16)
     finally:
         distributed.destroy_process_group()
 
@@ -196,6 +197,22 @@ def test_the_twin_has_weights_only_within(weights: ShardedWeights) -> None:
         assert not any(parameter.is_meta for parameter in model.parameters())
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_to_sample_linear_layers_are_gathered_as_autocast_rounds_them(
+    weights: ShardedWeights,
+) -> None:
+    policy = weights.alone
+    sizes, rows = [], []
+    for within in (weights.whole, weights.sampling):
+        with within(), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            parameters = {name: p.dtype for name, p in policy.model.named_parameters()}
+            sizes.append(sum(dtype == torch.bfloat16 for dtype in parameters.values()))
+            completions = policy.completion_rows(tiny_batch(policy))
+            rows.append(completions.head(completions.rows))
+    # Four in each of two layers, and the head apart from the embedding that it shares.
+    assert sizes == [0, 9]
+    assert torch.equal(*rows)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 6, 7])
