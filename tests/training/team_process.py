@@ -45,7 +45,8 @@ def arrange(plan: dict[str, Any]) -> None:
         result = run_loop(self)
         digest = hashlib.sha256()
         for parameter in self._policy.model.parameters():
-            digest.update(whole(parameter.detach()).numpy().tobytes())
+            everything = whole(parameter.detach()).contiguous()
+            digest.update(everything.view(-1).view(torch.uint8).numpy().tobytes())
         path = Path(plan["weights"]).with_suffix(f".{os.environ['RANK']}")
         path.write_text(digest.hexdigest())
         return result
