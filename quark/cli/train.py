@@ -142,7 +142,8 @@ def train(
 def _team(loaded: LoadedConfig) -> AbstractContextManager[Team]:
     from quark.training.distributed import joined
 
-    return joined(timeout_s=loaded.config.run.peer_timeout_s)
+    section = loaded.config.run
+    return joined(timeout_s=section.peer_timeout_s, parallel=section.parallel)
 
 
 def _require_run(run_dir: Path) -> None:

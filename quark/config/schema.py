@@ -48,6 +48,10 @@ class RunSection(Settings):
     """Autocast: ``auto`` is bfloat16 on CUDA devices that have it, else float32."""
     num_threads: int | None = Field(None, ge=1)
     """CPU threads; unset leaves torch's choice."""
+    parallel: Literal["data", "sharded"] | None = None
+    """With several processes: ``data`` has each hold the whole model, ``sharded`` (FSDP2) a part of its weights, gradients
+    and moments; see docs/distributed.md. Unset: ``sharded`` where accelerate's configuration asks for FSDP, else ``data``.
+    May be another one in each start of a run."""
     peer_timeout_s: float = Field(1800.0, gt=0.0)
     """With several processes: how long one may keep the others waiting before they give up, in seconds. The scoring
     of a chunk and the saving of a checkpoint have to fit in."""

@@ -103,16 +103,22 @@ class Evaluator:
             policy: its KL to the reference is measured where a token is given.
             quantile: None measures the original model.
         """
-        return self.measure(self.sample(generator, quantile=quantile), policy, quantile=quantile)
+        completions = self.sample(generator, quantile=quantile)
+        likelihoods = self.likelihoods(completions, policy, quantile=quantile)
+        return self.measure(completions, likelihoods, quantile=quantile)
 
     def sample(self, generator: Generator, *, quantile: int | None) -> list[Completion]:
         """The completions of the held-out prompts."""
         return generator.generate(self._prompts, quantile=quantile, seed=self._seed)
 
     def measure(
-        self, completions: Sequence[Completion], policy: Policy, *, quantile: int | None
+        self,
+        completions: Sequence[Completion],
+        likelihoods: Mapping[str, float],
+        *,
+        quantile: int | None,
     ) -> Evaluation:
-        """The figures of completions that ``sample`` gave; arguments as those of ``evaluate``."""
+        """The figures of completions that ``sample`` gave, what ``likelihoods`` gave of them among these."""
         texts = [c.text for c in completions]
         prompts = [c.prompt.text for c in completions]
         outcome = score(self._reward, prompts, texts, on_error="nan", retries=self._retries)
@@ -133,7 +139,7 @@ class Evaluator:
             metrics["reward_below_half_probability"] = any_above(
                 -rewards, self._per_prompt, threshold=-0.5
             )
-        metrics |= self._likelihoods(completions, policy, quantile)
+        metrics |= likelihoods
         return Evaluation(
             quantile=quantile,
             rewards=rewards,
@@ -142,10 +148,13 @@ class Evaluator:
             judges=judges,
         )
 
-    def _likelihoods(
-        self, completions: Sequence[Completion], policy: Policy, quantile: int | None
+    def likelihoods(
+        self, completions: Sequence[Completion], policy: Policy, *, quantile: int | None
     ) -> dict[str, float]:
-        """Exact KL in both directions and the reference's perplexity, in nats per completion token."""
+        """Exact KL in both directions and the reference's perplexity, in nats per completion token.
+
+        Arguments as those of ``evaluate``; no reward is asked.
+        """
         forward = backward = reference_nll = 0.0
         num_tokens = 0
         for start in range(0, len(completions), self._batch_size):

@@ -49,6 +49,29 @@ class CompletionModel(Protocol):
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows: ...
 
 
+class Body(nn.Module):
+    """A causal LM up to the rows that are to be projected on the vocabulary: one module, to be called as one.
+
+    Args:
+        model: the model.
+        has_head: whether the rows are its logits.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, has_head: bool) -> None:
+        super().__init__()
+        self.model = model
+        self._has_head = has_head
+
+    def forward(self, token_positions: Tensor, **arguments: Any) -> Tensor:  # noqa: ANN401 - what the library's models take
+        """Rows [M, D], or logits [M, V], at M flat positions in [B, L]."""
+        rows: Tensor
+        if self._has_head:
+            rows = self.model(**arguments).logits
+        else:
+            rows = self.model.base_model(**arguments).last_hidden_state
+        return rows.flatten(0, 1).index_select(0, token_positions)
+
+
 class CausalModel:
     """A causal LM of transformers, with its body and its vocabulary head used apart where that is exact.
 
@@ -70,6 +93,7 @@ class CausalModel:
         self._head: nn.Module | None = model.get_output_embeddings()
         if self._head is None or not self._head_is_exact():
             self._head = None
+        self.body = Body(model, has_head=self._head is None)
 
     @property
     def head_parameters(self) -> tuple[nn.Parameter, ...]:
@@ -107,13 +131,8 @@ class CausalModel:
                 inputs.attention_mask, is_conditioned=inputs.is_conditioned
             )
         with attention_for(inputs.input_ids.device, inputs.input_ids.shape[1]):
-            rows = self._rows(arguments)
-        flat = rows.flatten(0, 1)
-        return CompletionRows(
-            rows=flat.index_select(0, inputs.token_positions),
-            head=self.head,
-            parameters=self.head_parameters,
-        )
+            rows = self.body(inputs.token_positions, **arguments)
+        return CompletionRows(rows=rows, head=self.head, parameters=self.head_parameters)
 
     def next_logits(
         self,
@@ -144,14 +163,6 @@ class CausalModel:
             output = self.model.base_model(**arguments)
             logits = self._head(output.last_hidden_state[:, -1])
         return logits, getattr(output, "past_key_values", None)
-
-    def _rows(self, arguments: dict[str, Any]) -> Tensor:
-        rows: Tensor
-        if self._head is None:
-            rows = self.model(**arguments).logits
-        else:
-            rows = self.model.base_model(**arguments).last_hidden_state
-        return rows
 
     @torch.no_grad()
     def _head_is_exact(self) -> bool:

@@ -47,12 +47,17 @@ def projections_for_autocast(model: nn.Module) -> Iterator[None]:
             module.weight = original
 
 
+def is_projection(module: nn.Module) -> bool:
+    """Whether autocast converts this module's weight: a linear layer, GPT-2's included."""
+    return type(module) in (nn.Linear, Conv1D)
+
+
 def _converted(model: nn.Module, dtype: torch.dtype) -> dict[nn.Module, nn.Parameter]:
-    """New weights of the linear layers, GPT-2's included; a weight that several share is converted once."""
+    """New weights of the linear layers; a weight that several share is converted once."""
     shared: dict[int, nn.Parameter] = {}
     converted: dict[nn.Module, nn.Parameter] = {}
     for module in model.modules():
-        if type(module) not in (nn.Linear, Conv1D):
+        if not is_projection(module):
             continue
         weight = module.get_parameter("weight")
         if weight.is_floating_point():

@@ -38,7 +38,8 @@ class _AdapterOffModel(CausalModel):
     """Runs with the adapters off, and leaves them on."""
 
     def __init__(self, policy: Policy, adapter: Adapter) -> None:
-        super().__init__(policy.model, num_leading_positions=policy.num_leading_positions)
+        # The very modules that the policy runs, wherever their weights are: there is nothing to be found out again.
+        vars(self).update(vars(policy.causal))
         self._adapter = adapter
 
     def run(self, inputs: ModelInputs) -> CompletionRows:

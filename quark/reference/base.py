@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -30,6 +31,10 @@ class ReferencePolicy(Protocol):
     def prepare(self, sample_ids: Sequence[int]) -> None:  # noqa: ARG002 - most need no preparation
         """Be told which samples of the pool the next training step learns from, by all processes together."""
         return
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within: this process can run it without the others. To be entered and left by all of them together."""
+        return nullcontext()
 
     def sequence_logprobs(
         self,

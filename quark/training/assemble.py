@@ -58,6 +58,7 @@ from quark.training.exploration import REFERENCE_BLOCK, Explorer
 from quark.training.metrics import MetricLog, SilentLog
 from quark.training.published import PublishedWeights
 from quark.training.seeds import derive_seed
+from quark.training.sharding import ShardedWeights, WholeWeights
 from quark.training.shared import LeadGenerator, SharedEvaluator, SharedGenerator
 from quark.training.trackers import make_trackers
 from quark.training.trainer import Trainer
@@ -72,6 +73,7 @@ MAY_CHANGE = (
     "run.overlap_scoring",
     "sampling.http",
     "run.peer_timeout_s",
+    "run.parallel",
     "model.gradient_checkpointing",
     "reward.on_error",
     "reward.retries",
@@ -81,6 +83,7 @@ MAY_CHANGE = (
     "alerts.",
     "tracking.",
     "optimizer.max_skipped_steps",
+    "optimizer.micro_batch_size",
 )
 """Keys that a resumed run may have changed; any other one would make it a different run."""
 
@@ -150,8 +153,16 @@ def assemble(
             level="warning",
         )
     policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
-    serving = _serving(run, config, policy, listener) if team.is_lead else None
-    reference = _reference(config, policy, device)
+    fingerprint = make_fingerprint(device, team) | _adapter_fingerprint(policy)
+    weights = WholeWeights(policy, team)
+    if team.is_sharded:
+        dtype = autocast_dtype(config.run.precision, device)
+        weights = ShardedWeights(policy, team, autocast_dtype=dtype)
+    serving = None
+    if config.sampling.backend == "http":
+        with weights.whole():
+            serving = _serving(run, config, weights.alone, listener) if team.is_lead else None
+    reference = weights.place(_reference(config, policy, device))
     prompts = _prompts(config)
     for note in prompts.notes:
         listener.on_message(note, level="warning")
@@ -174,7 +185,6 @@ def assemble(
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
         )
-        fingerprint = make_fingerprint(device, team.size) | _adapter_fingerprint(policy)
 
         def find() -> str | None:
             found = _find_checkpoint(run, checkpoints, listener)
@@ -211,18 +221,16 @@ def assemble(
         pool.close()
         raise
 
-    def generator(model: Policy | ReferencePolicy, sampling: SamplingConfig) -> Generator:
+    def generator(model: WholeWeights | ReferencePolicy, sampling: SamplingConfig) -> Generator:
+        alone = model.alone if isinstance(model, WholeWeights) else model
         if config.sampling.backend == "http":
-            served = None if serving is None else serving.generator(model, policy, sampling, device)
-            return LeadGenerator(served, team)
-        alone = TransformersGenerator(
-            model if isinstance(model, Policy) else model.causal,
-            policy.tokenizer,
-            policy.reward_tokens,
-            sampling,
-            device,
+            served = None if serving is None else serving.generator(alone, policy, sampling, device)
+            return LeadGenerator(served, team, model.whole)
+        sampler = TransformersGenerator(
+            alone.causal, policy.tokenizer, policy.reward_tokens, sampling, device
         )
-        return alone if team.size == 1 else SharedGenerator(alone, team)
+        within = model.sampling if isinstance(model, WholeWeights) else model.whole
+        return sampler if team.size == 1 else SharedGenerator(sampler, team, within)
 
     held_out = config.sampling
     if config.evaluation.top_p is not None:
@@ -245,9 +253,9 @@ def assemble(
         policy=policy,
         reference=reference,
         explore_first=generator(reference, config.sampling),
-        explore=generator(policy, config.sampling),
+        explore=generator(weights, config.sampling),
         evaluate_first=generator(reference, held_out),
-        evaluate=generator(policy, held_out),
+        evaluate=generator(weights, held_out),
         explorer=Explorer(
             run_id=identity["run_id"],
             seed=config.run.seed,
@@ -268,12 +276,13 @@ def assemble(
         ),
         pool=pool,
         objective=QuarkObjective(config.objective),
-        evaluator=evaluator if team.size == 1 else SharedEvaluator(evaluator, team),
+        evaluator=evaluator if team.size == 1 else SharedEvaluator(evaluator, team, weights),
         checkpoints=checkpoints,
         log=log,
         listener=listener,
         autocast=autocast,
         team=team,
+        weights=weights,
         resume_from=resume_from,
         fingerprint=fingerprint,
     )
@@ -394,13 +403,14 @@ def build_judges(names: tuple[str, ...]) -> Mapping[str, RewardFunction]:
     return {name: build_reward(RewardConfig(name=name, on_error="nan")) for name in names}
 
 
-def make_fingerprint(device: torch.device, num_processes: int = 1) -> dict[str, str]:
+def make_fingerprint(device: torch.device, team: Team | None = None) -> dict[str, str]:
     """What a byte-exact resume needs to be equal: device kind, processes, threads, versions."""
+    team = team or Team()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": f"{device.type} {name}",
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "processes": str(num_processes),
+        "processes": f"{team.size}{' sharded' if team.is_sharded else ''}",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "quark": quark.__version__,
@@ -458,14 +468,12 @@ class _Serving:
 
 def _serving(
     run: RunDirectory, config: RunConfig, policy: Policy, listener: TrainingListener
-) -> _Serving | None:
-    """The server, and ``policy`` as it is before training for it; None where the run samples by itself.
+) -> _Serving:
+    """The server, and ``policy`` as it is before training for it.
 
     Raises:
         ConfigError: the server could not answer as the model does.
     """
-    if config.sampling.backend == "transformers":
-        return None
     if policy.num_leading_positions:
         raise ConfigError(
             'sampling.backend = "http" with a model that has learned absolute positions: a server counts them '
@@ -488,6 +496,12 @@ class _Unasked:
 
 
 def _check_share(config: RunConfig, team: Team) -> None:
+    if team.is_sharded and config.reference.cache != "off":
+        raise ConfigError(
+            f'reference.cache = "{config.reference.cache}" with run.parallel = "sharded": one process would need all '
+            'weights of the original model whenever a sample is not in the cache. Set reference.cache = "off", or '
+            'run.parallel = "data"'
+        )
     if config.optimizer.batch_size < team.size:
         raise ConfigError(
             f"optimizer.batch_size = {config.optimizer.batch_size} is less than one sample for each of "
@@ -596,6 +610,11 @@ def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) ->
     rounds = before["run"]["num_rounds"], after["run"]["num_rounds"]
     if config.optimizer.schedule != "constant" and rounds[0] != rounds[1]:
         voids.append(f"run.num_rounds {rounds[0]} -> {rounds[1]}, to which the learning rate falls")
+    parts = before["optimizer"]["micro_batch_size"], after["optimizer"]["micro_batch_size"]
+    if parts[0] != parts[1]:
+        voids.append(
+            f"optimizer.micro_batch_size {parts[0]} -> {parts[1]}, by which gradients are added up"
+        )
     is_rescored = _is_rescored(run, config)
     if is_rescored:
         others = [line for line in changed if not line.startswith("reward.")]

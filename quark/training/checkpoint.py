@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from quark.errors import CheckpointError
 from quark.pool.native import publish_directory
+from quark.training.held_rows import fill
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")
@@ -58,7 +59,7 @@ class Checkpoint:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: parameters and persistent buffers, tied ones once.
+    """What training changes: parameters and persistent buffers themselves, tied ones once.
 
     Where weights are frozen (below adapters), they and the buffers come from the model's own files again,
     so the parameters that are trained are enough.
@@ -67,26 +68,23 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     seen: set[int] = set()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     has_frozen = any(not p.requires_grad for p in model.parameters())
-    for name, value in model.state_dict().items():
-        if has_frozen and name not in trained:
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) in seen or (has_frozen and name not in trained):
             continue
-        if value.data_ptr() in seen and value.numel():
-            continue
-        seen.add(value.data_ptr())
-        tensors[name] = value.detach().cpu().contiguous()
+        seen.add(id(value))
+        tensors[name] = value.detach()
     return tensors
 
 
 def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy tensors that ``model_tensors`` took into ``model``, in place."""
+    """Copy whole tensors, named as by ``model_tensors``, into ``model``, in place."""
     target = model_tensors(model)
     if target.keys() != tensors.keys() or any(
         target[name].shape != value.shape for name, value in tensors.items()
     ):
         raise CheckpointError(f"{path} holds the weights of another model")
-    state = model.state_dict()
     for name, value in tensors.items():
-        state[name].copy_(value)
+        fill(target[name], value)
 
 
 class Checkpoints:
@@ -108,7 +106,7 @@ class Checkpoints:
         self,
         step: int,
         *,
-        model: nn.Module,
+        weights: Mapping[str, Tensor],
         optimizer: Mapping[str, Tensor],
         state: Mapping[str, object],
         score: float | None = None,
@@ -117,8 +115,8 @@ class Checkpoints:
 
         Args:
             step: names it.
-            model: its weights and buffers.
-            optimizer: its moments.
+            weights: the model's, and its buffers: whole, contiguous and on the CPU.
+            optimizer: its moments, likewise.
             state: everything else, as JSON.
             score: decides whether it is among the best; None or NaN never is.
 
@@ -134,7 +132,6 @@ class Checkpoints:
                 final.rename(self._folder / f"{final.name}.partial-{uuid.uuid4().hex[:8]}")
                 self._rejected.discard(final)
         staged = self._folder / f"{final.name}.partial-{uuid.uuid4().hex[:8]}"
-        weights = model_tensors(model)
         needed = sum(t.numel() * t.element_size() for t in (*weights.values(), *optimizer.values()))
         score = score if score is not None and math.isfinite(score) else None
         head = {"format_version": FORMAT_VERSION, "step": step, "score": score}
@@ -145,7 +142,7 @@ class Checkpoints:
             if needed > (free := shutil.disk_usage(self._folder).free):
                 raise OSError(errno.ENOSPC, f"the disk has {_megabytes(free)} left")
             staged.mkdir()
-            save_file(weights, staged / "model.safetensors")
+            save_file(dict(weights), staged / "model.safetensors")
             save_file(dict(optimizer), staged / "optimizer.safetensors")
             (staged / "state.json").write_text(text + "\n", encoding="utf-8")
             manifest = {

@@ -2,7 +2,8 @@
 
 A run in one process is a team of one and starts nothing of ``torch.distributed``. Control goes over gloo
 on the CPU whatever the device is: a process that dies closes its connections, so that the others learn it
-at their next exchange instead of waiting. Gradients go over NCCL where the model is on CUDA devices.
+at their next exchange instead of waiting. Gradients and sharded weights go over NCCL where the model is on
+CUDA devices.
 Values travel as JSON, which gives every float back exactly; nothing is unpickled.
 """
 
@@ -14,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from quark.errors import ConfigError, TrainingError
 
@@ -37,6 +39,10 @@ class Team:
     size: int = 1
     local_rank: int = 0
     """Number of this process on its machine, so of its device."""
+    is_sharded: bool = False
+    """Whether each process holds a part of the weights instead of all."""
+    timeout_s: float = 1800.0
+    """How long one process may keep the others waiting."""
     _gradients: distributed.ProcessGroup | None = None
     """Sums gradients; None is gloo, like everything else."""
 
@@ -68,8 +74,13 @@ class Team:
             )
         device = torch.device("cuda", self.local_rank)
         torch.cuda.set_device(device)
-        self._gradients = distributed.new_group(backend="nccl")
+        self._gradients = self._group("nccl")
         return device
+
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        """The processes as those that share weights on ``device``, on connections of their own."""
+        group = self._gradients or self._group("gloo")
+        return DeviceMesh.from_group(group, device.type)
 
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401 - any JSON value
         """The values of all processes, by rank. A value is anything that JSON has."""
@@ -77,13 +88,13 @@ class Team:
             return [value]
         mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with self._exchange():
+        with self.exchange():
             distributed.all_gather(lengths, torch.tensor([len(mine)]))
         longest = max(int(length) for length in lengths)
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: len(mine)] = mine
         texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-        with self._exchange():
+        with self.exchange():
             distributed.all_gather(texts, padded)
         return [
             json.loads(text[: int(length)].numpy().tobytes())
@@ -135,7 +146,7 @@ class Team:
                 gradients.append(parameter.grad)
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            with self._exchange():
+            with self.exchange():
                 distributed.all_reduce(flat, group=self._gradients)
             start = 0
             for gradient in bucket:
@@ -159,15 +170,27 @@ class Team:
             )
 
     @contextmanager
-    def _exchange(self) -> Iterator[None]:
+    def exchange(self) -> Iterator[None]:
+        """Within: a connection that breaks is told as what it means.
+
+        Raises:
+            TrainingError: it broke.
+        """
         try:
             yield
         except RuntimeError as error:
+            if not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+                raise
             raise TrainingError(
                 f"process {self.rank} of {self.size} lost the others: one of them has ended, and what it "
                 f"said tells why, or it gave no sign for too long ({str(error).splitlines()[0]}). Pool "
                 "and checkpoints are good; the same command resumes"
             ) from error
+
+    def _group(self, backend: str) -> distributed.ProcessGroup:
+        group = distributed.new_group(backend=backend, timeout=timedelta(seconds=self.timeout_s))
+        assert isinstance(group, distributed.ProcessGroup), "a group of all has every process"
+        return group
 
 
 def rank_of_process() -> int:
@@ -176,7 +199,9 @@ def rank_of_process() -> int:
 
 
 @contextmanager
-def joined(*, timeout_s: float) -> Iterator[Team]:
+def joined(
+    *, timeout_s: float, parallel: Literal["data", "sharded"] | None = None
+) -> Iterator[Team]:
     """The team that ``torchrun`` or ``accelerate launch`` has described in the environment.
 
     On the way out all processes wait for each other: a launcher ends the others as soon as one has left
@@ -184,6 +209,7 @@ def joined(*, timeout_s: float) -> Iterator[Team]:
 
     Args:
         timeout_s: how long one process may keep the others waiting.
+        parallel: whether each process holds all weights or a part of them; None is as the environment asks.
 
     Raises:
         ConfigError: the environment asks for what there is not.
@@ -193,19 +219,26 @@ def joined(*, timeout_s: float) -> Iterator[Team]:
     if size == 1:
         yield Team()
         return
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+    for name in ("DEEPSPEED", "MEGATRON_LM"):
+        if _says_yes(f"ACCELERATE_USE_{name}"):
             raise ConfigError(
-                f"accelerate is set up for {name}, which quark does not support: every process holds the "
-                "whole model. Launch with --multi_gpu, or with torchrun"
+                f"accelerate is set up for {name}, which quark does not support. Launch with --multi_gpu, with "
+                "--use_fsdp --fsdp_version 2, or with torchrun"
             )
+    is_sharded = _is_sharded(parallel)
     missing = [n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
     if missing:
         raise ConfigError(
             f"WORLD_SIZE is {size} but {', '.join(missing)} is not set: start with torchrun or "
             "accelerate launch, or unset WORLD_SIZE"
         )
-    team = Team(rank=_number("RANK", 0), size=size, local_rank=_number("LOCAL_RANK", 0))
+    team = Team(
+        rank=_number("RANK", 0),
+        size=size,
+        local_rank=_number("LOCAL_RANK", 0),
+        is_sharded=is_sharded,
+        timeout_s=timeout_s,
+    )
     try:
         distributed.init_process_group(
             "gloo", rank=team.rank, world_size=size, timeout=timedelta(seconds=timeout_s)
@@ -219,6 +252,28 @@ def joined(*, timeout_s: float) -> Iterator[Team]:
     yield team
     team.gather(None)
     distributed.destroy_process_group()
+
+
+def _is_sharded(parallel: Literal["data", "sharded"] | None) -> bool:
+    """What ``run.parallel`` and accelerate's configuration ask for together."""
+    if not _says_yes("ACCELERATE_USE_FSDP"):
+        return parallel == "sharded"
+    if _number("FSDP_VERSION", 1) != 2:
+        raise ConfigError(
+            "accelerate is set up for FSDP version 1, and quark shards weights by version 2 alone: set fsdp_version "
+            "to 2 in its configuration (--fsdp_version 2), or launch with --multi_gpu"
+        )
+    if parallel == "data":
+        raise ConfigError(
+            'accelerate is set up for FSDP (--use_fsdp), and run.parallel = "data": leave one of them out'
+        )
+    # Seeing it, transformers would leave the weights of all processes but the first unread.
+    del os.environ["ACCELERATE_USE_FSDP"]
+    return True
+
+
+def _says_yes(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
 def _number(name: str, default: int) -> int:
@@ -245,7 +300,10 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def checksum(tensor: Tensor) -> int:
-    """For telling weights apart: the sum of a tensor's bits read as integers, computed where the tensor is."""
+    """For telling weights apart: the sum of a tensor's bits read as integers, computed where the tensor is.
+
+    Modulo 2**64, the checksums of a tensor's pieces add up to its own.
+    """
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = tensor.contiguous().view(integers[tensor.element_size()])
     return int(bits.sum(dtype=torch.int64))

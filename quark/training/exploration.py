@@ -400,15 +400,17 @@ class Explorer:
         size = REFERENCE_BLOCK
         starts = range(0, len(completions), size)
         parts: dict[int, list[float]] = {}
-        for start in starts[self._team.rank :: self._team.size]:
-            batch = completion_batch(completions[start : start + size], self._policy, quantile=0)
-            with self._autocast():
+        with self._reference.whole(), self._autocast():
+            for start in starts[self._team.rank :: self._team.size]:
+                batch = completion_batch(
+                    completions[start : start + size], self._policy, quantile=0
+                )
                 logprobs = self._reference.sequence_logprobs(
                     batch,
                     base_vocab_size=self._policy.reward_tokens.base_vocab_size,
                     is_block=True,
                 )
-            parts[start] = logprobs.float().cpu().tolist()
+                parts[start] = logprobs.float().cpu().tolist()
         shares = [dict(share) for share in self._team.gather(list(parts.items()))]
         found = {start: part for share in shares for start, part in share.items()}
         return np.array([value for start in starts for value in found[start]], dtype=np.float32)

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 
-import torch
-
 from quark.config.schema import RunConfig
 from quark.data.collate import collate
 from quark.models.batch import TrainingBatch
@@ -18,15 +16,11 @@ from quark.pool.base import PoolBatch
 from quark.reference.base import ReferencePolicy
 from quark.training.alerts import Alert
 from quark.training.distributed import Team
-from quark.training.guards import (
-    count_skipped_step,
-    is_finite_step,
-    memory_needed_for,
-    run_within_memory,
-)
+from quark.training.guards import count_skipped_step, is_finite_step, memory_needed_for
 from quark.training.optimization import learning_rate, make_optimizer
 from quark.training.position import Position
 from quark.training.seeds import derive_seed
+from quark.training.sharding import WholeWeights
 
 _SUMS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
 """Figures of a ``LossOutput`` that are sums over its tokens."""
@@ -54,6 +48,7 @@ class Learner:
         objective: the loss.
         autocast: the context for forward passes.
         team: the processes that share every batch.
+        weights: where the policy's lie among them.
         on_warning: told of a step that is skipped.
         on_alert: told of memory that did not suffice.
     """
@@ -67,6 +62,7 @@ class Learner:
         objective: QuarkObjective,
         autocast: Callable[[], AbstractContextManager[object]],
         team: Team,
+        weights: WholeWeights,
         on_warning: Callable[[str], None],
         on_alert: Callable[[Alert], None],
     ) -> None:
@@ -78,6 +74,7 @@ class Learner:
         self._objective = objective
         self._autocast = autocast
         self._team = team
+        self._weights = weights
         self._on_warning = on_warning
         self._on_alert = on_alert
         self.optimizer = make_optimizer(policy.model, config.optimizer)
@@ -109,12 +106,8 @@ class Learner:
             }
         )
         loss = sums.pop("loss")
-        # Its copies of gradients come after the parts' memory was given back; it is not redone.
-        with memory_needed_for("summing the gradients", setting="model"):
-            team.sum_gradients([p for p in policy.model.parameters() if p.requires_grad])
-        parameters = [p for p in policy.model.parameters() if p.grad is not None]
-        bound = section.max_grad_norm or math.inf
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound))
+        self._weights.sum_gradients()
+        grad_norm = self._weights.clip_gradients(section.max_grad_norm or math.inf)
         rate = learning_rate(section, position.step, self._num_steps)
         coefficients = self._objective.state_dict()
         is_finite = is_finite_step(loss, grad_norm)
@@ -141,6 +134,7 @@ class Learner:
                     max_skipped_steps=section.max_skipped_steps,
                 )
             )
+        self._weights.release()
         return Step(
             metrics={
                 "loss": loss,
@@ -163,17 +157,23 @@ class Learner:
         same size of parts, so that they run out of memory and go on as one.
         """
         largest = math.ceil(num_sequences / self._team.size)
-        size = min(position.micro_batch_size or self._section.micro_batch_size or largest, largest)
+        wanted = position.micro_batch_size, self._section.micro_batch_size, largest
+        size = min(size for size in wanted if size is not None)
 
         def attempt(size: int) -> list[LossOutput]:
             self.optimizer.zero_grad(set_to_none=True)
+            parts = self._objective.parts(batch, math.ceil(batch.num_sequences / size))
+            num_passes = self._weights.num_passes(len(parts))
+            if num_passes > len(parts):
+                parts = batch.split(num_passes)
             with self._policy.dropping(
                 derive_seed(self._seed, "dropout", position.step, self._team.rank)
             ):
-                return [
-                    self._backward(part, num_sequences, num_tokens)
-                    for part in self._objective.parts(batch, math.ceil(batch.num_sequences / size))
-                ]
+                outputs = [self._backward(part, num_sequences, num_tokens) for part in parts]
+                # Fewer sequences than the others have passes: it goes along, and adds nothing.
+                for _ in range(num_passes - len(parts)):
+                    self._backward(parts[0], num_sequences, num_tokens, share=0.0)
+                return outputs
 
         def on_smaller(smaller: int, reason: str) -> None:
             # Kept for the rest of the run and in its checkpoints: a resumed run splits alike.
@@ -187,12 +187,11 @@ class Learner:
                 )
             )
 
-        def agree(reason: str | None) -> str | None:
-            return next((r for r in self._team.gather(reason) if r is not None), None)
+        return self._weights.run(attempt, size, on_smaller=on_smaller)
 
-        return run_within_memory(attempt, size, on_smaller=on_smaller, agree=agree)
-
-    def _backward(self, part: TrainingBatch, num_sequences: int, num_tokens: int) -> LossOutput:
+    def _backward(
+        self, part: TrainingBatch, num_sequences: int, num_tokens: int, *, share: float = 1.0
+    ) -> LossOutput:
         with self._autocast():
             output = self._objective(
                 self._policy,
@@ -201,7 +200,8 @@ class Learner:
                 num_sequences=num_sequences,
                 num_tokens=num_tokens,
             )
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        loss = output.loss if share == 1.0 else share * output.loss
+        loss.backward()  # type: ignore[no-untyped-call]
         return output
 
     def _update(self) -> None:
@@ -213,7 +213,7 @@ class Learner:
         if scale == 1.0:
             self.optimizer.step()
             return
-        vectors = self._policy.reward_vectors
+        vectors = self._weights.reward_vectors
         before = vectors.clone()
         self.optimizer.step()
         vectors.copy_(before + scale * (vectors - before))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quark.config.schema import OptimizerSection
+from quark.training.held_rows import fill
 
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 """Kinds of devices that have a fused AdamW."""
@@ -48,10 +49,10 @@ def learning_rate(config: OptimizerSection, step: int, num_steps: int) -> float:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The moments and step counts, named ``<parameter>/<moment>``."""
+    """The moments and step counts themselves, named ``<parameter>/<moment>``."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
-        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
+        f"{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
@@ -60,10 +61,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
 ) -> None:
-    """Put the state back that ``optimizer_tensors`` took."""
+    """Put the state back whose tensors, whole, are named as by ``optimizer_tensors``."""
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition("/")
         parameter = parameters[parameter_name]
-        device = parameter.device
-        optimizer.state[parameter][key] = value.to(device).clone()
+        if value.shape == parameter.shape:
+            moment = torch.zeros_like(parameter, dtype=value.dtype)
+            fill(moment, value)
+        else:
+            moment = value.to(parameter.device).clone()
+        optimizer.state[parameter][key] = moment

@@ -6,7 +6,8 @@ and its log-probability are then the same bits however many processes there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from quark.generation.base import Generator
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.policy import Policy
 from quark.training.distributed import Team
+from quark.training.sharding import WholeWeights
 from quark.types import Completion, FinishReason, Prompt
 
 
@@ -25,11 +27,18 @@ class SharedGenerator:
     Args:
         generator: of this process.
         team: all processes.
+        whole: the context in which the generator's model has its weights.
     """
 
-    def __init__(self, generator: TransformersGenerator, team: Team) -> None:
+    def __init__(
+        self,
+        generator: TransformersGenerator,
+        team: Team,
+        whole: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._generator = generator
         self._team = team
+        self._whole = whole
 
     def generate(
         self, prompts: Sequence[Prompt], *, quantile: int | None, seed: int
@@ -37,7 +46,8 @@ class SharedGenerator:
         """One completion per prompt, in order, the same in every process; see ``Generator``."""
         dealt = self._generator.batches(prompts)[self._team.rank :: self._team.size]
         rows = [row for batch in dealt for row in batch]
-        mine = self._generator.generate(prompts, quantile=quantile, seed=seed, rows=rows)
+        with self._whole():
+            mine = self._generator.generate(prompts, quantile=quantile, seed=seed, rows=rows)
         shares = self._team.gather([_plain(row, c) for row, c in zip(rows, mine, strict=True)])
         completions = {
             plain["row"]: _completion(plain, prompts, quantile, seed)
@@ -53,11 +63,18 @@ class LeadGenerator:
     Args:
         generator: the lead's; None in the others.
         team: all processes.
+        whole: the context in which the generator's model has its weights.
     """
 
-    def __init__(self, generator: Generator | None, team: Team) -> None:
+    def __init__(
+        self,
+        generator: Generator | None,
+        team: Team,
+        whole: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._generator = generator
         self._team = team
+        self._whole = whole
 
     def generate(
         self, prompts: Sequence[Prompt], *, quantile: int | None, seed: int
@@ -69,7 +86,8 @@ class LeadGenerator:
             completions = self._generator.generate(prompts, quantile=quantile, seed=seed)
             return [_plain(row, completion) for row, completion in enumerate(completions)]
 
-        plain = self._team.from_lead(sample)
+        with self._whole():
+            plain = self._team.from_lead(sample)
         return [_completion(one, prompts, quantile, seed) for one in plain]
 
 
@@ -79,18 +97,31 @@ class SharedEvaluator:
     Args:
         evaluator: of this process; only the lead's calls rewards.
         team: all processes.
+        weights: where they lie; where no process has all, all of them make the passes for KL and perplexity.
     """
 
-    def __init__(self, evaluator: Evaluator, team: Team) -> None:
+    def __init__(self, evaluator: Evaluator, team: Team, weights: WholeWeights) -> None:
         self._evaluator = evaluator
         self._team = team
+        self._weights = weights
 
     def evaluate(self, generator: Generator, policy: Policy, *, quantile: int | None) -> Evaluation:
         """The same evaluation in every process; see ``Evaluator.evaluate``."""
         completions = self._evaluator.sample(generator, quantile=quantile)
 
+        def likelihoods() -> dict[str, float]:
+            return self._evaluator.likelihoods(completions, policy, quantile=quantile)
+
+        measured: dict[str, float] | None = None
+        if self._weights.is_sharded:
+            with self._team.exchange():
+                measured = likelihoods()
+            self._weights.release()
+
         def measure() -> dict[str, Any]:
-            evaluation = self._evaluator.measure(completions, policy, quantile=quantile)
+            evaluation = self._evaluator.measure(
+                completions, likelihoods() if measured is None else measured, quantile=quantile
+            )
             return {
                 "rewards": evaluation.rewards.tolist(),
                 "metrics": dict(evaluation.metrics),

@@ -36,7 +36,7 @@ from quark.reference.base import ReferencePolicy
 from quark.run_directory import RunDirectory
 from quark.text_statistics import distinct_n
 from quark.training.alerts import Alert, Alerts, ControlGap
-from quark.training.checkpoint import Checkpoint, Checkpoints
+from quark.training.checkpoint import Checkpoint, Checkpoints, model_tensors
 from quark.training.distributed import Team
 from quark.training.draws import REWARD_COLUMN, first_snapshot_with, quantize, round_sampler
 from quark.training.events import (
@@ -54,6 +54,7 @@ from quark.training.metrics import MetricLog, SilentLog
 from quark.training.model_card import card_section
 from quark.training.optimization import load_optimizer_tensors, optimizer_tensors
 from quark.training.position import Position
+from quark.training.sharding import WholeWeights
 from quark.training.shared import SharedEvaluator
 from quark.types import Completion
 
@@ -80,6 +81,7 @@ class Trainer:
         listener: is told what happens.
         autocast: the context for forward passes.
         team: the processes that run this loop together; all decide alike, the lead alone writes.
+        weights: where the policy's lie among them.
         resume_from: the checkpoint to go on from.
         fingerprint: what has to be equal for a resumed run to be the same run; goes into checkpoints.
     """
@@ -105,6 +107,7 @@ class Trainer:
         listener: TrainingListener,
         autocast: Callable[[], AbstractContextManager[object]],
         team: Team,
+        weights: WholeWeights,
         resume_from: Checkpoint | None,
         fingerprint: Mapping[str, object],
     ) -> None:
@@ -125,6 +128,7 @@ class Trainer:
         self._listener = listener
         self._autocast = autocast
         self._team = team
+        self._weights = weights
         self._fingerprint = dict(fingerprint)
         self._learner = Learner(
             config=config,
@@ -133,6 +137,7 @@ class Trainer:
             objective=objective,
             autocast=autocast,
             team=team,
+            weights=weights,
             on_warning=lambda text: listener.on_message(text, level="warning"),
             on_alert=self._alert,
         )
@@ -332,7 +337,7 @@ class Trainer:
                     metrics=metrics,
                 )
             )
-        self._team.require_equal(self._policy.model.parameters(), step=here.step)
+        self._weights.require_equal(step=here.step)
 
     # Evaluate
 
@@ -477,18 +482,20 @@ class Trainer:
 
     def _save(self, *, score: float | None = None) -> None:
         """Make a checkpoint; ``score`` is the held-out reward of just these weights."""
-        if not self._team.is_lead:
-            return
         here = self._position
         self._listener.on_progress(Progress(phase="saving", round=here.round, done=0, total=1))
+        model = self._policy.model
+        weights = self._weights.gather(model_tensors(model))
+        optimizer = self._weights.gather(optimizer_tensors(self._learner.optimizer, model))
+        if not self._team.is_lead:
+            return
         snapshot = self._pool.snapshot
-        optimizer = optimizer_tensors(self._learner.optimizer, self._policy.model)
         # Parameters only: a buffer may hold infinities on purpose, a causal mask for one.
-        parameters = dict(self._policy.model.named_parameters())
+        parameters = {n: weights[n] for n, _ in model.named_parameters() if n in weights}
         require_finite({**parameters, **optimizer}, step=here.step)
         self._checkpoints.save(
             here.step,
-            model=self._policy.model,
+            weights=weights,
             optimizer=optimizer,
             score=score,
             state={
@@ -550,8 +557,9 @@ class Trainer:
             Progress(phase="saving", round=self._position.round, done=0, total=1)
         )
         result = self._result(best, curve, interrupted=False)
-        if self._team.is_lead:
-            self._save_model(result)
+        with self._weights.whole():
+            if self._team.is_lead:
+                self._save_model(result)
         self._log.write("end", self._position.step, **dataclasses.asdict(result))
         self._log.sync()
         return result
@@ -564,7 +572,7 @@ class Trainer:
         try:
             for leftover in (staged, previous):
                 shutil.rmtree(leftover, ignore_errors=True)
-            self._policy.save(staged, max_new_tokens=self.config.sampling.max_new_tokens)
+            self._weights.alone.save(staged, max_new_tokens=self.config.sampling.max_new_tokens)
             with (staged / "README.md").open("a", encoding="utf-8") as card:
                 card.write(card_section(self.config, result))
             if final.exists():

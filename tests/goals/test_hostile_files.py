@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from quark.config.load import load_config, to_toml
 from quark.data.prompts import PromptConfig, load_prompts
@@ -83,7 +82,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     moments = {"weight/exp_avg": torch.ones(2, 2)}
     return Checkpoints(folder, keep_last=2).save(
-        7, model=nn.Linear(2, 2), optimizer=moments, state={}
+        7, weights={"weight": torch.eye(2)}, optimizer=moments, state={}
     )
 
 

@@ -2,11 +2,13 @@
 
     python -m tests.training.team_process '{"arguments": [...], "mishap": "raise", "rank": 1, "step": 5}'
 
-Prints nothing of its own; a run that ends well leaves the hash of this process's weights in ``weights``.
+Prints nothing of its own; a run that ends well leaves the hash of this process's weights in ``weights``, and in
+``held`` the bytes of tensors that it held between the steps of its last round.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -16,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from quark.cli.app import run
 from quark.pool.base import PoolBatch
 from quark.training.events import TrainingResult
+from quark.training.held_rows import held, whole
 from quark.training.learner import Learner, Step
 from quark.training.position import Position
 from quark.training.trainer import Trainer
@@ -33,19 +37,29 @@ def arrange(plan: dict[str, Any]) -> None:
     def stepping(self: Learner, samples: PoolBatch, position: Position) -> Step:
         if is_struck and position.step == plan["step"]:
             befall(self, plan["mishap"])
-        return step(self, samples, position)
+        taken = step(self, samples, position)
+        Path(plan["held"]).with_suffix(f".{os.environ['RANK']}").write_text(str(bytes_held()))
+        return taken
 
     def running(self: Trainer) -> TrainingResult:
         result = run_loop(self)
         digest = hashlib.sha256()
         for parameter in self._policy.model.parameters():
-            digest.update(parameter.detach().numpy().tobytes())
+            everything = whole(parameter.detach()).contiguous()
+            digest.update(everything.view(-1).view(torch.uint8).numpy().tobytes())
         path = Path(plan["weights"]).with_suffix(f".{os.environ['RANK']}")
         path.write_text(digest.hexdigest())
         return result
 
     Learner.step = stepping  # type: ignore[method-assign]
     Trainer.run = running  # type: ignore[method-assign]
+
+
+def bytes_held() -> int:
+    """Of all tensors that are alive in this process."""
+    tensors = [held(one) for one in gc.get_objects() if issubclass(type(one), Tensor)]
+    storages = [one.untyped_storage() for one in tensors if one.device.type == "cpu"]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def befall(learner: Learner, mishap: str) -> None:
@@ -58,7 +72,7 @@ def befall(learner: Learner, mishap: str) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         case "flip":
             with torch.no_grad():
-                next(iter(learner._policy.model.parameters())).view(-1)[0] += 1e-3
+                held(next(iter(learner._policy.model.parameters()))).view(-1)[0] += 1e-3
         case "out of memory":
             backward = learner._backward
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,24 @@ class Ended:
     out: list[str]
     err: list[str]
     weights: list[str | None]
+    held: list[int | None]
     seconds: float
 
 
-def launch(config: Path, run_dir: Path, *overrides: str, **plan: Any) -> Ended:
+def launch(
+    config: Path,
+    run_dir: Path,
+    *overrides: str,
+    environment: Mapping[str, str] | None = None,
+    **plan: Any,
+) -> Ended:
     """Run two processes to their ends."""
     arguments = ["train", str(config), "--run-dir", str(run_dir), "--json"]
     for override in overrides:
         arguments += ["--set", override]
     weights = run_dir.with_suffix(".weights")
-    plan |= {"arguments": arguments, "weights": str(weights)}
+    held = run_dir.with_name(f"{run_dir.name}_held")
+    plan |= {"arguments": arguments, "weights": str(weights), "held": str(held)}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -68,6 +77,7 @@ def launch(config: Path, run_dir: Path, *overrides: str, **plan: Any) -> Ended:
             [sys.executable, "-m", "tests.training.team_process", json.dumps(plan)],
             cwd=ROOT,
             env=os.environ
+            | (environment or {})
             | {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
@@ -87,12 +97,18 @@ def launch(config: Path, run_dir: Path, *overrides: str, **plan: Any) -> Ended:
     finally:
         for process in processes:
             process.kill()
-    files = [weights.with_suffix(f".{rank}") for rank in range(2)]
+    texts = [
+        [file.read_text() if file.exists() else None for file in files]
+        for files in (
+            [path.with_suffix(f".{rank}") for rank in range(2)] for path in (weights, held)
+        )
+    ]
     return Ended(
         codes=[process.returncode for process in processes],
         out=[out for out, _ in said],
         err=[err for _, err in said],
-        weights=[file.read_text() if file.exists() else None for file in files],
+        weights=texts[0],
+        held=[None if text is None else int(text) for text in texts[1]],
         seconds=time.monotonic() - begin,
     )
 
@@ -256,7 +272,15 @@ def test_a_process_alone_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ({"WORLD_SIZE": "2"}, "RANK, MASTER_ADDR, MASTER_PORT is not set"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
-        ({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "FSDP, which quark does not support"),
+        (
+            {"WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true"},
+            "DEEPSPEED, which quark does not",
+        ),
+        ({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "set fsdp_version to 2"),
+        (
+            {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            'FSDP (--use_fsdp), and run.parallel = "data"',
+        ),
     ],
 )
 def test_an_environment_that_does_not_fit_is_an_error(
@@ -266,7 +290,8 @@ def test_an_environment_that_does_not_fit_is_an_error(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=re.escape(said)), joined(timeout_s=1.0):
+    refused = pytest.raises(ConfigError, match=re.escape(said))
+    with refused, joined(timeout_s=1.0, parallel="data"):
         pass
 
 

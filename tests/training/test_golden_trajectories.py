@@ -27,6 +27,11 @@ FIGURES = ("loss", "lm_loss", "kl_reference_to_policy", "kl_policy_to_reference"
 LARGEST = 1e-5
 MEAN = 5e-6
 """Bounds on differences relative to a figure's mean size, some ten times what was found."""
+CACHED = dict.fromkeys(FIGURES, (3.5e-05, 1.2e-05)) | dict.fromkeys(
+    ("kl_reference_to_policy", "kl_policy_to_reference"), (0.0006, 0.00025)
+)
+"""Bounds on largest and mean where the reference's hidden states come from the cache, which rounds them to float16:
+some three times what was found. It moves the divergences, which count for a hundredth of the loss here."""
 BASE = ("optimizer.micro_batch_size=9", "objective.length_groups=1")
 """Every batch of nine whole, in one pass."""
 
@@ -60,6 +65,10 @@ def differences(run_dir: Path, other: Path) -> list[Difference]:
 
 def agree(found: list[Difference]) -> bool:
     return all(d.largest <= LARGEST and abs(d.mean) <= MEAN for d in found)
+
+
+def agree_but_for_float16(found: list[Difference]) -> bool:
+    return all(d.largest <= CACHED[d.name][0] and abs(d.mean) <= CACHED[d.name][1] for d in found)
 
 
 def naive_loss(
@@ -143,8 +152,22 @@ def test_two_processes_train_as_one_does(config: Path, golden: Path, tmp_path: P
     assert agree(found), [*map(str, found)]
 
 
+def test_the_cached_reference_trains_as_the_live_one(
+    config: Path, golden: Path, tmp_path: Path
+) -> None:
+    train(config, tmp_path / "run", overrides=(*BASE, "reference.cache=hidden"))
+    assert any((tmp_path / "run" / "reference_cache").rglob("*.safetensors"))
+    found = differences(tmp_path / "run", golden)
+    print(*(f"{d} (bounds {CACHED[d.name]})" for d in found), sep="\n")
+    assert agree_but_for_float16(found), [*map(str, found)]
+    # What was rounded is felt: the golden run did not come from the same numbers.
+    assert not agree(found)
+
+
 def test_the_bounds_notice_a_coefficient_that_is_off_by_a_hundredth(
     config: Path, golden: Path, tmp_path: Path
 ) -> None:
     train(config, tmp_path / "run", overrides=(*BASE, "objective.kl_coef=0.101"))
-    assert not agree(differences(tmp_path / "run", golden))
+    found = differences(tmp_path / "run", golden)
+    assert not agree(found)
+    assert not agree_but_for_float16(found)

@@ -194,7 +194,7 @@ def test_no_memory_for_one_sequence_ends_the_run_with_its_checkpoint(
 
 @pytest.mark.parametrize(
     ("owner", "method", "work"),
-    [(Explorer, "_generate", "sampling"), (Evaluator, "_likelihoods", "evaluating")],
+    [(Explorer, "_generate", "sampling"), (Evaluator, "likelihoods", "evaluating")],
 )
 def test_no_memory_elsewhere_names_the_setting_that_asks_for_less(
     config: Path,
@@ -204,7 +204,7 @@ def test_no_memory_elsewhere_names_the_setting_that_asks_for_less(
     work: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(owner, method, lambda *args: ask_for_too_much())
+    monkeypatch.setattr(owner, method, lambda *args, **named: ask_for_too_much())
     with pytest.raises(TrainingError, match=rf"not enough memory for {work}.*sampling\.batch_size"):
         train(config, tmp_path / "run")
 

@@ -165,6 +165,17 @@ def test_harmless_settings_may_change(config: Path, stopped_run: Path) -> None:
     assert result.rounds == 4
 
 
+def test_smaller_parts_may_be_asked_for_and_void_exactness(config: Path, stopped_run: Path) -> None:
+    override = ("optimizer.micro_batch_size=2",)
+    with pytest.raises(CheckpointError, match=r"optimizer\.micro_batch_size 4 -> 2"):
+        train(config, stopped_run, overrides=override, require_exact=True)
+    listener = Listener()
+    train(config, stopped_run, overrides=override, listener=listener)
+    assert any("optimizer.micro_batch_size 4 -> 2" in message for message in listener.messages)
+    steps = [row for row in rows_of(stopped_run) if row["event"] == "step"]
+    assert {row["micro_batch_size"] for row in steps} == {4, 2}
+
+
 def test_layers_may_be_recomputed_from_here_on_and_no_byte_changes(
     config: Path, expected: dict[str, Any], stopped_run: Path
 ) -> None:

@@ -97,14 +97,15 @@ def test_learned_positions_that_begin_after_the_reward_token_are_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["data", "sharded"])
 def test_of_several_processes_one_asks_and_all_learn_from_the_answers(
-    config: Path, served: tuple[SamplingServer, tuple[str, ...]], tmp_path: Path
+    config: Path, served: tuple[SamplingServer, tuple[str, ...]], tmp_path: Path, parallel: str
 ) -> None:
     state, overrides = served
     overrides = (*overrides, "run.num_rounds=1", "run.steps_per_round=1")
     train(config, tmp_path / "alone", overrides=overrides)
     num_requests = len(state.requests)
-    ended = launch(config, tmp_path / "together", *overrides)
+    ended = launch(config, tmp_path / "together", *overrides, f"run.parallel={parallel}")
     assert ended.codes == [0, 0], ended.err
     assert len(state.requests) == 2 * num_requests
     samples = [fingerprint_of(tmp_path / name)["samples"] for name in ("alone", "together")]

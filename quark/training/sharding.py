@@ -1,0 +1,375 @@
+"""Where the weights lie while several processes train: whole in each of them, or a part in each (FSDP2).
+
+Sharded, a process keeps its rows of every weight, gradient and moment. ``fully_shard`` gathers a layer for as
+long as a training pass runs it, so these passes are made by all processes together, the same number in each.
+What one process does in its own time (sampling, log-probabilities for the pool, saving) it does with a twin:
+a copy of the model without weights, into which the whole ones are put for so long.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from quark.errors import TrainingError
+from quark.models.batch import TrainingBatch
+from quark.models.causal import Body, CausalModel, CompletionRows
+from quark.models.policy import Policy
+from quark.models.precision import is_projection
+from quark.reference.adapter_off import AdapterOffReference
+from quark.reference.base import ReferencePolicy
+from quark.training.distributed import Team, checksum
+from quark.training.guards import memory_needed_for, run_within_memory
+from quark.training.held_rows import held, held_between, whole
+
+_Result = TypeVar("_Result")
+_Holder = TypeVar("_Holder")
+
+
+class WholeWeights:
+    """Every process holds the whole policy, and the same one: data parallelism, and a process alone.
+
+    What is said of "all together" here is for the subclass whose processes need each other.
+
+    Args:
+        policy: is trained.
+        team: the processes.
+    """
+
+    is_sharded = False
+
+    def __init__(self, policy: Policy, team: Team) -> None:
+        self._policy = policy
+        self._team = team
+
+    @property
+    def alone(self) -> Policy:
+        """The policy that one process runs or saves by itself, within ``whole``; not for training."""
+        return self._policy
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within: ``alone`` has its weights. To be entered and left by all together."""
+        return nullcontext()
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """As ``whole``, for passes under the run's autocast alone: weights may be rounded as it rounds them."""
+        return self.whole()
+
+    def place(self, reference: ReferencePolicy) -> ReferencePolicy:
+        """``reference``, its weights lying as the policy's do."""
+        return reference
+
+    def num_passes(self, needed: int) -> int:
+        """How many training passes this process makes that needs ``needed``."""
+        return needed
+
+    def run(
+        self,
+        attempt: Callable[[int], _Result],
+        size: int,
+        *,
+        on_smaller: Callable[[int, str], None],
+    ) -> tuple[_Result, int]:
+        """The passes of a training step, run again in smaller parts where memory runs out; see ``run_within_memory``."""
+
+        def agree(reason: str | None) -> str | None:
+            return next((r for r in self._team.gather(reason) if r is not None), None)
+
+        return run_within_memory(attempt, size, on_smaller=on_smaller, agree=agree)
+
+    def sum_gradients(self) -> None:
+        """Replace every gradient by its sum over the processes."""
+        # Its copies of gradients come after the parts' memory was given back; it is not redone.
+        with memory_needed_for("summing the gradients", setting="model"):
+            self._team.sum_gradients([p for p in self._parameters() if p.requires_grad])
+
+    def clip_gradients(self, bound: float) -> float:
+        """Scale the gradients down to a norm of ``bound`` at most; returns the norm before, alike in all processes."""
+        parameters = [p for p in self._parameters() if p.grad is not None]
+        return float(torch.nn.utils.clip_grad_norm_(parameters, bound))
+
+    @property
+    def reward_vectors(self) -> Tensor:
+        """Those of the reward tokens' input vectors [K, D] that this process updates: a view without gradient."""
+        return self._policy.reward_vectors
+
+    def release(self) -> None:
+        """Give up what a training or evaluation pass has gathered."""
+
+    def require_equal(self, *, step: int) -> None:
+        """Refuse to go on with weights that are not the same bits in all processes.
+
+        Raises:
+            TrainingError: they are not.
+        """
+        self._team.require_equal(self._parameters(), step=step)
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors, contiguous and on the CPU, in the lead; nothing in the others. For all together."""
+        if not self._team.is_lead:
+            return {}
+        return {name: _saved(value) for name, value in tensors.items()}
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        yield from self._policy.model.parameters()
+
+
+class ShardedWeights(WholeWeights):
+    """Every process holds a part of each weight of policy and reference.
+
+    Args:
+        policy: whole and the same in all processes; sharded in place.
+        team: of more than one process.
+        autocast_dtype: of the run's autocast; None where there is none.
+    """
+
+    is_sharded = True
+
+    def __init__(
+        self, policy: Policy, team: Team, *, autocast_dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(policy, team)
+        self._autocast_dtype = autocast_dtype
+        self._mesh = team.mesh(policy.device)
+        self._twin = _Twin(policy, policy.model, shared=(policy.tokenizer,))
+        self._has_gathered: set[FSDPModule] = set()
+        self._shard(policy.causal.body)
+
+    @property
+    def alone(self) -> Policy:
+        return self._twin.holder
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        with self._filled(self._twin, None):
+            yield
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        with self._filled(self._twin, self._autocast_dtype):
+            yield
+
+    def place(self, reference: ReferencePolicy) -> ReferencePolicy:
+        if isinstance(reference, AdapterOffReference):
+            # The policy's own weights, which are sharded already.
+            return ShardedReference(reference, AdapterOffReference(self.alone), self.sampling)
+        twin = _Twin(reference, reference.causal.model, shared=())
+        self._shard(reference.causal.body)
+        return ShardedReference(
+            reference, twin.holder, lambda: self._filled(twin, self._autocast_dtype)
+        )
+
+    def num_passes(self, needed: int) -> int:
+        most: int = max(self._team.gather(needed))
+        return most
+
+    def run(
+        self,
+        attempt: Callable[[int], _Result],
+        size: int,
+        *,
+        on_smaller: Callable[[int, str], None],  # noqa: ARG002 - see below
+    ) -> tuple[_Result, int]:
+        """The passes of a training step.
+
+        Raises:
+            TrainingError: memory ran out. It cannot be tried again: the others are waiting within a layer.
+        """
+        needed = memory_needed_for("the layers of a step", setting="optimizer.micro_batch_size")
+        with needed, self._team.exchange():
+            return attempt(size), size
+
+    def sum_gradients(self) -> None:
+        """They have been summed as they were made."""
+
+    def clip_gradients(self, bound: float) -> float:
+        gradients = [held(p.grad) for p in self._parameters() if p.grad is not None]
+        square = float(torch.nn.utils.get_total_norm(gradients)) ** 2
+        norm = math.sqrt(self._team.sums({"square": square})["square"])
+        if math.isfinite(norm) and norm > bound:
+            for gradient in gradients:
+                gradient.mul_(bound / (norm + 1e-6))
+        return norm
+
+    @property
+    def reward_vectors(self) -> Tensor:
+        policy = self._policy
+        if policy.adapter is not None:
+            return held(policy.adapter.embedding.rows.detach())
+        ids = policy.reward_tokens.ids
+        weight: Tensor = policy.model.get_input_embeddings().weight
+        return held_between(weight.detach(), ids[0], ids[-1] + 1)
+
+    def release(self) -> None:
+        # After a pass without a backward pass: the embedding and the head, and a list of what ran.
+        for body in self._has_gathered:
+            body.reset_iter_state()
+        self._has_gathered.clear()
+
+    def require_equal(self, *, step: int) -> None:
+        """Refuse to go on where a process does not gather what the processes hold.
+
+        A number is held by one process, so there is no second one to compare it with; but the checksum of a
+        whole weight is the sum of its parts' checksums.
+
+        Raises:
+            TrainingError: a process gathers something else.
+        """
+        parts, gathered = [], []
+        with self._team.exchange():
+            for parameter in self._parameters():
+                parts.append(checksum(held(parameter.detach())))
+                gathered.append(checksum(whole(parameter.detach())))
+        sums = [sum(column) % 2**64 for column in zip(*self._team.gather(parts), strict=True)]
+        for rank, checksums in enumerate(self._team.gather(gathered)):
+            if [one % 2**64 for one in checksums] != sums:
+                raise TrainingError(
+                    f"after step {step} process {rank} does not gather the weights that the processes hold: "
+                    "the network or memory is damaged. The last checkpoint is good"
+                )
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        gathered = {}
+        with self._team.exchange():
+            for name, value in tensors.items():
+                # One after the other: a process that does not save never has more than one.
+                everything = whole(value)
+                if self._team.is_lead:
+                    gathered[name] = _saved(everything)
+        return gathered
+
+    def _shard(self, body: Body) -> None:
+        sharded = shard(body, self._mesh)
+        body.register_forward_hook(lambda *_: self._has_gathered.add(sharded))
+
+    @contextmanager
+    def _filled(self, twin: _Twin[_Holder], dtype: torch.dtype | None) -> Iterator[None]:
+        try:
+            with memory_needed_for("the whole weights", setting="model"), self._team.exchange():
+                twin.fill(dtype)
+            yield
+        finally:
+            twin.empty()
+
+
+class ShardedReference(ReferencePolicy):
+    """A reference whose passes all processes make together, or, within ``whole``, each for itself.
+
+    Args:
+        together: sharded.
+        alone: its twin.
+        whole: the context in which the twin has its weights.
+    """
+
+    def __init__(
+        self,
+        together: ReferencePolicy,
+        alone: ReferencePolicy,
+        whole: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._together = together
+        self._alone = alone
+        self._whole = whole
+        self._is_whole = False
+
+    @property
+    def causal(self) -> CausalModel:
+        """The twin's, to sample from within ``whole``."""
+        return self._alone.causal
+
+    def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
+        return (self._alone if self._is_whole else self._together).completion_rows(batch)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        with self._whole():
+            self._is_whole = True
+            try:
+                yield
+            finally:
+                self._is_whole = False
+
+
+class _Twin(Generic[_Holder]):
+    """A copy of a model and of what holds it, without weights until it is filled.
+
+    Args:
+        original: holds the model, before it is sharded.
+        model: whose weights the twin is given.
+        shared: what of the original need not be copied.
+    """
+
+    def __init__(
+        self, original: _Holder, model: PreTrainedModel, *, shared: Iterable[object]
+    ) -> None:
+        memo: dict[int, object] = {id(one): one for one in (*shared, *model.buffers())}
+        for parameter in model.parameters():
+            memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        twin: PreTrainedModel
+        self.holder, twin = copy.deepcopy((original, model), memo)
+        self._model = model
+        self._places: dict[str, tuple[nn.Module, str, nn.Parameter]] = {}
+        for name, empty in twin.named_parameters(remove_duplicate=False):
+            path, _, leaf = name.rpartition(".")
+            self._places[name] = (twin.get_submodule(path), leaf, empty)
+        for layer in _layers(twin):
+            # Where layers are recomputed: bound to the original's, and of no use without a backward pass.
+            layer.__dict__.pop("forward", None)
+
+    @torch.no_grad()
+    def fill(self, dtype: torch.dtype | None) -> None:
+        """Put the whole weights into it; tied ones once.
+
+        Args:
+            dtype: of the autocast under which alone it will be run, None for none: linear layers get their
+                weights in it, one after the other, which changes no result and takes half the memory.
+        """
+        gathered: dict[tuple[int, torch.dtype], nn.Parameter] = {}
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            module, leaf, _ = self._places[name]
+            is_weight = leaf == "weight" and is_projection(module)
+            kind = dtype if dtype is not None and is_weight else parameter.dtype
+            key = (id(parameter), kind)
+            if key not in gathered:
+                gathered[key] = nn.Parameter(whole(parameter).to(kind), requires_grad=False)
+            setattr(module, leaf, gathered[key])
+
+    def empty(self) -> None:
+        """Give them up."""
+        for module, leaf, empty in self._places.values():
+            setattr(module, leaf, empty)
+
+
+def shard(body: Body, mesh: DeviceMesh) -> FSDPModule:
+    """Shard ``body`` in place: its decoder layers are gathered one by one, all else (embedding, head) at once.
+
+    Gradients are summed, not averaged: losses are divided by the whole batch's sequences or tokens.
+    """
+    modules = [*_layers(body), body]
+    for module in modules:
+        # The head is needed again as soon as the body has run.
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=module is not body)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+    # A weight without a gradient here (an expert that no token chose) may have one elsewhere.
+    sharded.set_reduce_scatter_unused_params(True)
+    return sharded
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers, inner ones first, as the library marks them."""
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)][::-1]
+
+
+def _saved(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
