@@ -138,6 +138,7 @@ class Trainer:
         )
         self._alerts = Alerts(config.alerts)
         self._position = Position()
+        self._learns_from: int | None = None
         self._started = time.monotonic()
         self._stop_requested = False
         self._is_stopping = False
@@ -190,6 +191,7 @@ class Trainer:
             return None
         explored = time.monotonic()
         pool = self._snapshot_of(exploration)
+        self._learns_from = pool.snapshot.generation
         new = range(max(exploration.ids.start, pool.num_removed), exploration.ids.stop)
         quantization = self._quantize(pool)
         self._learn(quantization)
@@ -212,6 +214,7 @@ class Trainer:
         self._report_round(pool, new, quantization, metrics)
         alerts = self._check_alerts(metrics, gap)
         here.begin_round(here.round + 1)
+        self._learns_from = None
         is_stopped = bool(alerts) and self.config.alerts.stop and not is_last
         if is_last or is_stopped or here.round % self.config.checkpoint.every_rounds == 0:
             self._save(score=evaluation.metrics["reward_mean"] if evaluation is not None else None)
@@ -509,6 +512,8 @@ class Trainer:
                     "generation": snapshot.generation,
                     "hash": snapshot.hash,
                     "samples": snapshot.num_samples,
+                    # Of a round under way; the pool can be ahead of it.
+                    "learns_from": self._learns_from,
                 },
                 "metrics_bytes": self._log.sync(),
                 "fingerprint": self._fingerprint,
@@ -525,6 +530,7 @@ class Trainer:
         if "alerts" in state:
             self._alerts.load_state_dict(state["alerts"])
         self._position = Position(**state["position"])
+        self._learns_from = state["pool"].get("learns_from")
 
     def _elapsed(self) -> float:
         return self._position.seconds + time.monotonic() - self._started

@@ -51,7 +51,7 @@ impl Limits {
         let by_rounds = |max: u64| {
             let rounds: BTreeSet<u32> = appends.iter().map(|(_, round)| *round).collect();
             let oldest = rounds.into_iter().rev().take(usize::try_from(max).unwrap_or(usize::MAX));
-            before(oldest.last().unwrap_or(0))
+            before(oldest.min().unwrap_or(0))
         };
         let gone = [
             self.max_samples.map(by_samples),

@@ -207,8 +207,12 @@ fn collect_named(chain: &Chain<'_>, oldest: u64, named: &mut Vec<Named>) {
                 Ok(Upkeep::Retain { segment, columns, drafts, .. }) => {
                     named.extend(segment.iter().map(|segment| named_segment(segment, settings)));
                     for ColumnCut { extent, run, .. } in columns.into_iter().chain(drafts) {
-                        extent.iter().for_each(|extent| collect_extent(extent, named));
-                        run.iter().for_each(|run| collect_run(run, named));
+                        if let Some(extent) = extent {
+                            collect_extent(&extent, named);
+                        }
+                        if let Some(run) = run {
+                            collect_run(&run, named);
+                        }
                     }
                 }
                 Ok(Upkeep::GiveUp { .. }) | Err(_) => {}
@@ -226,8 +230,12 @@ fn collect_named(chain: &Chain<'_>, oldest: u64, named: &mut Vec<Named>) {
 }
 
 fn collect_column(column: &ColumnState, named: &mut Vec<Named>) {
-    column.runs.iter().for_each(|run| collect_run(run, named));
-    column.extents.iter().for_each(|extent| collect_extent(extent, named));
+    for run in &column.runs {
+        collect_run(run, named);
+    }
+    for extent in &column.extents {
+        collect_extent(extent, named);
+    }
 }
 
 fn collect_extent(extent: &ExtentEntry, named: &mut Vec<Named>) {
@@ -243,7 +251,9 @@ fn collect_run(run: &RunEntry, named: &mut Vec<Named>) {
 }
 
 fn collect_merges(merges: &[MergeEntry], named: &mut Vec<Named>) {
-    merges.iter().for_each(|merge| collect_run(&merge.run, named));
+    for merge in merges {
+        collect_run(&merge.run, named);
+    }
 }
 
 fn check_prompts(snapshot: &Snapshot, i: usize, report: &mut Report) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from quark.pool.ingest import import_file, merge_pools
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
 from quark.pool.scope import Scope
+from quark.run_directory import RunDirectory
 from quark.training.explain import explain
 from tests.cli.commands import quark
 from tests.pool.batches import (
@@ -27,7 +29,7 @@ from tests.pool.batches import (
     fields,
     make_batch,
 )
-from tests.training.tiny_run import train, write_inputs
+from tests.training.tiny_run import rows_of, train, write_inputs
 
 NAN = float("nan")
 SIZE = 3
@@ -236,14 +238,29 @@ def test_a_run_goes_on_without_its_oldest_samples(cache: str, tmp_path: Path) ->
     torch.set_num_threads(1)
     config, run = write_inputs(tmp_path), tmp_path / "run"
     options = (f'reference.cache="{cache}"',)
-    # In the middle of a round's learning, from all the samples that there are.
-    assert train(config, run, stop_at=14, overrides=options).interrupted
+    # In the middle of a round, which learns from all the samples that there are.
+    assert train(config, run, stop_at=16, overrides=options).interrupted
     with NativePool.open(run / "pool", writable=True) as pool:
+        before = pool.snapshot.generation
         num_removed = pool.retain(max_samples=1).num_removed
         assert len(pool) - 8 <= num_removed < len(pool)
+    # The round ends as it began, however often it is interrupted: its snapshot is needed.
+    assert train(config, run, stop_at=4, overrides=options).interrupted
+    newest = max(
+        RunDirectory(run).checkpoints.glob("step-*/state.json"), key=lambda p: p.stat().st_mtime_ns
+    )
+    state = json.loads(newest.read_bytes())["pool"]
+    assert (state["generation"], state["learns_from"]) == (before + 1, before)
+    assert RunDirectory(run).oldest_snapshot_needed() == before
     assert "goes on from snapshot" in quark("pool", "gc", run).err
     result = train(config, run, overrides=options)
     assert (result.rounds, result.interrupted) == (3, False)
+    train(config, tmp_path / "whole", overrides=options)
+    ours, theirs = (
+        [row for row in rows_of(path) if row["event"] == "step" and row["round"] < 2]
+        for path in (run, tmp_path / "whole")
+    )
+    assert ours == theirs
     with NativePool.open(run / "pool") as pool:
         assert pool.num_removed == num_removed
         kept = explain(run, num_removed)
