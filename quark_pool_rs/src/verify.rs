@@ -25,7 +25,7 @@ use crate::storage::Storage;
 pub struct Report {
     /// Newest generation, if the pool opens.
     pub generation: Option<u64>,
-    /// Samples in it.
+    /// Samples in it; not those that were removed.
     pub num_samples: u64,
     /// Files that were read, logs included.
     pub num_files: u64,
@@ -73,7 +73,7 @@ pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
     superseded.sort_by(|a, b| a.0.name.cmp(&b.0.name));
     superseded.dedup_by(|a, b| a.0.name == b.0.name);
     report.generation = Some(snapshot.generation);
-    report.num_samples = snapshot.num_samples;
+    report.num_samples = snapshot.num_samples - snapshot.num_removed;
     for i in 0..snapshot.prompts.len() {
         check_prompts(&snapshot, i, &mut report);
     }

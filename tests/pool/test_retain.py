@@ -228,6 +228,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert [sample["id"] for sample in head["samples"]] == [12, 13]
     counted = quark("pool", "query", path, "SELECT COUNT(*), MIN(id) FROM pool", "--json").json
     assert counted["rows"] == [[24, 12]]
+    assert quark("pool", "fork", path, tmp_path / "fork", "--json").json["samples"] == 24
+    assert "sound: 24 samples" in quark("pool", "verify", path).out
     gone = quark("pool", "explain", path, "3")
     assert gone.code != 0
     assert "removed by retention" in gone.err
