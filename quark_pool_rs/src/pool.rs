@@ -1225,10 +1225,12 @@ fn is_same_prompt(snapshot: &Snapshot, id: u32, prompt: &PromptRow<'_>) -> Resul
 }
 
 fn read_prompt_ids(snapshot: &Snapshot) -> Result<HashMap<[u8; 16], u32>> {
-    let mut ids = HashMap::with_capacity(snapshot.num_prompts as usize);
+    let mut ids = HashMap::new();
     for table in &snapshot.prompts {
         let file = table.open(&snapshot.home)?;
         let hashes: &[[u8; 16]] = file.values(prompt_column::HASH, 0..file.rows())?;
+        // By what is there, not by what the manifest says is there.
+        ids.reserve(hashes.len());
         for (hash, id) in hashes.iter().zip(table.entry.first..) {
             ids.entry(*hash).or_insert(id);
         }
