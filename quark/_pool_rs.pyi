@@ -103,6 +103,7 @@ class _Info(TypedDict):
     num_prompts: int
     num_segments: int
     num_bytes: int
+    num_removed: int
     score_columns: list[
         tuple[tuple[str, int, str], tuple[int, int, int], tuple[float, float, float, float]]
     ]
@@ -145,6 +146,15 @@ class Pool:
     def fork(self, path: str | Path, uuid: str) -> None: ...
     def appends(self) -> list[tuple[str, int, str, int, int, int, int]]: ...
     def compact_once(self, max_samples: int) -> bool: ...
+    def retain(
+        self,
+        max_samples: int | None,
+        max_rounds: int | None,
+        before_round: int | None,
+        dry_run: bool,
+    ) -> tuple[int, int, int]: ...
+    @property
+    def num_removed(self) -> int: ...
     def gc(self, keep: int, dry_run: bool) -> tuple[int, int, int]: ...
     def close(self) -> None: ...
     def quantize(

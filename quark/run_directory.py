@@ -74,7 +74,10 @@ class RunDirectory:
         for state in self.checkpoints.glob("step-*/state.json"):
             # One that cannot be read cannot be resumed from either.
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                generations.append(int(json.loads(state.read_bytes())["pool"]["generation"]))
+                pool = json.loads(state.read_bytes())["pool"]
+                generations.append(int(pool["generation"]))
+                if pool.get("learns_from") is not None:
+                    generations.append(int(pool["learns_from"]))
         return min(generations, default=None)
 
     def is_run(self) -> bool:

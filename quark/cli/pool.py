@@ -22,6 +22,7 @@ from quark.cli import (
     pool_merge,
     pool_query,
     pool_rescore,
+    pool_retain,
 )
 from quark.cli.exit_codes import ExitCode
 from quark.cli.pool_path import JsonFlag, PoolPath, opened, pool_path
@@ -40,7 +41,6 @@ app = typer.Typer(
 NumQuantiles = Annotated[
     int, typer.Option("--num-quantiles", "-k", min=1, help="Cut into this many.")
 ]
-_SAMPLES_AT_ONCE = 8192
 
 ScoreColumn = Annotated[str, typer.Option("--score", help="Score column to rank by.")]
 
@@ -64,6 +64,7 @@ def info(path: PoolPath, as_json: JsonFlag = False) -> None:
                 "path": facts.path,
                 "uuid": facts.uuid,
                 "samples": facts.snapshot.num_samples,
+                "removed": facts.num_removed,
                 "prompts": facts.num_prompts,
                 "snapshot": dataclasses.asdict(facts.snapshot),
                 "score_columns": columns,
@@ -76,9 +77,12 @@ def info(path: PoolPath, as_json: JsonFlag = False) -> None:
             }
         )
         return
+    samples = count(facts.num_retained)
+    if facts.num_removed:
+        samples += f", and {count(facts.num_removed)} older ones that were removed"
     rows: list[tuple[str, Any]] = [
         ("pool", foreign(str(facts.path))),
-        ("samples", count(facts.snapshot.num_samples)),
+        ("samples", samples),
         ("prompts", count(facts.num_prompts)),
         ("snapshot", f"{facts.snapshot.generation} ({facts.snapshot.hash[:16]})"),
         ("size", f"{size(facts.num_bytes)} in {count(facts.num_segments)} segments"),
@@ -95,7 +99,7 @@ def info(path: PoolPath, as_json: JsonFlag = False) -> None:
             )
         rows.append((f"score {column.name}", foreign(text)))
     for draft in facts.drafts:
-        done = f"{count(draft.num_covered)} of {count(facts.snapshot.num_samples)} samples"
+        done = f"{count(draft.num_covered)} of {count(facts.num_retained)} samples"
         rows.append((f"score {draft.name}", foreign(f"being written anew: {done}")))
     rows += [(str(key), foreign(str(value), limit=200)) for key, value in facts.metadata.items()]
     make_console().print(figures(rows))
@@ -130,7 +134,9 @@ def head(
     with opened(path) as pool:
         scores = column(pool, score)
         labels = pool.quantize(num_quantiles, score=score).labels()
-        ids = np.arange(len(pool)) if quantile is None else np.flatnonzero(labels == quantile)
+        ids = np.arange(pool.num_removed, len(pool))
+        if quantile is not None:
+            ids = np.flatnonzero(labels == quantile)
         if best:
             ids = ids[~np.isnan(scores[ids])]
             ids = ids[np.argsort(-scores[ids], kind="stable")]
@@ -193,8 +199,9 @@ def stats(
     )
 
     with opened(path) as pool:
-        scores = column(pool, score)
-        columns = {name: describe(pool.scores(name)) for name in pool.score_columns}
+        removed = pool.num_removed
+        scores = column(pool, score)[removed:]
+        columns = {name: describe(pool.scores(name)[removed:]) for name in pool.score_columns}
         cuts = pool.quantize(num_quantiles, score=score)
         counts, lower_bounds = cuts.counts.tolist(), cuts.lower_bounds.tolist()
         rounds = round_means(pool, scores)
@@ -203,6 +210,7 @@ def stats(
         print_json(
             {
                 "samples": len(scores),
+                "removed": removed,
                 "columns": columns,
                 "score": score,
                 "quantile_counts": counts,
@@ -291,6 +299,7 @@ app.command("import")(pool_import.import_)
 app.command("merge")(pool_merge.merge)
 app.command("fork")(pool_fork.fork)
 app.command("compact")(pool_compact.compact)
+app.command("retain")(pool_retain.retain)
 app.command("gc")(pool_gc.gc)
 
 
@@ -340,13 +349,13 @@ def histogram_of(scores: NDArray[np.float32], bins: int = 12) -> list[tuple[floa
 
 
 def round_means(pool: NativePool, scores: NDArray[np.float32]) -> list[dict[str, float]]:
-    """Samples and mean score (NaN where nothing is scored) of every round, in order; reads every sample."""
+    """Samples and mean score (NaN where nothing is scored) of every round, in order.
+
+    ``scores`` are those of the samples that were not removed.
+    """
     import numpy as np
 
-    of_sample = np.empty(len(scores), np.int64)
-    for start in range(0, len(scores), _SAMPLES_AT_ONCE):
-        ids = range(start, min(start + _SAMPLES_AT_ONCE, len(scores)))
-        of_sample[start : ids.stop] = [sample.round for sample in pool.samples(ids)]
+    of_sample = pool.column("round")[pool.num_removed :]
     rows = []
     for index in np.unique(of_sample).tolist():
         of_round = scores[of_sample == index]

@@ -108,7 +108,7 @@ def _show(explanation: Explanation) -> None:
             [
                 (
                     "sample",
-                    f"{sample.id} (the pool holds {count(explanation.snapshot.num_samples)})",
+                    f"{sample.id} (the pool has had {count(explanation.snapshot.num_samples)})",
                 ),
                 ("prompt", foreign(sample.prompt_text)),
                 ("completion", foreign(text)),

@@ -54,10 +54,10 @@ def fork(
                 "path": facts.path,
                 "uuid": facts.uuid,
                 "snapshot": facts.snapshot.generation,
-                "samples": facts.snapshot.num_samples,
+                "samples": facts.num_retained,
                 "bytes": facts.num_bytes,
             }
         )
         return
-    line = f"made {to}: {count(facts.snapshot.num_samples)} samples, from snapshot {facts.snapshot.generation} on"
+    line = f"made {to}: {count(facts.num_retained)} samples, from snapshot {facts.snapshot.generation} on"
     make_console().print(prose(line, "green"), soft_wrap=True)

@@ -131,6 +131,19 @@ class Snapshot:
     hash: str
     """Hex SHA-256 of the manifest chain up to this commit."""
     num_samples: int
+    """Ids that were given out: ids are below this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retained:
+    """What a retention removed, or would."""
+
+    num_appends: int
+    """Appends that went, whole; 0 where nothing had to."""
+    num_samples: int
+    """Their samples."""
+    num_removed: int
+    """Samples that are removed altogether: ids below this are no longer in the pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +288,7 @@ class Quantization(Protocol):
 
     @property
     def num_unranked(self) -> int:
-        """Samples whose score is NaN."""
+        """Samples whose score is NaN; not those that were removed."""
         ...
 
     def labels(self) -> NDArray[np.int16]:
@@ -283,7 +296,7 @@ class Quantization(Protocol):
         ...
 
     def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]:
-        """[M] quantiles of some samples. Raises IndexError for an id that the snapshot lacks."""
+        """[M] quantiles of some samples. Raises IndexError for an id that the snapshot lacks, or that was removed."""
         ...
 
     def sampler(
@@ -321,7 +334,12 @@ class Quantization(Protocol):
 
 
 class SamplePool(Protocol):
-    """An append-only store of samples; see ``docs/pool.md`` and ``quark_pool_rs/FORMAT.md``."""
+    """An append-only store of samples; see ``docs/pool.md`` and ``quark_pool_rs/FORMAT.md``.
+
+    ``retain`` removes the oldest samples. Ids stay what they are, so an array [N] in id order has an entry for
+    a removed sample, too: the score NaN, the label -1, and in a provenance column 0 (-1 in ``reward_token``, NaN in
+    log-probabilities). It is not ranked, never drawn, and asking for it by id raises IndexError.
+    """
 
     @property
     def path(self) -> Path | None: ...
@@ -334,7 +352,14 @@ class SamplePool(Protocol):
     @property
     def score_columns(self) -> tuple[str, ...]: ...
 
-    def __len__(self) -> int: ...
+    @property
+    def num_removed(self) -> int:
+        """Ids below this were removed by ``retain``."""
+        ...
+
+    def __len__(self) -> int:
+        """N, the number of ids that were given out; ``num_removed`` of them are no longer there."""
+        ...
 
     def append(self, batch: SampleBatch) -> range:
         """Commit ``batch`` and return its ids; on return the samples survive a power cut.
@@ -349,15 +374,42 @@ class SamplePool(Protocol):
         ...
 
     def find(self, key: str) -> range | None:
-        """Ids that were appended under ``key``, or None."""
+        """Ids that were appended under ``key``, also where they were removed since; or None."""
         ...
 
     def refresh(self) -> Snapshot:
         """Move a reader to the newest commit."""
         ...
 
+    def retain(
+        self,
+        *,
+        max_samples: int | None = None,
+        max_rounds: int | None = None,
+        before_round: int | None = None,
+        dry_run: bool = False,
+    ) -> Retained:
+        """Remove the oldest appends, whole, in one commit; at least one limit is given.
+
+        Where several are given, as many appends go as any of them asks for. The newest append always stays, and
+        an append that a limit on rounds keeps keeps those after it. A draft does without the samples that go.
+
+        Args:
+            max_samples: so many samples stay at most (but for a newest append that is larger).
+            max_rounds: of so many rounds, the newest that the pool has samples of.
+            before_round: samples of earlier rounds go.
+            dry_run: only say what would go.
+
+        Raises:
+            ValueError: no limit, or a ``max_samples`` or ``max_rounds`` < 1.
+            PoolCorruptedError: a file that some samples of go and others stay in is damaged; nothing goes.
+            PoolPoisonedError: an earlier sync failed; reopen.
+            OSError: the disk refused; the pool is as before the call.
+        """
+        ...
+
     def draft_end(self, name: str) -> int | None:
-        """Ids below this have scores in the unfinished draft of a column; None without a draft."""
+        """Ids below this have scores in the unfinished draft of a column, or were removed; None without a draft."""
         ...
 
     def draft_scores(
@@ -365,12 +417,12 @@ class SamplePool(Protocol):
     ) -> None:
         """Commit more scores [M] of a draft: those of samples ``first`` .. ``first`` + M.
 
-        A draft is a score column in the making: it begins at sample 0, grows without gaps and is seen by
+        A draft is a score column in the making: it begins at the oldest sample, grows without gaps and is seen by
         no ranking before ``publish_scores``. ``quark.pool.rescore`` drives it.
 
         Args:
             name: of the column that is to come, or whose next version is.
-            first: where the draft ends so far; 0 begins one.
+            first: where the draft ends so far; ``num_removed`` (0 where nothing was) begins one.
             scores: NaN = not scored.
             source: what makes the scores, as one JSON object, the same for all of a draft.
 
@@ -426,7 +478,7 @@ class SamplePool(Protocol):
         ...
 
     def samples(self, ids: Sequence[int]) -> list[Sample]:
-        """Whole samples, for people and replay. Raises IndexError."""
+        """Whole samples, for people and replay. Raises IndexError for an id that is not there, or was removed."""
         ...
 
     def gather(

@@ -61,7 +61,7 @@ def export_pool(
         PoolCorruptedError: Samples are damaged; no file appears.
     """
     rows = pool.scan()
-    num_rows = len(pool)
+    num_rows = len(pool) - pool.num_removed
     if where is not None:
         try:
             rows = rows.filter(pl.sql_expr(where))

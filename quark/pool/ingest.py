@@ -40,7 +40,7 @@ class Ingested:
     num_appended: int
     """Samples that came to the pool."""
     num_known: int
-    """Samples that were there, under the same key."""
+    """Samples that were there, or had been before they were removed, under the same key."""
 
 
 def import_file(path: Path, file: Path, *, vocab_size: int | None = None) -> Ingested:
@@ -210,9 +210,16 @@ def _whereabouts(pool: NativePool, of: NativePool, key: str) -> tuple[str, range
     marked = _DIGEST_MARK + digest
     for name in (key, key + marked, key.removesuffix(marked)):
         ids = pool.find(name)
-        if ids is not None and _content(pool, ids) == content:
+        if ids is not None and _is_alike(pool, ids, content):
             return name, ids
     return (key if pool.find(key) is None else key + marked), None
+
+
+def _is_alike(pool: NativePool, ids: range, content: list[list[Any]]) -> bool:
+    """Whether some samples have a content; of samples that were removed only their number is known."""
+    if ids.start < pool.num_removed:
+        return len(ids) == len(content)
+    return _content(pool, ids) == content
 
 
 def _content(pool: NativePool, ids: range | None) -> list[list[Any]]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from quark.pool.base import (
     RemainderRule,
+    Retained,
     Sample,
     SampleBatch,
     SamplingMode,
@@ -86,6 +87,7 @@ class MemoryPool:
         self._sources: dict[str, str] = {}
         self._draft_runs: dict[str, list[tuple[int, list[int]]]] = {}
         self._num_changes = 0
+        self._num_removed = 0
         self._hash = hashlib.sha256()
 
     @property
@@ -103,6 +105,10 @@ class MemoryPool:
     @property
     def score_columns(self) -> tuple[str, ...]:
         return tuple(self._columns)
+
+    @property
+    def num_removed(self) -> int:
+        return self._num_removed
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -165,11 +171,12 @@ class MemoryPool:
     def draft_scores(
         self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
     ) -> None:
-        if first != (self.draft_end(name) or 0) or not 0 < len(scores) <= len(self) - first:
-            raise ValueError(f"the draft of {name!r} goes on at {self.draft_end(name) or 0}")
+        end = len(self._drafts.get(name, self._blank))
+        if first != end or not 0 < len(scores) <= len(self) - first:
+            raise ValueError(f"the draft of {name!r} goes on at {end}")
         if self._sources.setdefault(name, source) != source:
             raise ValueError(f"the draft of {name!r} is made by {self._sources[name]}")
-        draft = self._drafts.setdefault(name, [])
+        draft = self._drafts.setdefault(name, self._blank)
         draft += [float(score) for score in scores]
         ids = range(first, first + len(scores))
         self._add_run(self._draft_runs.setdefault(name, []), draft, ids)
@@ -192,6 +199,49 @@ class MemoryPool:
             raise ValueError(f"there is no draft of {name!r}")
         del self._drafts[name], self._draft_runs[name], self._sources[name]
         self._changed("discard", name)
+
+    def retain(
+        self,
+        *,
+        max_samples: int | None = None,
+        max_rounds: int | None = None,
+        before_round: int | None = None,
+        dry_run: bool = False,
+    ) -> Retained:
+        if max_samples is None and max_rounds is None and before_round is None:
+            raise ValueError("nothing says what is to stay")
+        if max_samples == 0 or max_rounds == 0:
+            raise ValueError("something has to stay")
+        appends = [ids for ids in self._keys.values() if ids.start >= self._num_removed]
+        rounds = [self._samples[ids.start].round for ids in appends]
+        oldest_round = before_round or 0
+        if max_rounds is not None and rounds:
+            oldest_round = max(oldest_round, sorted(set(rounds))[-max_rounds:][0])
+        num_old = len(list(itertools.takewhile(lambda round: round < oldest_round, rounds[:-1])))
+        limit = len(self) if max_samples is None else max_samples
+        num_many = sum(len(self) - ids.start > limit for ids in appends[:-1])
+        gone = appends[: max(num_old, num_many)]
+        end = gone[-1].stop if gone else self._num_removed
+        retained = Retained(num_appends=len(gone), num_samples=sum(map(len, gone)), num_removed=end)
+        if gone and not dry_run:
+            self._remove_before(end)
+        return retained
+
+    def _remove_before(self, end: int) -> None:
+        self._num_removed = end
+        for column in (*self._columns.values(), *self._drafts.values()):
+            column[:end] = self._blank
+        for of_column in (self._runs, self._draft_runs):
+            for name, runs in of_column.items():
+                left = [(level, [id for id in ids if id >= end]) for level, ids in runs]
+                of_column[name] = [(level, ids) for level, ids in left if ids]
+        self._num_changes += 1
+        self._hash.update(f"retain {end}".encode())
+
+    @property
+    def _blank(self) -> list[float]:
+        """Scores of what was removed."""
+        return [math.nan] * self._num_removed
 
     def refresh(self) -> Snapshot:
         return self.snapshot
@@ -229,16 +279,18 @@ class MemoryPool:
             "logprob_policy": np.float32,
             "logprob_reference": np.float32,
         }
-        values = [getattr(sample, name) for sample in self._samples]
-        return np.array(values, dtype=dtypes.get(name, np.uint32))
+        values = [getattr(sample, name) for sample in self._samples[self._num_removed :]]
+        blanks = {"reward_token": -1, "logprob_policy": math.nan, "logprob_reference": math.nan}
+        blank = [blanks.get(name, 0)] * self._num_removed
+        return np.array(blank + values, dtype=dtypes.get(name, np.uint32))
 
     def scores(self, name: str) -> NDArray[np.float32]:
         column = self._columns[name]
         return np.array(column + [math.nan] * (len(self) - len(column)), dtype=np.float32)
 
     def samples(self, ids: Sequence[int]) -> list[Sample]:
-        if any(not 0 <= id < len(self) for id in ids):
-            raise IndexError(f"the pool holds {len(self)} samples")
+        if any(not self._num_removed <= id < len(self) for id in ids):
+            raise IndexError(f"the pool holds the samples {self._num_removed} to {len(self) - 1}")
         return [self._samples[id] for id in ids]
 
     def gather(
@@ -349,6 +401,7 @@ class MemoryQuantization:
         self._num_quantiles = num_quantiles
         self._values = values
         self._snapshot = pool.snapshot
+        self._num_removed = pool.num_removed
         ranked = [id for id, value in enumerate(values) if not math.isnan(value)]
 
         def worst_first(id: int) -> tuple[float, int]:
@@ -446,7 +499,7 @@ class MemoryQuantization:
 
     @property
     def num_unranked(self) -> int:
-        return self._snapshot.num_samples - len(self._labels)
+        return self._snapshot.num_samples - self._num_removed - len(self._labels)
 
     def labels(self) -> NDArray[np.int16]:
         return np.array(
@@ -454,7 +507,7 @@ class MemoryQuantization:
         )
 
     def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]:
-        if any(int(id) >= self._snapshot.num_samples for id in ids):
+        if any(not self._num_removed <= int(id) < self._snapshot.num_samples for id in ids):
             raise IndexError(f"the snapshot holds {self._snapshot.num_samples} samples")
         return np.array([self._labels.get(int(id), -1) for id in ids], dtype=np.int16)
 

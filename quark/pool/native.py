@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from quark import _pool_rs
 from quark.pool.base import (
     RemainderRule,
+    Retained,
     Sample,
     SampleBatch,
     SamplingMode,
@@ -70,7 +71,7 @@ class ScoreColumnInfo:
     """What made the scores, where they came after their samples; else empty."""
     num_scored: int
     num_unscored: int
-    """Samples whose score is NaN."""
+    """Samples whose score is NaN; not those that were removed."""
     num_runs: int
     """Sorted runs that the ranking is made of."""
     mean: float
@@ -89,7 +90,7 @@ class DraftInfo:
     source: Mapping[str, Json]
     """What makes the scores."""
     num_covered: int
-    """Samples that it covers so far."""
+    """Samples that it covers so far; not those that were removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,8 @@ class PoolInfo:
     metadata: Mapping[str, Json]
     """What the pool was created with."""
     snapshot: Snapshot
+    num_removed: int
+    """Samples that ``retain`` removed: ids below this."""
     num_prompts: int
     num_segments: int
     """Segment files: one per append, fewer after a compaction."""
@@ -111,6 +114,11 @@ class PoolInfo:
     """Bytes of all live data files."""
     score_columns: tuple[ScoreColumnInfo, ...]
     drafts: tuple[DraftInfo, ...]
+
+    @property
+    def num_retained(self) -> int:
+        """Samples that are there."""
+        return self.snapshot.num_samples - self.num_removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -437,6 +445,22 @@ class NativePool:
             num_segments=self._pool.info()["num_segments"],
         )
 
+    def retain(
+        self,
+        *,
+        max_samples: int | None = None,
+        max_rounds: int | None = None,
+        before_round: int | None = None,
+        dry_run: bool = False,
+    ) -> Retained:
+        first, num_appends, num_samples = self._pool.retain(
+            None if max_samples is None else _bounded("max_samples", max_samples, 64),
+            None if max_rounds is None else _bounded("max_rounds", max_rounds, 64),
+            None if before_round is None else _bounded("before_round", before_round, 32),
+            dry_run,
+        )
+        return Retained(num_appends=num_appends, num_samples=num_samples, num_removed=first)
+
     def gc(self, *, keep_snapshots: int, dry_run: bool = False) -> Collected:
         """Give old snapshots up, and remove the files that only they need.
 
@@ -515,6 +539,10 @@ class NativePool:
     @property
     def score_columns(self) -> tuple[str, ...]:
         return tuple(self._pool.score_columns)
+
+    @property
+    def num_removed(self) -> int:
+        return self._pool.num_removed
 
     def __len__(self) -> int:
         return self._pool.snapshot[2]
@@ -685,6 +713,7 @@ class NativePool:
             tie_seed=tie_seed,
             metadata=json.loads(metadata),
             snapshot=_snapshot(facts["snapshot"]),
+            num_removed=facts["num_removed"],
             num_prompts=facts["num_prompts"],
             num_segments=facts["num_segments"],
             num_bytes=facts["num_bytes"],
@@ -709,7 +738,11 @@ class NativePool:
                 ) in facts["score_columns"]
             ),
             drafts=tuple(
-                DraftInfo(name=name, source=json.loads(source), num_covered=end)
+                DraftInfo(
+                    name=name,
+                    source=json.loads(source),
+                    num_covered=end - facts["num_removed"],
+                )
                 for name, source, end in facts["drafts"]
             ),
         )

@@ -46,7 +46,7 @@ def rescore(
     restart: bool = False,
     on_chunk: Callable[[int, int], object] | None = None,
 ) -> Rescored:
-    """Write the score column ``name`` anew (or for the first time) for every sample, then switch to it.
+    """Write the score column ``name`` anew (or for the first time) for every sample there is, then switch to it.
 
     Until the end every handle ranks by the scores of before, and so do snapshots of before for ever. When
     it is interrupted, or the scorer raises, call it again: it goes on where the draft ends.
@@ -73,7 +73,9 @@ def rescore(
     if restart and pool.draft_end(name) is not None:
         pool.discard_scores(name)
     made_by = json.dumps(dict(source or {}), sort_keys=True, allow_nan=False)
-    resumed = begin = pool.draft_end(name) or 0
+    removed = pool.num_removed
+    begin = pool.draft_end(name) or removed
+    num_resumed, num_samples = begin - removed, len(pool) - removed
     num_failed = 0
     while begin < len(pool):
         samples = pool.samples(range(begin, min(begin + chunk_size, len(pool))))
@@ -92,6 +94,6 @@ def rescore(
         num_failed += int(np.isnan(scores).sum())
         begin += len(samples)
         if on_chunk is not None:
-            on_chunk(begin, len(pool))
+            on_chunk(begin - removed, num_samples)
     pool.publish_scores(name)
-    return Rescored(num_samples=len(pool), num_resumed=resumed, num_failed=num_failed)
+    return Rescored(num_samples=num_samples, num_resumed=num_resumed, num_failed=num_failed)

@@ -153,10 +153,11 @@ class _Source:
         }
         files = _SegmentFiles(self._pool, [name for name in needed if name not in known])
 
-        size = len(self._pool) if n_rows is None else min(n_rows, len(self._pool))
+        first, end = self._pool.num_removed, len(self._pool)
+        end = end if n_rows is None else min(first + n_rows, end)
         step = min(batch_size or _ROWS_AT_ONCE, _ROWS_AT_ONCE)
-        for start in range(0, size, step):
-            ids = range(start, min(start + step, size))
+        for start in range(first, end, step):
+            ids = range(start, min(start + step, end))
             facts = self._known(ids, [name for name in needed if name in known], of_appends, scores)
             kept = _kept(facts, early, len(ids))
             pieces = [

@@ -37,6 +37,8 @@ class Columns(Protocol):
 
     @property
     def score_columns(self) -> tuple[str, ...]: ...
+    @property
+    def num_removed(self) -> int: ...
     def __len__(self) -> int: ...
     def scores(self, name: str) -> NDArray[np.float32]: ...
     def column(self, name: str) -> NDArray[Any]: ...
@@ -161,7 +163,7 @@ Score: TypeAlias = str | Combination
 
 
 def values_of(pool: Columns, score: Score, scope: Scope) -> NDArray[np.float32]:
-    """[N] what to rank by, NaN for a sample that is outside the scope or lacks a score.
+    """[N] what to rank by, NaN for a sample that is outside the scope, lacks a score or was removed.
 
     Raises:
         KeyError: a score column that is not there.
@@ -173,10 +175,10 @@ def values_of(pool: Columns, score: Score, scope: Scope) -> NDArray[np.float32]:
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is no score, and so NaN
             combined = score.combine([pool.scores(name) for name in score.columns])
             values = np.asarray(combined, dtype=np.float32)
-    is_inside = np.ones(len(pool), dtype=np.bool_)
+    is_inside = np.arange(len(pool)) >= pool.num_removed
     if scope.last_rounds is not None and len(pool):
         rounds = pool.column("round")
-        is_inside &= rounds >= np.unique(rounds)[-scope.last_rounds :][0]
+        is_inside &= rounds >= np.unique(rounds[pool.num_removed :])[-scope.last_rounds :][0]
     if scope.where is not None:
         is_inside &= _holds(pool, scope.where)
     if scope.min_score is not None:
@@ -219,19 +221,21 @@ def _holds(pool: Columns, where: str) -> NDArray[np.bool_]:
     import polars as pl
 
     condition, names = condition_of(where, pool.score_columns)
-    # A score that is missing holds for no condition, as NULL does in SQL.
+    # A score that is missing holds for no condition, as NULL does in SQL. Sums and the like are over what is there.
     data = {
         name: pool.column(name) if name in PROVENANCE_COLUMNS else pool.scores(name)
         for name in names
     }
+    data = {name: values[pool.num_removed :] for name, values in data.items()}
     frame = pl.DataFrame(data).with_columns(pl.selectors.float().fill_nan(None))
     try:
         holds = frame.select(condition).to_series()
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"where = {where!r} cannot be computed: {error}") from error
-    if holds.dtype != pl.Boolean or len(holds) != len(pool):
+    if holds.dtype != pl.Boolean or len(holds) != len(pool) - pool.num_removed:
         raise ValueError(f"where = {where!r} is no condition on a sample")
-    return holds.fill_null(value=False).to_numpy()
+    removed = np.zeros(pool.num_removed, dtype=np.bool_)
+    return np.concatenate([removed, holds.fill_null(value=False).to_numpy()])
 
 
 def _within_quota(

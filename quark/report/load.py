@@ -177,7 +177,8 @@ def summarize_pool(pool: SamplePool, num_quantiles: int) -> PoolView:
                 samples=_picked(pool, ranked),
             )
         )
-    return PoolView(rewards=rewards, labels=labels, quantiles=tuple(views))
+    removed = pool.num_removed
+    return PoolView(rewards=rewards[removed:], labels=labels[removed:], quantiles=tuple(views))
 
 
 def _picked(pool: SamplePool, ranked: NDArray[np.int64]) -> tuple[tuple[str, Sample], ...]:

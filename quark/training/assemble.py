@@ -747,20 +747,22 @@ def _digest(prompts: PromptSet) -> str:
 
 def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
     """Refuse a pool that is not a continuation of the one a checkpoint was made with."""
-    reason = "lacks samples that the checkpoint's training saw"
+    # A round under way may learn from an older one: the pool was changed while the run had stopped.
+    needed = min(expected["generation"], expected.get("learns_from") or expected["generation"])
+    with NativePool.open(run.pool) as pool:
+        oldest = pool.oldest_generation
+    if oldest > needed:
+        raise CheckpointError(
+            f"{run.pool} has given up snapshot {needed}, from which the checkpoint goes on: `quark pool gc` left those "
+            f"from {oldest} on. What it holds now is whole: start a new run with it"
+        )
     try:
         with NativePool.open(run.pool, snapshot=expected["generation"]) as pool:
             if pool.snapshot.hash == expected["hash"]:
                 return
             reason = "has another history than the checkpoint's"
-    except ValueError as err:
-        with NativePool.open(run.pool) as pool:
-            oldest = pool.oldest_generation
-        if oldest > expected["generation"]:
-            raise CheckpointError(
-                f"{run.pool} has given up snapshot {expected['generation']}, from which the checkpoint goes on: "
-                f"`quark pool gc` left those from {oldest} on. The samples are all there: start a new run with them"
-            ) from err
+    except ValueError:
+        reason = "lacks samples that the checkpoint's training saw"
     raise CheckpointError(f"{run.pool} {reason}: it was replaced or rolled back")
 
 

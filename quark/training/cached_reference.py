@@ -33,7 +33,7 @@ from quark.pool.base import SamplePool
 from quark.reference.base import ReferencePolicy
 from quark.reference.row_files import RowFiles
 from quark.training.distributed import Team
-from quark.training.draws import chunk_key
+from quark.training.draws import chunk_key, first_snapshot_with
 
 LENGTH_GROUPS = 4
 """A block is run in so many parts of similar length, to compute less padding."""
@@ -145,8 +145,9 @@ class CachedReference(ReferencePolicy):
         place = bisect_right(self._chunks, sample_id, key=lambda ids: ids.start) - 1
         chunk = self._chunks[place] if place >= 0 else None
         if chunk is None or sample_id not in chunk:
-            [sample] = self._pool.samples([sample_id])
-            chunk = self._pool.find(chunk_key(self._run_id, sample.round, sample.chunk))
+            pool = self._pool_with(sample_id)
+            [sample] = pool.samples([sample_id])
+            chunk = pool.find(chunk_key(self._run_id, sample.round, sample.chunk))
             if chunk is None or sample_id not in chunk:
                 # Another run's, which an import or a merge brought: computed alone.
                 chunk = range(sample_id, sample_id + 1)
@@ -154,12 +155,18 @@ class CachedReference(ReferencePolicy):
         begin = sample_id - (sample_id - chunk.start) % self._block_size
         return range(begin, min(begin + self._block_size, chunk.stop))
 
+    def _pool_with(self, sample_id: int) -> SamplePool:
+        """The pool, or one of its snapshots where the sample was removed while a round learnt from it."""
+        if sample_id >= self._pool.num_removed or self._pool.path is None:
+            return self._pool
+        return first_snapshot_with(self._pool.path, sample_id + 1)
+
     def _open(self, ids: range) -> _Block:
         """A block of the pool, computed and stored where it is not there yet."""
         if ids in self._blocks:
             return self._blocks[ids]
         policy = self._policy
-        samples = self._pool.gather(
+        samples = self._pool_with(ids.start).gather(
             np.arange(ids.start, ids.stop, dtype=np.uint64), pad_id=policy.pad_id
         )
         # The reference sees no reward token, so any quantile will do.

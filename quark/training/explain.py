@@ -94,7 +94,7 @@ def explain(path: Path, sample_id: int, *, num_quantiles: int | None = None) -> 
         num_quantiles: K of the standings; None is the run's, or 5. Rounds have the run's in any case.
 
     Raises:
-        IndexError: the pool has no such sample.
+        IndexError: the pool has no such sample, or retention removed it.
         RunDirectoryError: the run's identity or configuration cannot be read.
         FileNotFoundError: there is no pool.
         PoolCorruptedError: what has to be read is damaged.

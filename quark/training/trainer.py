@@ -143,6 +143,7 @@ class Trainer:
         )
         self._alerts = Alerts(config.alerts)
         self._position = Position()
+        self._learns_from: int | None = None
         self._started = time.monotonic()
         self._stop_requested = False
         self._is_stopping = False
@@ -194,11 +195,14 @@ class Trainer:
         if not exploration.is_complete:
             return None
         explored = time.monotonic()
-        quantization = self._quantize(exploration)
+        pool = self._snapshot_of(exploration)
+        self._learns_from = pool.snapshot.generation
+        new = range(max(exploration.ids.start, pool.num_removed), exploration.ids.stop)
+        quantization = self._quantize(pool)
         self._learn(quantization)
         if here.step_in_round < self.config.run.steps_per_round:
             return None
-        metrics = self._round_metrics(exploration, quantization) | here.means()
+        metrics = self._round_metrics(pool, new, quantization) | here.means()
         metrics["seconds_exploring"] = explored - begin - exploration.seconds_scoring
         metrics["seconds_scoring"] = exploration.seconds_scoring
         metrics["seconds_by_chunk"] = [dataclasses.asdict(spans) for spans in exploration.spans]
@@ -212,9 +216,10 @@ class Trainer:
         gap = self._control_gap(evaluation, is_last=is_last)
         if gap is not None:
             metrics["control_gap"] = gap.value
-        self._report_round(exploration, quantization, metrics)
+        self._report_round(pool, new, quantization, metrics)
         alerts = self._check_alerts(metrics, gap)
         here.begin_round(here.round + 1)
+        self._learns_from = None
         is_stopped = bool(alerts) and self.config.alerts.stop and not is_last
         if is_last or is_stopped or here.round % self.config.checkpoint.every_rounds == 0:
             self._save(score=evaluation.metrics["reward_mean"] if evaluation is not None else None)
@@ -284,10 +289,10 @@ class Trainer:
 
     # Quantize
 
-    def _quantize(self, exploration: Exploration) -> Quantization:
-        """Rank the pool as it was when this round's exploration was complete.
+    def _snapshot_of(self, exploration: Exploration) -> NativePool:
+        """The pool as it was when this round's exploration was complete.
 
-        The pool can be ahead of that where the run resumed from an older checkpoint.
+        It can be ahead of that where the run resumed from an older checkpoint, or was made to hold less.
         """
         pool = first_snapshot_with(self.run_directory.pool, exploration.ids.stop)
         if len(pool) != exploration.ids.stop:
@@ -295,10 +300,13 @@ class Trainer:
                 f"{self.run_directory.pool} has samples that this run did not put there, or lacks its older "
                 f"snapshots: none holds {exploration.ids.stop} samples"
             )
+        return pool
+
+    def _quantize(self, pool: NativePool) -> Quantization:
         quantization = quantize(pool, self.config.pool)
         if int(quantization.counts.sum()) == 0:
             raise TrainingError(
-                f"none of the {len(pool)} samples has a score: check the reward with `quark reward check`"
+                f"none of the {len(pool) - pool.num_removed} samples has a score: check the reward with `quark reward check`"
             )
         return quantization
 
@@ -410,19 +418,19 @@ class Trainer:
         self._listener.on_message(alert.text, level="warning")
 
     def _round_metrics(
-        self, exploration: Exploration, quantization: Quantization
+        self, pool: NativePool, ids: range, quantization: Quantization
     ) -> dict[str, object]:
-        """Figures of the samples that this round brought, read back from the pool."""
-        ids = exploration.ids
-        rewards = self._pool.scores(REWARD_COLUMN)[ids.start : ids.stop]
+        """Figures of the samples that this round brought, read back from its snapshot of the pool."""
+        everything = pool.scores(REWARD_COLUMN)
+        rewards = everything[ids.start : ids.stop]
         scored = rewards[np.isfinite(rewards)]
-        samples = self._pool.samples(ids)
+        samples = pool.samples(ids)
         bounds = quantization.lower_bounds
-        everything = self._pool.scores(REWARD_COLUMN)[: ids.stop]
+        num_samples = len(pool) - pool.num_removed
         blocks = [np.count_nonzero(everything == bound) for bound in bounds[1:]]
         tied = max((size for size in blocks if size > 1), default=0)
         return {
-            "samples": ids.stop,
+            "samples": num_samples,
             "new_samples": len(ids),
             "failed_scores": int(np.isnan(rewards).sum()),
             "skipped_steps": self._position.skipped_in_round,
@@ -432,7 +440,7 @@ class Trainer:
             "reward_max": float(scored.max()) if scored.size else math.nan,
             "quantile_counts": quantization.counts,
             "quantile_lower_bounds": bounds,
-            "tie_share": tied / ids.stop,
+            "tie_share": tied / num_samples,
             "completion_length_mean": float(np.mean([len(s.completion_tokens) for s in samples])),
             "distinct_2": distinct_n([self._text(s) for s in samples], 2),
             "logprob_policy_mean": float(np.mean([s.logprob_policy for s in samples])),
@@ -440,11 +448,15 @@ class Trainer:
         }
 
     def _report_round(
-        self, exploration: Exploration, quantization: Quantization, metrics: Mapping[str, object]
+        self,
+        pool: NativePool,
+        new: range,
+        quantization: Quantization,
+        metrics: Mapping[str, object],
     ) -> None:
         here = self._position
         self._log.write("round", here.step, round=here.round, time_s=self._elapsed(), **metrics)
-        ids = np.arange(exploration.ids.start, exploration.ids.stop, dtype=np.uint64)
+        ids = np.arange(new.start, new.stop, dtype=np.uint64)
         labels = quantization.labels_of(ids)
         count = self.config.tracking.samples_per_round
         views = [
@@ -456,7 +468,7 @@ class Trainer:
                     reward=sample.scores[REWARD_COLUMN],
                     quantile=quantile,
                 )
-                for sample in self._pool.samples([int(i) for i in ids[labels == quantile][:count]])
+                for sample in pool.samples([int(i) for i in ids[labels == quantile][:count]])
             ]
             for quantile in (quantization.num_quantiles - 1, 0)
         ]
@@ -507,6 +519,8 @@ class Trainer:
                     "generation": snapshot.generation,
                     "hash": snapshot.hash,
                     "samples": snapshot.num_samples,
+                    # Of a round under way; the pool can be ahead of it.
+                    "learns_from": self._learns_from,
                 },
                 "metrics_bytes": self._log.sync(),
                 "fingerprint": self._fingerprint,
@@ -523,6 +537,7 @@ class Trainer:
         if "alerts" in state:
             self._alerts.load_state_dict(state["alerts"])
         self._position = Position(**state["position"])
+        self._learns_from = state["pool"].get("learns_from")
 
     def _elapsed(self) -> float:
         return self._position.seconds + time.monotonic() - self._started

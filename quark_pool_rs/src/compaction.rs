@@ -13,7 +13,7 @@ use crate::ranking::sort_scores;
 use crate::segment::{
     PromptRow, SegmentRows, Tokens, column, encode_prompts, encode_segment, prompt_column,
 };
-use crate::snapshot::{Column, Extent, Run, RunPlace, Snapshot};
+use crate::snapshot::{Column, Extent, Run, RunPlace, Segment, Snapshot};
 
 /// Larger files are not made: their rows are in memory once, and Arrow's offsets are i32.
 const MAX_BYTES: u64 = 1 << 30;
@@ -88,31 +88,35 @@ fn placed_scores<'a>(snapshot: &'a Snapshot, entry: &SegmentEntry) -> Vec<&'a st
 
 /// The bytes of one segment with the rows of several, and what the manifest is to say of it.
 ///
+/// `first` is the first sample of an append in the first of them; the ones before it are left out.
+///
 /// # Errors
 /// `Corrupted`, `Io`.
 pub fn merge_segments(
     snapshot: &Snapshot,
     range: Range<usize>,
+    first: u64,
     generation: u64,
 ) -> Result<(Vec<u8>, SegmentEntry)> {
     let settings = &snapshot.home.settings;
     let segments = &snapshot.segments[range];
-    let first = segments[0].entry.first;
-    let count = segments.iter().map(|segment| segment.entry.count).sum();
+    let skipped = |segment: &Segment| first.saturating_sub(segment.entry.first) as usize;
+    let rows = |segment: &Segment| skipped(segment)..segment.entry.count as usize;
+    let count = segments.iter().map(|segment| rows(segment).len() as u64).sum();
     let files = segments.iter().map(|s| s.open(&snapshot.home)).collect::<Result<Vec<_>>>()?;
 
     macro_rules! whole {
         ($column:expr) => {{
             let mut values = Vec::with_capacity(count as usize);
-            for file in &files {
-                values.extend_from_slice(file.values($column, 0..file.rows())?);
+            for (file, segment) in files.iter().zip(segments) {
+                values.extend_from_slice(file.values($column, rows(segment))?);
             }
             values
         }};
     }
     let (mut tokens, mut offsets, mut texts) = (Vec::new(), vec![0], Vec::new());
-    for file in &files {
-        for row in 0..file.rows() {
+    for (file, segment) in files.iter().zip(segments) {
+        for row in rows(segment) {
             let span = file.span(column::COMPLETION, row)?;
             Tokens::read(file, column::COMPLETION, settings.token_bytes, span)?
                 .append_to(&mut tokens);
@@ -129,7 +133,7 @@ pub fn merge_segments(
         for segment in segments {
             let at = column.extents.partition_point(|e| e.first() < segment.entry.first);
             let extent = &column.extents[at];
-            values.extend_from_slice(extent.scores(&snapshot.home, 0..extent.count())?);
+            values.extend_from_slice(extent.scores(&snapshot.home, rows(segment))?);
         }
         let (order, _) = sort_scores(&values, first, settings.tie_seed);
         scores.push((name, values, order));
@@ -157,8 +161,9 @@ pub fn merge_segments(
         scores: scores.iter().map(|(n, v, order)| (*n, v.as_slice(), order.clone())).collect(),
     };
     let (bytes, file) = encode_segment(segment_name(first, generation), settings.token_bytes, rows);
-    let mut appends = segments.iter().flat_map(|segment| segment.entry.appends());
-    let (earliest, _) = appends.next().expect("a group has segments");
+    let appends = segments.iter().flat_map(|segment| segment.entry.appends());
+    let mut appends = appends.skip_while(|(append, _)| append.first < first);
+    let (earliest, _) = appends.next().expect("an append begins there");
     let entry = SegmentEntry {
         key: earliest.key,
         first,

@@ -8,8 +8,10 @@ use crate::snapshot::{Column, Snapshot};
 /// What a snapshot holds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Description {
-    /// Samples.
+    /// Ids are below this.
     pub num_samples: u64,
+    /// Ids below this were removed.
+    pub num_removed: u64,
     /// Prompts.
     pub num_prompts: u64,
     /// Segment files.
@@ -52,6 +54,7 @@ pub struct ColumnDescription {
 pub fn describe(snapshot: &Snapshot) -> Result<Description> {
     Ok(Description {
         num_samples: snapshot.num_samples,
+        num_removed: snapshot.num_removed,
         num_prompts: u64::from(snapshot.num_prompts),
         num_segments: snapshot.segments.len() as u64,
         num_bytes: snapshot.files().map(|file| file.length).sum(),
@@ -95,7 +98,7 @@ fn describe_column(snapshot: &Snapshot, column: &Column) -> Result<ColumnDescrip
     Ok(ColumnDescription {
         name: column.name.clone(),
         scored: column.scored,
-        unscored: snapshot.num_samples - column.scored,
+        unscored: snapshot.num_samples - snapshot.num_removed - column.scored,
         num_runs: column.runs.len() as u64,
         version: column.version,
         source: column.source.clone(),

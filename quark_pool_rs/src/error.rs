@@ -21,11 +21,13 @@ pub enum PoolError {
         known: String,
     },
     /// An id that the snapshot lacks.
-    #[error("sample {id} is not in the pool, which holds {num_samples} samples")]
+    #[error("{}", unknown_sample(*id, *num_removed, *num_samples))]
     UnknownSample {
         /// The id that was asked for.
         id: u64,
-        /// Samples in the snapshot.
+        /// Ids below this were removed.
+        num_removed: u64,
+        /// Ids are below this.
         num_samples: u64,
     },
     /// There is no pool.
@@ -99,6 +101,17 @@ pub enum PoolError {
         /// The system's answer.
         source: io::Error,
     },
+}
+
+fn unknown_sample(id: u64, num_removed: u64, num_samples: u64) -> String {
+    if id < num_removed {
+        format!(
+            "sample {id} was removed by retention: the pool holds the samples {num_removed} to {}",
+            num_samples - 1
+        )
+    } else {
+        format!("sample {id} is not in the pool, which holds {num_samples} samples")
+    }
 }
 
 /// The result of everything here.

@@ -57,6 +57,11 @@ pub fn scores_name(first_id: u64, generation: u64) -> String {
     format!("{SCORE_DIR}/sc-{first_id:016x}-{generation:016x}.arrow")
 }
 
+/// Name of the file with what `generation` left of a column's scores, which came after their samples.
+pub fn kept_scores_name(first_id: u64, column: usize, generation: u64) -> String {
+    format!("{SCORE_DIR}/sc-{first_id:016x}-{column:04x}-{generation:016x}.arrow")
+}
+
 /// Name of the run that `generation` merged.
 pub fn run_name(column: usize, level: u8, generation: u64) -> String {
     format!("{RUN_DIR}/run-{column:04x}-{level:02x}-{generation:016x}.arrow")
@@ -74,14 +79,15 @@ pub fn parse_log_name(name: &str) -> Option<u64> {
 pub fn is_data_name(name: &str) -> bool {
     let Some((directory, file)) = name.split_once('/') else { return false };
     let Some(stem) = file.strip_suffix(".arrow") else { return false };
+    let mut parts = stem.split('-');
     let (prefix, widths): (&str, &[usize]) = match directory {
         SEGMENT_DIR => ("seg", &[16, 16]),
         PROMPT_DIR => ("pr", &[16, 16]),
         RUN_DIR => ("run", &[4, 2, 16]),
+        SCORE_DIR if parts.clone().count() == 4 => ("sc", &[16, 4, 16]),
         SCORE_DIR => ("sc", &[16, 16]),
         _ => return false,
     };
-    let mut parts = stem.split('-');
     let is_hex =
         |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     parts.next() == Some(prefix)
@@ -179,6 +185,7 @@ mod tests {
         assert!(is_data_name(&prompts_name(u32::MAX, u64::MAX)));
         assert!(is_data_name(&run_name(3, 2, 77)));
         assert!(is_data_name(&scores_name(1 << 33, 9)));
+        assert!(is_data_name(&kept_scores_name(1 << 33, 4, 9)));
         assert_eq!(parse_log_name(log_name(42).strip_prefix("manifest/").unwrap()), Some(42));
     }
 
@@ -193,6 +200,8 @@ mod tests {
             "segments/seg-000000000000000G-0000000000000001.arrow",
             "segments/seg-0000000000000000-0000000000000001-00.arrow",
             "runs/seg-0000000000000000-0000000000000001.arrow",
+            "scores/sc-0000000000000000-00-0000000000000001.arrow",
+            "segments/seg-0000000000000000-0000-0000000000000001.arrow",
             "/etc/passwd",
         ] {
             assert!(!is_data_name(name), "{name}");

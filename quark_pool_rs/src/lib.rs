@@ -4,14 +4,14 @@
 //! any number read. An append is a commit: when it returns, its samples survive a power cut. Ranking by
 //! a score column and cutting the ranking into quantiles costs about the same however large the pool is.
 //!
-//! It is not a database: there is no query language, no update and no deletion of a sample.
+//! It is not a database: there is no query language, no update of a sample, and the oldest alone can go.
 //!
 //! Rooms, each using only those below it:
 //!
 //! ```text
 //! python                                      the binding, behind the feature `python`
 //! pool  fork  verify  describe                append, open | a second pool | offline check | statistics
-//! compaction                                  one file of many small ones
+//! compaction  retention                       one file of many small ones | which of the oldest may go
 //! sampler  stream                             which samples a batch holds | the next ones ahead
 //! aging  bucketing                            newer ones more often | batches of like length
 //! gather  schedule                            padded or packed batches | whose turn a slot is
@@ -44,6 +44,7 @@ mod python;
 pub mod quantization;
 pub mod ranking;
 pub mod recovery;
+pub mod retention;
 pub mod rng;
 pub mod sampler;
 mod schedule;

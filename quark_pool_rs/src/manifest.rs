@@ -333,6 +333,9 @@ pub struct State {
     pub oldest: u64,
     /// Interned sampling settings.
     pub sampling_settings: Vec<Arc<str>>,
+    /// Appends whose samples were removed, those before the first segment, by first id.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub removed: Arc<Vec<AppendEntry>>,
     /// By first id.
     pub segments: Vec<Arc<SegmentEntry>>,
     /// By first prompt id.
@@ -342,6 +345,11 @@ pub struct State {
     /// Columns that are being written and that nobody reads yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drafts: Vec<ColumnState>,
+}
+
+#[expect(clippy::ptr_arg, reason = "serde's signature")]
+fn is_empty(appends: &Vec<AppendEntry>) -> bool {
+    appends.is_empty()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -405,6 +413,39 @@ pub enum Upkeep {
         /// Holds the same prompts.
         prompts: PromptEntry,
     },
+    /// The oldest samples are removed.
+    Retain {
+        /// The first sample that stays, which is the first of an append.
+        first: u64,
+        /// What is left of the segment that it lies in, where that held older appends, too.
+        segment: Option<SegmentEntry>,
+        /// Of every column, in their order.
+        columns: Vec<ColumnCut>,
+        /// Of every draft, in their order.
+        drafts: Vec<ColumnCut>,
+    },
+}
+
+/// What is left of a column without its oldest samples.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ColumnCut {
+    /// The column.
+    pub name: String,
+    /// What is left of the extent that the first sample lies in, where that began before it.
+    pub extent: Option<ExtentEntry>,
+    /// So many of the oldest runs go.
+    pub runs: usize,
+    /// What is left of the last of those, where it held samples that stay.
+    pub run: Option<RunEntry>,
+}
+
+impl ColumnCut {
+    /// Files that it brings.
+    pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
+        let scores = self.extent.as_ref().and_then(|extent| extent.file.as_ref());
+        scores.into_iter().chain(self.run.as_ref().and_then(run_file))
+    }
 }
 
 /// Merges of a column's runs.
@@ -486,12 +527,20 @@ impl Upkeep {
                 let merges = columns.iter().flat_map(|column| &column.merges);
                 std::iter::once(&segment.file).chain(merges.filter_map(merged_file)).collect()
             }
+            Self::Retain { segment, columns, drafts, .. } => {
+                let segment = segment.iter().map(|segment| &segment.file);
+                segment.chain(columns.iter().chain(drafts).flat_map(ColumnCut::files)).collect()
+            }
         }
     }
 }
 
 fn merged_file(merge: &MergeEntry) -> Option<&FileEntry> {
-    match &merge.run.source {
+    run_file(&merge.run)
+}
+
+fn run_file(run: &RunEntry) -> Option<&FileEntry> {
+    match &run.source {
         RunSource::File(file) => Some(file),
         RunSource::Extent(_) => None,
     }

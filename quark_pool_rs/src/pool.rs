@@ -17,20 +17,22 @@ use crate::error::{PoolError, Result};
 use crate::format::{
     HEAD, LOCK, MANIFEST_DIR, MAX_COLUMN_BYTES, MAX_KEY_BYTES, MIN_LOG_BYTES, PROMPT_DIR,
     PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR, check_column_name, check_json_object,
-    is_data_name, log_name, parse_log_name, prompts_name, run_name, scores_name, segment_name,
+    is_data_name, kept_scores_name, log_name, parse_log_name, prompts_name, run_name, scores_name,
+    segment_name,
 };
 use crate::manifest::{
-    ColumnMerges, Commit, CommitScore, ExtentEntry, Kind, MergeEntry, PromptEntry, RunEntry,
-    RunSource, ScoreChange, SegmentEntry, Upkeep, encode_head, encode_record,
+    ColumnCut, ColumnMerges, Commit, CommitScore, ExtentEntry, Kind, MergeEntry, PromptEntry,
+    RunEntry, RunSource, ScoreChange, SegmentEntry, Upkeep, encode_head, encode_record,
 };
 use crate::processor::{self, Kernel};
 use crate::ranking::{OwnRun, merge_runs, plan_merge, sort_scores};
 use crate::recovery::{LogEnd, needed_since, recover, tidy};
+use crate::retention::Limits;
 use crate::segment::{
     PromptRow, SegmentRows, Tokens, encode_prompts, encode_run, encode_scores, encode_segment,
     prompt_column,
 };
-use crate::snapshot::{Column, Home, Snapshot};
+use crate::snapshot::{Column, Home, RunPlace, Snapshot};
 use crate::storage::{Lock, Output, Storage};
 
 /// N samples to append in one commit; all slices that say [N] have the same length.
@@ -354,7 +356,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Ids that were appended under `key`, as far as the handle sees.
+    /// Ids that were appended under `key`, as far as the handle sees; retention may have removed them since.
     pub fn find(&self, key: &str) -> Option<Range<u64>> {
         let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner);
         shown.keys.get(key).cloned()
@@ -414,7 +416,8 @@ impl Pool {
     /// Ids below this have scores in the draft of a column; None where there is no draft.
     pub fn draft_end(&self, name: &str) -> Option<u64> {
         let snapshot = self.snapshot();
-        snapshot.drafts.iter().find(|draft| draft.name == name).map(Column::end)
+        let draft = snapshot.drafts.iter().find(|draft| draft.name == name)?;
+        Some(snapshot.draft_end(Some(draft)))
     }
 
     /// Commit more scores of a draft: those of the samples from `first` on, where the draft ends.
@@ -434,7 +437,7 @@ impl Pool {
                     draft.source
                 )));
             }
-            let end = draft.map_or(0, Column::end);
+            let end = snapshot.draft_end(draft);
             let (count, num_samples) = (scores.len() as u64, snapshot.num_samples);
             let is_inside =
                 0 < count && count <= (1 << 31) && first <= num_samples && count <= num_samples - first;
@@ -616,12 +619,54 @@ impl Pool {
         }
         result.map(|()| true)
     }
+
+    /// Remove the oldest appends, as many as the limits say, in one commit; the newest always stays.
+    ///
+    /// Older snapshots go on showing them, and their files stay until those are given up. With `dry_run`, or
+    /// where nothing has to go, nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Pool::append`]; `Invalid` for limits that are none; `Corrupted` where a file that is to be read is.
+    pub fn retain(&self, limits: &Limits, dry_run: bool) -> Result<Retained> {
+        limits.check()?;
+        let mut guard = self.lock_writer();
+        let writer = self.able_writer(&mut guard)?;
+        let snapshot = self.snapshot();
+        let appends = snapshot.segments.iter().flat_map(|segment| segment.entry.appends());
+        let appends: Vec<_> = appends.map(|(append, ids)| (ids, append.round)).collect();
+        let num_gone = limits.num_gone(&appends);
+        let first = appends.get(num_gone).map_or(snapshot.num_removed, |(ids, _)| ids.start);
+        let samples = first - snapshot.num_removed;
+        let retained = Retained { first, appends: num_gone as u64, samples };
+        if dry_run || num_gone == 0 {
+            return Ok(retained);
+        }
+        writer.begin_log_if_due(&snapshot)?;
+        let mut files = NewFiles { storage: &*self.storage, names: Vec::new() };
+        let result = writer
+            .write_retention(&snapshot, first, &mut files)
+            .and_then(|upkeep| self.keep_up(writer, upkeep));
+        if result.is_err() && !writer.is_poisoned {
+            files.undo();
+        }
+        result.map(|()| retained)
+    }
+}
+
+/// What a retention removed, or would.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retained {
+    /// The oldest sample that is left.
+    pub first: u64,
+    /// Appends that went.
+    pub appends: u64,
+    /// Their samples.
+    pub samples: u64,
 }
 
 impl Shown {
     fn new(snapshot: Snapshot) -> Self {
-        let appends = snapshot.segments.iter().flat_map(|segment| segment.entry.appends());
-        let keys = appends.map(|(append, ids)| (append.key, ids)).collect();
+        let keys = snapshot.appends().map(|(append, ids)| (append.key, ids)).collect();
         Self { snapshot: Arc::new(snapshot), keys }
     }
 }
@@ -823,7 +868,8 @@ impl Writer {
                 Ok(Upkeep::MergePrompts { start: range.start, end: range.end, prompts })
             }
             Group::Segments(range) => {
-                let (bytes, segment) = merge_segments(snapshot, range.clone(), generation)?;
+                let first = snapshot.segments[range.start].entry.first;
+                let (bytes, segment) = merge_segments(snapshot, range.clone(), first, generation)?;
                 self.write_file(files, &segment.file, &bytes)?;
                 drop(bytes);
                 let mut columns = Vec::new();
@@ -831,8 +877,7 @@ impl Writer {
                     let mut merges = Vec::new();
                     for at in runs_within(column, &segment) {
                         let run = &column.runs[at..=at];
-                        let none = OwnRun { first: 0, scores: &[], order: &[] };
-                        let (keys, ids) = merge_runs(snapshot, run, none)?;
+                        let (keys, ids) = merge_runs(snapshot, run, OwnRun::NONE)?;
                         // The place among the runs makes the name the only one of its generation.
                         let name = run_name(number, at as u8, generation);
                         let (bytes, file) = encode_run(name, keys, ids);
@@ -851,6 +896,101 @@ impl Writer {
                 Ok(Upkeep::MergeSegments { start: range.start, end: range.end, segment, columns })
             }
         }
+    }
+
+    /// Write what is left of the files that hold samples before `first` and others, too.
+    fn write_retention(
+        &mut self,
+        snapshot: &Snapshot,
+        first: u64,
+        files: &mut NewFiles<'_>,
+    ) -> Result<Upkeep> {
+        let at = snapshot.segments.partition_point(|s| s.entry.first <= first) - 1;
+        let mut segment = None;
+        if snapshot.segments[at].entry.first < first {
+            let generation = snapshot.generation + 1;
+            let (bytes, entry) = merge_segments(snapshot, at..at + 1, first, generation)?;
+            self.write_file(files, &entry.file, &bytes)?;
+            segment = Some(entry);
+        }
+        let all = snapshot.columns.iter().chain(&snapshot.drafts).enumerate();
+        let mut columns = all
+            .map(|(number, column)| self.cut_column(snapshot, column, number, first, files))
+            .collect::<Result<Vec<_>>>()?;
+        let drafts = columns.split_off(snapshot.columns.len());
+        let is_in = |directory| files.names.iter().any(|name| name.starts_with(directory));
+        let directories = [SEGMENT_DIR, SCORE_DIR, RUN_DIR].into_iter().filter(|d| is_in(*d));
+        let directories: Vec<_> = directories.collect();
+        self.sync_directories(files.storage, &directories)?;
+        let upkeep = Upkeep::Retain { first, segment, columns, drafts };
+        // Tried before it becomes a record: it counts on numbers that the manifest says of the files.
+        let tried = snapshot.clone().apply_upkeep(upkeep.clone(), [0; 32]);
+        tried.map_err(|what| PoolError::corrupted(MANIFEST_DIR, 0, what))?;
+        Ok(upkeep)
+    }
+
+    /// Write what is left of a column's extent and run that hold samples on both sides of `first`.
+    ///
+    /// Runs hold the samples of one stretch of extents after another, so that the counts tell which are cut.
+    fn cut_column(
+        &mut self,
+        snapshot: &Snapshot,
+        column: &Column,
+        number: usize,
+        first: u64,
+        files: &mut NewFiles<'_>,
+    ) -> Result<ColumnCut> {
+        let generation = snapshot.generation + 1;
+        let gone = column.extents.partition_point(|extent| extent.end() <= first);
+        let mut num_gone: u64 = column.extents[..gone].iter().map(|e| e.entry.scored).sum();
+        let mut extent = None;
+        if let Some(old) = column.extents.get(gone).filter(|old| old.first() < first) {
+            let scores = old.scores(&snapshot.home, 0..old.count())?;
+            let kept = &scores[(first - old.first()) as usize..];
+            let (order, scored) = sort_scores(kept, first, snapshot.home.settings.tie_seed);
+            num_gone += old.entry.scored - (scored as u64).min(old.entry.scored);
+            let mut file = None;
+            if !old.is_in_segment() {
+                let name = kept_scores_name(first, number, generation);
+                let (bytes, entry) = encode_scores(name, kept, order);
+                self.write_file(files, &entry, &bytes)?;
+                file = Some(entry);
+            }
+            let count = kept.len() as u64;
+            extent = Some(ExtentEntry { first, count, scored: scored as u64, file });
+        }
+        let (mut runs, mut before) = (0, 0);
+        while let Some(run) = column.runs.get(runs)
+            && before + run.entry.entries <= num_gone
+        {
+            before += run.entry.entries;
+            runs += 1;
+        }
+        // Without a score that goes, too, an order is that of another extent now.
+        let is_cut = |place: &RunPlace| match place {
+            RunPlace::Extent(extent) => extent.first() < first,
+            RunPlace::Merged(_) => before < num_gone,
+        };
+        let mut run = None;
+        if let Some(old) = column.runs.get(runs).filter(|run| is_cut(&run.place)) {
+            let (level, entries) = (old.entry.level, before + old.entry.entries - num_gone);
+            let source = match old.place {
+                RunPlace::Extent(_) => RunSource::Extent(first),
+                RunPlace::Merged(_) => {
+                    let (keys, ids) =
+                        merge_runs(snapshot, &column.runs[runs..=runs], OwnRun::NONE)?;
+                    let kept = keys.into_iter().zip(ids).filter(|&(_, id)| id >= first);
+                    let (keys, ids) = kept.unzip();
+                    let name = run_name(number, level, generation);
+                    let (bytes, file) = encode_run(name, keys, ids);
+                    self.write_file(files, &file, &bytes)?;
+                    RunSource::File(file)
+                }
+            };
+            run = Some(RunEntry { level, entries, source });
+            runs += 1;
+        }
+        Ok(ColumnCut { name: column.name.clone(), extent, runs, run })
     }
 
     /// Write the file of a draft's next scores, and the runs that it makes due.
@@ -1130,13 +1270,12 @@ impl Hasher for OwnBits {
 }
 
 fn read_prompt_ids(snapshot: &Snapshot) -> Result<ByHash<u32>> {
-    let mut ids = ByHash::with_capacity_and_hasher(
-        snapshot.num_prompts as usize,
-        BuildHasherDefault::default(),
-    );
+    let mut ids = ByHash::default();
     for table in &snapshot.prompts {
         let file = table.open(&snapshot.home)?;
         let hashes: &[[u8; 16]] = file.values(prompt_column::HASH, 0..file.rows())?;
+        // By what is there, not by what the manifest says is there.
+        ids.reserve(hashes.len());
         for (hash, id) in hashes.iter().zip(table.entry.first..) {
             ids.entry(*hash).or_insert(id);
         }

@@ -85,13 +85,14 @@ impl Quantization {
     /// `Invalid`.
     pub fn of_values(
         snapshot: Arc<Snapshot>,
-        values: Vec<f32>,
+        mut values: Vec<f32>,
         num_quantiles: u64,
         ties: TieRule,
         remainder: RemainderRule,
     ) -> Result<Self> {
         check_number(num_quantiles)?;
         check_length(&snapshot, &values)?;
+        values[..snapshot.num_removed as usize].fill(f32::NAN);
         let total = count_ranked(&values);
         let above: Vec<u64> = above(total, num_quantiles, remainder).collect();
         let cuts = cut_values(&values, snapshot.home.settings.tie_seed, &above, ties);
@@ -111,12 +112,13 @@ impl Quantization {
     /// `Invalid`, `Corrupted`, `Io`.
     pub fn per_prompt(
         snapshot: Arc<Snapshot>,
-        values: Vec<f32>,
+        mut values: Vec<f32>,
         num_quantiles: u64,
         ties: TieRule,
     ) -> Result<Self> {
         check_number(num_quantiles)?;
         check_length(&snapshot, &values)?;
+        values[..snapshot.num_removed as usize].fill(f32::NAN);
         let mut prompts = vec![0_u32; values.len()];
         snapshot.copy_column(column::PROMPT, &mut prompts)?;
         let tie_seed = snapshot.home.settings.tie_seed;
@@ -151,10 +153,10 @@ impl Quantization {
         self.quantiles.iter().map(Quantile::len).collect()
     }
 
-    /// Samples without a score.
+    /// Samples without a score; not those that were removed.
     pub fn num_unranked(&self) -> u64 {
         let ranked: u64 = self.quantiles.iter().map(Quantile::len).sum();
-        self.snapshot.num_samples - ranked
+        self.snapshot.num_samples - self.snapshot.num_removed - ranked
     }
 
     /// [K] lowest score in each quantile, NaN where it is empty.

@@ -106,6 +106,11 @@ pub struct OwnRun<'a> {
     pub order: &'a [u32],
 }
 
+impl OwnRun<'_> {
+    /// Of no batch.
+    pub const NONE: Self = Self { first: 0, scores: &[], order: &[] };
+}
+
 /// An open run.
 #[derive(Debug, Clone, Copy)]
 enum View<'a> {

@@ -3,6 +3,7 @@
 //! A snapshot never changes and shares its open files with its neighbours. It knows where each sample,
 //! prompt, score and run lies; what they mean for a ranking is told in `ranking`.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,8 +15,8 @@ use crate::datafile::{DataFile, FileEntry, LazyFile};
 use crate::error::{PoolError, Result};
 use crate::format::PoolSettings;
 use crate::manifest::{
-    ColumnMerges, ColumnState, Commit, ExtentEntry, MergeEntry, PromptEntry, RunEntry, RunSource,
-    ScoreChange, SegmentEntry, State, Upkeep,
+    AppendEntry, ColumnCut, ColumnMerges, ColumnState, Commit, ExtentEntry, MergeEntry,
+    PromptEntry, RunEntry, RunSource, ScoreChange, SegmentEntry, State, Upkeep,
 };
 use crate::segment::{
     Tokens, column, prompt_column, prompt_columns, run_columns, score_columns, score_position,
@@ -111,6 +112,11 @@ impl Extent {
     /// Samples.
     pub fn count(&self) -> usize {
         self.entry.count as usize
+    }
+
+    /// Ids are below this.
+    pub fn end(&self) -> u64 {
+        self.entry.first + self.entry.count
     }
 
     /// The file, opened if need be, and the position of the scores in it; their order is the next one.
@@ -253,7 +259,7 @@ impl Column {
 
     /// Ids below this have been covered.
     pub fn end(&self) -> u64 {
-        self.extents.last().map_or(0, |extent| extent.first() + extent.entry.count)
+        self.extents.last().map_or(0, Extent::end)
     }
 
     fn push_extent(&mut self, extent: Extent) -> Result<(), String> {
@@ -306,19 +312,55 @@ impl Column {
         Ok(())
     }
 
-    fn adopt_open_files(&self, earlier: &Self) {
-        for (run, other) in self.runs.iter().zip(&earlier.runs) {
-            if let (RunPlace::Merged(file), RunPlace::Merged(other)) = (&run.place, &other.place) {
-                file.adopt(other);
+    /// Leave out the samples before `first`; `extent` and `run` are what is left of those that are cut.
+    fn remove_before(
+        &mut self,
+        first: u64,
+        extent: Option<Extent>,
+        num_runs: usize,
+        run: Option<RunEntry>,
+    ) -> Result<(), String> {
+        let gone = self.extents.partition_point(|extent| extent.end() <= first);
+        let cut = self.extents.get(gone).filter(|old| old.first() < first);
+        let fits = match (cut, &extent) {
+            (None, None) => true,
+            (Some(old), Some(new)) => {
+                (new.first(), new.end(), new.is_in_segment())
+                    == (first, old.end(), old.is_in_segment())
+                    && new.entry.scored <= new.entry.count
             }
+            _ => false,
+        };
+        if !fits || num_runs > self.runs.len() {
+            return Err("a retention that does not fit a column".to_owned());
         }
-        for (extent, other) in self.extents.iter().zip(&earlier.extents) {
-            if let (ExtentPlace::File(file), ExtentPlace::File(other)) =
-                (&extent.place, &other.place)
-            {
-                file.adopt(other);
-            }
+        let num_extents = gone + usize::from(cut.is_some());
+        self.extents.splice(..num_extents, extent);
+        self.scored = self.extents.iter().map(|extent| extent.entry.scored).sum();
+        let run = run.map(|run| self.run(Arc::new(run))).transpose()?;
+        self.runs.splice(..num_runs, run);
+        let is_gone = |run: &Arc<Run>| match &run.place {
+            RunPlace::Extent(extent) => extent.first() < first,
+            RunPlace::Merged(_) => false,
+        };
+        let ranked: u64 = self.runs.iter().map(|run| run.entry.entries).sum();
+        if ranked != self.scored || self.runs.iter().any(is_gone) {
+            return Err("a retention loses or invents entries of runs".to_owned());
         }
+        Ok(())
+    }
+
+    /// Files that hold nothing but scores or runs.
+    fn own_files(&self) -> impl Iterator<Item = &LazyFile> {
+        let scores = self.extents.iter().filter_map(|extent| match &extent.place {
+            ExtentPlace::File(file) => Some(&**file),
+            ExtentPlace::Segment(..) => None,
+        });
+        let runs = self.runs.iter().filter_map(|run| match &run.place {
+            RunPlace::Merged(file) => Some(file),
+            RunPlace::Extent(_) => None,
+        });
+        scores.chain(runs)
     }
 }
 
@@ -335,6 +377,10 @@ pub struct Snapshot {
     pub oldest: u64,
     /// Ids are below this.
     pub num_samples: u64,
+    /// Ids below this were removed.
+    pub num_removed: u64,
+    /// The appends that brought them.
+    pub removed: Arc<Vec<AppendEntry>>,
     /// Prompt ids are below this.
     pub num_prompts: u32,
     /// Interned sampling settings.
@@ -361,6 +407,8 @@ impl Snapshot {
             digest,
             oldest: 0,
             num_samples: 0,
+            num_removed: 0,
+            removed: Arc::default(),
             num_prompts: 0,
             sampling_settings: Vec::new(),
             segments: Vec::new(),
@@ -384,6 +432,15 @@ impl Snapshot {
     ) -> Result<Self, String> {
         let mut snapshot = Self { generation, oldest: state.oldest, ..Self::empty(home, digest) };
         snapshot.sampling_settings = state.sampling_settings;
+        if let (Some(oldest), Some(newest)) = (state.removed.first(), state.removed.last()) {
+            let end = state.segments.first().map_or(0, |segment| segment.first);
+            let is_sorted = state.removed.is_sorted_by(|a, b| a.first < b.first);
+            if oldest.first != 0 || !is_sorted || newest.first >= end || end > 1 << 62 {
+                return Err("what was removed does not end where the segments begin".to_owned());
+            }
+            (snapshot.num_removed, snapshot.num_samples) = (end, end);
+            snapshot.removed = state.removed;
+        }
         for segment in state.segments {
             snapshot.push_segment(segment)?;
         }
@@ -425,6 +482,7 @@ impl Snapshot {
             chain: if self.generation == 0 { String::new() } else { hex(&self.digest) },
             oldest: self.oldest,
             sampling_settings: self.sampling_settings.clone(),
+            removed: self.removed.clone(),
             segments: self.segments.iter().map(|s| s.entry.clone()).collect(),
             prompts: self.prompts.iter().map(|p| p.entry.clone()).collect(),
             columns: self.columns.iter().map(Column::to_state).collect(),
@@ -479,7 +537,8 @@ impl Snapshot {
                     self.drafts.push(Column::new(name, version, source.clone()));
                     self.drafts.len() - 1
                 });
-                if self.drafts[at].end() != extent.first() || self.drafts[at].source != source {
+                let end = self.draft_end(Some(&self.drafts[at]));
+                if end != extent.first() || self.drafts[at].source != source {
                     return Err("scores that do not go on with their draft".to_owned());
                 }
                 self.drafts[at].grow(extent, merges)?;
@@ -532,7 +591,81 @@ impl Snapshot {
                 self.prompts.splice(start..end, [PromptTable::new(Arc::new(prompts))]);
                 Ok(())
             }
+            Upkeep::Retain { first, segment, columns, drafts } => {
+                self.remove_segments(first, segment)?;
+                // Apart from what they refer to, so that they can change.
+                let mut all = std::mem::take(&mut self.columns);
+                let mut all_drafts = std::mem::take(&mut self.drafts);
+                self.cut_columns(first, &mut all, columns)?;
+                self.cut_columns(first, &mut all_drafts, drafts)?;
+                (self.columns, self.drafts) = (all, all_drafts);
+                Ok(())
+            }
         }
+    }
+
+    /// Leave out the appends before `first`; `segment` is what is left of the one that is cut.
+    fn remove_segments(&mut self, first: u64, segment: Option<SegmentEntry>) -> Result<(), String> {
+        if first <= self.num_removed || first >= self.num_samples {
+            return Err(format!("the samples before {first} are removed"));
+        }
+        let at = self.finder().index(first);
+        let old = self.segments[at].entry.clone();
+        let appends = self.segments[..=at].iter().flat_map(|segment| segment.entry.appends());
+        let gone: Vec<_> = appends.take_while(|(_, ids)| ids.start < first).collect();
+        let fits = match &segment {
+            None => old.first == first,
+            Some(new) => {
+                let left = old.appends().skip_while(|(_, ids)| ids.start < first);
+                old.first < first
+                    && (new.first, new.count) == (first, old.first + old.count - first)
+                    && new.appends().eq(left)
+            }
+        };
+        if !fits || gone.last().is_some_and(|(_, ids)| ids.end != first) {
+            return Err("a retention cuts an append, or invents samples".to_owned());
+        }
+        self.segments.drain(..at);
+        self.first_ids.drain(..at);
+        if let Some(segment) = segment {
+            self.segments[0] = Segment::new(Arc::new(segment));
+            self.first_ids[0] = first;
+        }
+        self.num_removed = first;
+        Arc::make_mut(&mut self.removed).extend(gone.into_iter().map(|(append, _)| append));
+        Ok(())
+    }
+
+    fn cut_columns(
+        &self,
+        first: u64,
+        columns: &mut [Column],
+        cuts: Vec<ColumnCut>,
+    ) -> Result<(), String> {
+        if !columns.iter().map(|column| &column.name).eq(cuts.iter().map(|cut| &cut.name)) {
+            return Err("a retention of other columns".to_owned());
+        }
+        for (column, ColumnCut { name, extent, runs, run }) in columns.iter_mut().zip(cuts) {
+            let extent = extent.map(|entry| self.extent(&name, Arc::new(entry))).transpose()?;
+            column.remove_before(first, extent, runs, run)?;
+        }
+        Ok(())
+    }
+
+    /// Ids below this have scores in a draft, or need none.
+    pub fn draft_end(&self, draft: Option<&Column>) -> u64 {
+        draft.map_or(0, Column::end).max(self.num_removed)
+    }
+
+    /// Each append with the ids that it got, those whose samples were removed first.
+    pub fn appends(&self) -> impl Iterator<Item = (AppendEntry, Range<u64>)> {
+        let ends = self.removed.iter().skip(1).map(|append| append.first);
+        let removed = self.removed.iter().cloned().zip(ends.chain([self.num_removed]));
+        let removed = removed.map(|(append, end)| {
+            let first = append.first;
+            (append, first..end)
+        });
+        removed.chain(self.segments.iter().flat_map(|segment| segment.entry.appends()))
     }
 
     /// Put one segment in the place of several, with the scores that lay in them.
@@ -590,15 +723,20 @@ impl Snapshot {
 
     /// Use the files that an earlier snapshot of the same pool has open.
     pub fn adopt_open_files(&self, earlier: &Self) {
-        for (segment, other) in self.segments.iter().zip(&earlier.segments) {
-            segment.file.adopt(&other.file);
+        // By name: compaction and retention move them to other places.
+        let name = |file: &LazyFile| file.entry.name.clone();
+        let open: HashMap<_, _> = earlier.lazy_files().map(|file| (name(file), file)).collect();
+        for file in self.lazy_files() {
+            if let Some(other) = open.get(&file.entry.name) {
+                file.adopt(other);
+            }
         }
-        for (prompts, other) in self.prompts.iter().zip(&earlier.prompts) {
-            prompts.file.adopt(&other.file);
-        }
-        for (column, other) in self.columns.iter().zip(&earlier.columns) {
-            column.adopt_open_files(other);
-        }
+    }
+
+    fn lazy_files(&self) -> impl Iterator<Item = &LazyFile> {
+        let segments = self.segments.iter().map(|segment| &segment.file);
+        let prompts = self.prompts.iter().map(|table| &table.file);
+        segments.chain(prompts).chain(self.columns.iter().flat_map(Column::own_files))
     }
 
     fn push_segment(&mut self, entry: Arc<SegmentEntry>) -> Result<(), String> {
@@ -689,10 +827,11 @@ impl Snapshot {
     /// `UnknownSample`.
     #[inline(always)]
     pub fn check_id(&self, id: u64) -> Result<()> {
-        if id < self.num_samples {
+        let Self { num_removed, num_samples, .. } = *self;
+        if id.wrapping_sub(num_removed) < num_samples - num_removed {
             Ok(())
         } else {
-            Err(PoolError::UnknownSample { id, num_samples: self.num_samples })
+            Err(PoolError::UnknownSample { id, num_removed, num_samples })
         }
     }
 
@@ -704,7 +843,8 @@ impl Snapshot {
     /// For looking up many samples.
     pub fn finder(&self) -> Finder<'_> {
         let segments = self.first_ids.len() as u128;
-        let per_sample = (segments << 64) / u128::from(self.num_samples.max(1));
+        let size = (self.num_samples - self.num_removed).max(1);
+        let per_sample = (segments << 64) / u128::from(size);
         Finder { snapshot: self, per_sample: u64::try_from(per_sample).unwrap_or(u64::MAX) }
     }
 
@@ -751,11 +891,12 @@ impl Snapshot {
     }
 
     /// A fixed-width column of the segments in id order into `out`, which has the length of the snapshot.
+    /// What `out` says of samples that were removed stays.
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
     pub fn copy_column<T: Pod + Send + Sync>(&self, column: usize, out: &mut [T]) -> Result<()> {
-        let mut rest = out;
+        let mut rest = &mut out[self.num_removed as usize..];
         let mut parts = Vec::with_capacity(self.segments.len());
         for segment in &self.segments {
             let (part, tail) = rest.split_at_mut(segment.entry.count as usize);
@@ -881,7 +1022,8 @@ impl<'a> Finder<'a> {
     #[inline]
     fn index(&self, id: u64) -> usize {
         let firsts = &self.snapshot.first_ids[..];
-        let guess = ((u128::from(id) * u128::from(self.per_sample)) >> 64) as usize;
+        let place = u128::from(id - self.snapshot.num_removed);
+        let guess = ((place * u128::from(self.per_sample)) >> 64) as usize;
         let starts_before = |i: usize| firsts.get(i).is_some_and(|&first| first <= id);
         if starts_before(guess) && !starts_before(guess + 1) {
             return guess;

@@ -8,8 +8,8 @@ use crate::datafile::{ColumnSpec, DataFile, FileEntry};
 use crate::error::{PoolError, Result};
 use crate::format::{HEAD, MANIFEST_DIR, PoolSettings, log_name, parse_log_name};
 use crate::manifest::{
-    Chain, ColumnState, Commit, Kind, MergeEntry, PromptEntry, RunSource, ScoreChange,
-    SegmentEntry, State, Upkeep, decode_head, read_chain,
+    Chain, ColumnCut, ColumnState, Commit, ExtentEntry, Kind, MergeEntry, PromptEntry, RunEntry,
+    RunSource, ScoreChange, SegmentEntry, State, Upkeep, decode_head, read_chain,
 };
 use crate::ranking::{score_key, tie_hash};
 use crate::recovery::recover;
@@ -25,7 +25,7 @@ use crate::storage::Storage;
 pub struct Report {
     /// Newest generation, if the pool opens.
     pub generation: Option<u64>,
-    /// Samples in it.
+    /// Samples in it; not those that were removed.
     pub num_samples: u64,
     /// Files that were read, logs included.
     pub num_files: u64,
@@ -73,7 +73,7 @@ pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
     superseded.sort_by(|a, b| a.0.name.cmp(&b.0.name));
     superseded.dedup_by(|a, b| a.0.name == b.0.name);
     report.generation = Some(snapshot.generation);
-    report.num_samples = snapshot.num_samples;
+    report.num_samples = snapshot.num_samples - snapshot.num_removed;
     for i in 0..snapshot.prompts.len() {
         check_prompts(&snapshot, i, &mut report);
     }
@@ -204,14 +204,24 @@ fn collect_named(chain: &Chain<'_>, oldest: u64, named: &mut Vec<Named>) {
                 Ok(Upkeep::MergePrompts { prompts, .. }) => {
                     named.push(named_prompts(&prompts, settings));
                 }
+                Ok(Upkeep::Retain { segment, columns, drafts, .. }) => {
+                    named.extend(segment.iter().map(|segment| named_segment(segment, settings)));
+                    for ColumnCut { extent, run, .. } in columns.into_iter().chain(drafts) {
+                        if let Some(extent) = extent {
+                            collect_extent(&extent, named);
+                        }
+                        if let Some(run) = run {
+                            collect_run(&run, named);
+                        }
+                    }
+                }
                 Ok(Upkeep::GiveUp { .. }) | Err(_) => {}
             },
             Kind::Scores => {
                 if let Ok(ScoreChange::Draft { extent, merges, .. }) =
                     serde_json::from_slice(record.payload)
                 {
-                    let count = extent.count;
-                    named.extend(extent.file.map(|file| (file, count, score_columns())));
+                    collect_extent(&extent, named);
                     collect_merges(&merges, named);
                 }
             }
@@ -221,22 +231,28 @@ fn collect_named(chain: &Chain<'_>, oldest: u64, named: &mut Vec<Named>) {
 
 fn collect_column(column: &ColumnState, named: &mut Vec<Named>) {
     for run in &column.runs {
-        if let RunSource::File(file) = &run.source {
-            named.push((file.clone(), run.entries, run_columns()));
-        }
+        collect_run(run, named);
     }
     for extent in &column.extents {
-        if let Some(file) = &extent.file {
-            named.push((file.clone(), extent.count, score_columns()));
-        }
+        collect_extent(extent, named);
+    }
+}
+
+fn collect_extent(extent: &ExtentEntry, named: &mut Vec<Named>) {
+    if let Some(file) = &extent.file {
+        named.push((file.clone(), extent.count, score_columns()));
+    }
+}
+
+fn collect_run(run: &RunEntry, named: &mut Vec<Named>) {
+    if let RunSource::File(file) = &run.source {
+        named.push((file.clone(), run.entries, run_columns()));
     }
 }
 
 fn collect_merges(merges: &[MergeEntry], named: &mut Vec<Named>) {
     for merge in merges {
-        if let RunSource::File(file) = &merge.run.source {
-            named.push((file.clone(), merge.run.entries, run_columns()));
-        }
+        collect_run(&merge.run, named);
     }
 }
 
@@ -396,7 +412,7 @@ fn check_merged(snapshot: &Snapshot, column: &Column, file: &DataFile) -> Result
     let keys: &[u32] = file.values(run_column::KEY, 0..file.rows())?;
     let ids: &[u64] = file.values(run_column::ID, 0..file.rows())?;
     let mut scores = vec![0.0; ids.len()];
-    if ids.iter().any(|&id| id >= snapshot.num_samples) {
+    if ids.iter().any(|&id| snapshot.check_id(id).is_err()) {
         return wrong("a run names a sample that is not there".to_owned());
     }
     snapshot.scores_of(column, ids, &mut scores)?;

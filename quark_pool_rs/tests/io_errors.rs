@@ -7,7 +7,9 @@ mod common;
 use std::path::Path;
 
 use common::disk::{Disk, Fault};
-use common::{Content, Owned, SOURCE, Step, check_content, create, goals, history, reader, writer};
+use common::{
+    Content, Owned, SOURCE, Step, check_content, create, goals, history, reader, retained, writer,
+};
 use quark_pool_rs::error::{PoolError, Result};
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::pool::Pool;
@@ -183,6 +185,30 @@ fn a_history_goes_on_after_a_failing_operation() {
         }
     }
     goals::report(5, &[("runs", runs)]);
+}
+
+#[test]
+fn a_retention_that_fails_removes_nothing_and_can_be_repeated() {
+    let steps = retained();
+    let disk = Disk::default();
+    let pool = create(&disk.storage()).unwrap();
+    let mut calls = Vec::new();
+    for step in &steps {
+        let begin = disk.num_calls();
+        step.apply(&pool).unwrap();
+        if matches!(step, Step::Retain(_)) {
+            calls.extend(begin + 1..=disk.num_calls());
+        }
+    }
+    goals::report(5, &[("runs", faults().len() * 2 * calls.len())]);
+    for at in calls {
+        for &fault in faults() {
+            for from_then_on in [false, true] {
+                let what = format!("{fault:?} at {at}, from then on: {from_then_on}");
+                fail_once_in(&steps, at, from_then_on, fault, &what);
+            }
+        }
+    }
 }
 
 /// Take steps until one fails, reopen the pool, and take the rest.

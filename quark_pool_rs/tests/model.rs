@@ -10,12 +10,14 @@ use common::disk::Disk;
 use common::{Content, Owned, Step as Commit, TIE_SEED, create, reader, writer};
 use proptest::prelude::*;
 use quark_pool_rs::compaction::plan;
+use quark_pool_rs::describe::describe;
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::gather::gather;
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::quantization::Quantization;
 use quark_pool_rs::ranking::{RemainderRule, TieRule, tie_hash};
+use quark_pool_rs::retention::Limits;
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::sampler::{Sampler, SamplingMode, Settings};
 use quark_pool_rs::segment::column;
@@ -34,6 +36,7 @@ enum Step {
     Collect(u64),
     /// Until nothing is left to do.
     Compact(u64),
+    Retain(u64),
 }
 
 fn score() -> impl Strategy<Value = f32> {
@@ -74,17 +77,20 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => name().prop_map(Step::Discard),
         1 => (1_u64..6).prop_map(Step::Collect),
         2 => (2_u64..60).prop_map(Step::Compact),
+        2 => (1_u64..60).prop_map(Step::Retain),
     ];
     prop::collection::vec(step, 1..30)
 }
 
-/// Scores of a column, NaN where it has none.
-fn column(batches: &[Owned], name: &str) -> Vec<f32> {
+/// Scores of a column, NaN where it has none or where the sample was removed.
+fn column(content: &Content, name: &str) -> Vec<f32> {
     let of = |batch: &Owned| match batch.scores.iter().find(|(n, _)| n == name) {
         Some((_, values)) => values.clone(),
         None => vec![f32::NAN; batch.completions.len()],
     };
-    batches.iter().flat_map(of).collect()
+    let mut scores: Vec<f32> = content.batches.iter().flat_map(of).collect();
+    scores[..content.removed].fill(f32::NAN);
+    scores
 }
 
 /// Ids worst first, as the contract words it.
@@ -126,16 +132,18 @@ fn labels(scores: &[f32], k: usize, ties: TieRule, remainder: RemainderRule) -> 
 
 /// Ids and labels of a quantization, asked for in all the ways there are.
 fn check_quantization(q: Quantization, expected: &[i16], scores: &[f32]) {
-    let all: Vec<u64> = (0..expected.len() as u64).collect();
+    let removed = q.snapshot().num_removed as usize;
+    let all: Vec<u64> = (removed as u64..expected.len() as u64).collect();
     let mut one_by_one = vec![9; all.len()];
     q.labels_of(&all, &mut one_by_one).unwrap();
     assert_eq!(q.labels().unwrap(), expected);
-    assert_eq!(one_by_one, expected);
-    let unranked = expected.iter().filter(|&&label| label < 0).count();
+    assert_eq!(one_by_one, expected[removed..]);
+    assert!(removed == 0 || q.labels_of(&[removed as u64 - 1], &mut one_by_one).is_err());
+    let unranked = expected[removed..].iter().filter(|&&label| label < 0).count();
     assert_eq!(q.num_unranked(), unranked as u64);
     let mut found = vec![0.0; all.len()];
     q.scores_of(&all, &mut found).unwrap();
-    assert!(found.iter().zip(scores).all(|(a, b)| a.to_bits() == b.to_bits()));
+    assert!(found.iter().zip(&scores[removed..]).all(|(a, b)| a.to_bits() == b.to_bits()));
     let bounds = q.lower_bounds().unwrap();
     let q = Arc::new(q);
     for (label, &count) in q.counts().iter().enumerate() {
@@ -190,12 +198,17 @@ fn labels_in_groups(scores: &[f32], groups: &[u32], k: usize, ties: TieRule) -> 
     labels
 }
 
-fn check_ranking(pool: &Pool, batches: &[Owned], name: &str) {
+fn check_ranking(pool: &Pool, content: &Content, name: &str) {
     let snapshot = pool.snapshot();
-    let scores = column(batches, name);
+    let scores = column(content, name);
     let mut found = vec![0.0; scores.len()];
     snapshot.copy_scores(snapshot.column(name).unwrap(), &mut found).unwrap();
     assert!(found.iter().map(|s| s.to_bits()).eq(scores.iter().map(|s| s.to_bits())));
+    let scored = scores.iter().filter(|score| !score.is_nan()).count() as u64;
+    let described = describe(&snapshot).unwrap();
+    let described = described.columns.iter().find(|column| column.name == name).unwrap();
+    let num_kept = scores.len() as u64 - snapshot.num_removed;
+    assert_eq!((described.scored, described.unscored), (scored, num_kept - scored));
     let mut prompts = vec![0; scores.len()];
     snapshot.copy_column(column::PROMPT, &mut prompts).unwrap();
     for ties in [TieRule::Hash, TieRule::OlderFirst, TieRule::Together] {
@@ -204,7 +217,9 @@ fn check_ranking(pool: &Pool, batches: &[Owned], name: &str) {
                 let q = Quantization::new(snapshot.clone(), name, k, ties, remainder).unwrap();
                 let expected = labels(&scores, k as usize, ties, remainder);
                 check_quantization(q, &expected, &scores);
-                let (at, own) = (snapshot.clone(), scores.clone());
+                // What is said of removed samples does not count.
+                let (at, mut own) = (snapshot.clone(), scores.clone());
+                own[..snapshot.num_removed as usize].fill(1.0);
                 let q = Quantization::of_values(at, own, k, ties, remainder).unwrap();
                 check_quantization(q, &expected, &scores);
             }
@@ -253,7 +268,7 @@ proptest! {
                     pool = writer(&storage).unwrap();
                 }
                 Step::Draft(name, mut scores) => {
-                    let end = content.drafts.get(name).map_or(0, Vec::len);
+                    let end = content.draft_end(name);
                     scores.truncate(content.num_samples() - end);
                     if scores.is_empty() {
                         prop_assert!(Commit::Draft(name, scores).apply(&pool).is_err());
@@ -284,8 +299,21 @@ proptest! {
                     prop_assert!(snapshot.segments.len() <= before.segments.len());
                     prop_assert!(content.is_in(&before).unwrap());
                 }
+                Step::Retain(max_samples) => {
+                    let (generation, excess) = (commits.len() as u64, content.excess(max_samples));
+                    let limits = Limits { max_samples: Some(max_samples), ..Limits::default() };
+                    let would = pool.retain(&limits, true).unwrap();
+                    prop_assert_eq!(would.samples, excess as u64);
+                    prop_assert_eq!(would.first, (content.removed + excess) as u64);
+                    prop_assert_eq!(pool.snapshot().generation, generation);
+                    if excess > 0 {
+                        due.push(Commit::Retain(max_samples));
+                    } else {
+                        Commit::Retain(max_samples).apply(&pool).unwrap();
+                    }
+                }
                 Step::Publish(name) => {
-                    let missing = content.num_samples() - content.drafts.get(name).map_or(0, Vec::len);
+                    let missing = content.num_samples() - content.draft_end(name);
                     if missing > 0 {
                         prop_assert!(Commit::Publish(name).apply(&pool).is_err());
                         due.push(Commit::Draft(name, vec![0.0; missing]));
@@ -314,14 +342,13 @@ proptest! {
         for handle in [&pool, &reader] {
             for batch in &content.batches {
                 let ids = handle.find(&batch.key).unwrap();
-                prop_assert!(batch.matches(0, &handle.snapshot().sample(ids.start).unwrap()));
                 prop_assert_eq!(ids.end - ids.start, batch.completions.len() as u64);
             }
             prop_assert!(content.is_in(&handle.snapshot()).unwrap());
             prop_assert_eq!(handle.snapshot().hash(), hashes[commits.len()].clone());
             for name in ["reward", "length"] {
                 if content.batches.iter().any(|b| b.scores.iter().any(|(n, _)| n == name)) {
-                    check_ranking(handle, &content.batches, name);
+                    check_ranking(handle, &content, name);
                 } else {
                     prop_assert!(handle.snapshot().column(name).is_err());
                 }

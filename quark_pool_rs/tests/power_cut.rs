@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use common::disk::{Disk, Fault};
-use common::{Content, Owned, Step, create, goals, history, reader, writer};
+use common::{Content, Owned, Step, create, goals, history, reader, retained, writer};
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::pool::{OpenOptions, Pool};
@@ -298,6 +298,49 @@ fn a_compaction_survives_every_power_cut() {
     let (images, wrong) = workload.enumerate(true);
     assert_eq!(wrong, None);
     assert!(images > 5_000, "only {images} images");
+}
+
+#[test]
+fn a_retention_survives_every_power_cut() {
+    let steps = retained();
+    let first = steps.iter().position(|step| matches!(step, Step::Retain(_))).unwrap();
+    let files = run(steps[..=first].to_vec(), None).disk.files();
+    let num = |prefix| files.iter().filter(|(path, _)| path.starts_with(prefix)).count();
+    // The eight that were appended, the compacted one and what was left of it; and so on.
+    assert_eq!((num("segments"), num("scores"), num("runs")), (10, 2, 7));
+    let workload = run(steps, None);
+    let (images, wrong) = workload.enumerate(false);
+    assert_eq!(wrong, None);
+    assert!(images > 5_000, "only {images} images");
+}
+
+#[test]
+fn a_retention_with_a_wrong_sync_is_caught() {
+    let mutants = ["segments", "scores", "runs"].into_iter().flat_map(|prefix| {
+        [
+            Mutant::without(prefix, false),
+            Mutant::without(prefix, true),
+            Mutant::late(prefix, false),
+            Mutant::late(prefix, true),
+        ]
+    });
+    let steps = retained();
+    let at = steps.iter().position(|step| matches!(step, Step::Retain(_))).unwrap();
+    assert_caught(&mutants.collect::<Vec<_>>(), |mutant| {
+        let disk = Disk::default();
+        let pool = create(&disk.storage()).unwrap();
+        let mut acked = Vec::new();
+        for (number, step) in steps[..=at].iter().enumerate() {
+            if number == at {
+                // Only what the retention writes.
+                mutant.infect(&disk);
+            }
+            step.apply(&pool).unwrap();
+            acked.push(disk.num_ops());
+        }
+        pool.close();
+        Workload { disk, created: 0, acked, steps: steps[..=at].to_vec() }.enumerate(false).1
+    });
 }
 
 #[test]

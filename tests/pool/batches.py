@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from numpy.testing import assert_array_equal
 
 from quark.pool.base import PoolBatch, Quantization, SamplePool, Sampler
+from quark.pool.scope import PROVENANCE_COLUMNS
 from quark.selftest.samples import VOCAB_SIZE as VOCAB_SIZE
 from quark.selftest.samples import fields as fields
 from quark.selftest.samples import make_batch as make_batch
@@ -15,12 +17,14 @@ from quark.selftest.samples import make_batch as make_batch
 
 def assert_same_content(pool: SamplePool, model: SamplePool) -> None:
     """Every sample, every column, and every score bit by bit."""
-    assert len(pool) == len(model)
+    assert (len(pool), pool.num_removed) == (len(model), model.num_removed)
     assert pool.score_columns == model.score_columns
-    everything = range(len(model))
+    everything = range(model.num_removed, len(model))
     assert list(map(fields, pool.samples(everything))) == list(
         map(fields, model.samples(everything))
     )
+    for name in PROVENANCE_COLUMNS:
+        assert_array_equal(pool.column(name), model.column(name), err_msg=name, strict=True)
     for name in model.score_columns:
         ours, theirs = pool.scores(name), model.scores(name)
         assert ours.dtype == np.float32
@@ -44,13 +48,17 @@ def assert_same_draws(sampler: Sampler, expected: Sampler, steps: Sequence[int])
         assert_same_batch(sampler.batch(step, pad_id=-7), expected.batch(step, pad_id=-7))
 
 
-def assert_same_cut(cut: Quantization, expected: Quantization) -> None:
-    """The same quantiles: counts, bounds and every label."""
+def assert_same_cut(cut: Quantization, expected: Quantization, num_removed: int = 0) -> None:
+    """The same quantiles: counts, bounds and every label; those of removed samples have no label to ask for."""
     assert cut.num_quantiles == expected.num_quantiles
     assert cut.num_unranked == expected.num_unranked
     assert cut.snapshot.num_samples == expected.snapshot.num_samples
     assert_array_equal(cut.counts, expected.counts, strict=True)
     assert_array_equal(cut.lower_bounds, expected.lower_bounds, strict=True)
     assert_array_equal(cut.labels(), expected.labels(), strict=True)
-    some = np.arange(cut.snapshot.num_samples, dtype=np.uint64)[::-1].copy()
+    some = np.arange(num_removed, cut.snapshot.num_samples, dtype=np.uint64)[::-1].copy()
     assert_array_equal(cut.labels_of(some), expected.labels_of(some), strict=True)
+    if num_removed:
+        for quantization in (cut, expected):
+            with pytest.raises(IndexError):
+                quantization.labels_of(np.array([num_removed - 1], np.uint64))

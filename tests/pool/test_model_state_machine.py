@@ -19,7 +19,14 @@ from hypothesis.stateful import (
     rule,
 )
 
-from quark.pool.base import RemainderRule, SampleBatch, SamplePool, SamplingMode, TieRule
+from quark.pool.base import (
+    RemainderRule,
+    Retained,
+    SampleBatch,
+    SamplePool,
+    SamplingMode,
+    TieRule,
+)
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
 from quark.pool.scope import Lowest, MeanMinusVariance, RankMean, Scope, Score, WeightedSum
@@ -125,7 +132,7 @@ class TwoPools(RuleBasedStateMachine):
 
     @rule(name=NAME, scores=SCORES, source=st.sampled_from(['{"by": 1}', '{"by": 2}']))
     def draft(self, name: str, scores: list[float], source: str) -> None:
-        end = self.model.draft_end(name) or 0
+        end = self.model.draft_end(name) or self.model.num_removed
         values = np.array(scores, dtype=np.float32)
         fits = 0 < end + len(values) <= len(self.model)
         same = self.sources.get(name, source) == source
@@ -140,7 +147,7 @@ class TwoPools(RuleBasedStateMachine):
     @precondition(lambda self: len(self.model) > 0)
     @rule(name=NAME, score=SCORE)
     def publish(self, name: str, score: float) -> None:
-        end = self.model.draft_end(name) or 0
+        end = self.model.draft_end(name) or self.model.num_removed
         missing = np.full(len(self.model) - end, score, dtype=np.float32)
         if missing.size:
             self.refuse_both(lambda pool: pool.publish_scores(name))
@@ -156,6 +163,28 @@ class TwoPools(RuleBasedStateMachine):
         else:
             del self.sources[name]
             self.commit_both(lambda pool: pool.discard_scores(name))
+
+    @rule(
+        samples=st.one_of(st.none(), st.integers(1, 60)),
+        rounds=st.one_of(st.none(), st.integers(1, 6)),
+        before=st.one_of(st.none(), st.integers(0, 40)),
+    )
+    def retain(self, samples: int | None, rounds: int | None, before: int | None) -> None:
+        if samples is None and rounds is None and before is None:
+            self.refuse_both(lambda pool: pool.retain())
+            return
+
+        def commit(pool: SamplePool) -> Retained:
+            return pool.retain(max_samples=samples, max_rounds=rounds, before_round=before)
+
+        generation = self.pool.snapshot.generation
+        told = self.pool.retain(
+            max_samples=samples, max_rounds=rounds, before_round=before, dry_run=True
+        )
+        assert self.pool.snapshot.generation == generation
+        assert commit(self.pool) == commit(self.model) == told
+        if told.num_appends:
+            self.commits.append(commit)
 
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
@@ -198,15 +227,16 @@ class TwoPools(RuleBasedStateMachine):
     @precondition(lambda self: len(self.model) > 0)
     @rule(data=st.data(), pad_id=st.integers(-1, VOCAB_SIZE))
     def gather(self, data: st.DataObject, pad_id: int) -> None:
-        id_lists = st.lists(st.integers(0, len(self.model) - 1), max_size=20)
+        id_lists = st.lists(st.integers(self.model.num_removed, len(self.model) - 1), max_size=20)
         ids = np.array(data.draw(id_lists), dtype=np.uint64)
         assert_same_batch(
             self.pool.gather(ids, pad_id=pad_id), self.model.gather(ids, pad_id=pad_id)
         )
-        outside = np.array([len(self.model)], dtype=np.uint64)
-        for pool in (self.pool, self.model):
-            with pytest.raises(IndexError):
-                pool.gather(outside, pad_id=pad_id)
+        for outside in (len(self.model), self.model.num_removed - 1):
+            for pool in (self.pool, self.model):
+                if outside >= 0:
+                    with pytest.raises(IndexError):
+                        pool.gather(np.array([outside], dtype=np.uint64), pad_id=pad_id)
 
     @rule(data=st.data(), which=st.sampled_from(["writer", "reader", "past"]))
     def quantize_and_sample(self, data: st.DataObject, which: str) -> None:
@@ -235,7 +265,7 @@ class TwoPools(RuleBasedStateMachine):
             p.quantize(num_quantiles, score=score, scope=scope, ties=ties, remainder=remainder)
             for p in (pool, model)
         )
-        assert_same_cut(cut, expected)
+        assert_same_cut(cut, expected, model.num_removed)
 
         batch_size = data.draw(st.integers(1, 33))
         seed = data.draw(SEED)

@@ -18,6 +18,7 @@ use quark_pool_rs::manifest::{Kind, decode_head, encode_record, read_chain};
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::quantization::Quantization;
 use quark_pool_rs::ranking::{RemainderRule, TieRule};
+use quark_pool_rs::retention::Limits;
 use quark_pool_rs::sampler::{Sampler, SamplingMode, Settings};
 use quark_pool_rs::snapshot::Snapshot;
 use quark_pool_rs::verify::verify;
@@ -59,6 +60,15 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             let records = read_chain(log, 0).records;
             seeds.extend(records.iter().map(|r| [&[r.kind as u8], r.payload].concat()));
             seeds.push(b"\x04{\"give_up\":{\"oldest\":3}}".to_vec());
+            let disk = Disk::with_files(&files);
+            let pool = writer(&disk.storage()).unwrap();
+            Step::Retain(15).apply(&pool).unwrap();
+            let files = disk.files();
+            let log = &files.iter().find(|(path, _)| path.starts_with("manifest")).unwrap().1;
+            let last = *read_chain(log, 0).records.last().unwrap();
+            seeds.push([&[4], last.payload].concat());
+            let state = serde_json::to_vec(&pool.snapshot().to_state()).unwrap();
+            seeds.push([&[1], &*state].concat());
             seeds
         }
         "head" => vec![files.iter().find(|(path, _)| path.ends_with("HEAD")).unwrap().1.clone()],
@@ -67,7 +77,11 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "run" => of("runs"),
         "scores" => of("scores"),
         "recover" => vec![vec![0], vec![1, 3, 2, 16, 0], vec![1, 0, 9, 3, 1, 1, 8, 1, 2]],
-        _ => vec![(0..120).collect(), [0, 5, 0, 7, 4, 1, 6, 2, 0, 1, 5, 3].repeat(4)],
+        _ => vec![
+            (0..120).collect(),
+            [0, 5, 0, 7, 4, 1, 6, 2, 0, 1, 5, 3].repeat(4),
+            [0, 3, 0, 1, 0, 2, 7, 9, 3, 4, 0, 3, 250, 8, 3, 1].repeat(4),
+        ],
     }
 }
 
@@ -111,6 +125,8 @@ fn exercise(files: &Files) {
         let _ = pool.draft_scores("reward", SOURCE, first, &[1.0, f32::NAN]);
         let _ = pool.publish_scores("reward");
         let _ = pool.discard_scores("reward");
+        let few = Limits { max_samples: Some(5), ..Limits::default() };
+        let _ = pool.retain(&few, false);
         let _ = pool.collect(2, true);
         let _ = pool.collect(1, false);
         read(&pool.snapshot());
@@ -148,7 +164,10 @@ fn rank(snapshot: &Arc<Snapshot>, name: &str) -> Result<()> {
         let spread = RemainderRule::Spread;
         let cut = Arc::new(Quantization::new(snapshot.clone(), name, 3, ties, spread)?);
         let _ = cut.lower_bounds();
-        let _ = cut.labels();
+        // An array grows with the ids that were given out.
+        if snapshot.num_samples < 1 << 20 {
+            let _ = cut.labels();
+        }
         let ids: Vec<u64> = (0..snapshot.num_samples.min(16)).collect();
         let _ = cut.labels_of(&ids, &mut vec![0; ids.len()]);
         let filled = (0..).zip(cut.counts()).filter(|&(_, count)| count > 0);
@@ -326,8 +345,9 @@ pub fn operations(data: &[u8]) {
     for (number, pair) in (0..).zip(data.chunks_exact(2).take(40)) {
         let how = pair[1];
         let name = ["reward", "other"][usize::from(how % 2)];
-        let drafted = content.drafts.get(name).map_or(0, Vec::len);
+        let drafted = content.draft_end(name);
         let step = match pair[0] % 9 {
+            _ if pair[0] >= 248 => Step::Retain(u64::from(how % 32)),
             0..=2 => Step::Append(Owned::numbered(number, 1 + u32::from(how % 4))),
             3 => {
                 let count = usize::from(how).min(content.num_samples() - drafted);

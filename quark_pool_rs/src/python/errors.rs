@@ -70,7 +70,7 @@ pub(super) fn raise_for_test(py: Python<'_>, kind: &str) -> PyResult<()> {
     let error = match kind {
         "invalid" => PoolError::invalid("x"),
         "unknown_column" => PoolError::UnknownColumn { name: "x".into(), known: "none".into() },
-        "unknown_sample" => PoolError::UnknownSample { id: 1, num_samples: 1 },
+        "unknown_sample" => PoolError::UnknownSample { id: 1, num_removed: 0, num_samples: 1 },
         "unknown_snapshot" => PoolError::UnknownSnapshot { generation: 2, oldest: 0, newest: 1 },
         "not_found" => PoolError::NotFound { path: "x".into() },
         "exists" => PoolError::Exists { path: "x".into() },

@@ -23,6 +23,7 @@ use crate::manifest::AppendEntry;
 use crate::pool::{OpenOptions, Pool};
 use crate::quantization::Quantization;
 use crate::ranking::{RemainderRule, TieRule};
+use crate::retention::Limits;
 use crate::segment::column;
 use crate::snapshot::{Segment, Snapshot};
 use crate::storage::{FileStorage, Storage};
@@ -118,6 +119,26 @@ impl PyPool {
     /// Whether there were small files to make one of.
     fn compact_once(&self, py: Python<'_>, max_samples: u64) -> PyResult<bool> {
         detached(py, || self.0.compact_once(max_samples))
+    }
+
+    /// The oldest sample that is left, appends and samples that went (or would).
+    fn retain(
+        &self,
+        py: Python<'_>,
+        max_samples: Option<u64>,
+        max_rounds: Option<u64>,
+        before_round: Option<u32>,
+        dry_run: bool,
+    ) -> PyResult<(u64, u64, u64)> {
+        let limits = Limits { max_samples, max_rounds, before_round };
+        let retained = detached(py, || self.0.retain(&limits, dry_run))?;
+        Ok((retained.first, retained.appends, retained.samples))
+    }
+
+    /// Ids below this were removed.
+    #[getter]
+    fn num_removed(&self) -> u64 {
+        self.0.snapshot().num_removed
     }
 
     /// The oldest generation that is left, files and bytes that went (or would).
@@ -223,15 +244,15 @@ impl PyPool {
     fn column<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
         let snapshot = self.0.snapshot();
         match name {
-            "prompt_id" => copied::<u32>(py, &snapshot, column::PROMPT),
-            "finish_reason" => copied::<u8>(py, &snapshot, column::FINISH),
-            "round" => copied::<u32>(py, &snapshot, column::ROUND),
-            "chunk" => copied::<u32>(py, &snapshot, column::CHUNK),
-            "policy_step" => copied::<u32>(py, &snapshot, column::POLICY_STEP),
-            "reward_token" => copied::<i16>(py, &snapshot, column::REWARD_TOKEN),
-            "seed" => copied::<u64>(py, &snapshot, column::SEED),
-            "logprob_policy" => copied::<f32>(py, &snapshot, column::LOGPROB_POLICY),
-            "logprob_reference" => copied::<f32>(py, &snapshot, column::LOGPROB_REFERENCE),
+            "prompt_id" => copied(py, &snapshot, column::PROMPT, 0_u32),
+            "finish_reason" => copied(py, &snapshot, column::FINISH, 0_u8),
+            "round" => copied(py, &snapshot, column::ROUND, 0_u32),
+            "chunk" => copied(py, &snapshot, column::CHUNK, 0_u32),
+            "policy_step" => copied(py, &snapshot, column::POLICY_STEP, 0_u32),
+            "reward_token" => copied(py, &snapshot, column::REWARD_TOKEN, -1_i16),
+            "seed" => copied(py, &snapshot, column::SEED, 0_u64),
+            "logprob_policy" => copied(py, &snapshot, column::LOGPROB_POLICY, f32::NAN),
+            "logprob_reference" => copied(py, &snapshot, column::LOGPROB_REFERENCE, f32::NAN),
             _ => Err(PyKeyError::new_err(name.to_owned())),
         }
     }
@@ -332,6 +353,7 @@ impl PyPool {
         let description = detached(py, || describe(&snapshot))?;
         let dict = PyDict::new(py);
         dict.set_item("snapshot", snapshot_tuple(&snapshot))?;
+        dict.set_item("num_removed", description.num_removed)?;
         dict.set_item("num_prompts", description.num_prompts)?;
         dict.set_item("num_segments", description.num_segments)?;
         dict.set_item("num_bytes", description.num_bytes)?;
@@ -350,7 +372,7 @@ impl PyPool {
         let drafts: Vec<_> = snapshot
             .drafts
             .iter()
-            .map(|draft| (draft.name.clone(), draft.source.clone(), draft.end()))
+            .map(|d| (d.name.clone(), d.source.clone(), snapshot.draft_end(Some(d))))
             .collect();
         dict.set_item("drafts", drafts)?;
         Ok(dict)
@@ -374,14 +396,15 @@ fn remainder_rule(name: &str) -> PyResult<RemainderRule> {
     }
 }
 
-/// A fixed-width column of all segments as an array.
+/// A fixed-width column of all segments as an array; `blank` for what was removed.
 fn copied<'py, T: Element + Pod + Send + Sync>(
     py: Python<'py>,
     snapshot: &Snapshot,
     position: usize,
+    blank: T,
 ) -> PyResult<Bound<'py, PyAny>> {
     let values = detached(py, || {
-        let mut values = vec![T::zeroed(); snapshot.num_samples as usize];
+        let mut values = vec![blank; snapshot.num_samples as usize];
         snapshot.copy_column(position, &mut values)?;
         Ok(values)
     })?;

@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use quark_pool_rs::compaction::plan;
+use quark_pool_rs::error::PoolError;
 use quark_pool_rs::format::PoolSettings;
 use quark_pool_rs::pool::{Batch, OpenOptions, Pool};
+use quark_pool_rs::retention::Limits;
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::snapshot::{Sample, Snapshot};
 use quark_pool_rs::storage::Storage;
@@ -139,16 +141,30 @@ fn offsets(lengths: impl Iterator<Item = usize>) -> Vec<i64> {
 
 /// Whether a snapshot holds exactly these batches; an error of the pool is passed on.
 pub fn check_content(snapshot: &Snapshot, batches: &[Owned]) -> quark_pool_rs::error::Result<bool> {
+    check_content_from(0, snapshot, batches)
+}
+
+/// Whether it holds exactly these but for the samples before `first`, and says so of those.
+pub fn check_content_from(
+    first: u64,
+    snapshot: &Snapshot,
+    batches: &[Owned],
+) -> quark_pool_rs::error::Result<bool> {
     let mut id = 0;
     for batch in batches {
         for row in 0..batch.completions.len() {
-            if id >= snapshot.num_samples || !batch.matches(row, &snapshot.sample(id)?) {
+            let is_right = match snapshot.sample(id) {
+                Err(PoolError::UnknownSample { .. }) => id < first,
+                Err(error) => return Err(error),
+                Ok(sample) => id >= first && batch.matches(row, &sample),
+            };
+            if !is_right {
                 return Ok(false);
             }
             id += 1;
         }
     }
-    Ok(id == snapshot.num_samples)
+    Ok((snapshot.num_removed, snapshot.num_samples) == (first, id))
 }
 
 /// One commit.
@@ -163,6 +179,8 @@ pub enum Step {
     Collect(u64),
     /// Make one file of small ones, of at most so many rows; there are to be some.
     Compact(u64),
+    /// Keep so many samples; there are to be more, beside those of the newest append.
+    Retain(u64),
 }
 
 /// What the tests' drafts say of their scores.
@@ -173,12 +191,17 @@ impl Step {
         match self {
             Self::Append(batch) => batch.append(pool).map(drop),
             Self::Draft(name, scores) => {
-                pool.draft_scores(name, SOURCE, pool.draft_end(name).unwrap_or(0), scores)
+                let begin = pool.snapshot().num_removed;
+                pool.draft_scores(name, SOURCE, pool.draft_end(name).unwrap_or(begin), scores)
             }
             Self::Publish(name) => pool.publish_scores(name),
             Self::Discard(name) => pool.discard_scores(name),
             Self::Collect(keep) => pool.collect(*keep, false).map(drop),
             Self::Compact(max_rows) => pool.compact_once(*max_rows).map(drop),
+            Self::Retain(max_samples) => {
+                let limits = Limits { max_samples: Some(*max_samples), ..Limits::default() };
+                pool.retain(&limits, false).map(drop)
+            }
         }
     }
 }
@@ -186,8 +209,12 @@ impl Step {
 /// What a pool is to hold.
 #[derive(Debug, Clone, Default)]
 pub struct Content {
+    /// With those that were removed.
     pub batches: Vec<Owned>,
+    /// By id, NaN for what was removed.
     pub drafts: BTreeMap<&'static str, Vec<f32>>,
+    /// Samples that were removed.
+    pub removed: usize,
 }
 
 impl Content {
@@ -203,10 +230,37 @@ impl Content {
         self.batches.iter().map(|batch| batch.completions.len()).sum()
     }
 
+    /// Ids below this are in a draft, or were removed.
+    pub fn draft_end(&self, name: &str) -> usize {
+        self.drafts.get(name).map_or(self.removed, Vec::len)
+    }
+
+    /// Samples that are to be removed for so many to stay.
+    pub fn excess(&self, max_samples: u64) -> usize {
+        let mut kept = 0;
+        for size in self.batches.iter().rev().map(|batch| batch.completions.len()) {
+            if kept > 0 && kept + size > max_samples as usize {
+                break;
+            }
+            kept += size;
+        }
+        (self.num_samples() - kept).saturating_sub(self.removed)
+    }
+
     pub fn apply(&mut self, step: &Step) {
         match step {
             Step::Append(batch) => self.batches.push(batch.clone()),
-            Step::Draft(name, scores) => self.drafts.entry(name).or_default().extend(scores),
+            Step::Draft(name, scores) => {
+                let draft = self.drafts.entry(name).or_insert(vec![f32::NAN; self.removed]);
+                draft.extend(scores);
+            }
+            Step::Retain(max_samples) => {
+                self.removed += self.excess(*max_samples);
+                for draft in self.drafts.values_mut() {
+                    draft.resize(draft.len().max(self.removed), f32::NAN);
+                    draft[..self.removed].fill(f32::NAN);
+                }
+            }
             Step::Publish(name) => {
                 let scores = self.drafts.remove(name).unwrap();
                 let mut scores = scores.as_slice();
@@ -229,7 +283,7 @@ impl Content {
         }
         for draft in &snapshot.drafts {
             let Some(scores) = self.drafts.get(draft.name.as_str()) else { return Ok(false) };
-            if draft.end() != scores.len() as u64 || draft.source != SOURCE {
+            if snapshot.draft_end(Some(draft)) != scores.len() as u64 || draft.source != SOURCE {
                 return Ok(false);
             }
             let mut found = vec![0.0; self.num_samples()];
@@ -238,8 +292,20 @@ impl Content {
                 return Ok(false);
             }
         }
-        check_content(snapshot, &self.batches)
+        check_content_from(self.removed as u64, snapshot, &self.batches)
     }
+}
+
+/// Appends made one file of, a merged run, a draft, and retentions that go through all three.
+pub fn retained() -> Vec<Step> {
+    let append = |i| Step::Append(Owned::numbered(i, 2));
+    let mut steps: Vec<_> = (0..5).map(append).collect();
+    steps.push(Step::Compact(40));
+    steps.extend((5..8).map(append));
+    steps.extend([Step::Draft("other", vec![1.5; 9]), Step::Retain(9), append(8)]);
+    steps.extend([Step::Retain(4), Step::Draft("other", vec![2.5; 4]), Step::Publish("other")]);
+    steps.extend([append(9), Step::Retain(3), Step::Collect(1), append(10)]);
+    steps
 }
 
 /// Steps that nobody chose.
@@ -257,9 +323,9 @@ pub fn history(seed: u64) -> Vec<Step> {
         let generation = steps.len() as u64;
         let name = ["reward", "other"][below(2) as usize];
         let scored = content.drafts.get(name).map(Vec::len);
-        let missing = content.num_samples() - scored.unwrap_or(0);
+        let missing = content.num_samples() - content.draft_end(name);
         let max_rows = 4 + below(20);
-        let step = match (below(12), scored) {
+        let step = match (below(14), scored) {
             (0..=2, _) if missing > 0 => {
                 let count = 1 + below(missing as u64);
                 Step::Draft(name, (0..count).map(|_| below(9) as f32 - 4.0).collect())
@@ -271,6 +337,7 @@ pub fn history(seed: u64) -> Vec<Step> {
                 oldest = generation + 2 - keep;
                 Step::Collect(keep)
             }
+            (12..=13, _) if content.excess(max_rows / 2) > 0 => Step::Retain(max_rows / 2),
             (8..=10, _) if plan(&pool.snapshot(), max_rows).is_some() => Step::Compact(max_rows),
             _ => Step::Append(Owned::numbered(generation as u32, 1 + below(4) as u32)),
         };

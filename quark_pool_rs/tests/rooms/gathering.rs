@@ -251,7 +251,7 @@ fn a_sample_that_is_not_there_is_refused_by_its_number() {
         for refused in all {
             let error = refused.unwrap_err();
             assert!(
-                matches!(error, PoolError::UnknownSample { id: 24, num_samples: 24 }),
+                matches!(error, PoolError::UnknownSample { id: 24, num_samples: 24, .. }),
                 "{error}"
             );
             assert!(error.to_string().starts_with("sample 24 is not in the pool"), "{error}");

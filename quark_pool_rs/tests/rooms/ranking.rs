@@ -221,7 +221,7 @@ fn what_cannot_be_ranked_is_refused_by_name() {
             [ranking.labels_of(&[0, 7], &mut [0; 2]), ranking.scores_of(&[7], &mut [0.0])];
         for refused in refused {
             let is_named =
-                matches!(refused, Err(PoolError::UnknownSample { id: 7, num_samples: 7 }));
+                matches!(refused, Err(PoolError::UnknownSample { id: 7, num_samples: 7, .. }));
             assert!(is_named);
         }
         let mut found = [0.0; 7];
