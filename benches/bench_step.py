@@ -2,7 +2,8 @@
 
 Steps (see `training_step.py`), all with the published code's terms on the same random batch:
 
-- `ours`: what `quark train` does with a batch; `paper` is the same with the paper's terms;
+- `ours`: what `quark train` does with a batch; `paper` is the same with the paper's terms, `cached` with the
+  reference's hidden states kept (`reference.cache`), `recomputed` with gradient checkpointing;
 - `published`: the published code's arithmetic, in the precision asked for (theirs was float32);
 - `fine_tuning`: forward and backward of the policy alone with the library's loss: no reference, no divergence.
 

@@ -28,7 +28,9 @@ from transformers import (
 
 from quark.models.activations import fuse_activations
 from quark.models.batch import TrainingBatch, valid_positions
+from quark.models.causal import CausalModel, CompletionRows
 from quark.models.policy import Policy, give_reward_token_its_own_position
+from quark.models.recomputation import recompute_layers
 from quark.models.reward_tokens import RewardTokens
 from quark.objectives.quark import (
     KLDirection,
@@ -39,7 +41,7 @@ from quark.objectives.quark import (
 )
 from quark.reference.base import FrozenReference, ReferencePolicy
 
-STEPS = ("ours", "paper", "published", "fine_tuning")
+STEPS = ("ours", "cached", "recomputed", "paper", "published", "fine_tuning")
 NUM_QUANTILES = 5
 KL_COEF, ENTROPY_COEF = 0.05, 0.06
 """The published code's."""
@@ -195,7 +197,7 @@ class Workload:
     def run(self) -> float:
         """The step of this workload."""
         match self.step:
-            case "ours":
+            case "ours" | "cached" | "recomputed":
                 return self.ours(PUBLISHED_TERMS)
             case "paper":
                 return self.ours(PAPER_TERMS)
@@ -310,14 +312,40 @@ def make_workload(
     """Models with float32 weights and a batch; ``ours`` has the models as `quark` loads them."""
     policy = make_policy(shape, device=device, dtype=torch.float32)
     reference = make_model(shape, extra=0, seed=0, device=device, dtype=torch.float32)
-    is_ours = step in ("ours", "paper")
+    is_ours = step in ("ours", "cached", "recomputed", "paper")
     if is_ours:
         fuse_activations(policy.model)
         fuse_activations(reference)
-    return Workload(
+    if step == "recomputed":
+        recompute_layers(policy.model)
+    load = Workload(
         policy=policy,
         reference=FrozenReference(reference, autocast_dtype=autocast if is_ours else None),
         batch=make_batch(shape, size=size, prompt=prompt, completion=completion, device=device),
         step=step,
         autocast_dtype=autocast,
     )
+    if step == "cached":
+        load.reference = KeptReference(load)
+    return load
+
+
+class KeptReference(ReferencePolicy):
+    """The rows of one batch, kept in half precision: what a step takes with `reference.cache`, whose rows
+    come from a map of the run's files in their place."""
+
+    def __init__(self, load: Workload) -> None:
+        self._inner = load.reference
+        with torch.no_grad(), load.autocast():
+            rows = self._inner.completion_rows(load.batch).rows
+        self._rows = rows.to(load.autocast_dtype or torch.float16)
+        self._dtype = self._inner.causal.head_dtype
+
+    @property
+    def causal(self) -> CausalModel:
+        return self._inner.causal
+
+    def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
+        if len(self._rows) != batch.num_tokens:  # a smaller batch, to warm up
+            return self._inner.completion_rows(batch)
+        return CompletionRows(rows=self._rows.to(self._dtype), head=self.causal.head, parameters=())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -216,10 +217,23 @@ def _whereabouts(pool: NativePool, of: NativePool, key: str) -> tuple[str, range
 
 
 def _is_alike(pool: NativePool, ids: range, content: list[list[Any]]) -> bool:
-    """Whether some samples have a content; of samples that were removed only their number is known."""
-    if ids.start < pool.num_removed:
-        return len(ids) == len(content)
-    return _content(pool, ids) == content
+    """Whether some samples have a content.
+
+    Samples that were removed are compared as long as an older snapshot shows them; then only their number is known.
+    """
+    if ids.start >= pool.num_removed:
+        return _content(pool, ids) == content
+
+    def size_at(generation: int) -> int:
+        with NativePool.open(pool.path, snapshot=generation) as then:
+            return len(then)
+
+    generations = range(pool.oldest_generation, pool.snapshot.generation)
+    found = generations.start + bisect_left(generations, ids.stop, key=size_at)
+    with NativePool.open(pool.path, snapshot=found) as then:
+        if ids.start >= then.num_removed:
+            return _content(then, ids) == content
+    return len(ids) == len(content)
 
 
 def _content(pool: NativePool, ids: range | None) -> list[list[Any]]:

@@ -464,8 +464,8 @@ class NativePool:
     def gc(self, *, keep_snapshots: int, dry_run: bool = False) -> Collected:
         """Give old snapshots up, and remove the files that only they need.
 
-        No sample goes: what goes are logs, runs and small files that were merged, scores that were replaced,
-        and drafts that were discarded. Giving up is itself a commit and counts among the kept snapshots; where
+        What goes are logs, runs and small files that were merged, scores that were replaced, drafts that were
+        discarded, and the samples that ``retain`` removed; no other sample. Giving up is itself a commit and counts among the kept snapshots; where
         there are no more than that already, nothing is committed. Readers go on reading what they have
         opened, and see the rest after ``refresh``.
 

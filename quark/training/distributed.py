@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 
 from quark.errors import ConfigError, TrainingError
 
@@ -257,6 +258,8 @@ def joined(
 def _is_sharded(parallel: Literal["data", "sharded"] | None) -> bool:
     """What ``run.parallel`` and accelerate's configuration ask for together."""
     if not _says_yes("ACCELERATE_USE_FSDP"):
+        if parallel == "sharded":
+            _check_torch()
         return parallel == "sharded"
     if _number("FSDP_VERSION", 1) != 2:
         raise ConfigError(
@@ -267,9 +270,18 @@ def _is_sharded(parallel: Literal["data", "sharded"] | None) -> bool:
         raise ConfigError(
             'accelerate is set up for FSDP (--use_fsdp), and run.parallel = "data": leave one of them out'
         )
+    _check_torch()
     # Seeing it, transformers would leave the weights of all processes but the first unread.
     del os.environ["ACCELERATE_USE_FSDP"]
     return True
+
+
+def _check_torch() -> None:
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ConfigError(
+            f"sharding the weights needs torch 2.13 or newer, and this is {torch.__version__}: install a newer one, "
+            'or say run.parallel = "data"'
+        )
 
 
 def _says_yes(name: str) -> bool:

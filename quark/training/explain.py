@@ -167,7 +167,9 @@ def _rounds(pool: SamplePool, sample_id: int, run: _Run) -> tuple[RoundUse, ...]
         if sample_id >= num_samples:
             continue
         with first_snapshot_with(run.directory.pool, num_samples) as then:
-            if len(then) != num_samples:  # the snapshot of that round is no longer there
+            # The snapshot of that round is no longer there, or cannot be told from a later one.
+            is_oldest = then.snapshot.generation == then.oldest_generation
+            if len(then) != num_samples or (is_oldest and then.num_removed):
                 continue
             quantization = quantize(then, run.config.pool)
             steps = _steps_with(sample_id, quantization, run.config, round)

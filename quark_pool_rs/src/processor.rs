@@ -2,7 +2,10 @@
 //!
 //! A build runs on every processor of its architecture; loops over thousands of equal steps gain several
 //! times from the vector instructions that most have. Which ones there are is asked when the loop is run.
-#![expect(unsafe_code, reason = "calling what was compiled for more than the baseline is unsafe")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calling what was compiled for more than the baseline is unsafe")
+)]
 
 /// A loop. What it calls has to be inlined, or is compiled for the baseline only.
 pub(crate) trait Kernel {

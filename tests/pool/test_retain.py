@@ -19,6 +19,7 @@ from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
 from quark.pool.scope import Scope
 from quark.run_directory import RunDirectory
+from quark.selftest import samples
 from quark.training.explain import explain
 from tests.cli.commands import quark
 from tests.pool.batches import (
@@ -205,6 +206,25 @@ def test_rows_go_out_and_in(tmp_path: Path) -> None:
     assert [m.num_known for m in merge_pools(tmp_path / "pool", [tmp_path / "whole"])] == [36]
     (merged,) = merge_pools(tmp_path / "copy", [tmp_path / "whole"])
     assert (merged.num_appended, merged.num_known) == (30, 6)
+
+
+def test_a_merge_brings_what_only_has_the_key_of_something_removed(tmp_path: Path) -> None:
+    for number in (0, 1):
+        with NativePool.create(
+            tmp_path / f"from-{number}", vocab_size=samples.VOCAB_SIZE
+        ) as source:
+            for place in (1, 2):
+                batch = samples.numbered_batch(place)
+                source.append(dataclasses.replace(batch, seeds=batch.seeds + np.uint64(number)))
+    to, sources = tmp_path / "to", [tmp_path / "from-0", tmp_path / "from-1"]
+    merge_pools(to, sources[:1])
+    with NativePool.open(to, writable=True) as pool:
+        pool.retain(max_samples=1)
+    (again,) = merge_pools(to, sources[:1])
+    assert again.num_appended == 0
+    (other,) = merge_pools(to, sources[1:])
+    with NativePool.open(sources[1]) as source:
+        assert (other.num_appended, other.num_known) == (len(source), 0)
 
 
 def test_the_command(tmp_path: Path) -> None:

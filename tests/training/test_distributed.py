@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from quark.cli.exit_codes import ExitCode
 from quark.errors import ConfigError
@@ -292,6 +293,14 @@ def test_an_environment_that_does_not_fit_is_an_error(
         monkeypatch.setenv(name, value)
     refused = pytest.raises(ConfigError, match=re.escape(said))
     with refused, joined(timeout_s=1.0, parallel="data"):
+        pass
+
+
+def test_a_library_too_old_to_shard_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
+    refused = pytest.raises(ConfigError, match=r"needs torch 2\.13 or newer")
+    with refused, joined(timeout_s=1.0, parallel="sharded"):
         pass
 
 
