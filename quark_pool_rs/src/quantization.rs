@@ -226,24 +226,33 @@ impl Quantization {
     /// # Errors
     /// `Corrupted`, `Io`.
     pub fn labels(&self) -> Result<Vec<i16>> {
-        let len = self.snapshot.num_samples as usize;
-        let mut labels = Vec::new();
+        let mut labels = vec![0; self.snapshot.num_samples as usize];
+        self.labels_into(&mut labels)?;
+        Ok(labels)
+    }
+
+    /// The same into `out`, which has the length of the snapshot.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`.
+    ///
+    /// # Panics
+    /// If `out` has another length.
+    pub fn labels_into(&self, out: &mut [i16]) -> Result<()> {
+        assert_eq!(out.len() as u64, self.snapshot.num_samples, "labels of other samples");
         match &self.source {
-            Source::Labelled(_, known) => labels.extend_from_slice(known),
+            Source::Labelled(_, known) => out.copy_from_slice(known),
             Source::Values(values) => {
-                labels = vec![0; len];
-                let chunks = labels.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK));
+                let chunks = out.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK));
                 chunks.enumerate().for_each(|(i, (labels, values))| {
                     self.label_chunk(values, (i * CHUNK) as u64, labels);
                 });
             }
             Source::Column(column) => {
-                // Memory that was never touched: whoever labels a part is the first to write to it.
-                labels = vec![0; len];
-                self.label_column(&self.snapshot.columns[*column], &mut labels)?;
+                self.label_column(&self.snapshot.columns[*column], out)?;
             }
         }
-        Ok(labels)
+        Ok(())
     }
 
     fn label_column(&self, column: &Column, labels: &mut [i16]) -> Result<()> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use numpy::{Element, PyArray1, PyReadonlyArray1};
+use numpy::{Element, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -438,7 +438,12 @@ impl PyQuantization {
     }
 
     fn labels<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i16>>> {
-        Ok(PyArray1::from_vec(py, detached(py, || self.0.labels())?))
+        // NumPy asks for large pages where an array is large, so that it is filled in half the time.
+        let array = PyArray1::zeros(py, self.0.snapshot().num_samples as usize, false);
+        let mut labels = array.readwrite();
+        let labels = labels.as_slice_mut()?;
+        detached(py, || self.0.labels_into(labels))?;
+        Ok(array)
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
