@@ -28,6 +28,13 @@ REWARD_PEERS = ("quark", "numpy", "polars", "duckdb")
 def main() -> int:
     """Measure, print, write."""
     arguments = parsed()
+    if arguments.draw:
+        results = report.read_json(arguments.draw)
+        report.print_growth(results)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        report.draw(arguments.out / "pool.svg", results)
+        print(f"\nWritten: {arguments.out / 'pool.svg'}")
+        return 0
     asked = arguments.peers or list(MODULES)
     installed = ["quark", *available([name for name in asked if name != "quark"])]
     repetitions = 3 if arguments.quick else arguments.repetitions
@@ -85,6 +92,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5, help="the median counts (default: 5)")
     parser.add_argument(
         "--quick", action="store_true", help="one size, three repetitions: to see that it runs"
+    )
+    parser.add_argument(
+        "--draw",
+        type=Path,
+        nargs="+",
+        metavar="JSON",
+        help="measure nothing; draw what several runs measured as one, and print how quark's costs grow",
     )
     parser.add_argument(
         "--scratch", type=Path, default=Path(), help="where the pools are made and removed again"

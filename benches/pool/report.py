@@ -7,6 +7,7 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -127,6 +128,26 @@ def write_json(path: Path, results: Results) -> None:
         "sizes": {str(size): results.by_size[size] for size in results.sizes},
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(paths: Sequence[Path]) -> Results:
+    """What several runs wrote, of different sizes; a size that two have measured is the later one's."""
+    by_size: dict[int, t.Times] = {}
+    limits: dict[str, float] = {}
+    for path in paths:
+        content = json.loads(path.read_text("utf-8"))
+        by_size |= {int(size): times for size, times in content["sizes"].items()}
+        limits = content["limits"]
+    return Results(by_size, limits)
+
+
+def print_growth(results: Results) -> None:
+    """Quark's own figures, a line per size."""
+    print(f"| N | {' | '.join(TASKS)} |")
+    print("| --- |" + " --- |" * len(TASKS))
+    for size in results.sizes:
+        figures = [figure(task, results.median(size, task, "quark")) for task in TASKS]
+        print(f"| {size:,} | {' | '.join(figures)} |")
 
 
 def draw(path: Path, results: Results) -> None:
