@@ -157,16 +157,28 @@ impl Workload {
     /// All images; the first that is wrong, and how many there were.
     fn enumerate(&self, cut_recovery: bool) -> (usize, Option<String>) {
         let (mut images, mut doubles) = (0, 0);
+        // What was lost often makes no difference: a disk that is equal to one that was found right is right.
+        let mut right = HashSet::new();
+        let mut check = |image: &Disk, crash: usize, append_more: bool| {
+            let acked = self.acked.iter().filter(|&&at| at <= crash).count();
+            let case = (image.fingerprint(), acked, crash < self.created, append_more);
+            if right.contains(&case) {
+                return Ok(());
+            }
+            self.check(image, crash, append_more)?;
+            right.insert(case);
+            Ok::<_, String>(())
+        };
         for crash in 0..=self.disk.num_ops() {
             for (i, lost) in losses(&self.disk.pending(crash), crash as u64).iter().enumerate() {
                 let fresh = || self.disk.image(crash, lost);
                 let wrong = |what| Some(format!("crash at {crash}, image {i}: {what}"));
                 images += 2;
-                if let Err(what) = self.check(&fresh(), crash, false) {
+                if let Err(what) = check(&fresh(), crash, false) {
                     return (images, wrong(what));
                 }
                 let image = fresh();
-                if let Err(what) = self.check(&image, crash, true) {
+                if let Err(what) = check(&image, crash, true) {
                     return (images, wrong(what));
                 }
                 if !cut_recovery || i % 7 != 0 {
@@ -180,7 +192,7 @@ impl Workload {
                     for lost in losses(&image.pending(second), second as u64).iter().take(12) {
                         images += 1;
                         doubles += 1;
-                        if let Err(what) = self.check(&image.image(second, lost), crash, true) {
+                        if let Err(what) = check(&image.image(second, lost), crash, true) {
                             return (images, wrong(format!("again at {second}: {what}")));
                         }
                     }

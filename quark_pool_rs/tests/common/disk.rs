@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use quark_pool_rs::checksum::sum128;
 use quark_pool_rs::mapping::Region;
 use quark_pool_rs::storage::{Entry, Lock, Output, Storage};
 
@@ -267,6 +268,20 @@ impl Disk {
         }
         let base = disk.num_ops();
         (disk, base)
+    }
+
+    /// A hash of all names and of what the files hold: equal disks are equal for whoever opens them.
+    pub fn fingerprint(&self) -> [u8; 16] {
+        let inner = self.inner();
+        let mut bytes = Vec::new();
+        for (path, file) in &inner.names {
+            bytes.extend_from_slice(path.as_os_str().as_encoded_bytes());
+            bytes.push(0);
+            if let Some(file) = file {
+                bytes.extend_from_slice(&sum128(&inner.contents[*file]));
+            }
+        }
+        sum128(&bytes)
     }
 
     /// The disk after a power cut at `crash`, without the effects in `lost`.
