@@ -23,8 +23,9 @@ def gc(
 ) -> None:
     """Remove what only old snapshots need: replaced scores, discarded drafts, merged and compacted files, old logs.
 
-    Samples go only where `retain` removed them. The older snapshots cannot be opened any more: `explain` leaves their rounds out, and a
-    run cannot be resumed from a checkpoint that goes on from one, which is refused without --force.
+    Samples go only where `retain` removed them. The older snapshots cannot be opened any more: `explain` leaves
+    their rounds out, and a run cannot be resumed from a checkpoint that goes on from one, which is refused without
+    --force.
 
     **Examples**
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from quark.pool.base import PoolBatch, Quantization, SamplePool, Sampler
+from quark.pool.base import PoolBatch, Quantization, SampleBatch, SamplePool, Sampler
+from quark.pool.memory import MemoryPool
+from quark.pool.native import NativePool
 from quark.pool.scope import PROVENANCE_COLUMNS
 from quark.selftest.samples import VOCAB_SIZE as VOCAB_SIZE
 from quark.selftest.samples import fields as fields
 from quark.selftest.samples import make_batch as make_batch
+
+
+def filled_alike(path: Path, batches: Iterable[SampleBatch]) -> tuple[NativePool, MemoryPool]:
+    """A new pool and its specification, with the same samples and the same ties."""
+    pool = NativePool.create(path, vocab_size=VOCAB_SIZE)
+    spec = MemoryPool(vocab_size=VOCAB_SIZE, tie_seed=pool.settings.tie_seed)
+    for batch in batches:
+        pool.append(batch)
+        spec.append(batch)
+    return pool, spec
 
 
 def assert_same_content(pool: SamplePool, model: SamplePool) -> None:

@@ -12,7 +12,7 @@ from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
 from quark.pool.scope import Scope
 from tests.cli.commands import quark
-from tests.pool.batches import VOCAB_SIZE, assert_same_content, assert_same_draws, make_batch
+from tests.pool.batches import assert_same_content, assert_same_draws, filled_alike, make_batch
 
 NAN = float("nan")
 
@@ -23,12 +23,7 @@ def batch(number: int) -> SampleBatch:
 
 
 def filled(path: Path, appends: int = 12) -> tuple[NativePool, MemoryPool]:
-    pool = NativePool.create(path, vocab_size=VOCAB_SIZE)
-    spec = MemoryPool(vocab_size=VOCAB_SIZE, tie_seed=pool.settings.tie_seed)
-    for number in range(appends):
-        pool.append(batch(number))
-        spec.append(batch(number))
-    return pool, spec
+    return filled_alike(path, map(batch, range(appends)))
 
 
 def assert_same(pool: NativePool, spec: MemoryPool) -> None:

@@ -19,7 +19,7 @@ from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
 from quark.pool.scope import Scope
 from quark.run_directory import RunDirectory
-from quark.selftest import samples
+from quark.selftest.samples import numbered_batch
 from quark.training.explain import explain
 from tests.cli.commands import quark
 from tests.pool.batches import (
@@ -28,6 +28,7 @@ from tests.pool.batches import (
     assert_same_cut,
     assert_same_draws,
     fields,
+    filled_alike,
     make_batch,
 )
 from tests.training.tiny_run import rows_of, train, write_inputs
@@ -47,12 +48,7 @@ def lengths(_: Sequence[str], texts: Sequence[str]) -> list[float]:
 
 
 def filled(path: Path, appends: int = 12) -> tuple[NativePool, MemoryPool]:
-    pool = NativePool.create(path, vocab_size=VOCAB_SIZE)
-    spec = MemoryPool(vocab_size=VOCAB_SIZE, tie_seed=pool.settings.tie_seed)
-    for number in range(appends):
-        pool.append(batch(number))
-        spec.append(batch(number))
-    return pool, spec
+    return filled_alike(path, map(batch, range(appends)))
 
 
 def assert_same(pool: NativePool, spec: MemoryPool) -> None:
@@ -210,11 +206,9 @@ def test_rows_go_out_and_in(tmp_path: Path) -> None:
 
 def test_a_merge_brings_what_only_has_the_key_of_something_removed(tmp_path: Path) -> None:
     for number in (0, 1):
-        with NativePool.create(
-            tmp_path / f"from-{number}", vocab_size=samples.VOCAB_SIZE
-        ) as source:
+        with NativePool.create(tmp_path / f"from-{number}", vocab_size=VOCAB_SIZE) as source:
             for place in (1, 2):
-                batch = samples.numbered_batch(place)
+                batch = numbered_batch(place)
                 source.append(dataclasses.replace(batch, seeds=batch.seeds + np.uint64(number)))
     to, sources = tmp_path / "to", [tmp_path / "from-0", tmp_path / "from-1"]
     merge_pools(to, sources[:1])
