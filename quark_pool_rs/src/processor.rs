@@ -27,11 +27,22 @@ pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: the function needs nothing but the features that were found on the line above.
         return unsafe { run_wide(kernel) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: as above.
+        return unsafe { run_half(kernel) };
+    }
     kernel.run()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl")]
 fn run_wide<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn run_half<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }

@@ -19,6 +19,8 @@ use crate::snapshot::{Column, Snapshot};
 
 /// Scores that are labelled at a time; their keys stay in the nearest cache.
 const CHUNK: usize = 1024;
+/// Scores that are compared with the cuts at once.
+const LANES: usize = 32;
 /// With more cuts a binary search is faster than counting.
 const MAX_VECTOR_CUTS: usize = 24;
 
@@ -280,31 +282,24 @@ impl Quantization {
         })
     }
 
-    /// Labels of up to [`CHUNK`] scores with consecutive ids: plain loops that a compiler turns into vector
-    /// instructions, and a second look at the few scores that equal a cut's.
+    /// Labels of scores with consecutive ids: plain loops that a compiler turns into vector instructions, and
+    /// a second look at the few scores that equal a cut's.
     fn label_chunk(&self, scores: &[f32], first: u64, labels: &mut [i16]) {
         let tie_seed = self.snapshot.home.settings.tie_seed;
-        if self.cuts.len() > MAX_VECTOR_CUTS {
+        let mut bounds = [0; MAX_VECTOR_CUTS];
+        let Some(bounds) = bounds.get_mut(..self.cuts.len()) else {
             for ((label, &score), id) in labels.iter_mut().zip(scores).zip(first..) {
                 *label = self.label(score, id, tie_seed);
             }
             return;
+        };
+        for (bound, cut) in bounds.iter_mut().zip(&self.cuts) {
+            *bound = signed_key(cut.key);
         }
-        let mut keys = [0_i32; CHUNK];
-        let keys = &mut keys[..scores.len()];
-        let bounds = self.cuts.iter().map(|cut| signed_key(cut.key));
-        let mut all = [0; MAX_VECTOR_CUTS];
-        for (to, bound) in all.iter_mut().zip(bounds) {
-            *to = bound;
-        }
-        let bounds = &all[..self.cuts.len()];
-        let is_tied =
-            processor::run(Count { scores, bounds, keys: &mut *keys, labels: &mut *labels });
-        if is_tied {
-            let tied = |key: i32| bounds.contains(&key);
-            for (i, &key) in keys.iter().enumerate() {
-                if tied(key) {
-                    labels[i] = self.label(scores[i], first + i as u64, tie_seed);
+        if processor::run(Count { scores, bounds, labels: &mut *labels }) {
+            for ((label, &score), id) in labels.iter_mut().zip(scores).zip(first..) {
+                if bounds.contains(&signed_key(score_key(score))) {
+                    *label = self.label(score, id, tie_seed);
                 }
             }
         }
@@ -347,13 +342,11 @@ impl Quantization {
     }
 }
 
-/// Labels up to [`CHUNK`] scores by how many cuts are below each.
+/// Labels scores by how many cuts are below each.
 struct Count<'a> {
     scores: &'a [f32],
     /// Signed keys of the cuts.
     bounds: &'a [i32],
-    /// Of the scores, to be filled.
-    keys: &'a mut [i32],
     labels: &'a mut [i16],
 }
 
@@ -363,23 +356,46 @@ impl Kernel for Count<'_> {
 
     #[inline(always)]
     fn run(self) -> bool {
-        let Self { scores, bounds, keys, labels } = self;
-        let mut counts = [0_i32; CHUNK];
-        let counts = &mut counts[..scores.len()];
-        for (key, &score) in keys.iter_mut().zip(scores) {
-            *key = signed_key(score_key(score));
+        let Self { scores, bounds, labels } = self;
+        let (blocks, rest) = scores.as_chunks::<LANES>();
+        let (label_blocks, label_rest) = labels.as_chunks_mut::<LANES>();
+        let mut ties = [0; LANES];
+        for (labels, scores) in label_blocks.iter_mut().zip(blocks) {
+            count_block(scores, bounds, labels, &mut ties);
         }
-        let mut is_tied = 0;
-        for &bound in bounds {
-            for (count, &key) in counts.iter_mut().zip(&*keys) {
-                *count += i32::from(key > bound);
-                is_tied |= i32::from(key == bound);
-            }
+        if !rest.is_empty() {
+            let (mut scores, mut labels) = ([f32::NAN; LANES], [0; LANES]);
+            scores[..rest.len()].copy_from_slice(rest);
+            count_block(&scores, bounds, &mut labels, &mut ties);
+            label_rest.copy_from_slice(&labels[..rest.len()]);
         }
-        for ((label, &count), &score) in labels.iter_mut().zip(&*counts).zip(scores) {
-            *label = if score.is_nan() { -1 } else { count as i16 };
+        ties != [0; LANES]
+    }
+}
+
+/// As many scores as stay in registers while all cuts are compared.
+#[inline(always)]
+fn count_block(
+    scores: &[f32; LANES],
+    bounds: &[i32],
+    labels: &mut [i16; LANES],
+    ties: &mut [i32; LANES],
+) {
+    let (mut keys, mut counts) = ([0; LANES], [0; LANES]);
+    for ((key, count), &score) in keys.iter_mut().zip(&mut counts).zip(scores) {
+        *key = signed_key(score_key(score));
+        // However many cuts are counted, it stays below -1.
+        *count = if score.is_nan() { i32::MIN } else { 0 };
+    }
+    for &bound in bounds {
+        for ((count, tie), &key) in counts.iter_mut().zip(&mut *ties).zip(&keys) {
+            *count += i32::from(key > bound);
+            // All ones, as vectors are compared.
+            *tie |= -i32::from(key == bound);
         }
-        is_tied != 0
+    }
+    for (label, &count) in labels.iter_mut().zip(&counts) {
+        *label = count.max(-1) as i16;
     }
 }
 

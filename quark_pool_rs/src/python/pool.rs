@@ -438,8 +438,10 @@ impl PyQuantization {
     }
 
     fn labels<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i16>>> {
-        // NumPy asks for large pages where an array is large, so that it is filled in half the time.
-        let array = PyArray1::zeros(py, self.0.snapshot().num_samples as usize, false);
+        // NumPy asks for large pages where an array is large, and leaves touching them first to those who fill it.
+        let size = self.0.snapshot().num_samples;
+        let array = py.import("numpy")?.call_method1("empty", (size, i16::get_dtype(py)))?;
+        let array = array.cast_into::<PyArray1<i16>>()?;
         let mut labels = array.readwrite();
         let labels = labels.as_slice_mut()?;
         detached(py, || self.0.labels_into(labels))?;
