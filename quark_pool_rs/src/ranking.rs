@@ -164,6 +164,25 @@ impl LazyView<'_> {
         Ok(())
     }
 
+    /// Ask the processor for what [`Self::key`] reads first.
+    fn prefetch_key(&self, at: usize) -> Result<()> {
+        match &self.run.place {
+            RunPlace::Extent(extent) => extent.prefetch_order(self.home, at),
+            RunPlace::Merged(file) => {
+                self.run.open_merged(self.home, file)?.prefetch_row(run_column::KEY, at);
+                Ok(())
+            }
+        }
+    }
+
+    /// Ask the processor for what [`Self::key`] reads last, if that depends on what it reads first.
+    fn prefetch_key_of_row(&self, at: usize) -> Result<()> {
+        match &self.run.place {
+            RunPlace::Extent(extent) => extent.prefetch_score(self.home, self.row(at)?),
+            RunPlace::Merged(_) => Ok(()),
+        }
+    }
+
     /// Row of an entry of a level-0 run.
     #[inline(always)]
     fn row(&self, at: usize) -> Result<usize> {
@@ -196,39 +215,33 @@ impl LazyView<'_> {
     }
 }
 
-/// First entry in `range` for which `is_above` is false; it is true before and false after.
-fn partition(
+/// The search in a run for the first entry that is not above something; all entries before it are.
+#[derive(Debug, Clone)]
+struct Partition {
+    /// What is left to look at.
     range: Range<usize>,
-    mut is_above: impl FnMut(usize) -> Result<bool>,
-) -> Result<usize> {
-    let (mut low, mut high) = (range.start, range.end);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if is_above(middle)? {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    Ok(low)
+    /// The entry is probably about so far before the end.
+    from_end: Option<usize>,
 }
 
-/// As [`partition`], where the entry is probably about `step` before the end.
-fn partition_from_end(
-    range: Range<usize>,
-    mut step: usize,
-    mut is_above: impl FnMut(usize) -> Result<bool>,
-) -> Result<usize> {
-    let mut end = range.end;
-    while range.start < end {
-        let at = end.saturating_sub(step).max(range.start);
-        if is_above(at)? {
-            return partition(at + 1..end, is_above);
-        }
-        end = at;
-        step *= 4;
+impl Partition {
+    /// The entry to look at next, unless it is found.
+    fn next(&self) -> Option<usize> {
+        let Range { start, end } = self.range;
+        (start < end).then(|| match self.from_end {
+            Some(step) => end.saturating_sub(step).max(start),
+            None => start + (end - start) / 2,
+        })
     }
-    Ok(range.start)
+
+    fn learn(&mut self, at: usize, is_above: bool) {
+        if is_above {
+            (self.range.start, self.from_end) = (at + 1, None);
+        } else {
+            self.range.end = at;
+            self.from_end = self.from_end.map(|step| step.saturating_mul(4));
+        }
+    }
 }
 
 fn not_a_row(file: &str, row: usize) -> PoolError {
@@ -426,20 +439,41 @@ impl<'a> Runs<'a> {
     }
 
     /// First entry of each run for which `is_above` is false.
+    ///
+    /// What costs is each place that is looked at: it is in no cache. So the runs are searched in step, and
+    /// what all of them read next is on its way at once.
     fn splits(
         &self,
-        ranges: &[Range<usize>],
+        partitions: impl IntoIterator<Item = Partition>,
         is_above: impl Fn(&LazyView<'a>, usize) -> Result<bool>,
     ) -> Result<Vec<usize>> {
-        let pairs = self.views.iter().zip(ranges);
-        pairs.map(|(v, range)| partition(range.clone(), |at| is_above(v, at))).collect()
+        let mut partitions: Vec<_> = partitions.into_iter().collect();
+        let mut looks = Vec::with_capacity(partitions.len());
+        loop {
+            looks.clear();
+            for (run, (view, partition)) in self.views.iter().zip(&partitions).enumerate() {
+                if let Some(at) = partition.next() {
+                    view.prefetch_key(at)?;
+                    looks.push((run, at));
+                }
+            }
+            if looks.is_empty() {
+                return Ok(partitions.into_iter().map(|partition| partition.range.start).collect());
+            }
+            for &(run, at) in &looks {
+                self.views[run].prefetch_key_of_row(at)?;
+            }
+            for &(run, at) in &looks {
+                partitions[run].learn(at, is_above(&self.views[run], at)?);
+            }
+        }
     }
 
     /// The cut inside the block of samples with key `key`.
     fn cut_block(&self, key: u32, above: u64, ties: TieRule) -> Result<Cut> {
-        let all: Vec<_> = self.views.iter().map(|view| 0..view.len()).collect();
-        let starts = self.splits(&all, |view, at| Ok(view.key(at)? > key))?;
-        let ends = self.splits(&all, |view, at| Ok(view.key(at)? >= key))?;
+        let all = || self.views.iter().map(|v| Partition { range: 0..v.len(), from_end: None });
+        let starts = self.splits(all(), |view, at| Ok(view.key(at)? > key))?;
+        let ends = self.splits(all(), |view, at| Ok(view.key(at)? >= key))?;
         let sum = |splits: &[usize]| splits.iter().map(|&at| at as u64).sum::<u64>();
         // The searches disagree where a run is not in order, which no sum tells.
         let is_ordered = starts.iter().zip(&ends).all(|(start, end)| start <= end)
@@ -473,7 +507,8 @@ impl<'a> Runs<'a> {
         // The least bound that leaves `wanted` samples with smaller hashes: the hash is bijective in the
         // id, so no two samples share one.
         let before = |bound: u64| {
-            self.splits(&block, |view, at| Ok(tie_hash(self.tie_seed, view.id(at)?) < bound))
+            let block = block.iter().map(|r| Partition { range: r.clone(), from_end: None });
+            self.splits(block, |view, at| Ok(tie_hash(self.tie_seed, view.id(at)?) < bound))
         };
         let (mut low, mut high) = (0_u64, u64::MAX);
         while low < high {
@@ -504,8 +539,8 @@ impl<'a> Runs<'a> {
 
 /// The search for the greatest key that at least `above` samples reach.
 ///
-/// What costs is each place of a run that is looked at: it is in no cache. So the first keys that are tried
-/// come from the longest run, from around where they are likely to be, and only then is the middle taken.
+/// The first keys that are tried come from the longest run, from around where they are likely to be, and only
+/// then is the middle taken.
 struct Search<'a> {
     runs: &'a Runs<'a>,
     above: u64,
@@ -560,17 +595,13 @@ impl Search<'_> {
     ///
     /// `near` says that few entries, so many in so many, are expected between here and the end of the ranges.
     fn attempt(&mut self, key: u32, near: Option<(usize, usize)>) -> Result<bool> {
-        let mut splits = Vec::with_capacity(self.ranges.len());
-        for (view, range) in self.runs.views.iter().zip(&self.ranges) {
-            let is_above = |at| Ok(view.key(at)? >= key);
-            splits.push(match near {
-                None => partition(range.clone(), is_above)?,
-                Some((few, of)) => {
-                    let step = (few as u128 * view.len() as u128 / of as u128) as usize + 1;
-                    partition_from_end(range.clone(), step, is_above)?
-                }
-            });
-        }
+        let partition = |(view, range): (&LazyView<'_>, &Range<usize>)| {
+            let share = |few: usize, of| few as u128 * view.len() as u128 / of as u128;
+            let from_end = near.map(|(few, of)| share(few, of) as usize + 1);
+            Partition { range: range.clone(), from_end }
+        };
+        let partitions = self.runs.views.iter().zip(&self.ranges).map(partition);
+        let splits = self.runs.splits(partitions, |view, at| Ok(view.key(at)? >= key))?;
         let is_reached = splits.iter().map(|&at| at as u64).sum::<u64>() >= self.above;
         // A split bounds the later ones: those of greater keys come before it.
         for (range, split) in self.ranges.iter_mut().zip(splits) {
