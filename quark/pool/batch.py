@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -82,6 +82,11 @@ class BatchBuffers:
     """[B], of padded batches."""
     completion_offsets: NDArray[np.int64]
     """[B + 1], of packed batches."""
+    _latest: dict[tuple[int, int, int], PoolBatch] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """The views of the latest shape: batches of one size mostly have one, and making views takes as long as
+    finding twenty samples."""
 
     @classmethod
     def allocate(
@@ -125,6 +130,15 @@ class BatchBuffers:
 
     def padded(self, rows: int, prompt_width: int, completion_width: int) -> PoolBatch:
         """A padded batch of ``rows`` samples that was written here, as views."""
+        shape = (rows, prompt_width, completion_width)
+        batch = self._latest.get(shape)
+        if batch is None:
+            batch = self._views(*shape)
+            self._latest.clear()
+            self._latest[shape] = batch
+        return batch
+
+    def _views(self, rows: int, prompt_width: int, completion_width: int) -> PoolBatch:
         return PoolBatch(
             ids=self.ids[:rows],
             quantiles=self.quantiles[:rows],

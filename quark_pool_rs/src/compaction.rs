@@ -160,7 +160,7 @@ pub fn merge_segments(
         texts: settings.store_text.then_some(&texts),
         scores: scores.iter().map(|(n, v, order)| (*n, v.as_slice(), order.clone())).collect(),
     };
-    let (bytes, file) = encode_segment(segment_name(first, generation), settings.token_bytes, rows);
+    let (bytes, file) = encode_segment(segment_name(first, generation), settings, rows);
     let appends = segments.iter().flat_map(|segment| segment.entry.appends());
     let mut appends = appends.skip_while(|(append, _)| append.first < first);
     let (earliest, _) = appends.next().expect("an append begins there");

@@ -55,6 +55,8 @@ pub enum Kind {
     U8,
     /// 16-bit signed.
     I16,
+    /// 16-bit unsigned.
+    U16,
     /// 32-bit unsigned.
     U32,
     /// 64-bit unsigned.
@@ -78,6 +80,7 @@ impl Kind {
         match self {
             Self::U8 => DataType::UInt8,
             Self::I16 => DataType::Int16,
+            Self::U16 => DataType::UInt16,
             Self::U32 => DataType::UInt32,
             Self::U64 => DataType::UInt64,
             Self::F32 => DataType::Float32,
@@ -92,7 +95,7 @@ impl Kind {
     fn width(self) -> usize {
         match self {
             Self::U8 | Self::Text => 1,
-            Self::I16 | Self::ListU16 => 2,
+            Self::I16 | Self::U16 | Self::ListU16 => 2,
             Self::U32 | Self::F32 | Self::ListU32 => 4,
             Self::U64 => 8,
             Self::Bytes16 => 16,
@@ -351,6 +354,12 @@ impl DataFile {
         self.rows
     }
 
+    /// Type of a column.
+    #[inline(always)]
+    pub fn kind(&self, column: usize) -> Kind {
+        self.columns[column].kind
+    }
+
     /// Name with its directory.
     pub fn name(&self) -> &str {
         &self.name
@@ -503,7 +512,7 @@ impl DataFile {
 
 fn arrow_type(kind: Kind) -> arrow_ipc::Type {
     match kind {
-        Kind::U8 | Kind::I16 | Kind::U32 | Kind::U64 => arrow_ipc::Type::Int,
+        Kind::U8 | Kind::I16 | Kind::U16 | Kind::U32 | Kind::U64 => arrow_ipc::Type::Int,
         Kind::F32 => arrow_ipc::Type::FloatingPoint,
         Kind::ListU16 | Kind::ListU32 => arrow_ipc::Type::List,
         Kind::Text => arrow_ipc::Type::Utf8,

@@ -64,7 +64,7 @@ pub enum PoolError {
     },
     /// A format that this build cannot read.
     #[error(
-        "the pool has format version {found}; this build reads version {supported}: use the quark that wrote it, or a newer one"
+        "the pool has format version {found}; this build reads versions up to {supported}: use the quark that wrote it, or a newer one"
     )]
     Version {
         /// Version in the manifest.

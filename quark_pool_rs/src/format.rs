@@ -7,8 +7,10 @@ use crate::error::{PoolError, Result};
 #[cfg(target_endian = "big")]
 compile_error!("the pool maps little-endian files: big-endian machines are not supported");
 
-/// Version of the format that this build reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of the format of new pools. Older ones are read, and written as they are.
+pub const FORMAT_VERSION: u32 = 2;
+/// From this version on a merged run is one column, and an order is as narrow as its rows allow.
+pub const COMPACT_ORDERS: u32 = 2;
 /// Unit of the checksum table of a data file.
 pub const BLOCK_BYTES: usize = 4096;
 /// Longest payload of a manifest record.
@@ -100,7 +102,7 @@ pub fn is_data_name(name: &str) -> bool {
 pub struct PoolSettings {
     /// Hexadecimal, so that a pool can be told from its copy's sibling.
     pub uuid: String,
-    /// [`FORMAT_VERSION`] of the writer.
+    /// [`FORMAT_VERSION`] of the build that made the pool.
     pub format: u32,
     /// Token ids are below this.
     pub vocab_size: u32,
@@ -139,6 +141,12 @@ impl PoolSettings {
             tie_seed,
             metadata: metadata.to_owned(),
         })
+    }
+
+    /// Whether runs and orders are as [`COMPACT_ORDERS`] says.
+    #[inline]
+    pub fn has_compact_orders(&self) -> bool {
+        self.format >= COMPACT_ORDERS
     }
 }
 

@@ -299,6 +299,9 @@ pub struct RunEntry {
     pub level: u8,
     /// Entries.
     pub entries: u64,
+    /// What the ids in a file of its own are counted from.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first: u64,
     /// Where.
     pub source: RunSource,
 }

@@ -804,8 +804,7 @@ impl Writer {
             texts: batch.completion_texts,
             scores: ranked.iter().map(|(n, s, (order, _))| (*n, *s, order.clone())).collect(),
         };
-        let (bytes, file) =
-            encode_segment(segment_name(first, generation), settings.token_bytes, rows);
+        let (bytes, file) = encode_segment(segment_name(first, generation), settings, rows);
         self.write_file(files, &file, &bytes)?;
         drop(bytes);
 
@@ -877,13 +876,13 @@ impl Writer {
                     let mut merges = Vec::new();
                     for at in runs_within(column, &segment) {
                         let run = &column.runs[at..=at];
+                        let first = run[0].first();
                         let (keys, ids) = merge_runs(snapshot, run, OwnRun::NONE)?;
                         // The place among the runs makes the name the only one of its generation.
                         let name = run_name(number, at as u8, generation);
-                        let (bytes, file) = encode_run(name, keys, ids);
-                        self.write_file(files, &file, &bytes)?;
-                        let RunEntry { level, entries, .. } = *run[0].entry;
-                        let run = RunEntry { level, entries, source: RunSource::File(file) };
+                        let level = run[0].entry.level;
+                        let run =
+                            self.write_run(snapshot, name, level, first, (keys, ids), files)?;
                         merges.push(MergeEntry { start: at, end: at + 1, run });
                     }
                     if !merges.is_empty() {
@@ -952,7 +951,7 @@ impl Writer {
             let mut file = None;
             if !old.is_in_segment() {
                 let name = kept_scores_name(first, number, generation);
-                let (bytes, entry) = encode_scores(name, kept, order);
+                let (bytes, entry) = encode_scores(name, &snapshot.home.settings, kept, order);
                 self.write_file(files, &entry, &bytes)?;
                 file = Some(entry);
             }
@@ -973,21 +972,20 @@ impl Writer {
         };
         let mut run = None;
         if let Some(old) = column.runs.get(runs).filter(|run| is_cut(&run.place)) {
-            let (level, entries) = (old.entry.level, before + old.entry.entries - num_gone);
-            let source = match old.place {
-                RunPlace::Extent(_) => RunSource::Extent(first),
+            let level = old.entry.level;
+            run = Some(match old.place {
+                RunPlace::Extent(_) => {
+                    let entries = before + old.entry.entries - num_gone;
+                    RunEntry { level, entries, first: 0, source: RunSource::Extent(first) }
+                }
                 RunPlace::Merged(_) => {
                     let (keys, ids) =
                         merge_runs(snapshot, &column.runs[runs..=runs], OwnRun::NONE)?;
                     let kept = keys.into_iter().zip(ids).filter(|&(_, id)| id >= first);
-                    let (keys, ids) = kept.unzip();
                     let name = run_name(number, level, generation);
-                    let (bytes, file) = encode_run(name, keys, ids);
-                    self.write_file(files, &file, &bytes)?;
-                    RunSource::File(file)
+                    self.write_run(snapshot, name, level, first, kept.unzip(), files)?
                 }
-            };
-            run = Some(RunEntry { level, entries, source });
+            });
             runs += 1;
         }
         Ok(ColumnCut { name: column.name.clone(), extent, runs, run })
@@ -1006,7 +1004,8 @@ impl Writer {
         let generation = snapshot.generation + 1;
         let (order, scored) = sort_scores(scores, first, snapshot.home.settings.tie_seed);
         let ranked = order[..scored].to_vec();
-        let (bytes, file) = encode_scores(scores_name(first, generation), scores, order);
+        let settings = &snapshot.home.settings;
+        let (bytes, file) = encode_scores(scores_name(first, generation), settings, scores, order);
         self.write_file(files, &file, &bytes)?;
         drop(bytes);
         let own = OwnRun { first, scores, order: &ranked };
@@ -1030,6 +1029,24 @@ impl Writer {
         };
         let (name, source) = (name.to_owned(), source.to_owned());
         Ok(ScoreChange::Draft { name, source, extent, merges })
+    }
+
+    /// Write the file of a merged run of samples from `first` on.
+    fn write_run(
+        &mut self,
+        snapshot: &Snapshot,
+        name: String,
+        level: u8,
+        first: u64,
+        (keys, ids): (Vec<u32>, Vec<u64>),
+        files: &mut NewFiles<'_>,
+    ) -> Result<RunEntry> {
+        let settings = &snapshot.home.settings;
+        let first = if settings.has_compact_orders() { first } else { 0 };
+        let entries = ids.len() as u64;
+        let (bytes, file) = encode_run(name, settings, first, keys, ids);
+        self.write_file(files, &file, &bytes)?;
+        Ok(RunEntry { level, entries, first, source: RunSource::File(file) })
     }
 
     /// Make the names of new files durable.
@@ -1129,25 +1146,22 @@ impl Writer {
         let mut merges = Vec::new();
         let runs = &column.runs;
         let mut levels: Vec<(u8, u64)> =
-            runs.iter().map(|r| (r.entry.level, r.entry.entries)).collect();
+            runs.iter().map(|run| (run.entry.level, run.first())).collect();
         if scored == 0 {
             return Ok(merges);
         }
-        levels.push((0, scored));
+        levels.push((0, own.first));
         // A cascade merges everything once: only its last step is carried out.
         let mut due = None;
-        while let Some((range, level)) = plan_merge(&levels) {
-            let entries = levels[range.clone()].iter().map(|(_, entries)| entries).sum();
-            levels.splice(range.clone(), [(level, entries)]);
-            due = Some((range.start, level));
+        while let Some((range, level)) = plan_merge(&levels, own.end()) {
+            let first = levels[range.start].1;
+            levels.splice(range.clone(), [(level, first)]);
+            due = Some((range.start, level, first));
         }
-        if let Some((start, level)) = due {
+        if let Some((start, level, first)) = due {
             let (keys, ids) = merge_runs(snapshot, &runs[start..], own)?;
-            let entries = ids.len() as u64;
             let name = run_name(number, level, snapshot.generation + 1);
-            let (bytes, file) = encode_run(name, keys, ids);
-            self.write_file(files, &file, &bytes)?;
-            let run = RunEntry { level, entries, source: RunSource::File(file) };
+            let run = self.write_run(snapshot, name, level, first, (keys, ids), files)?;
             merges.push(MergeEntry { start, end: runs.len() + 1, run });
         }
         Ok(merges)

@@ -185,11 +185,11 @@ impl Quantization {
         self.quantiles.iter().map(bound).collect()
     }
 
-    /// The id at each place.
+    /// The id at each place and its score; all three have the same length.
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    pub fn ids_at(&self, places: &[Place], out: &mut [u64]) -> Result<()> {
+    pub fn samples_at(&self, places: &[Place], ids: &mut [u64], scores: &mut [f32]) -> Result<()> {
         let runs = self.runs();
         // In stages, so that the lines of the second are on their way.
         let mut entries = Vec::with_capacity(places.len());
@@ -204,11 +204,27 @@ impl Quantization {
             }
             entries.push((piece, offset));
         }
-        for ((piece, offset), out) in entries.into_iter().zip(out) {
-            *out = match piece {
-                Piece::Slice { run, start } => view(runs.as_ref(), *run).id(start + offset)?,
-                Piece::Ids { ids, start, .. } => ids[start + offset],
-            };
+        let mut unread = Vec::new();
+        let out = ids.iter_mut().zip(&mut *scores).enumerate();
+        for ((piece, offset), (i, (id, score))) in entries.into_iter().zip(out) {
+            match piece {
+                Piece::Slice { run, start } => {
+                    let view = view(runs.as_ref(), *run);
+                    if let Some((key, known)) = view.entry(start + offset)? {
+                        (*id, *score) = (known, key_score(key));
+                        continue;
+                    }
+                    *id = view.id(start + offset)?;
+                }
+                Piece::Ids { ids, start, .. } => *id = ids[start + offset],
+            }
+            unread.push(i);
+        }
+        let other: Vec<u64> = unread.iter().map(|&i| ids[i]).collect();
+        let mut found = vec![0.0; other.len()];
+        self.scores_of(&other, &mut found)?;
+        for (i, score) in unread.into_iter().zip(found) {
+            scores[i] = score;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::error::{PoolError, Result};
 use crate::format::RUN_DIR;
 use crate::rng::hash;
-use crate::segment::run_column;
+use crate::segment::{MAX_RUN_SPAN, run_column};
 use crate::snapshot::{Home, Run, RunPlace, Snapshot};
 
 /// Runs of one level that become one of the next.
@@ -86,13 +86,15 @@ pub fn sort_scores(scores: &[f32], first_id: u64, tie_seed: u64) -> (Vec<u32>, u
     (order, scored)
 }
 
-/// Which runs become one, and of which level: the last [`TIER`] if they have the same one.
+/// Which runs become one, and of which level: the last [`TIER`] if they have the same one, and do not span more
+/// than a run can.
 ///
-/// `levels` are (level, entries) in the order in which the runs were made.
-pub fn plan_merge(levels: &[(u8, u64)]) -> Option<(Range<usize>, u8)> {
-    let start = levels.len().checked_sub(TIER)?;
-    let level = levels[start].0;
-    levels[start..].iter().all(|run| run.0 == level).then(|| (start..levels.len(), level + 1))
+/// `runs` are (level, first id) in the order in which the runs were made; `end` is beyond all ids.
+pub fn plan_merge(runs: &[(u8, u64)], end: u64) -> Option<(Range<usize>, u8)> {
+    let start = runs.len().checked_sub(TIER)?;
+    let (level, first) = runs[start];
+    let is_due = runs[start..].iter().all(|run| run.0 == level) && end - first <= MAX_RUN_SPAN;
+    is_due.then(|| (start..runs.len(), level + 1))
 }
 
 /// The run of a batch that is not committed yet.
@@ -109,13 +111,18 @@ pub struct OwnRun<'a> {
 impl OwnRun<'_> {
     /// Of no batch.
     pub const NONE: Self = Self { first: 0, scores: &[], order: &[] };
-}
 
-/// An open run.
-#[derive(Debug, Clone, Copy)]
-enum View<'a> {
-    Level0 { first: u64, scores: &'a [f32], order: &'a [u32] },
-    Merged { keys: &'a [u32], ids: &'a [u64] },
+    /// Ids are below this.
+    pub fn end(&self) -> u64 {
+        self.first + self.scores.len() as u64
+    }
+
+    /// Keys and ids, best first.
+    fn entries(self) -> (Vec<u32>, Vec<u64>) {
+        let entry =
+            |&row: &u32| (score_key(self.scores[row as usize]), self.first + u64::from(row));
+        self.order.iter().map(entry).unzip()
+    }
 }
 
 /// A run whose blocks are checked as they are touched.
@@ -134,11 +141,16 @@ impl LazyView<'_> {
     pub(crate) fn key(&self, at: usize) -> Result<u32> {
         match &self.run.place {
             RunPlace::Extent(extent) => {
-                let row = self.row(at)?;
+                let row = extent.row(self.home, at)?;
                 Ok(score_key(extent.scores(self.home, row..row + 1)?[0]))
             }
             RunPlace::Merged(file) => {
-                self.run.open_merged(self.home, file)?.value(run_column::KEY, at)
+                let file = self.run.open_merged(self.home, file)?;
+                if self.home.settings.has_compact_orders() {
+                    Ok(self.entry_of(file.value(run_column::ENTRY, at)?).0)
+                } else {
+                    file.value(run_column::KEY, at)
+                }
             }
         }
     }
@@ -146,70 +158,88 @@ impl LazyView<'_> {
     #[inline]
     pub(crate) fn id(&self, at: usize) -> Result<u64> {
         match &self.run.place {
-            RunPlace::Extent(extent) => Ok(extent.first() + self.row(at)? as u64),
+            RunPlace::Extent(extent) => Ok(extent.first() + extent.row(self.home, at)? as u64),
             RunPlace::Merged(file) => {
-                self.run.open_merged(self.home, file)?.value(run_column::ID, at)
+                let file = self.run.open_merged(self.home, file)?;
+                if self.home.settings.has_compact_orders() {
+                    Ok(self.entry_of(file.value(run_column::ENTRY, at)?).1)
+                } else {
+                    file.value(run_column::ID, at)
+                }
             }
         }
     }
 
+    /// Key and id, where one look tells both.
+    #[inline]
+    pub(crate) fn entry(&self, at: usize) -> Result<Option<(u32, u64)>> {
+        match &self.run.place {
+            RunPlace::Merged(file) if self.home.settings.has_compact_orders() => {
+                let file = self.run.open_merged(self.home, file)?;
+                Ok(Some(self.entry_of(file.value(run_column::ENTRY, at)?)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Key and id of an entry of a compact run.
+    #[inline]
+    fn entry_of(&self, word: u64) -> (u32, u64) {
+        ((word >> 32) as u32, self.run.entry.first.wrapping_add(word & 0xffff_ffff))
+    }
+
+    /// Ask the processor for what [`Self::id`] reads.
     #[inline]
     pub(crate) fn prefetch_id(&self, at: usize) -> Result<()> {
+        self.prefetch(at, run_column::ID)
+    }
+
+    /// Ask the processor for what [`Self::key`] reads first.
+    #[inline]
+    fn prefetch_key(&self, at: usize) -> Result<()> {
+        self.prefetch(at, run_column::KEY)
+    }
+
+    #[inline]
+    fn prefetch(&self, at: usize, column: usize) -> Result<()> {
         match &self.run.place {
             RunPlace::Extent(extent) => extent.prefetch_order(self.home, at)?,
             RunPlace::Merged(file) => {
-                self.run.open_merged(self.home, file)?.prefetch_row(run_column::ID, at);
+                let is_compact = self.home.settings.has_compact_orders();
+                let column = if is_compact { run_column::ENTRY } else { column };
+                self.run.open_merged(self.home, file)?.prefetch_row(column, at);
             }
         }
         Ok(())
     }
 
-    /// Ask the processor for what [`Self::key`] reads first.
-    fn prefetch_key(&self, at: usize) -> Result<()> {
-        match &self.run.place {
-            RunPlace::Extent(extent) => extent.prefetch_order(self.home, at),
-            RunPlace::Merged(file) => {
-                self.run.open_merged(self.home, file)?.prefetch_row(run_column::KEY, at);
-                Ok(())
-            }
-        }
-    }
-
     /// Ask the processor for what [`Self::key`] reads last, if that depends on what it reads first.
     fn prefetch_key_of_row(&self, at: usize) -> Result<()> {
         match &self.run.place {
-            RunPlace::Extent(extent) => extent.prefetch_score(self.home, self.row(at)?),
+            RunPlace::Extent(extent) => {
+                extent.prefetch_score(self.home, extent.row(self.home, at)?)
+            }
             RunPlace::Merged(_) => Ok(()),
         }
     }
 
-    /// Row of an entry of a level-0 run.
-    #[inline(always)]
-    fn row(&self, at: usize) -> Result<usize> {
-        let RunPlace::Extent(extent) = &self.run.place else {
-            unreachable!("merged runs have ids")
-        };
-        let row = extent.order(self.home, at..at + 1)?[0] as usize;
-        if row < extent.count() { Ok(row) } else { Err(not_a_row(extent.file_name(), row)) }
-    }
-
-    fn whole(&self) -> Result<View<'_>> {
+    /// All keys and ids, best first.
+    pub(crate) fn entries(&self) -> Result<(Vec<u32>, Vec<u64>)> {
         let len = self.len();
         match &self.run.place {
             RunPlace::Extent(extent) => {
                 let order = extent.order(self.home, 0..len)?;
-                if let Some(&row) = order.iter().find(|&&row| row as usize >= extent.count()) {
-                    return Err(not_a_row(extent.file_name(), row as usize));
-                }
                 let scores = extent.scores(self.home, 0..extent.count())?;
-                Ok(View::Level0 { first: extent.first(), scores, order })
+                Ok(OwnRun { first: extent.first(), scores, order: &order }.entries())
             }
             RunPlace::Merged(file) => {
                 let file = self.run.open_merged(self.home, file)?;
-                Ok(View::Merged {
-                    keys: file.values(run_column::KEY, 0..len)?,
-                    ids: file.values(run_column::ID, 0..len)?,
-                })
+                if self.home.settings.has_compact_orders() {
+                    let words: &[u64] = file.values(run_column::ENTRY, 0..len)?;
+                    return Ok(words.iter().map(|&word| self.entry_of(word)).unzip());
+                }
+                let keys = file.values(run_column::KEY, 0..len)?.to_vec();
+                Ok((keys, file.values(run_column::ID, 0..len)?.to_vec()))
             }
         }
     }
@@ -244,24 +274,6 @@ impl Partition {
     }
 }
 
-fn not_a_row(file: &str, row: usize) -> PoolError {
-    PoolError::corrupted(file, 0, format!("an order names row {row}, which is not there"))
-}
-
-impl View<'_> {
-    /// Keys and ids, best first.
-    fn entries(self) -> (Vec<u32>, Vec<u64>) {
-        match self {
-            Self::Level0 { first, scores, order } => {
-                let key = |&row: &u32| score_key(scores[row as usize]);
-                let id = |&row: &u32| first + u64::from(row);
-                (order.iter().map(key).collect(), order.iter().map(id).collect())
-            }
-            Self::Merged { keys, ids } => (keys.to_vec(), ids.to_vec()),
-        }
-    }
-}
-
 /// Keys and ids of some runs and the batch's own as one run.
 ///
 /// # Errors
@@ -271,10 +283,9 @@ pub fn merge_runs(
     runs: &[Arc<Run>],
     own: OwnRun<'_>,
 ) -> Result<(Vec<u32>, Vec<u64>)> {
-    let mut parts =
-        vec![View::Level0 { first: own.first, scores: own.scores, order: own.order }.entries()];
+    let mut parts = vec![own.entries()];
     for run in runs {
-        parts.push(LazyView { home: &snapshot.home, run }.whole()?.entries());
+        parts.push(LazyView { home: &snapshot.home, run }.entries()?);
     }
     // The smallest first, so that the large ones are copied few times.
     loop {
@@ -657,6 +668,22 @@ fn between(top: &Cut, bottom: &Cut) -> Quantile {
 mod tests {
     use super::*;
     use crate::rng::mix64;
+
+    #[test]
+    fn a_tier_that_spans_more_than_a_run_can_stays_as_it_is() {
+        let tier =
+            |first: u64, step: u64| (0..8).map(|i| (3, first + i * step)).collect::<Vec<_>>();
+        for first in [0, 1 << 40] {
+            let runs = tier(first, 1 << 29);
+            assert_eq!(plan_merge(&runs, first + MAX_RUN_SPAN), Some((0..8, 4)));
+            assert_eq!(plan_merge(&runs, first + MAX_RUN_SPAN + 1), None);
+            // The next ones find a place after it.
+            let newer = tier(first + MAX_RUN_SPAN + 1, 5);
+            let all = [runs, newer].concat();
+            assert_eq!(plan_merge(&all, first + MAX_RUN_SPAN + 41), Some((8..16, 4)));
+        }
+        assert_eq!(plan_merge(&tier(0, 1)[1..], 8), None);
+    }
 
     #[test]
     fn words_are_sorted_by_their_upper_half_and_else_stay_in_order() {

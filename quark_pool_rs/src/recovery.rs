@@ -330,7 +330,7 @@ fn parse_state(record: &Record<'_>, log: &str) -> Result<State> {
         Err(_) => serde_json::from_slice::<Versioned>(record.payload)
             .map_or(FORMAT_VERSION, |v| v.pool.format),
     };
-    if found != FORMAT_VERSION {
+    if !(1..=FORMAT_VERSION).contains(&found) {
         return Err(PoolError::Version { found, supported: FORMAT_VERSION });
     }
     let state = state.map_err(|source| {

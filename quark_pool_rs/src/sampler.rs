@@ -131,6 +131,17 @@ pub struct Sampler {
 /// Number of a window, its draws.
 type Dealt = (u64, Arc<[Draw]>);
 
+/// What a batch holds, [B] each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drawn {
+    /// Samples.
+    pub ids: Vec<u64>,
+    /// Theirs, 0 lowest.
+    pub quantiles: Vec<i16>,
+    /// What they were ranked by.
+    pub scores: Vec<f32>,
+}
+
 impl Sampler {
     /// Minibatches of a quantization.
     ///
@@ -192,11 +203,11 @@ impl Sampler {
         self.schedule.num_slots().map(|slots| slots / self.settings.batch_size as u128)
     }
 
-    /// Ids and quantiles of batch `step`, of this rank.
+    /// Batch `step`, of this rank.
     ///
     /// # Errors
     /// `Invalid` beyond the last batch, `Corrupted`, `Io`.
-    pub fn draw(&self, step: u64) -> Result<(Vec<u64>, Vec<i16>)> {
+    pub fn draw(&self, step: u64) -> Result<Drawn> {
         let Settings { batch_size, rank, world_size, bucket_window, .. } = self.settings;
         if let Some(number) = self.num_batches()
             && u128::from(step) >= number
@@ -211,7 +222,7 @@ impl Sampler {
             let draws = self.window(step / window)?;
             let first = (step % window) as usize * batch_size;
             let mine = draws[first..first + batch_size].iter().skip(rank).step_by(world_size);
-            return Ok(mine.map(|&(quantile, id)| (id, quantile)).unzip());
+            return self.scored(mine.map(|&(quantile, id)| (id, quantile)).unzip());
         }
         let first = u128::from(step) * batch_size as u128;
         self.drawn(first..first + batch_size as u128, rank, world_size)
@@ -229,7 +240,8 @@ impl Sampler {
         let first = u128::from(number) * size;
         let last = self.num_batches().map_or(first + size, |end| end.min(first + size));
         let batch_size = self.settings.batch_size as u128;
-        let (ids, quantiles) = self.drawn(first * batch_size..last * batch_size, 0, 1)?;
+        let Drawn { ids, quantiles, .. } =
+            self.drawn(first * batch_size..last * batch_size, 0, 1)?;
         let lengths = completion_lengths(self.quantization.snapshot(), &ids)?;
         let mut draws: Vec<Draw> = quantiles.into_iter().zip(ids).collect();
         let key = hash(hash(self.settings.seed, Stream::Buckets as u64), number);
@@ -239,23 +251,25 @@ impl Sampler {
         Ok(draws)
     }
 
-    /// Ids and quantiles of some slots, of every `stride`-th from `skip` on.
-    fn drawn(
-        &self,
-        slots: Range<u128>,
-        skip: usize,
-        stride: usize,
-    ) -> Result<(Vec<u64>, Vec<i16>)> {
+    /// Some slots: every `stride`-th from `skip` on.
+    fn drawn(&self, slots: Range<u128>, skip: usize, stride: usize) -> Result<Drawn> {
         if !self.aged.is_empty() {
-            return Ok(self.drawn_by_age(slots, skip, stride));
+            return self.scored(self.drawn_by_age(slots, skip, stride));
         }
         let mut places = self.places(slots);
         if stride > 1 {
             places = places.into_iter().skip(skip).step_by(stride).collect();
         }
-        let mut ids = vec![0; places.len()];
-        self.quantization.ids_at(&places, &mut ids)?;
-        Ok((ids, places.into_iter().map(|(quantile, _)| quantile).collect()))
+        let (mut ids, mut scores) = (vec![0; places.len()], vec![0.0; places.len()]);
+        self.quantization.samples_at(&places, &mut ids, &mut scores)?;
+        let quantiles = places.into_iter().map(|(quantile, _)| quantile).collect();
+        Ok(Drawn { ids, quantiles, scores })
+    }
+
+    fn scored(&self, (ids, quantiles): (Vec<u64>, Vec<i16>)) -> Result<Drawn> {
+        let mut scores = vec![0.0; ids.len()];
+        self.quantization.scores_of(&ids, &mut scores)?;
+        Ok(Drawn { ids, quantiles, scores })
     }
 
     fn drawn_by_age(&self, slots: Range<u128>, skip: usize, stride: usize) -> (Vec<u64>, Vec<i16>) {

@@ -15,6 +15,7 @@ use arrow_schema::{DataType, Field};
 
 use crate::datafile::{ColumnSpec, DataFile, FileEntry, Kind, encode};
 use crate::error::Result;
+use crate::format::PoolSettings;
 
 /// Columns of a segment by position.
 pub mod column {
@@ -58,18 +59,30 @@ pub mod prompt_column {
 
 /// Columns of a merged run by position.
 pub mod run_column {
-    /// Order-preserving key.
+    /// In a compact run: the key in the upper half, in the lower one the id, counted from the run's first.
+    pub const ENTRY: usize = 0;
+    /// Otherwise: order-preserving key.
     pub const KEY: usize = 0;
-    /// Sample id.
+    /// And sample id.
     pub const ID: usize = 1;
 }
+
+/// How many ids a compact run spans at most.
+pub const MAX_RUN_SPAN: u64 = 1 << 32;
 
 fn tokens_kind(token_bytes: u8) -> Kind {
     if token_bytes == 2 { Kind::ListU16 } else { Kind::ListU32 }
 }
 
-/// Columns of a segment.
-pub fn segment_columns(token_bytes: u8, store_text: bool, scores: &[String]) -> Vec<ColumnSpec> {
+/// Row numbers below `rows`.
+fn order_kind(settings: &PoolSettings, rows: u64) -> Kind {
+    let is_narrow = settings.has_compact_orders() && rows <= 1 << 16;
+    if is_narrow { Kind::U16 } else { Kind::U32 }
+}
+
+/// Columns of a segment with so many rows.
+pub fn segment_columns(settings: &PoolSettings, scores: &[String], rows: u64) -> Vec<ColumnSpec> {
+    let &PoolSettings { token_bytes, store_text, .. } = settings;
     let mut columns = vec![
         ("prompt", Kind::U32),
         ("completion", tokens_kind(token_bytes)),
@@ -88,7 +101,8 @@ pub fn segment_columns(token_bytes: u8, store_text: bool, scores: &[String]) -> 
     }
     let fixed = columns.into_iter().map(|(name, kind)| (name.to_owned(), kind));
     let scores = scores.iter().flat_map(|name| {
-        [(format!("score:{name}"), Kind::F32), (format!("order:{name}"), Kind::U32)]
+        let order = order_kind(settings, rows);
+        [(format!("score:{name}"), Kind::F32), (format!("order:{name}"), order)]
     });
     fixed.chain(scores).collect()
 }
@@ -109,20 +123,38 @@ pub fn prompt_columns(token_bytes: u8) -> Vec<ColumnSpec> {
 }
 
 /// Columns of a merged run.
-pub fn run_columns() -> Vec<ColumnSpec> {
+pub fn run_columns(settings: &PoolSettings) -> Vec<ColumnSpec> {
+    if settings.has_compact_orders() {
+        return vec![("entry".to_owned(), Kind::U64)];
+    }
     vec![("key".to_owned(), Kind::U32), ("id".to_owned(), Kind::U64)]
 }
 
 /// Columns of a file of scores: the values, and the row numbers, best first.
-pub fn score_columns() -> Vec<ColumnSpec> {
-    vec![("score".to_owned(), Kind::F32), ("order".to_owned(), Kind::U32)]
+pub fn score_columns(settings: &PoolSettings, rows: u64) -> Vec<ColumnSpec> {
+    vec![("score".to_owned(), Kind::F32), ("order".to_owned(), order_kind(settings, rows))]
 }
 
 /// The bytes of a file of scores.
-pub fn encode_scores(name: String, scores: &[f32], order: Vec<u32>) -> (Vec<u8>, FileEntry) {
+pub fn encode_scores(
+    name: String,
+    settings: &PoolSettings,
+    scores: &[f32],
+    order: Vec<u32>,
+) -> (Vec<u8>, FileEntry) {
+    let columns = score_columns(settings, scores.len() as u64);
     let arrays: Vec<ArrayRef> =
-        vec![Arc::new(Float32Array::from(scores.to_vec())), Arc::new(UInt32Array::from(order))];
-    encode(name, &score_columns(), arrays)
+        vec![Arc::new(Float32Array::from(scores.to_vec())), order_array(columns[1].1, order)];
+    encode(name, &columns, arrays)
+}
+
+fn order_array(kind: Kind, order: Vec<u32>) -> ArrayRef {
+    if kind == Kind::U16 {
+        let narrow = order.into_iter().map(|row| row as u16);
+        Arc::new(UInt16Array::from_iter_values(narrow))
+    } else {
+        Arc::new(UInt32Array::from(order))
+    }
 }
 
 /// Values of a segment, N rows.
@@ -161,15 +193,16 @@ pub struct SegmentRows<'a> {
 /// The bytes of a segment.
 pub fn encode_segment(
     name: String,
-    token_bytes: u8,
+    settings: &PoolSettings,
     rows: SegmentRows<'_>,
 ) -> (Vec<u8>, FileEntry) {
     let names: Vec<String> = rows.scores.iter().map(|(name, _, _)| (*name).to_owned()).collect();
-    let columns = segment_columns(token_bytes, rows.texts.is_some(), &names);
+    let columns = segment_columns(settings, &names, rows.prompts.len() as u64);
+    let order_kind = order_kind(settings, rows.prompts.len() as u64);
     let floats = |values: &[f32]| -> ArrayRef { Arc::new(Float32Array::from(values.to_vec())) };
     let mut arrays: Vec<ArrayRef> = vec![
         Arc::new(UInt32Array::from(rows.prompts)),
-        token_lists(token_bytes, rows.tokens, rows.offsets),
+        token_lists(settings.token_bytes, rows.tokens, rows.offsets),
         Arc::new(UInt8Array::from(rows.finish.to_vec())),
         Arc::new(UInt32Array::from(rows.round)),
         Arc::new(UInt32Array::from(rows.chunk)),
@@ -185,7 +218,7 @@ pub fn encode_segment(
     }
     for (_, values, order) in rows.scores {
         arrays.push(floats(values));
-        arrays.push(Arc::new(UInt32Array::from(order)));
+        arrays.push(order_array(order_kind, order));
     }
     encode(name, &columns, arrays)
 }
@@ -225,11 +258,21 @@ pub fn encode_prompts(
     encode(name, &prompt_columns(token_bytes), arrays)
 }
 
-/// The bytes of a merged run.
-pub fn encode_run(name: String, keys: Vec<u32>, ids: Vec<u64>) -> (Vec<u8>, FileEntry) {
-    let arrays: Vec<ArrayRef> =
-        vec![Arc::new(UInt32Array::from(keys)), Arc::new(UInt64Array::from(ids))];
-    encode(name, &run_columns(), arrays)
+/// The bytes of a merged run of samples from `first` on, fewer than [`MAX_RUN_SPAN`].
+pub fn encode_run(
+    name: String,
+    settings: &PoolSettings,
+    first: u64,
+    keys: Vec<u32>,
+    ids: Vec<u64>,
+) -> (Vec<u8>, FileEntry) {
+    let arrays: Vec<ArrayRef> = if settings.has_compact_orders() {
+        let entry = |(key, id)| u64::from(key) << 32 | (id - first);
+        vec![Arc::new(UInt64Array::from_iter_values(keys.into_iter().zip(ids).map(entry)))]
+    } else {
+        vec![Arc::new(UInt32Array::from(keys)), Arc::new(UInt64Array::from(ids))]
+    };
+    encode(name, &run_columns(settings), arrays)
 }
 
 fn token_lists(token_bytes: u8, tokens: &[u32], offsets: Vec<i32>) -> ArrayRef {

@@ -11,7 +11,7 @@ use bytemuck::Pod;
 use rayon::prelude::*;
 
 use crate::checksum::{Digest256, hex};
-use crate::datafile::{DataFile, FileEntry, LazyFile};
+use crate::datafile::{DataFile, FileEntry, Kind, LazyFile};
 use crate::error::{PoolError, Result};
 use crate::format::PoolSettings;
 use crate::manifest::{
@@ -57,8 +57,7 @@ impl Segment {
     /// `Corrupted`, `Io`.
     #[inline(always)]
     pub fn open(&self, home: &Home) -> Result<&DataFile> {
-        let PoolSettings { token_bytes, store_text, .. } = home.settings;
-        let columns = || segment_columns(token_bytes, store_text, &self.entry.scores);
+        let columns = || segment_columns(&home.settings, &self.entry.scores, self.entry.count);
         self.file.get(&*home.storage, columns, self.entry.count)
     }
 }
@@ -127,7 +126,8 @@ impl Extent {
                 (segment.open(home)?, score_position(home.settings.store_text, *index))
             }
             ExtentPlace::File(file) => {
-                (file.get(&*home.storage, score_columns, self.entry.count)?, 0)
+                let columns = || score_columns(&home.settings, self.entry.count);
+                (file.get(&*home.storage, columns, self.entry.count)?, 0)
             }
         })
     }
@@ -164,14 +164,42 @@ impl Extent {
         Ok(())
     }
 
+    /// The row number at a rank.
+    ///
+    /// # Errors
+    /// `Corrupted`, `Io`; `Corrupted` if there is no such row.
+    #[inline(always)]
+    pub fn row(&self, home: &Home, rank: usize) -> Result<usize> {
+        let (file, position) = self.open(home)?;
+        let row = if file.kind(position + 1) == Kind::U16 {
+            usize::from(file.value::<u16>(position + 1, rank)?)
+        } else {
+            file.value::<u32>(position + 1, rank)? as usize
+        };
+        if row < self.count() { Ok(row) } else { Err(self.no_row(row)) }
+    }
+
     /// Row numbers, best first.
     ///
     /// # Errors
-    /// `Corrupted`, `Io`.
-    #[inline(always)]
-    pub fn order<'a>(&'a self, home: &Home, ranks: Range<usize>) -> Result<&'a [u32]> {
+    /// `Corrupted`, `Io`; `Corrupted` if there is no such row.
+    pub fn order(&self, home: &Home, ranks: Range<usize>) -> Result<Vec<u32>> {
         let (file, position) = self.open(home)?;
-        file.values(position + 1, ranks)
+        let order: Vec<u32> = if file.kind(position + 1) == Kind::U16 {
+            file.values::<u16>(position + 1, ranks)?.iter().map(|&row| u32::from(row)).collect()
+        } else {
+            file.values(position + 1, ranks)?.to_vec()
+        };
+        match order.iter().find(|&&row| row as usize >= self.count()) {
+            None => Ok(order),
+            Some(&row) => Err(self.no_row(row as usize)),
+        }
+    }
+
+    #[cold]
+    fn no_row(&self, row: usize) -> PoolError {
+        let what = format!("an order names row {row}, which is not there");
+        PoolError::corrupted(self.file_name(), 0, what)
     }
 
     /// Whether the scores lie in the segment of their samples.
@@ -221,7 +249,15 @@ impl Run {
     /// `Corrupted`, `Io`.
     #[inline(always)]
     pub fn open_merged<'a>(&self, home: &Home, file: &'a LazyFile) -> Result<&'a DataFile> {
-        file.get(&*home.storage, run_columns, self.entry.entries)
+        file.get(&*home.storage, || run_columns(&home.settings), self.entry.entries)
+    }
+
+    /// Its samples have no smaller ids.
+    pub fn first(&self) -> u64 {
+        match &self.place {
+            RunPlace::Extent(extent) => extent.first(),
+            RunPlace::Merged(_) => self.entry.first,
+        }
     }
 }
 
@@ -292,7 +328,8 @@ impl Column {
         let (first, scored) = (extent.first(), extent.entry.scored);
         self.push_extent(extent)?;
         if scored > 0 {
-            let entry = RunEntry { level: 0, entries: scored, source: RunSource::Extent(first) };
+            let source = RunSource::Extent(first);
+            let entry = RunEntry { level: 0, entries: scored, first: 0, source };
             let run = self.run(Arc::new(entry))?;
             self.runs.push(run);
         }

@@ -11,11 +11,10 @@ use crate::manifest::{
     Chain, ColumnCut, ColumnState, Commit, ExtentEntry, Kind, MergeEntry, PromptEntry, RunEntry,
     RunSource, ScoreChange, SegmentEntry, State, Upkeep, decode_head, read_chain,
 };
-use crate::ranking::{score_key, tie_hash};
+use crate::ranking::{OwnRun, merge_runs, score_key, tie_hash};
 use crate::recovery::recover;
 use crate::segment::{
-    Tokens, column, prompt_column, prompt_columns, run_column, run_columns, score_columns,
-    segment_columns,
+    Tokens, column, prompt_column, prompt_columns, run_columns, score_columns, segment_columns,
 };
 use crate::snapshot::{Column, RunPlace, Snapshot};
 use crate::storage::Storage;
@@ -160,7 +159,7 @@ fn check_logs(storage: &dyn Storage, oldest: u64, report: &mut Report) -> Result
 }
 
 fn named_segment(entry: &SegmentEntry, settings: &PoolSettings) -> Named {
-    let columns = segment_columns(settings.token_bytes, settings.store_text, &entry.scores);
+    let columns = segment_columns(settings, &entry.scores, entry.count);
     (entry.file.clone(), entry.count, columns)
 }
 
@@ -172,7 +171,7 @@ fn collect_state(state: &State, named: &mut Vec<Named>) {
     named.extend(state.segments.iter().map(|segment| named_segment(segment, &state.pool)));
     named.extend(state.prompts.iter().map(|prompts| named_prompts(prompts, &state.pool)));
     for column in state.columns.iter().chain(&state.drafts) {
-        collect_column(column, named);
+        collect_column(column, &state.pool, named);
     }
 }
 
@@ -191,14 +190,17 @@ fn collect_named(chain: &Chain<'_>, oldest: u64, named: &mut Vec<Named>) {
                 if let Ok(commit) = serde_json::from_slice::<Commit>(record.payload) {
                     named.push(named_segment(&commit.segment, settings));
                     named.extend(commit.prompts.iter().map(|p| named_prompts(p, settings)));
-                    commit.scores.iter().for_each(|score| collect_merges(&score.merges, named));
+                    commit
+                        .scores
+                        .iter()
+                        .for_each(|score| collect_merges(&score.merges, settings, named));
                 }
             }
             Kind::Upkeep => match serde_json::from_slice(record.payload) {
                 Ok(Upkeep::MergeSegments { segment, columns, .. }) => {
                     named.push(named_segment(&segment, settings));
                     for column in &columns {
-                        collect_merges(&column.merges, named);
+                        collect_merges(&column.merges, settings, named);
                     }
                 }
                 Ok(Upkeep::MergePrompts { prompts, .. }) => {
@@ -208,10 +210,10 @@ fn collect_named(chain: &Chain<'_>, oldest: u64, named: &mut Vec<Named>) {
                     named.extend(segment.iter().map(|segment| named_segment(segment, settings)));
                     for ColumnCut { extent, run, .. } in columns.into_iter().chain(drafts) {
                         if let Some(extent) = extent {
-                            collect_extent(&extent, named);
+                            collect_extent(&extent, settings, named);
                         }
                         if let Some(run) = run {
-                            collect_run(&run, named);
+                            collect_run(&run, settings, named);
                         }
                     }
                 }
@@ -221,38 +223,38 @@ fn collect_named(chain: &Chain<'_>, oldest: u64, named: &mut Vec<Named>) {
                 if let Ok(ScoreChange::Draft { extent, merges, .. }) =
                     serde_json::from_slice(record.payload)
                 {
-                    collect_extent(&extent, named);
-                    collect_merges(&merges, named);
+                    collect_extent(&extent, settings, named);
+                    collect_merges(&merges, settings, named);
                 }
             }
         }
     }
 }
 
-fn collect_column(column: &ColumnState, named: &mut Vec<Named>) {
+fn collect_column(column: &ColumnState, settings: &PoolSettings, named: &mut Vec<Named>) {
     for run in &column.runs {
-        collect_run(run, named);
+        collect_run(run, settings, named);
     }
     for extent in &column.extents {
-        collect_extent(extent, named);
+        collect_extent(extent, settings, named);
     }
 }
 
-fn collect_extent(extent: &ExtentEntry, named: &mut Vec<Named>) {
+fn collect_extent(extent: &ExtentEntry, settings: &PoolSettings, named: &mut Vec<Named>) {
     if let Some(file) = &extent.file {
-        named.push((file.clone(), extent.count, score_columns()));
+        named.push((file.clone(), extent.count, score_columns(settings, extent.count)));
     }
 }
 
-fn collect_run(run: &RunEntry, named: &mut Vec<Named>) {
+fn collect_run(run: &RunEntry, settings: &PoolSettings, named: &mut Vec<Named>) {
     if let RunSource::File(file) = &run.source {
-        named.push((file.clone(), run.entries, run_columns()));
+        named.push((file.clone(), run.entries, run_columns(settings)));
     }
 }
 
-fn collect_merges(merges: &[MergeEntry], named: &mut Vec<Named>) {
+fn collect_merges(merges: &[MergeEntry], settings: &PoolSettings, named: &mut Vec<Named>) {
     for merge in merges {
-        collect_run(&merge.run, named);
+        collect_run(&merge.run, settings, named);
     }
 }
 
@@ -367,7 +369,12 @@ fn check_runs(
                 count(&file.entry, report);
                 run.open_merged(&snapshot.home, file).and_then(|file| {
                     file.check_all(|error| report.problems.push(error));
-                    check_merged(snapshot, column, file)
+                    check_merged(
+                        snapshot,
+                        column,
+                        file.name(),
+                        &merge_runs(snapshot, std::slice::from_ref(run), OwnRun::NONE)?,
+                    )
                 })
             }
         };
@@ -407,10 +414,13 @@ fn check_order(snapshot: &Snapshot, extent: &crate::snapshot::Extent, scored: us
     Ok(())
 }
 
-fn check_merged(snapshot: &Snapshot, column: &Column, file: &DataFile) -> Result<()> {
-    let wrong = |what: String| Err(PoolError::corrupted(file.name(), 0, what));
-    let keys: &[u32] = file.values(run_column::KEY, 0..file.rows())?;
-    let ids: &[u64] = file.values(run_column::ID, 0..file.rows())?;
+fn check_merged(
+    snapshot: &Snapshot,
+    column: &Column,
+    file: &str,
+    (keys, ids): &(Vec<u32>, Vec<u64>),
+) -> Result<()> {
+    let wrong = |what: String| Err(PoolError::corrupted(file, 0, what));
     let mut scores = vec![0.0; ids.len()];
     if ids.iter().any(|&id| snapshot.check_id(id).is_err()) {
         return wrong("a run names a sample that is not there".to_owned());

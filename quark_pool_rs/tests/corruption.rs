@@ -37,9 +37,10 @@ fn ranking(snapshot: &Arc<Snapshot>) -> Result<(Vec<i16>, Vec<u64>, Vec<u32>)> {
     for (quantile, count) in (0..).zip(quantization.counts()) {
         places.extend((0..count).map(|index| (quantile, index)));
     }
-    let mut ids = vec![0; places.len()];
-    quantization.ids_at(&places, &mut ids)?;
-    Ok((labels, ids, quantization.lower_bounds()?.into_iter().map(f32::to_bits).collect()))
+    let (mut ids, mut scores) = (vec![0; places.len()], vec![0.0; places.len()]);
+    quantization.samples_at(&places, &mut ids, &mut scores)?;
+    scores.extend(quantization.lower_bounds()?);
+    Ok((labels, ids, scores.into_iter().map(f32::to_bits).collect()))
 }
 
 struct Oracle {

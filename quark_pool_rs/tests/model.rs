@@ -7,19 +7,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::disk::Disk;
-use common::{Content, Owned, Step as Commit, TIE_SEED, create, reader, writer};
+use common::{Content, Owned, Step as Commit, TIE_SEED, create, create_version, reader, writer};
 use proptest::prelude::*;
 use quark_pool_rs::compaction::plan;
 use quark_pool_rs::describe::describe;
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
+use quark_pool_rs::format::FORMAT_VERSION;
 use quark_pool_rs::gather::gather;
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::quantization::Quantization;
 use quark_pool_rs::ranking::{RemainderRule, TieRule, tie_hash};
 use quark_pool_rs::retention::Limits;
 use quark_pool_rs::rng::mix64;
-use quark_pool_rs::sampler::{Sampler, SamplingMode, Settings};
+use quark_pool_rs::sampler::{Drawn, Sampler, SamplingMode, Settings};
 use quark_pool_rs::segment::column;
 use quark_pool_rs::verify::verify;
 
@@ -147,9 +148,10 @@ fn check_quantization(q: Quantization, expected: &[i16], scores: &[f32]) {
     let bounds = q.lower_bounds().unwrap();
     let q = Arc::new(q);
     for (label, &count) in q.counts().iter().enumerate() {
-        let mut members = vec![0; count as usize];
+        let (mut members, mut theirs) = (vec![0; count as usize], vec![0.0; count as usize]);
         let places: Vec<_> = (0..count).map(|i| (label as i16, i)).collect();
-        q.ids_at(&places, &mut members).unwrap();
+        q.samples_at(&places, &mut members, &mut theirs).unwrap();
+        assert!(members.iter().zip(theirs).all(|(&id, score)| scores[id as usize] == score));
         members.sort_unstable();
         let with = |id: &u64| expected[*id as usize] == label as i16;
         assert!(members.iter().eq(all.iter().filter(|id| with(id))));
@@ -162,13 +164,14 @@ fn check_quantization(q: Quantization, expected: &[i16], scores: &[f32]) {
             assert_eq!(ranked, 0);
             continue;
         };
-        let (ids, quantiles) = sampler.draw(5).unwrap();
+        let Drawn { ids, quantiles, scores: drawn } = sampler.draw(5).unwrap();
         assert!(ids.iter().zip(quantiles).all(|(&id, q)| expected[id as usize] == q));
+        assert!(ids.iter().zip(drawn).all(|(&id, score)| scores[id as usize] == score));
     }
     if ranked > 0 {
         let epoch =
             Sampler::new(q, Settings::new(ranked as usize, 3, SamplingMode::Shuffle)).unwrap();
-        let mut ids = epoch.draw(2).unwrap().0;
+        let mut ids = epoch.draw(2).unwrap().ids;
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len() as u64, ranked);
@@ -237,9 +240,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_pool_is_a_list_of_its_batches(steps in steps()) {
+    fn a_pool_is_a_list_of_its_batches(steps in steps(), version in 1..=FORMAT_VERSION) {
         let storage = Disk::default().storage();
-        let mut pool = create(&storage).unwrap();
+        let mut pool = create_version(&storage, version).unwrap();
         let mut commits: Vec<Commit> = Vec::new();
         let mut content = Content::default();
         let mut hashes = vec![pool.snapshot().hash()];

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -125,8 +125,7 @@ def test_packed_samples_are_the_padded_ones_without_padding(pools: Pair, ids: li
 def test_memory_that_does_not_do_is_refused(
     pools: Pair, changed: dict[str, Any], message: str
 ) -> None:
-    good = buffers()
-    bad = BatchBuffers(**{f.name: getattr(good, f.name) for f in fields(good)} | changed)
+    bad = replace(buffers(), **changed)
     sampler = pools[0].quantize(4).sampler(batch_size=16, seed=1)
     with pytest.raises(ValueError, match=message):
         sampler.batch(0, pad_id=0, out=bad)

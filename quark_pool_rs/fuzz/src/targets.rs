@@ -172,7 +172,8 @@ fn rank(snapshot: &Arc<Snapshot>, name: &str) -> Result<()> {
         let _ = cut.labels_of(&ids, &mut vec![0; ids.len()]);
         let filled = (0..).zip(cut.counts()).filter(|&(_, count)| count > 0);
         let places: Vec<_> = filled.map(|(quantile, count)| (quantile, count - 1)).collect();
-        let _ = cut.ids_at(&places, &mut vec![0; places.len()]);
+        let (mut ids, mut scores) = (vec![0; places.len()], vec![0.0; places.len()]);
+        let _ = cut.samples_at(&places, &mut ids, &mut scores);
         for mode in [SamplingMode::Stratified, SamplingMode::Shuffle] {
             if let Ok(sampler) = Sampler::new(cut.clone(), Settings::new(4, 3, mode)) {
                 let _ = sampler.draw(5);

@@ -8,10 +8,9 @@ use pyo3::prelude::*;
 
 use super::batch::{BufferArrays, GatheredArrays, PackedArrays, to_arrays, to_packed_arrays};
 use super::errors::detached;
-use crate::error::Result;
 use crate::gather::{Gathered, Packed, gather, pack};
 use crate::quantization::Quantization;
-use crate::sampler::{Sampler, SamplingMode, Settings};
+use crate::sampler::{Drawn, Sampler, SamplingMode, Settings};
 use crate::stream::Stream;
 
 /// A `quark.pool.native._SamplerSettings`.
@@ -72,8 +71,8 @@ impl PySampler {
     }
 
     fn draw<'py>(&self, py: Python<'py>, step: u64) -> PyResult<Draw<'py>> {
-        let (ids, quantiles) = detached(py, || self.0.draw(step))?;
-        Ok((PyArray1::from_vec(py, ids), PyArray1::from_vec(py, quantiles)))
+        let drawn = detached(py, || self.0.draw(step))?;
+        Ok((PyArray1::from_vec(py, drawn.ids), PyArray1::from_vec(py, drawn.quantiles)))
     }
 
     /// Batches from `start` on, padded if there is a `pad_id`, at most `depth` ahead of who asks.
@@ -87,7 +86,7 @@ impl PySampler {
     ) -> PyResult<PyStream> {
         let sampler = self.0.clone();
         let make = move |step| {
-            let rows = Rows::draw(&sampler, step)?;
+            let rows = sampler.draw(step)?;
             let snapshot = sampler.quantization().snapshot();
             let tokens = match pad_id {
                 Some(pad_id) => Tokens::Padded(gather(snapshot, &rows.ids, pad_id)?),
@@ -107,21 +106,21 @@ impl PySampler {
         pad_id: i64,
     ) -> PyResult<BatchOf<'py, GatheredArrays<'py>>> {
         let (rows, tokens) = detached(py, || {
-            let rows = Rows::draw(&self.0, step)?;
+            let rows = self.0.draw(step)?;
             let tokens = gather(self.0.quantization().snapshot(), &rows.ids, pad_id)?;
             Ok((rows, tokens))
         })?;
-        Ok(rows.into_arrays(py, to_arrays(py, tokens)?))
+        Ok(into_arrays(py, rows, to_arrays(py, tokens)?))
     }
 
     /// Packed.
     fn packed<'py>(&self, py: Python<'py>, step: u64) -> PyResult<BatchOf<'py, PackedArrays<'py>>> {
         let (rows, tokens) = detached(py, || {
-            let rows = Rows::draw(&self.0, step)?;
+            let rows = self.0.draw(step)?;
             let tokens = pack(self.0.quantization().snapshot(), &rows.ids)?;
             Ok((rows, tokens))
         })?;
-        Ok(rows.into_arrays(py, to_packed_arrays(py, tokens)))
+        Ok(into_arrays(py, rows, to_packed_arrays(py, tokens)))
     }
 
     /// In the caller's memory, padded if there is a `pad_id`: rows; widths, or numbers of token ids.
@@ -134,11 +133,11 @@ impl PySampler {
     ) -> PyResult<(usize, usize, usize)> {
         buffers.with(|mut buffers| {
             detached(py, || {
-                let (ids, quantiles) = self.0.draw(step)?;
-                let quantization = self.0.quantization();
-                let (prompts, completions) = buffers.fill(quantization.snapshot(), &ids, pad_id)?;
+                let Drawn { ids, quantiles, scores } = self.0.draw(step)?;
+                let snapshot = self.0.quantization().snapshot();
+                let (prompts, completions) = buffers.fill(snapshot, &ids, pad_id)?;
                 buffers.quantiles[..ids.len()].copy_from_slice(&quantiles);
-                quantization.scores_of(&ids, &mut buffers.scores[..ids.len()])?;
+                buffers.scores[..ids.len()].copy_from_slice(&scores);
                 Ok((ids.len(), prompts, completions))
             })
         })
@@ -147,7 +146,7 @@ impl PySampler {
 
 /// Batches that a thread prepares.
 #[pyclass(frozen, name = "Stream", module = "quark._pool_rs")]
-pub(super) struct PyStream(Mutex<Stream<(Rows, Tokens)>>);
+pub(super) struct PyStream(Mutex<Stream<(Drawn, Tokens)>>);
 
 #[pymethods]
 impl PyStream {
@@ -157,10 +156,10 @@ impl PyStream {
         let Some((rows, tokens)) = next else { return Ok(None) };
         Ok(Some(match tokens {
             Tokens::Padded(padded) => {
-                rows.into_arrays(py, to_arrays(py, padded)?).into_pyobject(py)?.into_any()
+                into_arrays(py, rows, to_arrays(py, padded)?).into_pyobject(py)?.into_any()
             }
             Tokens::Packed(packed) => {
-                rows.into_arrays(py, to_packed_arrays(py, packed)).into_pyobject(py)?.into_any()
+                into_arrays(py, rows, to_packed_arrays(py, packed)).into_pyobject(py)?.into_any()
             }
         }))
     }
@@ -177,23 +176,8 @@ enum Tokens {
     Packed(Packed),
 }
 
-/// What a batch holds besides tokens.
-struct Rows {
-    ids: Vec<u64>,
-    quantiles: Vec<i16>,
-    scores: Vec<f32>,
-}
-
-impl Rows {
-    fn draw(sampler: &Sampler, step: u64) -> Result<Self> {
-        let (ids, quantiles) = sampler.draw(step)?;
-        let mut scores = vec![0.0; ids.len()];
-        sampler.quantization().scores_of(&ids, &mut scores)?;
-        Ok(Self { ids, quantiles, scores })
-    }
-
-    fn into_arrays<Tokens>(self, py: Python<'_>, tokens: Tokens) -> BatchOf<'_, Tokens> {
-        let draw = (PyArray1::from_vec(py, self.ids), PyArray1::from_vec(py, self.quantiles));
-        (draw, tokens, PyArray1::from_vec(py, self.scores))
-    }
+fn into_arrays<Tokens>(py: Python<'_>, drawn: Drawn, tokens: Tokens) -> BatchOf<'_, Tokens> {
+    let Drawn { ids, quantiles, scores } = drawn;
+    let draw = (PyArray1::from_vec(py, ids), PyArray1::from_vec(py, quantiles));
+    (draw, tokens, PyArray1::from_vec(py, scores))
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use quark_pool_rs::compaction::plan;
 use quark_pool_rs::error::PoolError;
-use quark_pool_rs::format::PoolSettings;
+use quark_pool_rs::format::{FORMAT_VERSION, PoolSettings};
 use quark_pool_rs::pool::{Batch, OpenOptions, Pool};
 use quark_pool_rs::retention::Limits;
 use quark_pool_rs::rng::mix64;
@@ -26,7 +26,15 @@ pub fn settings() -> PoolSettings {
 }
 
 pub fn create(storage: &Arc<dyn Storage>) -> quark_pool_rs::error::Result<Pool> {
-    Pool::create(storage.clone(), &settings(), "pid 1")
+    create_version(storage, FORMAT_VERSION)
+}
+
+/// As a build of that format did.
+pub fn create_version(
+    storage: &Arc<dyn Storage>,
+    format: u32,
+) -> quark_pool_rs::error::Result<Pool> {
+    Pool::create(storage.clone(), &PoolSettings { format, ..settings() }, "pid 1")
 }
 
 pub fn writer(storage: &Arc<dyn Storage>) -> quark_pool_rs::error::Result<Pool> {

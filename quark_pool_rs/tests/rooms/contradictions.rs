@@ -10,6 +10,7 @@ use arrow_schema::{DataType, Field, Schema};
 use quark_pool_rs::checksum::{block_sums, sum64};
 use quark_pool_rs::datafile::{ColumnSpec, DataFile, FileEntry, Kind as Column, encode};
 use quark_pool_rs::error::PoolError;
+use quark_pool_rs::format::FORMAT_VERSION;
 use quark_pool_rs::gather::gather;
 use quark_pool_rs::manifest::{Kind, encode_head, encode_record, read_chain};
 use quark_pool_rs::pool::Pool;
@@ -24,7 +25,7 @@ use quark_pool_rs::verify::verify;
 use serde_json::{Value, json};
 
 use crate::common::disk::Disk;
-use crate::common::{Owned, Step, create, reader, writer};
+use crate::common::{Owned, Step, create, reader, settings, writer};
 
 /// What the last log of a pool says, and the pool's other files.
 #[derive(Clone)]
@@ -268,13 +269,13 @@ fn a_state_that_contradicts_itself_is_refused_with_why() {
         forged.is_refused(message);
     }
     for (pointer, value, found) in
-        [("/pool/format", json!(2), 2), ("/pool", json!({"format": 7}), 7)]
+        [("/pool/format", json!(0), 0), ("/pool", json!({"format": 7}), 7)]
     {
         let mut forged = state.clone();
         forged.set(0, pointer, value);
         let error = reader(&forged.storage()).map(drop).unwrap_err();
         assert!(
-            matches!(error, PoolError::Version { found: f, supported: 1 } if f == found),
+            matches!(error, PoolError::Version { found: f, supported: FORMAT_VERSION } if f == found),
             "{error}"
         );
         assert!(error.to_string().contains("use the quark that wrote it"), "{error}");
@@ -333,7 +334,8 @@ fn rank(pool: &Pool) -> Result<(), PoolError> {
         quantization.lower_bounds()?;
         for (label, count) in (0..).zip(quantization.counts()) {
             let places: Vec<_> = (0..count).map(|index| (label, index)).collect();
-            quantization.ids_at(&places, &mut vec![0; places.len()])?;
+            let (mut ids, mut scores) = (vec![0; places.len()], vec![0.0; places.len()]);
+            quantization.samples_at(&places, &mut ids, &mut scores)?;
         }
         Ok(())
     };
@@ -363,7 +365,7 @@ fn runs_in_any_order_give_a_ranking_or_an_error() {
         for code in 0..256_u32 {
             let mut forged = whole.clone();
             let order = [code & 3, code >> 2 & 3, code >> 4 & 3, code >> 6];
-            let (bytes, entry) = encode_scores(name.clone(), &scores, order.to_vec());
+            let (bytes, entry) = encode_scores(name.clone(), &settings(), &scores, order.to_vec());
             forged.replace(bytes, &entry);
             num_damaged += u32::from(ranked_or_damaged(&reader(&forged.storage()).unwrap()));
         }
@@ -385,7 +387,7 @@ fn an_order_that_is_none_of_its_scores_is_reported() {
     ];
     for (order, message) in cases {
         let mut forged = whole.clone();
-        let (bytes, entry) = encode_scores(name.clone(), &scores, order.to_vec());
+        let (bytes, entry) = encode_scores(name.clone(), &settings(), &scores, order.to_vec());
         forged.replace(bytes, &entry);
         match message {
             None => assert!(verify(&forged.storage()).unwrap().problems.is_empty()),
@@ -410,10 +412,10 @@ fn a_run_that_is_none_of_its_column_is_reported() {
     let (name, bytes) = whole.file("runs");
     let batch = FileReader::try_new(std::io::Cursor::new(bytes), None).unwrap().next().unwrap();
     let batch = batch.unwrap();
-    let keys: Vec<u32> =
-        batch.column(0).as_any().downcast_ref::<UInt32Array>().unwrap().values().to_vec();
-    let ids = batch.column(1).as_any().downcast_ref::<arrow_array::UInt64Array>().unwrap();
-    let ids = ids.values().to_vec();
+    let words = batch.column(0).as_any().downcast_ref::<arrow_array::UInt64Array>().unwrap();
+    let words = words.values().iter();
+    let (keys, ids): (Vec<u32>, Vec<u64>) =
+        words.map(|word| ((word >> 32) as u32, word & 0xffff_ffff)).unzip();
     let changes: [(&str, Option<&str>); 4] = [
         ("", None),
         ("swap", Some("of a run is not in order")),
@@ -433,7 +435,7 @@ fn a_run_that_is_none_of_its_column_is_reported() {
             _ => {}
         }
         let mut forged = whole.clone();
-        let (bytes, entry) = encode_run(name.clone(), keys, ids);
+        let (bytes, entry) = encode_run(name.clone(), &settings(), 0, keys, ids);
         forged.replace(bytes, &entry);
         match message {
             None => assert!(verify(&forged.storage()).unwrap().problems.is_empty()),
@@ -508,7 +510,7 @@ fn entry_of(snapshot: &Snapshot, name: &str) -> FileEntry {
 fn a_sample_that_names_what_is_not_there_is_reported_and_not_served() {
     let whole = Forged::of(&[Step::Append(Owned::numbered(0, 3))]);
     let (name, bytes) = whole.file("segments");
-    let columns = segment_columns(2, true, &["reward".to_owned()]);
+    let columns = segment_columns(&settings(), &["reward".to_owned()], 3);
     let cases = [
         (column::PROMPT, vec![0, 99, 1], "a sample names prompt 99 of 3"),
         (column::SETTINGS, vec![0, 7, 0], "row 1 names sampling settings 7"),

@@ -441,8 +441,9 @@ fn read_through(snapshot: &Arc<Snapshot>) -> Vec<Result<String, PoolError>> {
         let quantization = Quantization::new(snapshot.clone(), "reward", 1, hash, spread)?;
         let places: Vec<_> = (0..quantization.counts()[0]).map(|index| (0, index)).collect();
         let mut order = vec![0; places.len()];
-        quantization.ids_at(&places, &mut order)?;
-        Ok(format!("{order:?}"))
+        let mut scores = vec![0.0; places.len()];
+        quantization.samples_at(&places, &mut order, &mut scores)?;
+        Ok(format!("{order:?} {scores:?}"))
     };
     vec![
         values::<u32>(snapshot, column::PROMPT),

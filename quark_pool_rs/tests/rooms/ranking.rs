@@ -98,8 +98,9 @@ fn check(quantization: &Quantization, expected: &[i16], scores: &[f32], what: &s
     let bounds = quantization.lower_bounds().unwrap();
     for (label, &count) in quantization.counts().iter().enumerate() {
         let places: Vec<_> = (0..count).map(|index| (label as i16, index)).collect();
-        let mut ids = vec![0; places.len()];
-        quantization.ids_at(&places, &mut ids).unwrap();
+        let (mut ids, mut found) = (vec![0; places.len()], vec![0.0; places.len()]);
+        quantization.samples_at(&places, &mut ids, &mut found).unwrap();
+        assert!(ids.iter().zip(found).all(|(&id, score)| scores[id as usize] == score), "{what}");
         ids.sort_unstable();
         let members = all.iter().filter(|&&id| expected[id as usize] == label as i16);
         assert!(members.eq(&ids), "{what}: quantile {label}");

@@ -8,7 +8,7 @@ use quark_pool_rs::error::PoolError;
 use quark_pool_rs::quantization::Quantization;
 use quark_pool_rs::ranking::{RemainderRule, TieRule};
 use quark_pool_rs::rng::mix64;
-use quark_pool_rs::sampler::{Sampler, SamplingMode, Settings};
+use quark_pool_rs::sampler::{Drawn, Sampler, SamplingMode, Settings};
 
 use crate::common::disk::Disk;
 use crate::common::{Owned, create};
@@ -101,7 +101,7 @@ impl Known {
 fn all_of(sampler: &Sampler, steps: std::ops::Range<u64>) -> Vec<Draw> {
     steps
         .flat_map(|step| {
-            let (ids, quantiles) = sampler.draw(step).unwrap();
+            let Drawn { ids, quantiles, .. } = sampler.draw(step).unwrap();
             quantiles.into_iter().zip(ids).collect::<Vec<_>>()
         })
         .collect()
@@ -401,7 +401,7 @@ fn draws_with_replacement_are_uniform_over_quantiles_and_in_them() {
     }
     assert_eq!(sampler.num_batches(), None);
     assert_ne!(sampler.draw(0).unwrap(), sampler.draw(1).unwrap());
-    assert_eq!(sampler.draw(1 << 50).unwrap().0.len(), 1000);
+    assert_eq!(sampler.draw(1 << 50).unwrap().ids.len(), 1000);
 }
 
 #[test]
@@ -412,7 +412,7 @@ fn seeds_and_epochs_have_orders_of_their_own() {
         let sampler = known.sampler(&settings(mode, 1)).unwrap();
         let (first, second) = (sampler.draw(0).unwrap(), sampler.draw(1).unwrap());
         assert_ne!(first, second, "{mode:?}: every epoch has the same order");
-        assert_eq!(sorted(first.0.clone()), sorted(second.0));
+        assert_eq!(sorted(first.ids.clone()), sorted(second.ids));
         let other = known.sampler(&settings(mode, 2)).unwrap().draw(0).unwrap();
         assert_ne!(first, other, "{mode:?}: the seed decides nothing");
         assert_eq!(first, known.sampler(&settings(mode, 1)).unwrap().draw(0).unwrap());
@@ -433,7 +433,7 @@ fn short_batches_come_at_every_place_of_a_window() {
     let mut places = [0; 4];
     for window in 0..60 {
         let length = |step| {
-            let (ids, _) = sampler.draw(step).unwrap();
+            let Drawn { ids, .. } = sampler.draw(step).unwrap();
             ids.iter().map(|&id| known.lengths[id as usize]).sum::<usize>()
         };
         let lengths: Vec<usize> = (0..4).map(|i| length(4 * window + i)).collect();
