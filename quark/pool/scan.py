@@ -4,9 +4,9 @@ Columns have the names of ``quark.pool.base.Sample``, then ``key``, then the sco
 names (``score:<name>`` where one is called like another column). Scores and log-probabilities are null
 where there is none: a NaN would pass every ``>`` of polars and poison every mean.
 
-A query reads what it needs and no more. Ids, keys, rounds, chunks, policy steps and scores are known before
-a segment is read, so the parts of the predicate that speak of these alone decide which segments are; of
-those, only the columns that the query names.
+A query reads what it needs and no more. Ids, keys, rounds, chunks and scores are known before a segment is
+read, and policy steps from one sample of each append, so the parts of the predicate that speak of these alone
+decide which segments are; of those, only the columns that the query names.
 
 Damage is reported here too, never served. Numbers, texts and tokens are read by polars from the segment
 files, after the extension was asked for at least one row in every 4096-byte block that holds them, so that
@@ -297,8 +297,9 @@ def _kept(facts: pl.DataFrame, conditions: Sequence[pl.Expr], size: int) -> NDAr
     """Which rows fulfil all the conditions."""
     if not conditions:
         return np.ones(size, np.bool_)
-    fulfilled = facts.select(pl.all_horizontal(conditions).fill_null(False))
-    return fulfilled.to_series().to_numpy()
+    # Beside the facts, since a condition without a column, as polars makes of 1 = 1, has a height of one.
+    fulfilled = facts.with_columns(pl.all_horizontal(conditions).fill_null(False).alias(""))
+    return fulfilled.get_column("").to_numpy()
 
 
 def _narrowed(piece: _Piece, kept: NDArray[np.bool_], start: int) -> _Piece | None:

@@ -107,6 +107,8 @@ def queried(tmp_path_factory: pytest.TempPathFactory) -> tuple[NativePool, pl.Da
 
 _PREDICATES = st.sampled_from(
     [
+        pl.lit(value=True),
+        pl.lit(1) == 0,
         pl.col("id") > 7,
         pl.col("id").is_between(5, 21),
         pl.col("round") == 2,
@@ -332,3 +334,14 @@ def test_a_query_in_sql(path: Path) -> None:
     frame = looped(pool).filter(pl.col("reward") < 9)
     expected = frame.group_by("round").agg(n=pl.len(), best=pl.col("reward").max()).sort("round")
     assert_frame_equal(counted.collect(), expected, check_dtypes=False)
+
+
+@pytest.mark.parametrize(
+    "condition", ["1 = 1", "TRUE", "1 = 0", "reward > 0.5 AND 1 = 1", "1 = 1 OR round = 0"]
+)
+def test_a_condition_without_a_column_keeps_all_rows_or_none(path: Path, condition: str) -> None:
+    pool = varied(path)
+    query = f"SELECT id FROM pool WHERE {condition}"
+    ids = pl.SQLContext(pool=pool.scan()).execute(query).collect()
+    expected = pl.SQLContext(pool=looped(pool)).execute(query).collect()
+    assert_frame_equal(ids, expected, check_dtypes=False)
