@@ -260,10 +260,15 @@ impl Pool {
         let root = Path::new("");
         let disk = &*storage;
         let io = |action, path: &str| PoolError::io(action, disk.locate(Path::new(path)));
-        let ours = [LOCK, MANIFEST_DIR, SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR];
+        // What an unfinished creation leaves: samples are none of it, even where no log tells of them any more.
+        let data = [SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR];
+        let is_ours = |name: &str| [LOCK, MANIFEST_DIR].contains(&name) || data.contains(&name);
         let exists = || PoolError::Exists { path: disk.locate(root) };
-        if let Ok(entries) = disk.list(root)
-            && entries.iter().any(|entry| !ours.contains(&entry.name.as_str()))
+        let has = |directory: &str, is_other: &dyn Fn(&str) -> bool| {
+            let entries = disk.list(Path::new(directory)).unwrap_or_default();
+            entries.iter().any(|entry| is_other(&entry.name))
+        };
+        if has("", &|name| !is_ours(name)) || data.iter().any(|directory| has(directory, &|_| true))
         {
             return Err(exists());
         }

@@ -49,6 +49,27 @@ fn refusal<T>(result: Result<T>) -> String {
 }
 
 #[test]
+fn samples_that_no_log_tells_of_are_in_the_way_of_a_pool() {
+    let disk = Disk::default();
+    create(&disk.storage()).unwrap().append(&GOOD).unwrap();
+    let mut files = disk.files();
+    files.retain(|(path, _)| !path.starts_with("manifest") && !path.ends_with("HEAD"));
+    for kept in ["segments", "prompts"] {
+        let left: Vec<_> =
+            files.iter().filter(|(path, _)| path.starts_with(kept)).cloned().collect();
+        let disk = Disk::with_files(&left);
+        let error = create(&disk.storage()).map(drop).unwrap_err();
+        assert!(matches!(error, PoolError::Exists { .. }), "{error}");
+        assert_eq!(disk.files(), left);
+    }
+    // The remains of a creation are not.
+    let empty = Disk::default();
+    empty.storage().create_dir(Path::new("")).unwrap();
+    empty.storage().create_dir(Path::new("segments")).unwrap();
+    create(&empty.storage()).unwrap();
+}
+
+#[test]
 fn arrays_that_do_not_fit_together_are_refused_by_name() {
     let pool = create(&Disk::default().storage()).unwrap();
     let metadata = format!("{{\"long\":\"{}\"}}", "x".repeat(1 << 20));
