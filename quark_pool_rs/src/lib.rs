@@ -11,7 +11,9 @@
 //! ```text
 //! python                                      the binding, behind the feature `python`
 //! pool  fork  verify  describe                append, open | a second pool | offline check | statistics
+//! writer                                      data files, then the record that lists them
 //! compaction  retention                       one file of many small ones | which of the oldest may go
+//! interning  batch                            which prompts are there already | what an append brings
 //! sampler  stream                             which samples a batch holds | the next ones ahead
 //! aging  bucketing                            newer ones more often | batches of like length
 //! gather  schedule                            padded or packed batches | whose turn a slot is
@@ -26,6 +28,7 @@
 //! ```
 
 mod aging;
+pub mod batch;
 mod bucketing;
 pub mod checksum;
 pub mod compaction;
@@ -35,6 +38,7 @@ pub mod error;
 pub mod fork;
 pub mod format;
 pub mod gather;
+mod interning;
 pub mod manifest;
 pub mod mapping;
 pub mod pool;
@@ -54,3 +58,4 @@ pub mod snapshot;
 pub mod storage;
 pub mod stream;
 pub mod verify;
+mod writer;

@@ -4,9 +4,9 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadwriteArr
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 
+use crate::batch::Batch;
 use crate::error::Result;
 use crate::gather::{Gathered, ListsMut, Packed, Padding, TokensMut, check_room, locate};
-use crate::pool::Batch;
 use crate::snapshot::Snapshot;
 
 /// A batch to append, as `quark.pool.native` lays it out: contiguous arrays of the right types.

@@ -8,10 +8,11 @@ pub mod goals;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use quark_pool_rs::batch::Batch;
 use quark_pool_rs::compaction::plan;
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::format::{FORMAT_VERSION, PoolSettings};
-use quark_pool_rs::pool::{Batch, OpenOptions, Pool};
+use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::retention::Limits;
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::snapshot::{Sample, Snapshot};

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use quark_pool_rs::batch::Batch;
 use quark_pool_rs::checksum::sum64;
 use quark_pool_rs::error::{PoolError, Result};
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::format::PoolSettings;
 use quark_pool_rs::manifest::{Kind, decode_record, encode_record};
 use quark_pool_rs::mapping::Region;
-use quark_pool_rs::pool::{Batch, OpenOptions, Pool};
+use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::storage::{Entry, Lock, Output, Storage};
 use quark_pool_rs::verify::verify;
 

@@ -1,0 +1,185 @@
+//! What goes into a pool in one commit, and what is refused at the door.
+
+use crate::error::{PoolError, Result};
+use crate::format::{
+    MAX_COLUMN_BYTES, MAX_KEY_BYTES, PoolSettings, check_column_name, check_json_object,
+};
+use crate::processor::{self, Kernel};
+
+/// N samples to append in one commit; all slices that say [N] have the same length.
+#[derive(Debug, Clone)]
+pub struct Batch<'a> {
+    /// Idempotency key.
+    pub key: &'a str,
+    /// Token ids of the U prompts, one prompt after another.
+    pub prompt_tokens: &'a [u32],
+    /// [U + 1] where each prompt begins.
+    pub prompt_offsets: &'a [i64],
+    /// [U]
+    pub prompt_texts: &'a [&'a str],
+    /// [U] one JSON object each.
+    pub prompt_metadata: &'a [&'a str],
+    /// [N] index of each sample's prompt.
+    pub prompt_index: &'a [u32],
+    /// Token ids of the N completions, one completion after another.
+    pub completion_tokens: &'a [u32],
+    /// [N + 1] where each completion begins.
+    pub completion_offsets: &'a [i64],
+    /// [N] if the pool stores text.
+    pub completion_texts: Option<&'a [&'a str]>,
+    /// [N]
+    pub finish: &'a [u8],
+    /// For all samples.
+    pub round: u32,
+    /// For all samples.
+    pub chunk: u32,
+    /// For all samples.
+    pub policy_step: u32,
+    /// [N] -1 none.
+    pub reward_tokens: &'a [i16],
+    /// One JSON object for all samples.
+    pub settings: &'a str,
+    /// [N]
+    pub seeds: &'a [u64],
+    /// [N] NaN = not computed.
+    pub logprob_policy: &'a [f32],
+    /// [N] NaN = not computed.
+    pub logprob_reference: &'a [f32],
+    /// Name and [N] values, NaN = not scored.
+    pub scores: &'a [(&'a str, &'a [f32])],
+}
+
+impl Batch<'_> {
+    /// Refuse arrays that do not fit together, at the door.
+    pub(crate) fn check(&self, settings: &PoolSettings) -> Result<()> {
+        let refuse = |message: String| Err(PoolError::Invalid(message));
+        let n = self.prompt_index.len();
+        if self.key.is_empty() || self.key.len() > MAX_KEY_BYTES {
+            return refuse(format!(
+                "the key has {} bytes; a key has 1 to {MAX_KEY_BYTES}",
+                self.key.len()
+            ));
+        }
+        if n == 0 {
+            return refuse("the batch has no samples".to_owned());
+        }
+        if n > 1 << 31 {
+            return refuse(format!("the batch has {n} samples; at most 2^31 go into one append"));
+        }
+        let lengths = [
+            ("completion_offsets", self.completion_offsets.len().wrapping_sub(1)),
+            ("finish_reasons", self.finish.len()),
+            ("reward_tokens", self.reward_tokens.len()),
+            ("seeds", self.seeds.len()),
+            ("logprob_policy", self.logprob_policy.len()),
+            ("logprob_reference", self.logprob_reference.len()),
+            ("completion_texts", self.completion_texts.map_or(n, <[_]>::len)),
+        ];
+        for (name, len) in lengths {
+            if len != n {
+                return refuse(format!("{name} is for {len} samples, prompt_index for {n}"));
+            }
+        }
+        match (settings.store_text, self.completion_texts) {
+            (true, None) => {
+                return refuse("the pool stores text: completion_texts is missing".into());
+            }
+            (false, Some(_)) => {
+                return refuse("the pool stores no text: completion_texts must be None".into());
+            }
+            _ => {}
+        }
+
+        let num_prompts = self.prompt_texts.len();
+        if self.prompt_metadata.len() != num_prompts || self.prompt_offsets.len() != num_prompts + 1
+        {
+            return refuse(
+                "texts, metadata and tokens are for different numbers of prompts".into(),
+            );
+        }
+        if let Some((row, index)) =
+            self.prompt_index.iter().enumerate().find(|&(_, &i)| i as usize >= num_prompts)
+        {
+            return refuse(format!(
+                "prompt_index[{row}] is {index}, but there are {num_prompts} prompts"
+            ));
+        }
+        check_offsets("prompt tokens", self.prompt_offsets, self.prompt_tokens.len())?;
+        check_offsets("completion_offsets", self.completion_offsets, self.completion_tokens.len())?;
+        check_tokens("prompt", self.prompt_tokens, settings.vocab_size)?;
+        check_tokens("completion", self.completion_tokens, settings.vocab_size)?;
+        let bytes = |texts: &[&str]| texts.iter().map(|t| t.len()).sum::<usize>();
+        for (what, len) in [
+            ("prompt texts", bytes(self.prompt_texts)),
+            ("prompt metadata", bytes(self.prompt_metadata)),
+            ("completion texts", self.completion_texts.map_or(0, bytes)),
+        ] {
+            if len > MAX_COLUMN_BYTES {
+                return refuse(format!(
+                    "{what} have {len} bytes; at most 2^31 - 1 go into one append"
+                ));
+            }
+        }
+        for metadata in self.prompt_metadata {
+            // By far the most frequent value needs no parser.
+            if *metadata != "{}" {
+                check_json_object("a prompt's metadata", metadata)?;
+            }
+        }
+        check_json_object("settings", self.settings)?;
+
+        for (i, (name, values)) in self.scores.iter().enumerate() {
+            check_column_name(name)?;
+            if values.len() != n {
+                return refuse(format!(
+                    "score {name:?} has {} values for {n} samples",
+                    values.len()
+                ));
+            }
+            if self.scores[..i].iter().any(|(other, _)| other == name) {
+                return refuse(format!("score {name:?} is given twice"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_offsets(what: &str, offsets: &[i64], len: usize) -> Result<()> {
+    let fits = len <= MAX_COLUMN_BYTES
+        && offsets.first() == Some(&0)
+        && offsets.last() == Some(&(len as i64))
+        && offsets.is_sorted();
+    if fits {
+        Ok(())
+    } else {
+        Err(PoolError::invalid(format!(
+            "{what}: offsets begin at 0, never fall and end at the number of tokens, here {len} (at most 2^31 - 1)"
+        )))
+    }
+}
+
+/// The largest of some numbers; 0 of none.
+struct Largest<'a>(&'a [u32]);
+
+impl Kernel for Largest<'_> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn run(self) -> u32 {
+        self.0.iter().fold(0, |largest, &number| largest.max(number))
+    }
+}
+
+fn check_tokens(what: &str, tokens: &[u32], vocab_size: u32) -> Result<()> {
+    // The largest is found many at a time; where the wrong one is matters only if there is one.
+    if processor::run(Largest(tokens)) < vocab_size {
+        return Ok(());
+    }
+    match tokens.iter().position(|&id| id >= vocab_size) {
+        None => Ok(()),
+        Some(at) => Err(PoolError::invalid(format!(
+            "{what} token {at} has the id {}, outside the vocabulary of {vocab_size}",
+            tokens[at]
+        ))),
+    }
+}
