@@ -9,11 +9,12 @@ use crate::datafile::FileEntry;
 use crate::error::Result;
 use crate::format::{prompts_name, segment_name};
 use crate::manifest::{PromptEntry, SegmentEntry};
+use crate::parts::{Column, Extent, Run, RunPlace, Segment};
 use crate::ranking::sort_scores;
 use crate::segment::{
     PromptRow, SegmentRows, Tokens, column, encode_prompts, encode_segment, prompt_column,
 };
-use crate::snapshot::{Column, Extent, Run, RunPlace, Segment, Snapshot};
+use crate::snapshot::Snapshot;
 
 /// Larger files are not made: their rows are in memory once, and Arrow's offsets are i32.
 const MAX_BYTES: u64 = 1 << 30;

@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::snapshot::{Column, Snapshot};
+use crate::parts::Column;
+use crate::snapshot::Snapshot;
 
 /// What a snapshot holds.
 #[derive(Debug, Clone, PartialEq)]

@@ -19,7 +19,9 @@
 //! gather  schedule                            padded or packed batches | whose turn a slot is
 //! quantization  selection  ranking            quantiles | cuts of values | cuts of sorted runs
 //! recovery                                    from a directory to a snapshot
+//! lookup                                      samples, prompts and scores by id
 //! snapshot                                    what a reader sees
+//! parts                                       what that is made of
 //! segment  manifest                           columns | records
 //! datafile                                    an Arrow file with checksums
 //! storage                                     the only file-system room
@@ -39,8 +41,10 @@ pub mod fork;
 pub mod format;
 pub mod gather;
 mod interning;
+pub mod lookup;
 pub mod manifest;
 pub mod mapping;
+pub mod parts;
 pub mod pool;
 mod processor;
 #[cfg(feature = "python")]

@@ -16,9 +16,10 @@ use crate::format::{
     check_column_name, check_json_object, is_data_name, log_name, parse_log_name,
 };
 use crate::manifest::{Kind, ScoreChange, Upkeep, encode_head, encode_record};
+use crate::parts::{Column, Home};
 use crate::recovery::{needed_since, recover, tidy};
 use crate::retention::Limits;
-use crate::snapshot::{Column, Home, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::storage::Storage;
 use crate::writer::{NewFiles, Writer, lock, to_json};
 

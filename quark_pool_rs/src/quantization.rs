@@ -9,13 +9,14 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{PoolError, Result};
+use crate::parts::Column;
 use crate::processor::{self, Kernel};
 use crate::ranking::{
     Cut, LazyView, Piece, Quantile, RemainderRule, Runs, TieRule, key_score, score_key,
 };
 use crate::segment::column;
 use crate::selection::{count_ranked, cut_values, label_in_groups};
-use crate::snapshot::{Column, Snapshot};
+use crate::snapshot::Snapshot;
 
 /// Scores that are labelled at a time; their keys stay in the nearest cache.
 const CHUNK: usize = 1024;

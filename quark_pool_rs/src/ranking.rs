@@ -12,9 +12,10 @@ use rayon::prelude::*;
 
 use crate::error::{PoolError, Result};
 use crate::format::RUN_DIR;
+use crate::parts::{Home, Run, RunPlace};
 use crate::rng::hash;
 use crate::segment::{MAX_RUN_SPAN, run_column};
-use crate::snapshot::{Home, Run, RunPlace, Snapshot};
+use crate::snapshot::Snapshot;
 
 /// Runs of one level that become one of the next.
 const TIER: usize = 8;

@@ -18,7 +18,8 @@ use crate::format::{
 use crate::manifest::{
     Chain, Commit, Kind, Record, ScoreChange, State, Upkeep, decode_head, encode_head, read_chain,
 };
-use crate::snapshot::{Home, Snapshot};
+use crate::parts::Home;
+use crate::snapshot::Snapshot;
 use crate::storage::Storage;
 
 /// The log that the next commit goes to.

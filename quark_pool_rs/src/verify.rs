@@ -11,12 +11,13 @@ use crate::manifest::{
     Chain, ColumnCut, ColumnState, Commit, ExtentEntry, Kind, MergeEntry, PromptEntry, RunEntry,
     RunSource, ScoreChange, SegmentEntry, State, Upkeep, decode_head, read_chain,
 };
+use crate::parts::{Column, RunPlace};
 use crate::ranking::{OwnRun, merge_runs, score_key, tie_hash};
 use crate::recovery::recover;
 use crate::segment::{
     Tokens, column, prompt_column, prompt_columns, run_columns, score_columns, segment_columns,
 };
-use crate::snapshot::{Column, RunPlace, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::storage::Storage;
 
 /// What an offline check found.
@@ -384,7 +385,7 @@ fn check_runs(
     }
 }
 
-fn check_order(snapshot: &Snapshot, extent: &crate::snapshot::Extent, scored: usize) -> Result<()> {
+fn check_order(snapshot: &Snapshot, extent: &crate::parts::Extent, scored: usize) -> Result<()> {
     let home = &snapshot.home;
     let order = extent.order(home, 0..extent.count())?;
     let scores = extent.scores(home, 0..extent.count())?;

@@ -18,10 +18,11 @@ use crate::manifest::{
     ColumnCut, ColumnMerges, Commit, CommitScore, ExtentEntry, Kind, MergeEntry, PromptEntry,
     RunEntry, RunSource, ScoreChange, SegmentEntry, Upkeep, encode_head, encode_record,
 };
+use crate::parts::{Column, RunPlace};
 use crate::ranking::{OwnRun, merge_runs, plan_merge, sort_scores};
 use crate::recovery::LogEnd;
 use crate::segment::{SegmentRows, encode_prompts, encode_run, encode_scores, encode_segment};
-use crate::snapshot::{Column, RunPlace, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::storage::{Lock, Output, Storage};
 
 /// Who holds the lock, and the end of the log.

@@ -20,12 +20,13 @@ use crate::fork::fork;
 use crate::format::PoolSettings;
 use crate::gather::{gather, pack};
 use crate::manifest::AppendEntry;
+use crate::parts::Segment;
 use crate::pool::{OpenOptions, Pool};
 use crate::quantization::Quantization;
 use crate::ranking::{RemainderRule, TieRule};
 use crate::retention::Limits;
 use crate::segment::column;
-use crate::snapshot::{Segment, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::storage::{FileStorage, Storage};
 
 /// Generation, hash, number of samples.

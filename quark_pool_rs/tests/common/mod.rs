@@ -12,10 +12,11 @@ use quark_pool_rs::batch::Batch;
 use quark_pool_rs::compaction::plan;
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::format::{FORMAT_VERSION, PoolSettings};
+use quark_pool_rs::lookup::Sample;
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::retention::Limits;
 use quark_pool_rs::rng::mix64;
-use quark_pool_rs::snapshot::{Sample, Snapshot};
+use quark_pool_rs::snapshot::Snapshot;
 use quark_pool_rs::storage::Storage;
 
 pub const VOCAB: u32 = 500;
