@@ -11,6 +11,7 @@ import pytest
 from quark.cli.console import to_json
 from quark.pool.base import PromptRecord
 from quark.pool.native import NativePool
+from quark.run_directory import RunDirectory
 from quark.training.explain import explain
 from tests.cli.commands import quark, quark_process
 from tests.hostile_text import HOSTILE
@@ -120,3 +121,24 @@ def test_create_refuses_and_leaves_nothing(
     assert outcome.code == code, outcome.err
     assert says in outcome.err
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["full", "mine.txt"]
+
+
+def test_a_pool_by_another_name_is_still_the_pool_of_its_run(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.checkpoints.joinpath("step-00000001").mkdir(parents=True)
+    run.identity.write_text('{"run_id": "a"}')
+    state = run.checkpoints / "step-00000001" / "state.json"
+    state.write_text('{"pool": {"generation": 1}}')
+    with NativePool.create(run.pool, vocab_size=1000) as pool:
+        for number in range(3):
+            pool.append(make_batch(f"a{number}", {"reward": [1.0]}))
+    link = tmp_path / "link"
+    link.symlink_to(run.pool)
+    elsewhere = tmp_path / "elsewhere"
+    for name in (run.path, run.pool, link, run.path / ".." / "link"):
+        assert quark("pool", "gc", name).code == 2
+    run.pool.rename(elsewhere)
+    run.pool.symlink_to(elsewhere)
+    for name in (run.path, run.pool):
+        assert "--keep 4" in quark("pool", "gc", name).err
+    assert quark("pool", "gc", elsewhere).code == 0, "nothing there tells of the run"
