@@ -593,6 +593,11 @@ class NativePool:
     def draft_end(self, name: str) -> int | None:
         return self._pool.draft_end(name)
 
+    def draft_source(self, name: str) -> str | None:
+        if self._pool.draft_end(name) is None:
+            return None
+        return next(source for draft, source, _ in self._pool.info()["drafts"] if draft == name)
+
     def draft_scores(
         self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
     ) -> None:

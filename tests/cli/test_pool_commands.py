@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from quark.cli.console import to_json
@@ -142,3 +143,26 @@ def test_a_pool_by_another_name_is_still_the_pool_of_its_run(tmp_path: Path) -> 
     for name in (run.path, run.pool):
         assert "--keep 4" in quark("pool", "gc", name).err
     assert quark("pool", "gc", elsewhere).code == 0, "nothing there tells of the run"
+
+
+def test_rescore_says_what_is_in_the_way_before_it_scores(tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    assert quark("pool", "create", pool, "--vocab-size", "1000").code == 0
+    assert "no samples" in quark("pool", "rescore", pool, "length").err
+    with NativePool.open(pool, writable=True) as writer:
+        writer.append(make_batch("a", {"reward": [1.0] * 3}))
+        for first in range(3):
+            writer.draft_scores("reward", first, np.ones(1, np.float32), source='{"name": "other"}')
+    with NativePool.create(tmp_path / "silent", vocab_size=1000, store_text=False) as silent:
+        silent.append(make_batch("a", {"reward": [1.0]}, with_texts=False))
+    for arguments, says in (
+        ((pool, "length"), "--restart"),
+        ((pool, "length", "--as", "Bad Name"), "a-z 0-9"),
+        ((tmp_path / "silent", "length"), "no text"),
+    ):
+        refused = quark("pool", "rescore", *arguments)
+        assert refused.code == 2
+        assert says in " ".join(refused.err.split())
+        assert "of 3 samples" not in refused.err
+        assert "Traceback" not in refused.err
+    assert quark("pool", "rescore", pool, "length", "--restart").code == 0
