@@ -38,8 +38,11 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+MAX_QUANTILES = (1 << 15) - 1
+"""A label has 16 bits, -1 among them."""
+
 NumQuantiles = Annotated[
-    int, typer.Option("--num-quantiles", "-k", min=1, help="Cut into this many.")
+    int, typer.Option("--num-quantiles", "-k", min=1, max=MAX_QUANTILES, help="Cut into this many.")
 ]
 
 ScoreColumn = Annotated[str, typer.Option("--score", help="Score column to rank by.")]

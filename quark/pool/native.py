@@ -391,7 +391,11 @@ class NativePool:
         """
         generation = None if snapshot is None else _bounded("snapshot", snapshot, 64)
         holder = _holder() if writable else None
-        return cls(Path(path), _pool_rs.Pool.open(path, holder=holder, snapshot=generation))
+        try:
+            pool = _pool_rs.Pool.open(path, holder=holder, snapshot=generation)
+        except FileNotFoundError as error:
+            raise _no_pool(Path(path), error) from error
+        return cls(Path(path), pool)
 
     def fork(self, path: str | Path) -> Self:
         """Make another pool that holds what this handle shows, and open it for writing.
@@ -491,7 +495,10 @@ class NativePool:
         Raises:
             FileNotFoundError: There is no pool.
         """
-        generation, num_samples, num_files, num_bytes, problems = _pool_rs.verify(path)
+        try:
+            generation, num_samples, num_files, num_bytes, problems = _pool_rs.verify(path)
+        except FileNotFoundError as error:
+            raise _no_pool(Path(path), error) from error
         return VerifyReport(
             generation=generation,
             num_samples=num_samples,
@@ -926,6 +933,17 @@ def _bounded(name: str, value: int, bits: int) -> int:
     if not 0 <= value < 1 << bits:
         raise ValueError(f"{name} is {value}; it must be at least 0 and below 2**{bits}")
     return value
+
+
+def _no_pool(path: Path, error: FileNotFoundError) -> FileNotFoundError:
+    """``error``, saying what is at ``path`` in place of a pool."""
+    if error.errno is not None:  # a file inside of a pool, which it names
+        return error
+    if path.is_dir():
+        return FileNotFoundError(f"{path} is a directory, but not a pool")
+    if path.exists():
+        return FileNotFoundError(f"{path} is a file; a pool is a directory")
+    return FileNotFoundError(f"there is no pool at {path}")
 
 
 def _holder() -> str:

@@ -166,3 +166,56 @@ def test_rescore_says_what_is_in_the_way_before_it_scores(tmp_path: Path) -> Non
         assert "of 3 samples" not in refused.err
         assert "Traceback" not in refused.err
     assert quark("pool", "rescore", pool, "length", "--restart").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["head", "pool", "-k", "40000"], 2, "32767"),
+        (["stats", "pool", "-k", "40000"], 2, "32767"),
+        (["gc", "pool", "--keep", "9" * 20], 2, "--keep"),
+        (["retain", "pool", "--max-samples", "1" + "0" * 23], 2, "--max-samples"),
+        (["retain", "pool", "--max-rounds", "1" + "0" * 23], 2, "--max-rounds"),
+        (["create", "x" * 300, "--vocab-size", "9"], 4, "name too long"),
+        (["fork", "pool", "x" * 300], 4, "name too long"),
+        (["info", "nope"], 3, "there is no pool at nope"),
+        (["verify", "nope"], 3, "there is no pool at nope"),
+        (["query", "file", "SELECT 1"], 3, "file is a file; a pool is a directory"),
+        (["stats", "folder"], 3, "folder is a directory, but not a pool"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_named_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    with NativePool.create(tmp_path / "pool", vocab_size=1000) as pool:
+        pool.append(make_batch("a", {"reward": [1.0]}))
+    refused = quark("pool", *arguments)
+    assert refused.code == code
+    assert says in " ".join(refused.err.replace("│", "").split())
+    assert "Traceback" not in refused.err
+
+
+def test_the_largest_bounds_are_taken(tmp_path: Path) -> None:
+    with NativePool.create(tmp_path / "pool", vocab_size=1000) as pool:
+        pool.append(make_batch("a", {"reward": [1.0]}))
+    assert quark("pool", "head", tmp_path / "pool", "-k", "32767").code == 0
+    assert quark("pool", "gc", tmp_path / "pool", "--keep", str(2**63 - 1)).code == 0
+    for option in ("--max-samples", "--max-rounds"):
+        assert quark("pool", "retain", tmp_path / "pool", option, str(2**64 - 1)).code == 0
+
+
+def test_a_damaged_pool_is_forked_and_the_fork_is_as_large(tmp_path: Path) -> None:
+    with NativePool.create(tmp_path / "pool", vocab_size=1000) as pool:
+        pool.append(make_batch("a", {"reward": [1.0] * 3}))
+        num_bytes = pool.info().num_bytes
+        assert quark("pool", "gc", tmp_path / "pool", "--dry-run").code == 4, "a writer is there"
+    (segment,) = (tmp_path / "pool" / "segments").iterdir()
+    segment.write_bytes(bytes(segment.stat().st_size))
+    made = quark("pool", "fork", tmp_path / "pool", tmp_path / "fork", "--json")
+    assert made.code == 0, made.err
+    assert (made.json["bytes"], made.json["samples"]) == (num_bytes, 3)
+    assert "damaged" in quark("pool", "verify", tmp_path / "fork").out
