@@ -17,6 +17,7 @@ from quark.errors import (
     PoolError,
     PoolLockedError,
     PoolPoisonedError,
+    PoolSnapshotError,
     PoolVersionError,
     QuarkError,
     RewardError,
@@ -69,6 +70,7 @@ _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT})
 
 _WAYS_OUT: tuple[tuple[type[BaseException], str], ...] = (
     (PoolLockedError, "wait for the other process to finish; a new run can have another --run-dir"),
+    (PoolSnapshotError, "run the same command again: it reads the newest snapshot"),
     (PoolVersionError, "use a quark that knows this format"),
     (PoolPoisonedError, "look after the disk, then run the same command again"),
     (PoolCorruptedError, "`quark pool verify PATH` says what is damaged"),
