@@ -219,3 +219,41 @@ def test_a_damaged_pool_is_forked_and_the_fork_is_as_large(tmp_path: Path) -> No
     assert made.code == 0, made.err
     assert (made.json["bytes"], made.json["samples"]) == (num_bytes, 3)
     assert "damaged" in quark("pool", "verify", tmp_path / "fork").out
+
+
+@pytest.mark.parametrize("columns", [[], ["judge"]], ids=["none", "another"])
+def test_a_pool_without_a_reward_is_shown(tmp_path: Path, columns: list[str]) -> None:
+    path = tmp_path / "pool"
+    with NativePool.create(path, vocab_size=1000) as pool:
+        batch = make_batch("a", {"judge": [1.0, 2.0]})
+        pool.append(
+            dataclasses.replace(batch, scores={name: batch.scores[name] for name in columns})
+        )
+    head = quark("pool", "head", path, "--json")
+    assert head.code == 0, head.err
+    assert [(sample["id"], sample["quantile"]) for sample in head.json["samples"]] == [
+        (0, -1),
+        (1, -1),
+    ]
+    assert quark("pool", "head", path).code == 0
+    stats = quark("pool", "stats", path, "--json")
+    assert stats.code == 0, stats.err
+    assert (stats.json["samples"], stats.json["score"]) == (2, None)
+    assert list(stats.json["columns"]) == columns
+    assert stats.json["rounds"][0]["samples"] == 2
+    assert "no score reward" in quark("pool", "stats", path).out
+    for arguments in (["head", "--best"], ["head", "-q", "0"], ["stats", "--score", "nope"]):
+        refused = quark("pool", arguments[0], path, *arguments[1:])
+        assert (refused.code, "no score column" in refused.err) == (2, True)
+
+
+def test_infinite_scores_are_counted_without_a_warning(tmp_path: Path) -> None:
+    infinity = float("inf")
+    with NativePool.create(tmp_path / "pool", vocab_size=1000) as pool:
+        pool.append(make_batch("a", {"reward": [infinity, -infinity, float("nan"), 1.0]}))
+    stats = quark("pool", "stats", tmp_path / "pool", "--json").json
+    reward = stats["columns"]["reward"]
+    assert (reward["infinite"], reward["nan"], reward["median"]) == (2, 1, 1.0)
+    assert [reward[name] for name in ("mean", "std", "min", "max")] == [None] * 4
+    assert stats["rounds"][0]["mean"] is None
+    assert "inf" in quark("pool", "stats", tmp_path / "pool").out
