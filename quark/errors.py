@@ -56,5 +56,9 @@ class PoolLockedError(PoolError):
     """Another process holds the writer's lock; names it."""
 
 
+class PoolSnapshotError(PoolError):
+    """A collection has given up the snapshot that is read; names it, and the oldest that is left."""
+
+
 class PoolPoisonedError(PoolError):
     """A sync failed, so the writer's state is unknown: reopen the pool to continue."""

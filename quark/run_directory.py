@@ -64,9 +64,16 @@ class RunDirectory:
 
     @classmethod
     def around(cls, path: Path) -> RunDirectory:
-        """The run that ``path`` is, or is the pool of; it need not be one."""
-        outer = cls(path.absolute().parent)
-        return outer if outer.is_run() and outer.pool == path.absolute() else cls(path)
+        """The run that ``path`` is, or is the pool of, by whatever name; it need not be one."""
+        run = cls(path)
+        if run.is_run():
+            return run
+        # The link may be what leads to the pool, or lie in the run and lead out of it.
+        for parent in (path.resolve().parent, path.absolute().parent):
+            outer = cls(parent)
+            if outer.is_run() and outer.pool.resolve() == path.resolve():
+                return outer
+        return run
 
     def oldest_snapshot_needed(self) -> int | None:
         """The oldest pool snapshot from which a checkpoint goes on; None without checkpoints."""

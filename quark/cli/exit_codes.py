@@ -13,8 +13,12 @@ from quark.errors import (
     ConfigError,
     DataError,
     ModelError,
+    PoolCorruptedError,
     PoolError,
     PoolLockedError,
+    PoolPoisonedError,
+    PoolSnapshotError,
+    PoolVersionError,
     QuarkError,
     RewardError,
     RunDirectoryError,
@@ -65,8 +69,11 @@ _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT})
 """A disk that is full, failing, read-only or over quota."""
 
 _WAYS_OUT: tuple[tuple[type[BaseException], str], ...] = (
-    (PoolLockedError, "wait for the other process to finish, or use another --run-dir"),
-    (PoolError, "`quark pool verify PATH` says what is damaged"),
+    (PoolLockedError, "wait for the other process to finish; a new run can have another --run-dir"),
+    (PoolSnapshotError, "run the same command again: it reads the newest snapshot"),
+    (PoolVersionError, "use a quark that knows this format"),
+    (PoolPoisonedError, "look after the disk, then run the same command again"),
+    (PoolCorruptedError, "`quark pool verify PATH` says what is damaged"),
     (CheckpointError, "`--fresh --force` starts the run again from nothing"),
 )
 
@@ -75,7 +82,10 @@ def exit_code_of(error: BaseException) -> ExitCode:
     """The exit status for ``error``; ``UNEXPECTED`` for one that nobody raised on purpose."""
     if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
         return ExitCode.STATE
-    return next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.UNEXPECTED)
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.UNEXPECTED)
+    if code is ExitCode.UNEXPECTED and isinstance(error, OSError) and error.filename is not None:
+        return ExitCode.STATE  # the system refused a path, and its message names both
+    return code
 
 
 def way_out_of(error: BaseException) -> str | None:

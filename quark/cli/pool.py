@@ -38,11 +38,16 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+MAX_QUANTILES = (1 << 15) - 1
+"""A label has 16 bits, -1 among them."""
+
 NumQuantiles = Annotated[
-    int, typer.Option("--num-quantiles", "-k", min=1, help="Cut into this many.")
+    int, typer.Option("--num-quantiles", "-k", min=1, max=MAX_QUANTILES, help="Cut into this many.")
 ]
 
 ScoreColumn = Annotated[str, typer.Option("--score", help="Score column to rank by.")]
+DEFAULT_SCORE = "reward"
+"""Done without where nothing has to be ranked: a pool may have other scores, or none."""
 
 
 @app.command()
@@ -114,7 +119,7 @@ def head(
     best: Annotated[bool, typer.Option("--best", help="The highest scores first.")] = False,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Samples to show.")] = 10,
     num_quantiles: NumQuantiles = 5,
-    score: ScoreColumn = "reward",
+    score: ScoreColumn = DEFAULT_SCORE,
     as_json: JsonFlag = False,
 ) -> None:
     """Show samples: the first ones, the best ones, or those of one quantile.
@@ -132,8 +137,10 @@ def head(
     if quantile is not None and not 0 <= quantile < num_quantiles:
         raise typer.BadParameter(f"--quantile {quantile} is not in 0 .. {num_quantiles - 1}")
     with opened(path) as pool:
-        scores = column(pool, score)
-        labels = pool.quantize(num_quantiles, score=score).labels()
+        scores, labels = np.empty(0, np.float32), np.full(len(pool), -1)
+        if best or quantile is not None or is_ranked_by(pool, score):
+            scores = column(pool, score)
+            labels = pool.quantize(num_quantiles, score=score).labels()
         ids = np.arange(pool.num_removed, len(pool))
         if quantile is not None:
             ids = np.flatnonzero(labels == quantile)
@@ -182,10 +189,12 @@ def head(
 def stats(
     path: PoolPath,
     num_quantiles: NumQuantiles = 5,
-    score: ScoreColumn = "reward",
+    score: ScoreColumn = DEFAULT_SCORE,
     as_json: JsonFlag = False,
 ) -> None:
     """Show the scores: spread, ties, histogram, quantile cuts, means by round."""
+    import numpy as np
+
     from quark.cli.console import (
         bar,
         count,
@@ -200,10 +209,17 @@ def stats(
 
     with opened(path) as pool:
         removed = pool.num_removed
-        scores = column(pool, score)[removed:]
+        is_ranked = is_ranked_by(pool, score)
+        scores = (
+            column(pool, score)[removed:]
+            if is_ranked
+            else np.full(len(pool) - removed, np.nan, np.float32)
+        )
         columns = {name: describe(pool.scores(name)[removed:]) for name in pool.score_columns}
-        cuts = pool.quantize(num_quantiles, score=score)
-        counts, lower_bounds = cuts.counts.tolist(), cuts.lower_bounds.tolist()
+        counts, lower_bounds = [0] * num_quantiles, [math.nan] * num_quantiles
+        if is_ranked:
+            cuts = pool.quantize(num_quantiles, score=score)
+            counts, lower_bounds = cuts.counts.tolist(), cuts.lower_bounds.tolist()
         rounds = round_means(pool, scores)
     histogram = histogram_of(scores)
     if as_json:
@@ -212,7 +228,7 @@ def stats(
                 "samples": len(scores),
                 "removed": removed,
                 "columns": columns,
-                "score": score,
+                "score": score if is_ranked else None,
                 "quantile_counts": counts,
                 "quantile_lower_bounds": lower_bounds,
                 "histogram": [
@@ -234,24 +250,27 @@ def stats(
             prose(f"{row['tie_share']:.0%}"),
         )
     console.print(table)
-    most = max((num for _, _, num in histogram), default=0)
     console.print()
-    console.print(heading(f"Histogram of {score}"))
-    lines = grid("from", "to", "samples", "", right=(0, 1, 2))
-    for low, high, num in histogram:
-        cells = bar(num, 0, most, console.width - 40)
-        lines.add_row(
-            prose(number(low)), prose(number(high)), prose(count(num)), prose(cells, "cyan")
-        )
-    console.print(lines)
-    console.print()
-    console.print(heading(f"{num_quantiles} quantiles (0 lowest)"))
-    table = grid("quantile", "samples", "lowest " + score, right=(0, 1, 2))
-    for index in reversed(range(num_quantiles)):
-        table.add_row(
-            prose(str(index)), prose(count(counts[index])), prose(number(lower_bounds[index]))
-        )
-    console.print(table)
+    if is_ranked:
+        most = max((num for _, _, num in histogram), default=0)
+        console.print(heading(f"Histogram of {score}"))
+        lines = grid("from", "to", "samples", "", right=(0, 1, 2))
+        for low, high, num in histogram:
+            cells = bar(num, 0, most, console.width - 40)
+            lines.add_row(
+                prose(number(low)), prose(number(high)), prose(count(num)), prose(cells, "cyan")
+            )
+        console.print(lines)
+        console.print()
+        console.print(heading(f"{num_quantiles} quantiles (0 lowest)"))
+        table = grid("quantile", "samples", "lowest " + score, right=(0, 1, 2))
+        for index in reversed(range(num_quantiles)):
+            table.add_row(
+                prose(str(index)), prose(count(counts[index])), prose(number(lower_bounds[index]))
+            )
+        console.print(table)
+    else:
+        console.print(prose(f"no score {score}: --score NAME ranks by another", "yellow"))
     console.print()
     console.print(heading("By round"))
     table = grid("round", "samples", "mean", "", right=(0, 1, 2))
@@ -313,25 +332,41 @@ def column(pool: NativePool, name: str) -> NDArray[np.float32]:
     return pool.scores(name)
 
 
+def is_ranked_by(pool: NativePool, score: str) -> bool:
+    """Whether to rank by a column: not by the default one where the pool has no such, else yes."""
+    return score != DEFAULT_SCORE or score in pool.score_columns
+
+
 def describe(scores: NDArray[np.float32]) -> dict[str, float]:
-    """Spread of a score column; ``tie_share`` is the share of scored samples that share their score."""
+    """Spread of a score column; ``tie_share`` is the share of scored samples that share their score.
+
+    Mean and spread are NaN where infinite scores leave them without a value.
+    """
     import numpy as np
 
     scored = scores[~np.isnan(scores)].astype(np.float64)
     if scored.size == 0:
         empty = dict.fromkeys(("mean", "std", "min", "median", "max"), math.nan)
-        return {"samples": len(scores), **empty, "nan": len(scores), "tie_share": 0.0}
+        return {
+            "samples": len(scores),
+            **empty,
+            "nan": len(scores),
+            "infinite": 0,
+            "tie_share": 0.0,
+        }
     _, repeats = np.unique(scored, return_counts=True)
-    return {
-        "samples": len(scores),
-        "mean": float(scored.mean()),
-        "std": float(scored.std()),
-        "min": float(scored.min()),
-        "median": float(np.median(scored)),
-        "max": float(scored.max()),
-        "nan": len(scores) - scored.size,
-        "tie_share": float(repeats[repeats > 1].sum() / scored.size),
-    }
+    with np.errstate(invalid="ignore"):
+        return {
+            "samples": len(scores),
+            "mean": float(scored.mean()),
+            "std": float(scored.std()),
+            "min": float(scored.min()),
+            "median": float(np.median(scored)),
+            "max": float(scored.max()),
+            "nan": len(scores) - scored.size,
+            "infinite": int(np.isinf(scored).sum()),
+            "tie_share": float(repeats[repeats > 1].sum() / scored.size),
+        }
 
 
 def histogram_of(scores: NDArray[np.float32], bins: int = 12) -> list[tuple[float, float, int]]:
@@ -360,6 +395,7 @@ def round_means(pool: NativePool, scores: NDArray[np.float32]) -> list[dict[str,
     for index in np.unique(of_sample).tolist():
         of_round = scores[of_sample == index]
         scored = of_round[~np.isnan(of_round)].astype(np.float64)
-        mean = float(scored.mean()) if scored.size else math.nan
+        with np.errstate(invalid="ignore"):  # of both infinities there is no mean
+            mean = float(scored.mean()) if scored.size else math.nan
         rows.append({"round": index, "samples": len(of_round), "mean": mean})
     return rows

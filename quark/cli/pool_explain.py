@@ -82,6 +82,7 @@ def _plain(explanation: Explanation) -> dict[str, Any]:
         },
         "run": explanation.run,
         "rounds": [dataclasses.asdict(use) for use in explanation.rounds],
+        "rounds_unknown": explanation.num_rounds_unknown,
     }
 
 
@@ -124,7 +125,7 @@ def _show(explanation: Explanation) -> None:
         figures(
             [
                 ("round", f"{sample.round}, chunk {sample.chunk}"),
-                ("key", foreign(explanation.key or "not known: no run is known that made it")),
+                ("key", foreign(explanation.key)),
                 ("policy", f"after {count(sample.policy_step)} optimizer steps"),
                 ("reward token", token),
                 ("log-probability", f"{number(sample.logprob_policy)} nats under the policy"),
@@ -157,8 +158,12 @@ def _show(explanation: Explanation) -> None:
             prose("not known: the pool is not in a run directory, whose settings this needs")
         )
         return
-    if not explanation.rounds:
+    if explanation.num_rounds_unknown:
+        left_out = f"not known of {count(explanation.num_rounds_unknown)} of the rounds since it is there, whose snapshots are gone"
+        console.print(prose(left_out, "yellow"), soft_wrap=True)
+    elif not explanation.rounds:
         console.print(prose("nothing yet: no round of learning has begun since it is there"))
+    if not explanation.rounds:
         return
     table = grid("round", "samples", "quantile", "steps whose batch held it", right=(0, 1, 2))
     table.columns[3].no_wrap = False

@@ -47,17 +47,20 @@ def fork(
         except FileExistsError as err:
             raise ConfigError(f"{to} exists: give another name") from err
     with pool:
-        facts = pool.info()
+        uuid, generation = pool.settings.uuid, pool.snapshot.generation
+        num_samples = len(pool) - pool.num_removed
+    # Not from info(), which reads the scores: the fork is there now, damaged or not.
+    num_bytes = sum(file.stat().st_size for file in to.glob("*/*.arrow"))
     if as_json:
         print_json(
             {
-                "path": facts.path,
-                "uuid": facts.uuid,
-                "snapshot": facts.snapshot.generation,
-                "samples": facts.num_retained,
-                "bytes": facts.num_bytes,
+                "path": to,
+                "uuid": uuid,
+                "snapshot": generation,
+                "samples": num_samples,
+                "bytes": num_bytes,
             }
         )
         return
-    line = f"made {to}: {count(facts.num_retained)} samples, from snapshot {facts.snapshot.generation} on"
+    line = f"made {to}: {count(num_samples)} samples, from snapshot {generation} on"
     make_console().print(prose(line, "green"), soft_wrap=True)

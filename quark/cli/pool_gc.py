@@ -11,7 +11,9 @@ from quark.cli.pool_path import JsonFlag, PoolPath, pool_path
 
 def gc(
     path: PoolPath,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Snapshots to keep.")] = 1,
+    keep: Annotated[
+        int, typer.Option("--keep", min=1, max=(1 << 63) - 1, help="Snapshots to keep.")
+    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be removed.")
     ] = False,
@@ -58,9 +60,9 @@ def gc(
             }
         )
         return
-    done = "would remove" if dry_run else "removed"
+    done, be = ("would remove", "would be") if dry_run else ("removed", "is")
     line = (
         f"{done} {count(collected.num_files)} files, {size(collected.num_bytes)}; "
-        f"the oldest snapshot is {collected.oldest_generation}"
+        f"the oldest snapshot {be} {collected.oldest_generation}"
     )
     make_console().print(prose(line, "green"), soft_wrap=True)

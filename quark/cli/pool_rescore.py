@@ -51,6 +51,7 @@ def rescore(
 
     from quark.cli.console import count, figures, make_console, number, print_json, prose
     from quark.cli.reward import reward_config
+    from quark.errors import ConfigError
     from quark.pool.native import NativePool
     from quark.rewards.build import build_reward, reward_provenance
     from quark.rewards.scoring import score
@@ -76,16 +77,19 @@ def rescore(
         return outcome.scores
 
     with NativePool.open(pool_path(path), writable=True) as pool:
-        result = pool.rescore(
-            name,
-            scorer,
-            source=reward_provenance(function),
-            chunk_size=chunk_size,
-            restart=restart,
-            on_chunk=lambda done, total: progress.print(
-                prose(f"{count(done)} of {count(total)} samples", "dim")
-            ),
-        )
+        try:
+            result = pool.rescore(
+                name,
+                scorer,
+                source=reward_provenance(function),
+                chunk_size=chunk_size,
+                restart=restart,
+                on_chunk=lambda done, total: progress.print(
+                    prose(f"{count(done)} of {count(total)} samples", "dim")
+                ),
+            )
+        except ValueError as err:
+            raise ConfigError(str(err)) from err
         column = next(column for column in pool.info().score_columns if column.name == name)
         generation = pool.snapshot.generation
     if as_json:

@@ -12,10 +12,16 @@ from quark.cli.pool_path import JsonFlag, PoolPath, pool_path
 def retain(
     path: PoolPath,
     max_samples: Annotated[
-        int | None, typer.Option("--max-samples", min=1, help="Keep at most so many samples.")
+        int | None,
+        typer.Option(
+            "--max-samples", min=1, max=(1 << 64) - 1, help="Keep at most so many samples."
+        ),
     ] = None,
     max_rounds: Annotated[
-        int | None, typer.Option("--max-rounds", min=1, help="Keep the newest so many rounds.")
+        int | None,
+        typer.Option(
+            "--max-rounds", min=1, max=(1 << 64) - 1, help="Keep the newest so many rounds."
+        ),
     ] = None,
     before_round: Annotated[
         int | None,

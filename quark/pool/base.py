@@ -412,6 +412,10 @@ class SamplePool(Protocol):
         """Ids below this have scores in the unfinished draft of a column, or were removed; None without a draft."""
         ...
 
+    def draft_source(self, name: str) -> str | None:
+        """What makes the scores of a draft, as it was given; None without a draft."""
+        ...
+
     def draft_scores(
         self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
     ) -> None:

@@ -168,6 +168,9 @@ class MemoryPool:
     def draft_end(self, name: str) -> int | None:
         return len(self._drafts[name]) if name in self._drafts else None
 
+    def draft_source(self, name: str) -> str | None:
+        return self._sources.get(name)
+
     def draft_scores(
         self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
     ) -> None:

@@ -6,8 +6,10 @@ the child may read through it but not append.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import operator
 import os
 import socket
 import threading
@@ -15,14 +17,16 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quark import _pool_rs
+from quark.errors import PoolCorruptedError, PoolError, PoolSnapshotError
 from quark.pool.base import (
     RemainderRule,
     Retained,
@@ -45,6 +49,9 @@ _Number = TypeVar("_Number", bound=np.generic)
 _Batch = TypeVar("_Batch", bound=PoolBatch | PackedBatch)
 _Place = TypeVar("_Place")
 _Sizes = TypeVar("_Sizes")
+_Given = ParamSpec("_Given")
+_Read = TypeVar("_Read")
+_Rule = TypeVar("_Rule", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,19 +179,68 @@ class VerifyReport:
         return not self.problems
 
 
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What is read: a snapshot of the pool at a path."""
+
+    path: Path
+    generation: int
+
+    def check(self) -> None:
+        """Raise PoolSnapshotError where a collection has given the snapshot up."""
+        try:
+            newest = _pool_rs.Pool.open(self.path, holder=None, snapshot=None)
+        except (PoolError, OSError):
+            return
+        oldest = newest.oldest_generation
+        newest.close()
+        if self.generation < oldest:
+            raise PoolSnapshotError(
+                f"snapshot {self.generation} of {self.path} was given up by a collection, which left those from "
+                f"{oldest} on: refresh() the pool or open it anew"
+            )
+
+
+class _Reader(Protocol):
+    @property
+    def _origin(self) -> _Origin: ...
+
+
+_AnyReader = TypeVar("_AnyReader", bound=_Reader)
+
+
+def _reads(
+    read: Callable[Concatenate[_AnyReader, _Given], _Read],
+) -> Callable[Concatenate[_AnyReader, _Given], _Read]:
+    """Raise PoolSnapshotError where what is missing is not damaged but was collected."""
+
+    @functools.wraps(read)
+    def checked(self: _AnyReader, /, *args: _Given.args, **kwargs: _Given.kwargs) -> _Read:
+        try:
+            return read(self, *args, **kwargs)
+        except PoolCorruptedError:
+            self._origin.check()
+            raise
+
+    return checked
+
+
 class NativeSampler:
     """A stateless stream of minibatches; see ``quark.pool.base.Sampler``."""
 
-    def __init__(self, sampler: _pool_rs.Sampler) -> None:
+    def __init__(self, sampler: _pool_rs.Sampler, origin: _Origin) -> None:
         self._sampler = sampler
+        self._origin = origin
 
     @property
     def num_batches(self) -> int | None:
         return self._sampler.num_batches
 
+    @_reads
     def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
         return self._sampler.draw(_bounded("step", step, 64))
 
+    @_reads
     def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
         step = _bounded("step", step, 64)
         if out is not None:
@@ -192,6 +248,7 @@ class NativeSampler:
         (ids, quantiles), gathered, scores = self._sampler.batch(step, pad_id)
         return _pool_batch(ids, quantiles, gathered, scores)
 
+    @_reads
     def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
         step = _bounded("step", step, 64)
         if out is not None:
@@ -208,7 +265,7 @@ class NativeSampler:
         depth: int = 2,
         out: Sequence[BatchBuffers] = (),
     ) -> NativeStream[PoolBatch]:
-        return NativeStream(self._start(start, stop, pad_id, depth), _pool_batch, out)
+        return NativeStream(self._start(start, stop, pad_id, depth), _pool_batch, out, self._origin)
 
     def packed_stream(
         self,
@@ -218,7 +275,7 @@ class NativeSampler:
         depth: int = 2,
         out: Sequence[BatchBuffers] = (),
     ) -> NativeStream[PackedBatch]:
-        return NativeStream(self._start(start, stop, None, depth), _packed_batch, out)
+        return NativeStream(self._start(start, stop, None, depth), _packed_batch, out, self._origin)
 
     def _start(
         self, start: int, stop: int | None, pad_id: int | None, depth: int
@@ -240,14 +297,17 @@ class NativeStream(Generic[_Batch]):
         stream: _pool_rs.Stream,
         dress: Callable[[NDArray[np.uint64], NDArray[np.int16], Any, NDArray[np.float32]], _Batch],
         out: Sequence[BatchBuffers],
+        origin: _Origin,
     ) -> None:
         self._stream = stream
+        self._origin = origin
         self._dress = dress
         self._ring = itertools.cycle(out) if out else None
 
     def __iter__(self) -> Self:
         return self
 
+    @_reads
     def __next__(self) -> _Batch:
         prepared = self._stream.next()
         if prepared is None:
@@ -269,8 +329,11 @@ class NativeStream(Generic[_Batch]):
 class NativeQuantization:
     """The ranking of one snapshot, cut into quantiles; see ``quark.pool.base.Quantization``."""
 
-    def __init__(self, quantization: _pool_rs.Quantization, num_quantiles: int) -> None:
+    def __init__(
+        self, quantization: _pool_rs.Quantization, num_quantiles: int, origin: _Origin
+    ) -> None:
         self._quantization = quantization
+        self._origin = origin
         self._num_quantiles = num_quantiles
 
     @property
@@ -282,23 +345,29 @@ class NativeQuantization:
         return _snapshot(self._quantization.snapshot)
 
     @property
+    @_reads
     def counts(self) -> NDArray[np.int64]:
         return self._quantization.counts
 
     @property
+    @_reads
     def lower_bounds(self) -> NDArray[np.float32]:
         return self._quantization.lower_bounds
 
     @property
+    @_reads
     def num_unranked(self) -> int:
         return self._quantization.num_unranked
 
+    @_reads
     def labels(self) -> NDArray[np.int16]:
         return self._quantization.labels()
 
+    @_reads
     def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]:
         return self._quantization.labels_of(_array("ids", ids, np.uint64))
 
+    @_reads
     def sampler(
         self,
         *,
@@ -315,7 +384,7 @@ class NativeQuantization:
         settings = _SamplerSettings(
             batch_size=_bounded("batch_size", batch_size, 32),
             seed=_bounded("seed", seed, 64),
-            mode=mode.value,
+            mode=_rule("mode", mode, SamplingMode),
             quantiles=None if quantiles is None else list(quantiles),
             rank=_bounded("rank", rank, 32),
             world_size=_bounded("world_size", world_size, 32),
@@ -323,7 +392,7 @@ class NativeQuantization:
             max_uses=None if max_uses is None else _bounded("max_uses", max_uses, 32),
             bucket_window=_bounded("bucket_window", bucket_window, 32),
         )
-        return NativeSampler(self._quantization.sampler(settings))
+        return NativeSampler(self._quantization.sampler(settings), self._origin)
 
 
 class NativePool:
@@ -391,8 +460,13 @@ class NativePool:
         """
         generation = None if snapshot is None else _bounded("snapshot", snapshot, 64)
         holder = _holder() if writable else None
-        return cls(Path(path), _pool_rs.Pool.open(path, holder=holder, snapshot=generation))
+        try:
+            pool = _pool_rs.Pool.open(path, holder=holder, snapshot=generation)
+        except FileNotFoundError as error:
+            raise _no_pool(Path(path), error) from error
+        return cls(Path(path), pool)
 
+    @_reads
     def fork(self, path: str | Path) -> Self:
         """Make another pool that holds what this handle shows, and open it for writing.
 
@@ -407,6 +481,7 @@ class NativePool:
         Raises:
             FileExistsError: Something is at ``path``.
             PoolCorruptedError: A file of the snapshot is missing.
+            PoolSnapshotError: A collection has given the snapshot up.
             OSError: The disk refused; nothing is at ``path``.
         """
         self._pool.fork(Path(path).absolute(), uuid.uuid4().hex)
@@ -491,7 +566,10 @@ class NativePool:
         Raises:
             FileNotFoundError: There is no pool.
         """
-        generation, num_samples, num_files, num_bytes, problems = _pool_rs.verify(path)
+        try:
+            generation, num_samples, num_files, num_bytes, problems = _pool_rs.verify(path)
+        except FileNotFoundError as error:
+            raise _no_pool(Path(path), error) from error
         return VerifyReport(
             generation=generation,
             num_samples=num_samples,
@@ -503,12 +581,24 @@ class NativePool:
         )
 
     def reopen(self) -> Self:
-        """Another handle on the same snapshot, which only reads."""
-        return type(self).open(self._path, snapshot=self.snapshot.generation)
+        """Another handle on the same snapshot, which only reads.
+
+        Raises:
+            PoolSnapshotError: A collection has given the snapshot up.
+        """
+        try:
+            return type(self).open(self._path, snapshot=self.snapshot.generation)
+        except ValueError:
+            self._origin.check()
+            raise
 
     @property
     def path(self) -> Path:
         return self._path
+
+    @property
+    def _origin(self) -> _Origin:
+        return _Origin(self._path, self._pool.snapshot[0])
 
     @property
     def settings(self) -> PoolSettings:
@@ -593,6 +683,11 @@ class NativePool:
     def draft_end(self, name: str) -> int | None:
         return self._pool.draft_end(name)
 
+    def draft_source(self, name: str) -> str | None:
+        if self._pool.draft_end(name) is None:
+            return None
+        return next(source for draft, source, _ in self._pool.info()["drafts"] if draft == name)
+
     def draft_scores(
         self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
     ) -> None:
@@ -629,6 +724,7 @@ class NativePool:
             on_chunk=on_chunk,
         )
 
+    @_reads
     def quantize(
         self,
         num_quantiles: int,
@@ -640,14 +736,17 @@ class NativePool:
     ) -> NativeQuantization:
         count = _bounded("num_quantiles", num_quantiles, 32)
         scope = scope or Scope()
+        ties, remainder = _rule("ties", ties, TieRule), _rule("remainder", remainder, RemainderRule)
         if isinstance(score, str) and scope.is_everything:
-            quantization = self._pool.quantize(count, score, ties.value, remainder.value)
+            quantization = self._pool.quantize(count, score, ties, remainder)
         else:
             refuse_remainder(scope, remainder)
             quantization = self._pool.quantize_values(
-                count, self._values(score, scope), scope.per_prompt, ties.value, remainder.value
+                count, self._values(score, scope), scope.per_prompt, ties, remainder
             )
-        return NativeQuantization(quantization, count)
+        return NativeQuantization(
+            quantization, count, _Origin(self._path, quantization.snapshot[0])
+        )
 
     def _values(self, score: Score, scope: Scope) -> NDArray[np.float32]:
         """What to rank by; kept for the next cut of the same snapshot."""
@@ -660,19 +759,24 @@ class NativePool:
                 self._kept_values = kept
         return kept[1]
 
+    @_reads
     def column(self, name: str) -> NDArray[Any]:
         return self._pool.column(name)
 
+    @_reads
     def scores(self, name: str) -> NDArray[np.float32]:
         return self._pool.scores(name)
 
+    @_reads
     def samples(self, ids: Sequence[int]) -> list[Sample]:
         size = len(self)
+        ids = [operator.index(id) for id in ids]
         for id in ids:
             if not 0 <= id < size:
                 raise IndexError(f"sample {id} is not in the pool, which holds {size} samples")
-        return [Sample(**fields) for fields in self._pool.samples([int(id) for id in ids])]
+        return [Sample(**fields) for fields in self._pool.samples(ids)]
 
+    @_reads
     def gather(
         self, ids: NDArray[np.uint64], *, pad_id: int, out: BatchBuffers | None = None
     ) -> PoolBatch:
@@ -683,6 +787,7 @@ class NativePool:
             ids.copy(), _unranked(ids), self._pool.gather(ids, pad_id), _unscored(ids)
         )
 
+    @_reads
     def gather_packed(
         self, ids: NDArray[np.uint64], *, out: BatchBuffers | None = None
     ) -> PackedBatch:
@@ -696,11 +801,13 @@ class NativePool:
 
         Raises:
             PoolCorruptedError: The manifest is damaged. Damaged samples raise it when they are read.
+            PoolSnapshotError: A collection has given the snapshot up.
         """
         from quark.pool.scan import scan  # polars is slow to import and only this needs it
 
         return scan(self)
 
+    @_reads
     def info(self) -> PoolInfo:
         """Counts and statistics; one pass over the scores."""
         facts = self._pool.info()
@@ -917,10 +1024,29 @@ def _joined(
     return tokens, offsets
 
 
+def _rule(name: str, value: str, rules: type[_Rule]) -> _Rule:
+    """``value`` as one of ``rules``; ValueError naming them."""
+    try:
+        return rules(value)
+    except ValueError:
+        raise ValueError(f"{name} is {value!r}; there are {', '.join(rules)}") from None
+
+
 def _bounded(name: str, value: int, bits: int) -> int:
     if not 0 <= value < 1 << bits:
         raise ValueError(f"{name} is {value}; it must be at least 0 and below 2**{bits}")
     return value
+
+
+def _no_pool(path: Path, error: FileNotFoundError) -> FileNotFoundError:
+    """``error``, saying what is at ``path`` in place of a pool."""
+    if error.errno is not None:  # a file inside of a pool, which it names
+        return error
+    if path.is_dir():
+        return FileNotFoundError(f"{path} is a directory, but not a pool")
+    if path.exists():
+        return FileNotFoundError(f"{path} is a file; a pool is a directory")
+    return FileNotFoundError(f"there is no pool at {path}")
 
 
 def _holder() -> str:

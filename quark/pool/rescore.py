@@ -7,6 +7,7 @@ an interrupted re-scoring goes on where it stopped. The last commit switches the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -63,9 +64,13 @@ def rescore(
         on_chunk: told how many of how many samples are scored.
 
     Raises:
-        ValueError: an empty pool, no text and no ``decode``, a scorer that does not return one number per
-            completion, or a draft of another source.
+        ValueError: a name that no column can have, an empty pool, no text and no ``decode``, a draft of another
+            source, all before anything is scored; or a scorer that does not return one number per completion.
     """
+    if re.fullmatch(r"[a-z0-9_.-]{1,64}", name) is None:
+        raise ValueError(
+            f"a score column cannot be called {name!r}: a name has 1 to 64 of the characters a-z 0-9 _ . -"
+        )
     if len(pool) == 0:
         raise ValueError("the pool has no samples to score")
     if chunk_size < 1:
@@ -73,6 +78,12 @@ def rescore(
     if restart and pool.draft_end(name) is not None:
         pool.discard_scores(name)
     made_by = json.dumps(dict(source or {}), sort_keys=True, allow_nan=False)
+    drafted_by = pool.draft_source(name)
+    if drafted_by not in (None, made_by):
+        raise ValueError(
+            f"unfinished scores {name!r} are there, made by {drafted_by}: finish them with that, or discard them "
+            "(restart=True, --restart)"
+        )
     removed = pool.num_removed
     begin = pool.draft_end(name) or removed
     num_resumed, num_samples = begin - removed, len(pool) - removed
@@ -82,7 +93,10 @@ def rescore(
         texts = [sample.completion_text for sample in samples]
         if None in texts:
             if decode is None:
-                raise ValueError("the pool stores no text: give decode, which makes it from tokens")
+                raise ValueError(
+                    "the pool stores no text, which a reward reads: give rescore() in Python a decode, which makes it "
+                    "from tokens"
+                )
             texts = list(decode([sample.completion_tokens for sample in samples]))
         completions = [text or "" for text in texts]
         scores = np.asarray(scorer([s.prompt_text for s in samples], completions), dtype=np.float32)

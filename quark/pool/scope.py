@@ -167,10 +167,15 @@ def values_of(pool: Columns, score: Score, scope: Scope) -> NDArray[np.float32]:
 
     Raises:
         KeyError: a score column that is not there.
+        TypeError: ``score`` is neither a name nor a combination.
         ValueError: a ``where`` that is no condition on the columns that there are.
     """
     if isinstance(score, str):
         values = pool.scores(score)
+    elif not callable(getattr(score, "combine", None)):
+        raise TypeError(
+            f"score is {score!r}; it must be a column's name or a combination of columns"
+        )
     else:
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is no score, and so NaN
             combined = score.combine([pool.scores(name) for name in score.columns])

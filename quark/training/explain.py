@@ -6,7 +6,6 @@ of that ranking, the configuration, the seed and its number, so both are compute
 
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ from quark.config.schema import PoolSection, RunConfig
 from quark.errors import ConfigError, RunDirectoryError
 from quark.pool.base import Quantization, Sample, SamplePool, Snapshot
 from quark.pool.native import NativePool
+from quark.pool.segments import segments_of
 from quark.run_directory import RunDirectory
 from quark.training.draws import (
-    chunk_key,
+    REWARD_COLUMN,
     first_snapshot_with,
     quantize,
     round_sampler,
@@ -65,8 +65,8 @@ class Explanation:
     """Everything that is known about one sample."""
 
     sample: Sample
-    key: str | None
-    """Idempotency key of the chunk that brought it; None where no run is known that could have made it."""
+    key: str
+    """Idempotency key of the append that brought it."""
     snapshot: Snapshot
     """The pool that ``standings`` are of: the newest."""
     num_quantiles: int
@@ -75,7 +75,9 @@ class Explanation:
     run: Path | None
     """The run directory; None for a pool without one, and then there are no ``rounds``."""
     rounds: tuple[RoundUse, ...]
-    """Every round since the sample was there."""
+    """The rounds since the sample was there, but for those that are not known."""
+    num_rounds_unknown: int
+    """Rounds since the sample was there whose snapshot is gone, or cannot be told from a later one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,27 +108,32 @@ def explain(path: Path, sample_id: int, *, num_quantiles: int | None = None) -> 
                 f"the pool has no sample {sample_id}; it holds {len(pool)} samples, numbered from 0"
             )
         (sample,) = pool.samples([sample_id])
-        run_id = pool.info().metadata.get("run_id") if run is None else run.id
         cut = PoolSection() if run is None else run.config.pool
         if num_quantiles is not None:
             cut = cut.model_copy(update={"num_quantiles": num_quantiles})
+        appends = segments_of(pool)
+        rounds = (
+            ()
+            if run is None
+            else _rounds(pool, {append.round for append in appends}, sample_id, run)
+        )
+        known = tuple(use for use in rounds if use is not None)
         return Explanation(
             sample=sample,
-            key=_key_of(pool, sample, run_id) if isinstance(run_id, str) else None,
+            key=next(append.key for append in reversed(appends) if append.first <= sample_id),
             snapshot=pool.snapshot,
             num_quantiles=cut.num_quantiles,
             standings=tuple(_standing(pool, sample_id, cut, name) for name in pool.score_columns),
             run=None if run is None else run.directory.path,
-            rounds=() if run is None else _rounds(pool, sample_id, run),
+            rounds=known,
+            num_rounds_unknown=len(rounds) - len(known),
         )
 
 
 def _run_around(path: Path) -> _Run | None:
-    directory = RunDirectory(path)
+    directory = RunDirectory.around(path)
     if not directory.is_run():
-        directory = RunDirectory(path.resolve().parent)
-        if not directory.is_run() or directory.pool.resolve() != path.resolve():
-            return None
+        return None
     try:
         run_id = str(json.loads(directory.identity.read_bytes())["run_id"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
@@ -136,12 +143,6 @@ def _run_around(path: Path) -> _Run | None:
     except (OSError, ConfigError) as err:
         raise RunDirectoryError(f"{directory.config} cannot be read: {err}") from err
     return _Run(directory=directory, id=run_id, config=config)
-
-
-def _key_of(pool: SamplePool, sample: Sample, run_id: str) -> str | None:
-    key = chunk_key(run_id, sample.round, sample.chunk)
-    ids = pool.find(key)
-    return key if ids is not None and sample.id in ids else None
 
 
 def _standing(pool: SamplePool, sample_id: int, cut: PoolSection, column: str) -> Standing:
@@ -157,19 +158,22 @@ def _standing(pool: SamplePool, sample_id: int, cut: PoolSection, column: str) -
     )
 
 
-def _rounds(pool: SamplePool, sample_id: int, run: _Run) -> tuple[RoundUse, ...]:
+def _rounds(
+    pool: SamplePool, numbers: set[int], sample_id: int, run: _Run
+) -> tuple[RoundUse | None, ...]:
+    """The rounds among ``numbers`` that could draw the sample, None for one that cannot be recomputed.
+
+    A round that is no longer in the pool is not asked for: it was over before the sample came.
+    """
     num_steps = num_steps_logged(run.directory.metrics)
-    uses = []
-    for round in itertools.count():
+    uses: list[RoundUse | None] = []
+    for round in sorted(numbers):
         num_samples = samples_at(pool, run.id, run.config.run, round)
-        if num_samples is None:
-            break
-        if sample_id >= num_samples:
+        if num_samples is None or sample_id >= num_samples:
             continue
         with first_snapshot_with(run.directory.pool, num_samples) as then:
-            # The snapshot of that round is no longer there, or cannot be told from a later one.
-            is_oldest = then.snapshot.generation == then.oldest_generation
-            if len(then) != num_samples or (is_oldest and then.num_removed):
+            if not _ranks_as_at_first(then, num_samples, run.config.pool):
+                uses.append(None)
                 continue
             quantization = quantize(then, run.config.pool)
             steps = _steps_with(sample_id, quantization, run.config, round)
@@ -183,6 +187,21 @@ def _rounds(pool: SamplePool, sample_id: int, run: _Run) -> tuple[RoundUse, ...]
                 )
             )
     return tuple(uses)
+
+
+def _ranks_as_at_first(then: NativePool, num_samples: int, section: PoolSection) -> bool:
+    """Whether ``then`` ranks as the pool did when it first held ``num_samples`` samples."""
+    if len(then) != num_samples:
+        return False
+    if then.snapshot.generation > then.oldest_generation:
+        return True
+    # What was before the oldest snapshot is gone. It stands for that while nothing was removed and the scores are
+    # those that came with their samples.
+    return then.num_removed == 0 and all(
+        column.version == 1 and not column.source
+        for column in then.info().score_columns
+        if column.name == REWARD_COLUMN or section.where is not None
+    )
 
 
 def _steps_with(

@@ -13,8 +13,17 @@ import pytest
 
 import quark.errors
 from quark.cli.app import run
-from quark.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
-from quark.errors import ConfigError, PoolCorruptedError, QuarkError, RunDirectoryError
+from quark.cli.exit_codes import MEANINGS, ExitCode, exit_code_of, way_out_of
+from quark.errors import (
+    ConfigError,
+    PoolCorruptedError,
+    PoolError,
+    PoolLockedError,
+    PoolPoisonedError,
+    PoolVersionError,
+    QuarkError,
+    RunDirectoryError,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -39,8 +48,16 @@ def test_the_kinds_lead_to_the_documented_codes() -> None:
     assert exit_code_of(FileNotFoundError(2, "no", "f")) == 3
     assert exit_code_of(OSError(errno.ENOSPC, "full", "f")) == 4
     assert exit_code_of(PermissionError(13, "no", "f")) == 4
+    assert exit_code_of(OSError(errno.ENAMETOOLONG, "too long", "f")) == 4
+    assert exit_code_of(OSError("of nothing on disk")) == 1
     assert exit_code_of(KeyboardInterrupt()) == 130
     assert exit_code_of(ZeroDivisionError()) == 1
+
+
+def test_only_what_is_damaged_is_to_be_verified() -> None:
+    assert "verify" in str(way_out_of(PoolCorruptedError()))
+    for error in (PoolVersionError(), PoolPoisonedError(), PoolLockedError(), PoolError()):
+        assert "verify" not in str(way_out_of(error))
 
 
 def test_help_and_docs_list_every_code(capsys: pytest.CaptureFixture[str]) -> None:

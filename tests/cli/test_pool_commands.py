@@ -6,11 +6,13 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from quark.cli.console import to_json
 from quark.pool.base import PromptRecord
 from quark.pool.native import NativePool
+from quark.run_directory import RunDirectory
 from quark.training.explain import explain
 from tests.cli.commands import quark, quark_process
 from tests.hostile_text import HOSTILE
@@ -120,3 +122,138 @@ def test_create_refuses_and_leaves_nothing(
     assert outcome.code == code, outcome.err
     assert says in outcome.err
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["full", "mine.txt"]
+
+
+def test_a_pool_by_another_name_is_still_the_pool_of_its_run(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.checkpoints.joinpath("step-00000001").mkdir(parents=True)
+    run.identity.write_text('{"run_id": "a"}')
+    state = run.checkpoints / "step-00000001" / "state.json"
+    state.write_text('{"pool": {"generation": 1}}')
+    with NativePool.create(run.pool, vocab_size=1000) as pool:
+        for number in range(3):
+            pool.append(make_batch(f"a{number}", {"reward": [1.0]}))
+    link = tmp_path / "link"
+    link.symlink_to(run.pool)
+    elsewhere = tmp_path / "elsewhere"
+    for name in (run.path, run.pool, link, run.path / ".." / "link"):
+        assert quark("pool", "gc", name).code == 2
+    run.pool.rename(elsewhere)
+    run.pool.symlink_to(elsewhere)
+    for name in (run.path, run.pool):
+        assert "--keep 4" in quark("pool", "gc", name).err
+    assert quark("pool", "gc", elsewhere).code == 0, "nothing there tells of the run"
+
+
+def test_rescore_says_what_is_in_the_way_before_it_scores(tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    assert quark("pool", "create", pool, "--vocab-size", "1000").code == 0
+    assert "no samples" in quark("pool", "rescore", pool, "length").err
+    with NativePool.open(pool, writable=True) as writer:
+        writer.append(make_batch("a", {"reward": [1.0] * 3}))
+        for first in range(3):
+            writer.draft_scores("reward", first, np.ones(1, np.float32), source='{"name": "other"}')
+    with NativePool.create(tmp_path / "silent", vocab_size=1000, store_text=False) as silent:
+        silent.append(make_batch("a", {"reward": [1.0]}, with_texts=False))
+    for arguments, says in (
+        ((pool, "length"), "--restart"),
+        ((pool, "length", "--as", "Bad Name"), "a-z 0-9"),
+        ((tmp_path / "silent", "length"), "no text"),
+    ):
+        refused = quark("pool", "rescore", *arguments)
+        assert refused.code == 2
+        assert says in " ".join(refused.err.split())
+        assert "of 3 samples" not in refused.err
+        assert "Traceback" not in refused.err
+    assert quark("pool", "rescore", pool, "length", "--restart").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["head", "pool", "-k", "40000"], 2, "32767"),
+        (["stats", "pool", "-k", "40000"], 2, "32767"),
+        (["gc", "pool", "--keep", "9" * 20], 2, "--keep"),
+        (["retain", "pool", "--max-samples", "1" + "0" * 23], 2, "--max-samples"),
+        (["retain", "pool", "--max-rounds", "1" + "0" * 23], 2, "--max-rounds"),
+        (["create", "x" * 300, "--vocab-size", "9"], 4, "name too long"),
+        (["fork", "pool", "x" * 300], 4, "name too long"),
+        (["info", "nope"], 3, "there is no pool at nope"),
+        (["verify", "nope"], 3, "there is no pool at nope"),
+        (["query", "file", "SELECT 1"], 3, "file is a file; a pool is a directory"),
+        (["stats", "folder"], 3, "folder is a directory, but not a pool"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_named_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    with NativePool.create(tmp_path / "pool", vocab_size=1000) as pool:
+        pool.append(make_batch("a", {"reward": [1.0]}))
+    refused = quark("pool", *arguments)
+    assert refused.code == code
+    assert says in " ".join(refused.err.replace("│", "").split())
+    assert "Traceback" not in refused.err
+
+
+def test_the_largest_bounds_are_taken(tmp_path: Path) -> None:
+    with NativePool.create(tmp_path / "pool", vocab_size=1000) as pool:
+        pool.append(make_batch("a", {"reward": [1.0]}))
+    assert quark("pool", "head", tmp_path / "pool", "-k", "32767").code == 0
+    assert quark("pool", "gc", tmp_path / "pool", "--keep", str(2**63 - 1)).code == 0
+    for option in ("--max-samples", "--max-rounds"):
+        assert quark("pool", "retain", tmp_path / "pool", option, str(2**64 - 1)).code == 0
+
+
+def test_a_damaged_pool_is_forked_and_the_fork_is_as_large(tmp_path: Path) -> None:
+    with NativePool.create(tmp_path / "pool", vocab_size=1000) as pool:
+        pool.append(make_batch("a", {"reward": [1.0] * 3}))
+        num_bytes = pool.info().num_bytes
+        assert quark("pool", "gc", tmp_path / "pool", "--dry-run").code == 4, "a writer is there"
+    (segment,) = (tmp_path / "pool" / "segments").iterdir()
+    segment.write_bytes(bytes(segment.stat().st_size))
+    made = quark("pool", "fork", tmp_path / "pool", tmp_path / "fork", "--json")
+    assert made.code == 0, made.err
+    assert (made.json["bytes"], made.json["samples"]) == (num_bytes, 3)
+    assert "damaged" in quark("pool", "verify", tmp_path / "fork").out
+
+
+@pytest.mark.parametrize("columns", [[], ["judge"]], ids=["none", "another"])
+def test_a_pool_without_a_reward_is_shown(tmp_path: Path, columns: list[str]) -> None:
+    path = tmp_path / "pool"
+    with NativePool.create(path, vocab_size=1000) as pool:
+        batch = make_batch("a", {"judge": [1.0, 2.0]})
+        pool.append(
+            dataclasses.replace(batch, scores={name: batch.scores[name] for name in columns})
+        )
+    head = quark("pool", "head", path, "--json")
+    assert head.code == 0, head.err
+    assert [(sample["id"], sample["quantile"]) for sample in head.json["samples"]] == [
+        (0, -1),
+        (1, -1),
+    ]
+    assert quark("pool", "head", path).code == 0
+    stats = quark("pool", "stats", path, "--json")
+    assert stats.code == 0, stats.err
+    assert (stats.json["samples"], stats.json["score"]) == (2, None)
+    assert list(stats.json["columns"]) == columns
+    assert stats.json["rounds"][0]["samples"] == 2
+    assert "no score reward" in quark("pool", "stats", path).out
+    for arguments in (["head", "--best"], ["head", "-q", "0"], ["stats", "--score", "nope"]):
+        refused = quark("pool", arguments[0], path, *arguments[1:])
+        assert (refused.code, "no score column" in refused.err) == (2, True)
+
+
+def test_infinite_scores_are_counted_without_a_warning(tmp_path: Path) -> None:
+    infinity = float("inf")
+    with NativePool.create(tmp_path / "pool", vocab_size=1000) as pool:
+        pool.append(make_batch("a", {"reward": [infinity, -infinity, float("nan"), 1.0]}))
+    stats = quark("pool", "stats", tmp_path / "pool", "--json").json
+    reward = stats["columns"]["reward"]
+    assert (reward["infinite"], reward["nan"], reward["median"]) == (2, 1, 1.0)
+    assert [reward[name] for name in ("mean", "std", "min", "max")] == [None] * 4
+    assert stats["rounds"][0]["mean"] is None
+    assert "inf" in quark("pool", "stats", tmp_path / "pool").out

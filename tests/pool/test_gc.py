@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quark.errors import PoolCorruptedError, PoolSnapshotError
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
 from quark.training.draws import first_snapshot_with
@@ -78,6 +79,44 @@ def test_a_collection_with_nothing_to_give_up_changes_nothing(
     with first_snapshot_with(tmp_path / "pool", 5) as oldest:
         assert oldest.snapshot.generation == then.generation - 2
     pool.close()
+
+
+def test_a_reader_of_what_was_collected_is_told_so(tmp_path: Path) -> None:
+    pool = NativePool.create(tmp_path / "pool", vocab_size=VOCAB_SIZE)
+    for number in range(20):
+        pool.append(make_batch(f"k{number}", {"reward": [0.5, -1.0]}, content=number))
+    first, second = (NativePool.open(tmp_path / "pool") for _ in range(2))
+    quantization = second.quantize(2)
+    sampler = quantization.sampler(batch_size=4, seed=1)
+    pool.compact()
+    oldest = pool.gc(keep_snapshots=1).oldest_generation
+    gone = (
+        f"snapshot {first.snapshot.generation} .* given up by a collection.* {oldest} on: refresh"
+    )
+    ids = np.array([0], np.uint64)
+    for read in (
+        first.scan,
+        first.info,
+        first.reopen,
+        lambda: first.samples([0]),
+        lambda: first.gather(ids, pad_id=0),
+        lambda: first.gather_packed(ids),
+        lambda: first.column("round"),
+        lambda: first.fork(tmp_path / "fork"),
+        lambda: first.scores("reward"),
+        quantization.labels,
+        lambda: sampler.batch(0, pad_id=0),
+        lambda: sampler.packed(0),
+        lambda: next(sampler.stream(0, 1, pad_id=0)),
+    ):
+        with pytest.raises(PoolSnapshotError, match=gone):
+            read()
+    first.refresh()
+    assert len(first.samples(range(len(first)))) == len(pool)
+    file = next((tmp_path / "pool" / "segments").iterdir())
+    file.write_bytes(bytes(file.stat().st_size))
+    with NativePool.open(tmp_path / "pool") as damaged, pytest.raises(PoolCorruptedError):
+        damaged.samples([0])
 
 
 def test_a_collected_pool_is_the_list_it_was(tmp_path: Path) -> None:

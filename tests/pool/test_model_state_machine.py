@@ -293,6 +293,7 @@ class TwoPools(RuleBasedStateMachine):
         assert self.reader.snapshot.generation == self.reader_generation
         for name in ("reward", "judge"):
             assert self.pool.draft_end(name) == self.model.draft_end(name)
+            assert self.pool.draft_source(name) == self.model.draft_source(name)
 
     def teardown(self) -> None:
         self.reader.close()

@@ -236,6 +236,14 @@ def test_unknown_names_ids_and_counts(path: Path) -> None:
         pool.samples([-1])
     with pytest.raises(ValueError, match="num_quantiles"):
         pool.quantize(0)
+    with pytest.raises(TypeError, match="integer"):
+        pool.samples([1.5])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="combination"):
+        pool.quantize(5, score=[])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ties is 'x'; there are hash"):
+        pool.quantize(5, ties="x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mode is 'x'; there are stratified"):
+        pool.quantize(5).sampler(batch_size=1, seed=0, mode="x")  # type: ignore[arg-type]
     quantization = pool.quantize(5)
     with pytest.raises(IndexError):
         quantization.labels_of(np.array([27], np.uint64))

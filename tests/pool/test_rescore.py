@@ -96,11 +96,16 @@ def test_what_an_interrupted_attempt_scored_is_not_scored_again(pool: NativePool
     pool.close()
     assert pool.path is not None
     with NativePool.open(pool.path, writable=True) as again:
-        with pytest.raises(ValueError, match="finish or discard"):
-            again.rescore("reward", lengths, source={"name": "b"})
+        with pytest.raises(ValueError, match="restart"):
+            again.rescore("reward", fragile, source={"name": "b"})
+        with pytest.raises(ValueError, match="called 'Bad Name'"):
+            again.rescore("Bad Name", fragile)
+        assert len(asked) == 3, "nothing was scored for nothing"
+        assert again.draft_source("reward") == '{"name": "a"}'
         result = again.rescore("reward", fragile, chunk_size=16, source={"name": "a"})
         assert (result.num_resumed, asked) == (32, [16, 16, 0, 8])
         np.testing.assert_array_equal(again.scores("reward"), expected_of(again))
+        assert again.draft_source("reward") is None
         again.rescore("reward", lambda p, c: -lengths(p, c), restart=True)
         assert again.info().score_columns[0].version == 3
 

@@ -19,6 +19,7 @@ from quark.training.explain import Explanation, explain
 from quark.training.learner import Learner
 from quark.training.metrics import num_steps_logged
 from quark.training.position import Position
+from tests.cli.commands import quark
 from tests.pool.batches import make_batch
 from tests.training.tiny_run import NUM_ROUNDS, STEPS_PER_ROUND, train, write_inputs
 
@@ -90,7 +91,6 @@ def test_every_batch_of_every_sample_is_recomputed(
         sample = explanation.sample
         assert [use.round for use in explanation.rounds] == list(range(sample.round, NUM_ROUNDS))
         assert not any(use.steps_to_come for use in explanation.rounds)
-        assert explanation.key is not None
         assert explanation.key.endswith(f"/{sample.round}/{sample.chunk}")
 
 
@@ -125,7 +125,7 @@ def test_samples_from_elsewhere_in_the_pool_do_not_confuse_it(
         tokens = mine.completion_tokens % 256
         (foreign,) = pool.append(replace(mine, prompts=prompts, completion_tokens=tokens))
     assert explain(run_dir, foreign).rounds == ()
-    assert explain(run_dir, foreign).key is None
+    assert explain(run_dir, foreign).key == "mine"
     train(config, run_dir)
     explanations = explain_all(run_dir)
     assert_says_what_happened(explanations, record)
@@ -147,7 +147,7 @@ def test_standings_count_samples(tmp_path: Path) -> None:
         assert (judge.rank, judge.num_tied, judge.num_scored, judge.quantile) == (None, 0, 0, -1)
     assert explanation.run is None
     assert explanation.rounds == ()
-    assert explanation.key is None
+    assert explanation.key == "a"
     assert explain(tmp_path / "pool", 0).num_quantiles == 5
     for missing in (5, -1, 2**70):
         with pytest.raises(IndexError, match=f"no sample {missing}; it holds 5"):
@@ -169,6 +169,34 @@ def test_a_pool_inside_its_run_is_the_run_and_a_copy_is_not(
     alone = explain(copy, 3)
     assert (alone.run, alone.rounds) == (None, ())
     assert alone.key == whole.key
+
+
+def test_rounds_whose_snapshot_is_gone_are_counted(config: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(config, run_dir)
+    whole = explain(run_dir, 3)
+    rescored = shutil.copytree(run_dir, tmp_path / "rescored")
+    with NativePool.open(run_dir / "pool", writable=True) as pool:
+        pool.gc(keep_snapshots=1)
+    left = explain(run_dir, 3)
+    # The last round's samples are all there with the scores that they had: it is known.
+    assert [use.round for use in left.rounds] == [2]
+    assert left.rounds[0].steps == whole.rounds[2].steps
+    assert (whole.num_rounds_unknown, left.num_rounds_unknown) == (0, 2)
+    with NativePool.open(rescored / "pool", writable=True) as pool:
+        pool.rescore("reward", lambda _, texts: [float(len(text)) for text in texts])
+        assert explain(rescored, 3).rounds == whole.rounds
+        pool.retain(max_rounds=2)
+        pool.compact()
+        pool.gc(keep_snapshots=1)
+        newest = len(pool) - 1
+    for sample_id, unknown in ((newest, 1), (30, 2)):
+        explanation = explain(rescored, sample_id)
+        assert (explanation.rounds, explanation.num_rounds_unknown) == ((), unknown)
+    shown = quark("pool", "explain", rescored, "30")
+    assert "not known of 2 of the rounds" in shown.out
+    assert "nothing yet" not in shown.out
+    assert quark("pool", "explain", rescored, "30", "--json").json["rounds_unknown"] == 2
 
 
 @pytest.mark.parametrize(
