@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import os
+import re
 from pathlib import Path
 
 import polars as pl
@@ -138,8 +141,10 @@ def test_formats_say_what_they_cannot_hold(tmp_path: Path) -> None:
         export_pool(pool, tmp_path / "x.jsonl")
     with pytest.raises(ConfigError, match="prompt_tokens, completion_tokens"):
         export_pool(pool, tmp_path / "x.csv")
-    with pytest.raises(ConfigError, match=r"\.parquet, \.jsonl, \.arrow, \.csv"):
+    with pytest.raises(ConfigError, match=r"\.parquet, \.jsonl, \.arrow$"):
         export_pool(pool, tmp_path / "x.txt")
+    with pytest.raises(ConfigError, match=r"\.parquet, \.jsonl, \.arrow, \.csv$"):
+        write_rows(pool.scan(), tmp_path / "x.txt")
     with pytest.raises(ConfigError, match="CSV does not hold tokens"):
         import_file(tmp_path / "b", tmp_path / "x.csv")
     (tmp_path / "folder.csv").mkdir()
@@ -148,8 +153,27 @@ def test_formats_say_what_they_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no directory"):
         export_pool(pool, tmp_path / "none" / "x.parquet")
     write_rows(pool.scan().select("id", "reward"), tmp_path / "x.csv")
-    assert (tmp_path / "x.csv").read_text().splitlines()[:3] == ["id,reward", "0,0.1", "1,"]
+    lines = (tmp_path / "x.csv").read_text().splitlines()
+    assert lines[:4] == ["id,reward", "0,0.1", "1,", "2,-inf"]
+    rewards = pl.col("reward")
+    for nested in (pl.concat_list(rewards), pl.struct(rewards), pl.concat_list(pl.struct(rewards))):
+        with pytest.raises(DataError, match="nested is infinite"):
+            write_rows(pool.scan().select(nested.alias("nested")), tmp_path / "x.jsonl")
+    write_rows(pl.LazyFrame({"a": [NAN, 1.0]}), tmp_path / "nan.jsonl")
+    assert (tmp_path / "nan.jsonl").read_text() == '{"a":null}\n{"a":1.0}\n'
+    assert not (tmp_path / "x.jsonl").exists()
     assert RowFormat.of(Path("A.PARQUET")) is RowFormat.PARQUET
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "x.csv"])
+def test_a_full_disk_is_named_as_one(tmp_path: Path, name: str) -> None:
+    pool = filled(tmp_path / "a", with_infinity=False)
+    target = tmp_path / name
+    target.with_name(f".x.{os.getpid()}{target.suffix}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=re.escape(str(target))) as caught:
+        write_rows(pool.scan().select("id", "key"), target)
+    assert caught.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def rows_of(tmp_path: Path) -> list[dict[str, object]]:
