@@ -19,17 +19,19 @@ def import_(
     vocab_size: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tokens of a new pool's vocabulary. Parquet files bring it along."
+            min=1,
+            max=2**32 - 1,
+            help="Tokens of a new pool's vocabulary. Parquet files bring it along.",
         ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Append the samples of a file to a pool, or make a pool of them.
 
-    Appends that the pool already has, by their keys, are left alone: an import that was interrupted is
-    simply repeated.
+    What the pool already has under its key is left alone: an import that was interrupted is simply repeated.
+    Other samples, or other scores, under a key that the pool has are refused.
 
-    **Example:**  `quark pool import pools/copy samples.parquet`
+    **Example:**  `quark pool import copy samples.parquet`
     """
     from quark.cli.console import count, make_console, print_json, prose
     from quark.pool.ingest import import_file

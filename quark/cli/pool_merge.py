@@ -31,10 +31,10 @@ def merge(
 ) -> None:
     """Append the samples of pools to another one that has the same vocabulary.
 
-    Nothing is doubled: samples keep their idempotency keys, and what INTO already has is left alone, so that
-    a merge can be repeated. Different samples under one key get the key `<key>#<digest>`.
+    Nothing is doubled: samples keep their idempotency keys, and what INTO already has is left alone, with the
+    scores that it has there, so that a merge can be repeated. Different samples under one key get the key `<key>#<digest>`.
 
-    **Example:**  `quark pool merge pools/all runs/a runs/b`
+    **Example:**  `quark pool merge all runs/a runs/b`
     """
     from quark.cli.console import count, make_console, print_json, prose
     from quark.pool.ingest import merge_pools

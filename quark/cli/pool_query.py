@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,11 @@ from quark.cli.pool_path import JsonFlag, PoolPath, opened
 if TYPE_CHECKING:
     import polars as pl
 
+_CHANGE = re.compile(
+    r"(?:[\s;]|--[^\n]*|/\*.*?\*/)*(alter|create|delete|drop|insert|truncate|update)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A statement that would change something. polars obeys some of these, on a table that is gone afterwards."""
 _SHOWN_ROWS = 100
 _TABLE_COLUMNS = 8
 """More columns than this are too narrow beside each other."""
@@ -85,14 +91,17 @@ def _answer(path: Path, sql: str) -> Iterator[pl.LazyFrame]:
     import polars as pl
 
     from quark.errors import ConfigError
+    from quark.pool.export import reason_of
 
+    if (change := _CHANGE.match(sql)) is not None:
+        raise ConfigError(
+            f"{change[1].upper()} is not a query: this command only reads; begin with SELECT or WITH"
+        )
     with opened(path) as pool:
         try:
             yield pl.SQLContext(pool=pool.scan()).execute(sql, eager=False)
         except pl.exceptions.PolarsError as error:
-            # What polars adds below is its own plan of the query.
-            reason = str(error).split("\n\n", maxsplit=1)[0]
-            raise ConfigError(f"the query cannot be run: {reason}") from error
+            raise ConfigError(f"the query cannot be run: {reason_of(error)}") from error
 
 
 def _write(path: Path, sql: str, limit: int | None, out: Path, *, is_overwriting: bool) -> None:
@@ -137,5 +146,7 @@ def _text(value: object) -> str:
 
 def _plain(value: object) -> object:
     """What JSON can say; dates, decimals and the like as text."""
-    is_json = value is None or isinstance(value, str | bool | int | float | list | dict)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    is_json = value is None or isinstance(value, str | bool | int | float | dict)
     return value if is_json else str(value)

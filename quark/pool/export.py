@@ -6,17 +6,20 @@ A file appears under its name when it is whole and synced, never before.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from quark.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
     from quark.pool.native import NativePool
 
 SETTINGS_KEY = "quark.pool"
@@ -32,12 +35,17 @@ class RowFormat(Enum):
     CSV = (".csv",)
 
     @classmethod
-    def of(cls, path: Path) -> RowFormat:
-        """The format of a file called ``path``. Raises ConfigError for an ending that none has."""
+    def of(cls, path: Path, *, with_tokens: bool = False) -> RowFormat:
+        """The format of a file called ``path``, which is to hold tokens or need not.
+
+        Raises:
+            ConfigError: No format has that ending; names those that would do.
+        """
         for row_format in cls:
             if path.suffix.lower() in row_format.value:
                 return row_format
-        known = ", ".join(row_format.value[0] for row_format in cls)
+        fitting = (row_format for row_format in cls if not with_tokens or row_format is not cls.CSV)
+        known = ", ".join(row_format.value[0] for row_format in fitting)
         raise ConfigError(f"{path} does not say its format: let its name end in one of {known}")
 
 
@@ -57,9 +65,10 @@ def export_pool(
     Raises:
         ConfigError: The file exists, its name does not say a format that holds every column, or ``where`` is no
             condition on columns that there are.
-        DataError: An infinite number is to become JSON, which has none.
+        DataError, FileNotFoundError, OSError: As ``write_rows``.
         PoolCorruptedError: Samples are damaged; no file appears.
     """
+    RowFormat.of(path, with_tokens=True)
     rows = pool.scan()
     num_rows = len(pool) - pool.num_removed
     if where is not None:
@@ -67,12 +76,9 @@ def export_pool(
             rows = rows.filter(pl.sql_expr(where))
             num_rows = rows.select(pl.len()).collect().item()
         except pl.exceptions.PolarsError as error:
-            columns = ", ".join(pool.scan().collect_schema())
             raise ConfigError(
-                f"where = {where!r} is no SQL condition on a pool's columns ({columns}): {error}"
+                f"where = {where!r} is no SQL condition on a pool's columns: {reason_of(error)}"
             ) from error
-    if RowFormat.of(path) is RowFormat.JSONL:
-        _refuse_infinite(rows)
     settings = json.dumps(dataclasses.asdict(pool.settings))
     write_rows(rows, path, is_overwriting=is_overwriting, metadata={SETTINGS_KEY: settings})
     return num_rows
@@ -88,14 +94,16 @@ def write_rows(
     """Compute ``rows`` and write them to ``path`` as they come, in the format that its name says.
 
     Args:
-        rows: What to write. JSON lines and CSV hold numbers that are not finite as nothing.
+        rows: What to write. JSON lines hold NaN as null and no infinity; CSV says ``NaN``, ``inf`` and ``-inf``.
         path: The file.
         is_overwriting: Whether a file that is there is replaced.
         metadata: Kept in a Parquet file; the other formats have no place for it.
 
     Raises:
         ConfigError: The file exists, or its name does not say a format that holds these columns.
+        DataError: An infinite number is to become JSON, which has none.
         FileNotFoundError: Its directory does not exist.
+        OSError: The disk is full or fails; no file appears.
     """
     row_format = RowFormat.of(path)
     if row_format is RowFormat.CSV:
@@ -104,6 +112,8 @@ def write_rows(
             raise ConfigError(
                 f"CSV cannot hold lists ({', '.join(nested)}): select other columns, or write .parquet"
             )
+    if row_format is RowFormat.JSONL:
+        rows = _without_infinity(rows)
     if path.is_dir():
         raise ConfigError(f"{path} is a directory: name a file in it")
     if not is_overwriting and path.exists():
@@ -113,17 +123,21 @@ def write_rows(
     staged = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         # Opened here, not by name: after an error polars' own threads could make the file once more.
-        with staged.open("wb") as file:
-            match row_format:
-                case RowFormat.PARQUET:
-                    rows.sink_parquet(file, metadata=metadata)
-                case RowFormat.JSONL:
-                    rows.sink_ndjson(file)
-                case RowFormat.ARROW:
-                    rows.sink_ipc(file)
-                case RowFormat.CSV:
-                    rows.sink_csv(file)
-            file.flush()
+        with _StagedFile(staged, "wb") as file:
+            try:
+                match row_format:
+                    case RowFormat.PARQUET:
+                        rows.sink_parquet(file, metadata=metadata)
+                    case RowFormat.JSONL:
+                        rows.sink_ndjson(file)
+                    case RowFormat.ARROW:
+                        rows.sink_ipc(file)
+                    case RowFormat.CSV:
+                        rows.sink_csv(file)
+            except (pl.exceptions.PolarsError, OSError):
+                if (failed := file.failure) is None:
+                    raise
+                raise OSError(failed.errno, failed.strerror, str(path)) from failed
             os.fsync(file.fileno())
         staged.replace(path)
     finally:
@@ -131,15 +145,57 @@ def write_rows(
     _sync_directory(path.parent)
 
 
-def _refuse_infinite(rows: pl.LazyFrame) -> None:
-    floats = [name for name, dtype in rows.collect_schema().items() if dtype.is_float()]
-    infinite = rows.filter(pl.any_horizontal(pl.col(floats).is_infinite()))
-    found = infinite.select("id", *floats).head(1).collect()
-    for sample in found.iter_rows(named=True):
-        name = next(name for name in floats if sample[name] in (float("inf"), float("-inf")))
-        raise DataError(
-            f"{name} of sample {sample['id']} is infinite, which JSON cannot say: export to .parquet or .arrow"
-        )
+def reason_of(error: pl.exceptions.PolarsError) -> str:
+    """What polars says of a query, without its own plan of it, which follows."""
+    return str(error).split("\n\n", maxsplit=1)[0]
+
+
+class _StagedFile(io.FileIO):
+    """A file that keeps why it could not be written: polars passes that on without its number, or not at all."""
+
+    failure: OSError | None = None
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+
+def _without_infinity(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """The same rows; DataError when one comes that holds an infinite number, which JSON lacks."""
+    names = [name for name, dtype in rows.collect_schema().items() if _has_floats(dtype)]
+
+    def checked(frame: pl.DataFrame) -> pl.DataFrame:
+        for name in names:
+            if _is_any_infinite(frame[name]):
+                row = next(
+                    row for row in range(frame.height) if _is_any_infinite(frame[name][[row]])
+                )
+                of_sample = f" of sample {frame['id'][row]}" if "id" in frame.columns else ""
+                raise DataError(
+                    f"{name}{of_sample} is infinite, which JSON cannot say: write .parquet or .arrow"
+                )
+        return frame
+
+    return rows.map_batches(checked, streamable=True)
+
+
+def _has_floats(dtype: Any) -> bool:  # noqa: ANN401 - polars says a type or a class
+    if isinstance(dtype, pl.List | pl.Array):
+        return _has_floats(dtype.inner)
+    if isinstance(dtype, pl.Struct):
+        return any(_has_floats(field.dtype) for field in dtype.fields)
+    return bool(dtype.is_float())
+
+
+def _is_any_infinite(values: pl.Series) -> bool:
+    if isinstance(values.dtype, pl.List | pl.Array):
+        return _is_any_infinite(values.explode())
+    if isinstance(values.dtype, pl.Struct):
+        return any(map(_is_any_infinite, values.struct.unnest().get_columns()))
+    return values.dtype.is_float() and values.is_infinite().any()
 
 
 def _sync_directory(path: Path) -> None:

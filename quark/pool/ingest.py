@@ -1,7 +1,8 @@
 """Rows into a pool: from a file that was exported, or from other pools.
 
 The rows of one idempotency key become one append again, so that whatever was interrupted can be done
-again: keys that are there are left alone.
+again: what is there under its key is left alone. Other samples under a key that is there are refused where they
+come from a file, and get a key of their own where they come from a pool.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -23,15 +25,26 @@ from numpy.typing import NDArray
 
 from quark.errors import ConfigError, DataError
 from quark.pool.base import PromptRecord, Sample, SampleBatch
-from quark.pool.native import NativePool
-from quark.pool.rows import TAKEN, Rows, first_true, rows_of_file, rows_of_pool, settings_of_file
+from quark.pool.native import NativePool, PoolSettings
+from quark.pool.rows import (
+    TAKEN,
+    Rows,
+    first_true,
+    rows_of_file,
+    rows_of_pool,
+    settings_of_file,
+    shown,
+)
 from quark.pool.scan import SCORE_PREFIX
 
 _OF_APPEND = ("round", "chunk", "policy_step", "settings")
 """Columns that have one value for all samples of a key."""
 _DIGEST_MARK = "#"
 """Between a key that another pool's samples have, and the digest of those that had to give way."""
-_NOT_COMPARED = ("id", "prompt_id", "logprob_policy", "logprob_reference", "scores")
+_COMPARED = tuple(
+    name for name in TAKEN if name not in ("logprob_policy", "logprob_reference", "key")
+)
+"""What samples are, however they are numbered and scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +69,20 @@ def import_file(path: Path, file: Path, *, vocab_size: int | None = None) -> Ing
         vocab_size: Of a new pool. None takes it from the file, where that is Parquet.
 
     Raises:
-        DataError: The file cannot be read or holds what is no sample; names file, row and column. What came
-            before that row is in the pool.
-        ConfigError: The vocabulary of a new pool is not known, that of an old one is another, or the file's
-            name does not say its format.
-        PoolError: Of the pool.
+        DataError: The file cannot be read, holds what is no sample, or has other samples or scores under a key
+            of the pool; names file, row and column. What came before that row is in the pool.
+        ConfigError: The vocabulary of a new pool is not known or of no possible size, that of an old one is
+            another, or the file's name does not say its format.
+        FileNotFoundError: The directory for a new pool does not exist.
+        PoolError: Of the pool. Where anything but a kill keeps the first sample from a new pool, there is none.
     """
+    if vocab_size is not None and not 0 < vocab_size < 2**32:
+        raise ConfigError(f"--vocab-size is {vocab_size}; it must be at least 1 and below 2**32")
     all_rows = rows_of_file(file)
     first = next(all_rows, None)
     settings = settings_of_file(file)
-    with _opened_or_created(path, file, vocab_size, settings, first) as pool:
+    with ExitStack() as opened:
+        pool = _opened_or_created(opened, path, file, vocab_size, settings, first)
         return _append_all(pool, () if first is None else chain([first], all_rows))
 
 
@@ -84,7 +101,8 @@ def merge_pools(
 
     Raises:
         ConfigError: The pools do not fit together; nothing is written.
-        PoolError: Of the pools.
+        FileNotFoundError: A source, or the directory for a new pool, does not exist.
+        PoolError: Of the pools. Where anything but a kill keeps the first sample from a new pool, there is none.
     """
     with ExitStack() as opened:
         pools = [opened.enter_context(NativePool.open(source)) for source in sources]
@@ -93,14 +111,14 @@ def merge_pools(
             _refuse_misfits([target, *pools], is_same_tokenizer)
         else:
             _refuse_misfits(pools, is_same_tokenizer)
-            target = opened.enter_context(_created_like(into, pools))
-        return [_append_all(target, rows_of_pool(pool), of=pool) for pool in pools]
+            target = _created_like(opened, into, pools)
+        return [_append_all(target, rows_of_pool(pool), is_renaming=True) for pool in pools]
 
 
 def _append_all(
-    pool: NativePool, all_rows: Iterable[Rows], of: NativePool | None = None
+    pool: NativePool, all_rows: Iterable[Rows], *, is_renaming: bool = False
 ) -> Ingested:
-    """Append rows, key by key; ``of`` is the pool that they come from."""
+    """Append rows, key by key; with ``is_renaming``, others than the pool has under a key get a key of their own."""
     appended = known = 0
     done: set[str] = set()
     for rows in _by_key(all_rows):
@@ -108,25 +126,23 @@ def _append_all(
         if key in done:
             raise rows.error(0, "key", f"{key!r} came before; the rows of a key must be together")
         done.add(key)
-        ids = pool.find(key)
-        if of is not None:
-            key, ids = _whereabouts(pool, of, key)
+        _refuse_texts(rows, store_text=pool.settings.store_text)
+        if is_renaming:
+            key, ids = _whereabouts(pool, rows)
+        else:
+            ids = pool.find(key)
+            if ids is not None:
+                _refuse_others(pool, ids, rows)
         if ids is None:
-            batch = dataclasses.replace(_batch(rows, pool.settings.vocab_size), key=key)
+            batch = dataclasses.replace(_batch(rows, pool.settings), key=key)
             try:
                 pool.append(batch)
             except ValueError as error:
                 last = rows.first + rows.frame.height - 1
                 raise DataError(f"{rows.source}: rows {rows.first} to {last}: {error}") from error
             appended += rows.frame.height
-        elif len(ids) == rows.frame.height:
-            known += len(ids)
         else:
-            raise rows.error(
-                0,
-                "key",
-                f"{key!r} is in the pool with {len(ids)} samples, here it has {rows.frame.height}",
-            )
+            known += len(ids)
     return Ingested(num_appended=appended, num_known=known)
 
 
@@ -146,7 +162,52 @@ def _by_key(all_rows: Iterable[Rows]) -> Iterator[Rows]:
         yield rest
 
 
-def _batch(rows: Rows, vocab_size: int) -> SampleBatch:
+def _refuse_texts(rows: Rows, *, store_text: bool) -> None:
+    column = "completion_text"
+    texts = rows.frame[column]
+    if store_text and (row := first_true(texts.is_null())) is not None:
+        raise rows.error(
+            row,
+            column,
+            "missing, where the pool or other rows have it: give all samples one, or none",
+        )
+    if not store_text and (row := first_true(texts.is_not_null())) is not None:
+        raise rows.error(
+            row, column, "the pool keeps no texts: set them to null, or import into another pool"
+        )
+
+
+def _refuse_others(pool: NativePool, ids: range, rows: Rows) -> None:
+    """Raises DataError where rows are not what the pool has, or had, under their key.
+
+    Numbers that the rows lack, or that went with the samples, are not compared.
+    """
+    frame = rows.frame
+    key = frame["key"][0]
+    if len(ids) != frame.height:
+        what = f"{key!r} is in the pool with {len(ids)} samples, here it has {frame.height}"
+        raise rows.error(0, "key", what)
+    numbers = [name for name in frame.columns if name not in (*_COMPARED, "key")]
+    samples = _stored(pool, ids) or ()
+    for row, (sample, given) in enumerate(zip(samples, frame.iter_rows(named=True), strict=False)):
+        names = list(_COMPARED)
+        if sample.id >= pool.num_removed:
+            names += (name for name in numbers if given[name] is not None)
+        for name in names:
+            theirs = _value(sample, name)
+            if theirs != given[name]:
+                way_out = (
+                    "leave the number out" if name in numbers else "give these samples another key"
+                )
+                raise rows.error(
+                    row,
+                    name,
+                    f"{shown(given[name])} here and {shown(theirs)} in the pool, both under {key!r}; an import "
+                    f"changes nothing that is there: {way_out}, or import into a new pool",
+                )
+
+
+def _batch(rows: Rows, settings: PoolSettings) -> SampleBatch:
     """The append that rows of one key were."""
     frame = rows.frame
     for name in _OF_APPEND:
@@ -154,8 +215,8 @@ def _batch(rows: Rows, vocab_size: int) -> SampleBatch:
             raise rows.error(row, name, "not what the row before it with the same key has")
     for name in ("prompt_tokens", "completion_tokens"):
         largest = frame[name].list.max()
-        if (row := first_true(largest >= vocab_size)) is not None:
-            what = f"token {largest[row]} is outside the vocabulary of {vocab_size}"
+        if (row := first_true(largest >= settings.vocab_size)) is not None:
+            what = f"token {largest[row]} is outside the vocabulary of {settings.vocab_size}"
             raise rows.error(row, name, what)
     prompts: dict[tuple[tuple[int, ...], str, str], int] = {}
     prompt_index = [
@@ -164,10 +225,6 @@ def _batch(rows: Rows, vocab_size: int) -> SampleBatch:
             "prompt_tokens", "prompt_text", "prompt_metadata"
         ).iter_rows()
     ]
-    texts = frame["completion_text"]
-    has_text = texts.null_count() < frame.height
-    if has_text and (row := first_true(texts.is_null())) is not None:
-        raise rows.error(row, "completion_text", "missing, where other rows have it")
     offsets = np.zeros(frame.height + 1, np.int64)
     np.cumsum(frame["completion_tokens"].list.len().to_numpy(), out=offsets[1:])
     return SampleBatch(
@@ -180,7 +237,7 @@ def _batch(rows: Rows, vocab_size: int) -> SampleBatch:
         # An empty list explodes to a null.
         completion_tokens=frame["completion_tokens"].explode().drop_nulls().to_numpy(),
         completion_offsets=offsets,
-        completion_texts=texts.to_list() if has_text else None,
+        completion_texts=frame["completion_text"].to_list() if settings.store_text else None,
         finish_reasons=frame["finish_reason"].to_numpy(),
         round=frame["round"][0],
         chunk=frame["chunk"][0],
@@ -202,11 +259,12 @@ def _with_nan(column: pl.Series) -> NDArray[np.float32]:
     return column.fill_null(float("nan")).to_numpy()
 
 
-def _whereabouts(pool: NativePool, of: NativePool, key: str) -> tuple[str, range | None]:
-    """Under which key ``pool`` has, or is to get, what ``of`` has under ``key``; the ids if it has it."""
+def _whereabouts(pool: NativePool, rows: Rows) -> tuple[str, range | None]:
+    """Under which key ``pool`` has, or is to get, rows of one key; the ids if it has them."""
+    key = str(rows.frame["key"][0])
     if pool.find(key) is None and _DIGEST_MARK not in key:
         return key, None
-    content = _content(of, of.find(key))
+    content = [list(row) for row in rows.frame.select(_COMPARED).iter_rows()]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     marked = _DIGEST_MARK + digest
     for name in (key, key + marked, key.removesuffix(marked)):
@@ -217,12 +275,17 @@ def _whereabouts(pool: NativePool, of: NativePool, key: str) -> tuple[str, range
 
 
 def _is_alike(pool: NativePool, ids: range, content: list[list[Any]]) -> bool:
-    """Whether some samples have a content.
+    """Whether some samples have a content; of those that no snapshot shows only the number is known."""
+    samples = _stored(pool, ids)
+    if samples is None:
+        return len(ids) == len(content)
+    return [[_value(sample, name) for name in _COMPARED] for sample in samples] == content
 
-    Samples that were removed are compared as long as an older snapshot shows them; then only their number is known.
-    """
+
+def _stored(pool: NativePool, ids: range) -> list[Sample] | None:
+    """Samples, where they were removed from an older snapshot; None where there is none that shows them."""
     if ids.start >= pool.num_removed:
-        return _content(pool, ids) == content
+        return pool.samples(ids)
 
     def size_at(generation: int) -> int:
         with NativePool.open(pool.path, snapshot=generation) as then:
@@ -231,16 +294,15 @@ def _is_alike(pool: NativePool, ids: range, content: list[list[Any]]) -> bool:
     generations = range(pool.oldest_generation, pool.snapshot.generation)
     found = generations.start + bisect_left(generations, ids.stop, key=size_at)
     with NativePool.open(pool.path, snapshot=found) as then:
-        if ids.start >= then.num_removed:
-            return _content(then, ids) == content
-    return len(ids) == len(content)
+        return then.samples(ids) if ids.start >= then.num_removed else None
 
 
-def _content(pool: NativePool, ids: range | None) -> list[list[Any]]:
-    """What samples are, however they are numbered and scored."""
-    names = [f.name for f in dataclasses.fields(Sample) if f.name not in _NOT_COMPARED]
-    rows = [[getattr(sample, name) for name in names] for sample in pool.samples(ids or ())]
-    return [[v.tolist() if isinstance(v, np.ndarray) else v for v in row] for row in rows]
+def _value(sample: Sample, name: str) -> object:
+    """What a sample has in a column of a scan; None in a score column that the pool lacks."""
+    if name not in TAKEN:
+        return sample.scores.get(name.removeprefix(SCORE_PREFIX))
+    value = getattr(sample, name)
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _refuse_misfits(pools: Sequence[NativePool], is_same_tokenizer: bool) -> None:
@@ -260,7 +322,7 @@ def _refuse_misfits(pools: Sequence[NativePool], is_same_tokenizer: bool) -> Non
             )
 
 
-def _created_like(path: Path, pools: Sequence[NativePool]) -> NativePool:
+def _created_like(opened: ExitStack, path: Path, pools: Sequence[NativePool]) -> NativePool:
     """A new pool with what the settings of some have in common."""
     settings = pools[0].settings
     others = [pool.settings.metadata for pool in pools[1:]]
@@ -269,7 +331,8 @@ def _created_like(path: Path, pools: Sequence[NativePool]) -> NativePool:
         for name, value in settings.metadata.items()
         if all(name in other and other[name] == value for other in others)
     }
-    return NativePool.create(
+    return _created(
+        opened,
         path,
         vocab_size=settings.vocab_size,
         store_text=settings.store_text,
@@ -279,6 +342,7 @@ def _created_like(path: Path, pools: Sequence[NativePool]) -> NativePool:
 
 
 def _opened_or_created(
+    opened: ExitStack,
     path: Path,
     file: Path,
     vocab_size: int | None,
@@ -287,9 +351,8 @@ def _opened_or_created(
 ) -> NativePool:
     stated = vocab_size or settings.get("vocab_size")
     if _is_there(path):
-        pool = NativePool.open(path, writable=True)
+        pool = opened.enter_context(NativePool.open(path, writable=True))
         if stated not in (None, pool.settings.vocab_size):
-            pool.close()
             raise ConfigError(
                 f"{path} has a vocabulary of {pool.settings.vocab_size} tokens, not of {stated}"
             )
@@ -300,7 +363,8 @@ def _opened_or_created(
         first is not None and first.frame["completion_text"].null_count() < first.frame.height
     )
     try:
-        return NativePool.create(
+        return _created(
+            opened,
             path,
             vocab_size=stated,
             store_text=settings.get("store_text", has_text),
@@ -309,6 +373,26 @@ def _opened_or_created(
         )
     except (TypeError, ValueError) as error:
         raise DataError(f"{file}: its settings make no pool: {error}") from error
+
+
+def _created(opened: ExitStack, path: Path, **settings: Any) -> NativePool:  # noqa: ANN401 - see create
+    """A new pool, which goes again where an error leaves it without a sample."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {path.parent}")
+    had_directory = path.exists()
+    pool = opened.enter_context(NativePool.create(path, **settings))
+
+    def undo(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or len(pool):
+            return
+        with suppress(OSError):  # the error that led here is the one to tell
+            for entry in path.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if not had_directory:
+                path.rmdir()
+
+    opened.push(undo)  # before the lock is given back
+    return pool
 
 
 def _is_there(path: Path) -> bool:

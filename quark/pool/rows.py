@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ import polars as pl
 
 from quark.errors import ConfigError, DataError
 from quark.pool.export import SETTINGS_KEY, RowFormat
-from quark.pool.scan import COLUMNS
+from quark.pool.scan import COLUMNS, SCORE_PREFIX
+from quark.types import FinishReason
 
 if TYPE_CHECKING:
     from quark.pool.native import NativePool
@@ -27,6 +29,8 @@ _OWN = ["id", "prompt_id"]
 TAKEN = {name: dtype for name, dtype in COLUMNS.items() if name not in _OWN}
 """Columns of a scan that a pool takes over."""
 _NULLABLE = ("completion_text", "logprob_policy", "logprob_reference")
+_MEANT = {"finish_reason": (0, max(FinishReason)), "reward_token": (-1, 2**15 - 1)}
+"""The least and the most that means something, where that is not all that fits into the column."""
 _RANGES = {
     pl.UInt8(): range(2**8),
     pl.UInt32(): range(2**32),
@@ -83,10 +87,19 @@ def rows_of_file(file: Path) -> Iterator[Rows]:
     """What ``export_pool`` wrote to a file, or anything with the same columns.
 
     Raises:
-        DataError: The file cannot be read, lacks a column or holds a value of another type.
+        DataError: The file cannot be read, lacks a column or holds a value that is none of its column.
         ConfigError: Its name does not say a format that holds samples.
     """
-    row_format = RowFormat.of(file)
+    for rows in _typed_rows(file):
+        for name, (least, most) in _MEANT.items():
+            column = rows.frame[name]
+            if (row := first_true(~column.is_between(least, most))) is not None:
+                raise rows.error(row, name, f"{column[row]} is not in {least} .. {most}")
+        yield rows
+
+
+def _typed_rows(file: Path) -> Iterator[Rows]:
+    row_format = RowFormat.of(file, with_tokens=True)
     if row_format is RowFormat.CSV:
         raise ConfigError(f"{file}: CSV does not hold tokens; import .parquet, .jsonl or .arrow")
     if row_format is RowFormat.JSONL:
@@ -94,6 +107,8 @@ def rows_of_file(file: Path) -> Iterator[Rows]:
         return
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
+    if file.stat().st_size == 0:
+        raise DataError(f"{file} is empty")
     scan = pl.scan_parquet if row_format is RowFormat.PARQUET else pl.scan_ipc
     try:
         rows = scan(file, glob=False)
@@ -111,6 +126,12 @@ def _refuse_columns(source: str, found: Iterable[str]) -> None:
     missing = [name for name in TAKEN if name not in found]
     if missing:
         raise DataError(f"{source} has no column {', '.join(missing)}")
+    scores: dict[str, str] = {}
+    for name in found:
+        if name not in COLUMNS:
+            other = scores.setdefault(name.removeprefix(SCORE_PREFIX), name)
+            if other != name:
+                raise DataError(f"{source}: the columns {other} and {name} name the same score")
 
 
 def _types(names: Iterable[str]) -> dict[str, pl.DataType]:
@@ -131,11 +152,12 @@ def _converted(rows: Rows) -> Rows:
         if isinstance(dtype, pl.List):
             bad |= column.list.eval(pl.element().is_null()).list.any().fill_null(False)
         if dtype.is_float():
+            bad |= column.is_infinite() & given.cast(pl.Float64).is_finite()
             column = column.fill_nan(None)
         elif name not in _NULLABLE:
             bad |= column.is_null()
         if (row := first_true(bad)) is not None:
-            raise rows.error(row, name, f"{_shown(given[row])} is not {dtype}")
+            raise rows.error(row, name, f"{shown(given[row])} is not {dtype}")
         columns.append(column)
     return Rows(rows.source, rows.first, pl.DataFrame(columns))
 
@@ -170,8 +192,8 @@ def _json_rows(file: Path) -> Iterator[Rows]:
             for name, dtype in types.items():
                 try:
                     values[name].append(_json_value(name, row.get(name), dtype))
-                except (ValueError, OverflowError):  # a number too large for a float
-                    what = f"{_shown(row.get(name))} is not {dtype}"
+                except (ValueError, OverflowError):  # a number that is too large
+                    what = f"{shown(row.get(name))} is not {dtype}"
                     raise DataError(f"{file}: row {number}, column {name}: {what}") from None
             if number - first + 1 == _ROWS_AT_ONCE:
                 yield Rows(str(file), first, pl.DataFrame(values, schema=types))
@@ -182,23 +204,48 @@ def _json_rows(file: Path) -> Iterator[Rows]:
 
 
 def _json_object(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    if not line.strip():
+        raise DataError(f"{file}: row {number} is an empty line")
     try:
-        row = json.loads(line)
-    except ValueError as error:
+        row = json.loads(line, parse_float=_float)
+    except RecursionError as error:
+        raise DataError(f"{file}: row {number} is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        what = f"{error.msg} at character {error.pos + 1}"
+        raise DataError(f"{file}: row {number} is not JSON: {what}") from error
+    except UnicodeDecodeError as error:
         raise DataError(f"{file}: row {number} is not JSON: {error}") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(f"{file}: row {number} has a number that is too large") from error
     if not isinstance(row, dict):
         raise DataError(f"{file}: row {number} is not a JSON object")
     return row
 
 
+@dataclass(frozen=True, slots=True)
+class _TooLarge:
+    """A number that JSON can write and no float can hold."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _float(text: str) -> float | _TooLarge:
+    number = float(text)
+    return number if math.isfinite(number) else _TooLarge(text)
+
+
 def _json_value(name: str, value: object, dtype: pl.DataType) -> object:
-    """A value of JSON as one of ``dtype``. Raises ValueError where it is none."""
+    """A value of JSON as one of ``dtype``. Raises ValueError or OverflowError where it is none."""
     if value is None and (name in _NULLABLE or name not in TAKEN):
         return None
     if isinstance(dtype, pl.List) and isinstance(value, list):
         return [_whole(item, dtype.inner) for item in value]
     if dtype.is_float() and type(value) in (int, float):
         number = float(value)  # type: ignore[arg-type]
+        struct.pack("<f", number)  # OverflowError for what only a float64 holds
         return None if math.isnan(number) else number
     if dtype == pl.String and isinstance(value, str):
         value.encode()  # half of a surrogate pair is no text
@@ -212,7 +259,7 @@ def _whole(value: object, dtype: Any) -> int:  # noqa: ANN401 - polars says a ty
     return value
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value for a message, not all of it if it is long."""
     text = repr(value.to_list() if isinstance(value, pl.Series) else value)
     return text if len(text) <= 80 else text[:79] + "…"

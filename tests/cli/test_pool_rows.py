@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,14 @@ def test_a_query_shows_as_many_rows_as_it_may(pool: Path) -> None:
 def test_values_that_json_lacks(pool: Path) -> None:
     sql = (
         "SELECT reward, EXP(1000) AS infinite, DATE '2020-01-02' AS day, seed, completion_tokens"
+        ", [DATE '2020-01-02'] AS days"
         " FROM pool WHERE id = 1"
     )
     [row] = quark("pool", "query", pool, sql, "--json").json["rows"]
     with NativePool.open(pool) as opened:
         [sample] = opened.samples([1])
-    assert row == [None, None, "2020-01-02", sample.seed, sample.completion_tokens.tolist()]
+    numbers = [sample.seed, sample.completion_tokens.tolist()]
+    assert row == [None, None, "2020-01-02", *numbers, ["2020-01-02"]]
 
 
 def test_the_rows_of_a_query_go_to_a_file(pool: Path, tmp_path: Path) -> None:
@@ -123,6 +126,10 @@ def test_the_rows_of_a_query_go_to_a_file(pool: Path, tmp_path: Path) -> None:
         ("SELECT 1 FROM samples", "'samples' was not found"),
         ("SELECT prompt_text + 1 FROM pool", "the query cannot be run"),
         ("", "the query cannot be run"),
+        ("DROP TABLE pool", "DROP is not a query"),
+        (" -- all\n/* of\nit */;delete FROM pool WHERE id > 1", "DELETE is not a query"),
+        ("TRUNCATE pool", "TRUNCATE is not a query"),
+        ("CREATE TABLE more AS SELECT * FROM pool", "CREATE is not a query"),
     ],
 )
 def test_a_query_that_is_none_is_wrong_usage(pool: Path, sql: str, says: str) -> None:
@@ -148,6 +155,21 @@ def test_damage_is_reported_by_queries_and_exports(pool: Path, tmp_path: Path) -
         assert outcome.code == 4
         assert f"{file.name} is damaged" in outcome.err
     assert not (tmp_path / "x.parquet").exists()
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".arrow", ".csv"])
+def test_a_full_disk_is_one_line(pool: Path, tmp_path: Path, ending: str) -> None:
+    target = tmp_path / f"x{ending}"
+    commands = {"query": ["SELECT id FROM pool", "--out", target], "export": [target]}
+    for command, arguments in commands.items():
+        if (command, ending) == ("export", ".csv"):
+            continue
+        (tmp_path / f".x.{os.getpid()}{ending}").symlink_to("/dev/full")
+        outcome = quark("pool", command, pool, *arguments)
+        assert outcome.code == 4, outcome.err
+        assert outcome.err.count("\n") == 1
+        assert f"No space left on device: {target}" in outcome.err
+        assert not target.exists()
 
 
 def test_hostile_text_cannot_act_on_the_terminal(tmp_path: Path) -> None:
@@ -246,6 +268,8 @@ def test_a_part_of_a_pool_becomes_a_pool(pool: Path, tmp_path: Path) -> None:
         refused = quark("pool", "export", pool, tmp_path / "x.parquet", "--where", wrong)
         assert refused.code == 2
         assert "where = " in refused.err
+        assert "FAILED" not in refused.err
+        assert refused.err.count("prompt_text") <= 1
 
 
 def test_the_documented_fields_are_there(pool: Path, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import os
+import re
 from pathlib import Path
 
 import polars as pl
@@ -138,8 +141,12 @@ def test_formats_say_what_they_cannot_hold(tmp_path: Path) -> None:
         export_pool(pool, tmp_path / "x.jsonl")
     with pytest.raises(ConfigError, match="prompt_tokens, completion_tokens"):
         export_pool(pool, tmp_path / "x.csv")
-    with pytest.raises(ConfigError, match=r"\.parquet, \.jsonl, \.arrow, \.csv"):
+    with pytest.raises(ConfigError, match=r"\.parquet, \.jsonl, \.arrow$"):
         export_pool(pool, tmp_path / "x.txt")
+    with pytest.raises(ConfigError, match=r"\.parquet, \.jsonl, \.arrow$"):
+        import_file(tmp_path / "b", tmp_path / "x")
+    with pytest.raises(ConfigError, match=r"\.parquet, \.jsonl, \.arrow, \.csv$"):
+        write_rows(pool.scan(), tmp_path / "x.txt")
     with pytest.raises(ConfigError, match="CSV does not hold tokens"):
         import_file(tmp_path / "b", tmp_path / "x.csv")
     (tmp_path / "folder.csv").mkdir()
@@ -148,8 +155,27 @@ def test_formats_say_what_they_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no directory"):
         export_pool(pool, tmp_path / "none" / "x.parquet")
     write_rows(pool.scan().select("id", "reward"), tmp_path / "x.csv")
-    assert (tmp_path / "x.csv").read_text().splitlines()[:3] == ["id,reward", "0,0.1", "1,"]
+    lines = (tmp_path / "x.csv").read_text().splitlines()
+    assert lines[:4] == ["id,reward", "0,0.1", "1,", "2,-inf"]
+    rewards = pl.col("reward")
+    for nested in (pl.concat_list(rewards), pl.struct(rewards), pl.concat_list(pl.struct(rewards))):
+        with pytest.raises(DataError, match="nested is infinite"):
+            write_rows(pool.scan().select(nested.alias("nested")), tmp_path / "x.jsonl")
+    write_rows(pl.LazyFrame({"a": [NAN, 1.0]}), tmp_path / "nan.jsonl")
+    assert (tmp_path / "nan.jsonl").read_text() == '{"a":null}\n{"a":1.0}\n'
+    assert not (tmp_path / "x.jsonl").exists()
     assert RowFormat.of(Path("A.PARQUET")) is RowFormat.PARQUET
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "x.csv"])
+def test_a_full_disk_is_named_as_one(tmp_path: Path, name: str) -> None:
+    pool = filled(tmp_path / "a", with_infinity=False)
+    target = tmp_path / name
+    target.with_name(f".x.{os.getpid()}{target.suffix}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=re.escape(str(target))) as caught:
+        write_rows(pool.scan().select("id", "key"), target)
+    assert caught.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def rows_of(tmp_path: Path) -> list[dict[str, object]]:
@@ -173,9 +199,14 @@ def rows_of(tmp_path: Path) -> list[dict[str, object]]:
         (5, "completion_tokens", [VOCAB_SIZE], "token 1000 is outside the vocabulary of 1000"),
         (5, "prompt_tokens", [2, VOCAB_SIZE], "token 1000 is outside the vocabulary of 1000"),
         (7, "reward", "high", "'high' is not Float32"),
+        (7, "reward", 1e39, "1e+39 is not Float32"),
+        (7, "reward", -1e300, "-1e+300 is not Float32"),
+        (7, "logprob_policy", 10**39, "is not Float32"),
+        (7, "finish_reason", 3, "3 is not in 0 .. 2"),
+        (12, "reward_token", -2, "-2 is not in -1 .. 32767"),
         (4, "policy_step", 101, "not what the row before it"),
         (4, "settings", "{}", "not what the row before it"),
-        (3, "completion_text", None, "missing, where other rows have it"),
+        (3, "completion_text", None, "missing, where the pool or other rows have it"),
         (10, "key", "run/a", "came before"),
         (2, "judge", 0.5, "the first row has none"),
     ],
@@ -207,6 +238,13 @@ def test_a_bad_row_is_named_with_file_and_column(
             .otherwise(pl.col("completion_tokens").cast(pl.List(pl.Int64))),
             "row 8, column completion_tokens: [-3] is not List",
         ),
+        ("reward", pl.lit(1e39), "row 1, column reward: 1e+39 is not Float32"),
+        (
+            "logprob_policy",
+            pl.when(pl.col("id") == 2).then(-1e300),
+            "row 3, column logprob_policy: -1e+300 is not Float32",
+        ),
+        ("reward_token", pl.lit(-5), "row 1, column reward_token: -5 is not in -1 .. 32767"),
         ("comment", pl.lit("good"), "row 1, column comment: it has the type String, not Float32"),
     ],
 )
@@ -228,6 +266,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("b.jsonl", b"[1]\n", "row 1 is not a JSON object"),
         ("c.jsonl", b"{\n", "row 1 is not JSON"),
         ("d.jsonl", b"\xff\n", "row 1 is not JSON"),
+        ("d.jsonl", b" \n", "row 1 is an empty line$"),
+        ("d.jsonl", b'{"a" 1}\n', "row 1 is not JSON: Expecting ':' delimiter at character 6$"),
+        ("d.jsonl", b"[" * 100_000, "row 1 is nested too deeply"),
+        ("d.jsonl", b'{"seed": ' + b"9" * 5000 + b"}", "row 1 has a number that is too large$"),
+        ("e.parquet", b"", "e.parquet is empty$"),
+        ("f.arrow", b"", "f.arrow is empty$"),
         ("e.parquet", b"PAR1", "cannot be read"),
         ("f.arrow", b"ARROW1", "cannot be read"),
     ]:
@@ -266,6 +310,140 @@ def test_numbers_of_other_widths_are_taken_as_they_are(tmp_path: Path) -> None:
     import_file(tmp_path / "b", tmp_path / "x.parquet", vocab_size=VOCAB_SIZE)
     with NativePool.open(tmp_path / "b") as copy:
         assert_same_samples(copy, pool)
+
+
+def test_infinities_are_taken_and_what_only_overflows_is_not(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path)
+    file = tmp_path / "x.jsonl"
+    written = {
+        "Infinity": math.inf,
+        "3.4028235e38": 3.4028234663852886e38,
+        "1e400": None,
+        "-1e999": None,
+    }
+    for number, (text, value) in enumerate(written.items()):
+        row = json.dumps(rows[0] | {"reward": "?"}).replace('"?"', text)
+        file.write_text(row + "\n")
+        path = tmp_path / f"{number}"
+        if value is None:
+            with pytest.raises(DataError, match=f"row 1, column reward: {text} is not Float32"):
+                import_file(path, file, vocab_size=VOCAB_SIZE)
+            continue
+        import_file(path, file, vocab_size=VOCAB_SIZE)
+        with NativePool.open(path) as pool:
+            assert pool.scores("reward").tolist() == [value]
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl"])
+def test_two_columns_are_not_one_score(tmp_path: Path, name: str) -> None:
+    pool = filled(tmp_path / "a", with_infinity=False)
+    write_rows(pool.scan().with_columns(pl.lit(0.7).alias("score:reward")), tmp_path / name)
+    with pytest.raises(DataError, match="the columns reward and score:reward name the same score"):
+        import_file(tmp_path / "b", tmp_path / name, vocab_size=VOCAB_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        (
+            "completion_text",
+            "other",
+            "'other' here and .* in the pool, both under 'run/a'.*another key",
+        ),
+        ("completion_tokens", [1, 2, 3], r"\[1, 2, 3\] here and .*another key"),
+        ("seed", 1, "1 here and .*another key"),
+        ("reward", 0.75, "0.75 here and 0.1.* in the pool.*leave the number out"),
+        ("logprob_policy", -0.5, "-0.5 here and .*leave the number out"),
+        ("judge", 0.25, "0.25 here and None in the pool.*leave the number out"),
+    ],
+)
+def test_other_samples_under_a_known_key_are_not_taken_for_those_that_are_there(
+    tmp_path: Path, column: str, value: object, says: str
+) -> None:
+    file = tmp_path / "x.jsonl"
+    rows = rows_of(tmp_path)
+    rows[0][column] = value
+    for row in rows[1:]:
+        row.setdefault(column, None)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=f"row 1, column {column}: {says}"):
+        import_file(tmp_path / "source", file)
+    import_file(tmp_path / "b", file, vocab_size=VOCAB_SIZE)
+    (merged,) = merge_pools(tmp_path / "source", [tmp_path / "b"])  # scores are not compared here
+    assert merged.num_appended == (4 if "another key" in says else 0)
+
+
+def test_what_was_scored_since_may_be_imported_again(tmp_path: Path) -> None:
+    pool = filled(tmp_path / "a", with_infinity=False)
+    export_pool(pool, tmp_path / "x.parquet")
+    pool.rescore("judge", lambda prompts, completions: [1.0] * len(completions), source={})
+    pool.close()
+    assert import_file(tmp_path / "a", tmp_path / "x.parquet").num_known == 12
+
+
+def test_texts_come_into_no_pool_of_tokens(tmp_path: Path) -> None:
+    export_pool(filled(tmp_path / "a"), tmp_path / "x.parquet")
+    export_pool(filled(tmp_path / "mute", texts=False), tmp_path / "mute.parquet")
+    for keys in ("", "abc"):
+        with NativePool.create(
+            tmp_path / f"b{keys}", vocab_size=VOCAB_SIZE, store_text=False
+        ) as pool:
+            for number, key in enumerate(keys):
+                pool.append(
+                    make_batch(f"run/{key}", {"reward": [0.0]}, content=number, with_texts=False)
+                )
+        with pytest.raises(
+            DataError, match="row 1, column completion_text: the pool keeps no texts: set"
+        ):
+            import_file(tmp_path / f"b{keys}", tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="row 1, column completion_text: missing, where the pool"):
+        import_file(tmp_path / "a", tmp_path / "mute.parquet")
+
+
+@pytest.mark.parametrize("had_directory", [False, True])
+def test_a_failed_first_import_or_merge_leaves_no_pool_in_the_way(
+    tmp_path: Path, had_directory: bool
+) -> None:
+    file, new = tmp_path / "x.jsonl", tmp_path / "new"
+    rows_of(tmp_path)
+    (tmp_path / "rows.jsonl").rename(file)
+    if had_directory:
+        new.mkdir()
+    for size, error in ((9, DataError), (0, ConfigError), (2**32, ConfigError)):
+        with pytest.raises(error):
+            import_file(new, file, vocab_size=size)
+        assert new.exists() == had_directory
+    assert not had_directory or not any(new.iterdir())
+    with NativePool.open(tmp_path / "source") as pool:
+        segment = segments_of(pool)[0].file
+    segment.chmod(0o600)
+    data = segment.read_bytes()
+    segment.write_bytes(data[:-1])
+    with pytest.raises(PoolCorruptedError):
+        merge_pools(new, [tmp_path / "source"])
+    assert new.exists() == had_directory
+    segment.write_bytes(data)
+    import_file(new, file, vocab_size=VOCAB_SIZE)
+    (merged,) = merge_pools(new, [tmp_path / "source"])
+    assert merged.num_known == 12
+
+
+def test_what_came_before_an_error_stays(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path)
+    rows[-1]["completion_tokens"] = [VOCAB_SIZE]
+    file = tmp_path / "x.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="row 12"):
+        import_file(tmp_path / "b", file, vocab_size=VOCAB_SIZE)
+    assert len(NativePool.open(tmp_path / "b")) == 8
+
+
+def test_a_missing_parent_is_named(tmp_path: Path) -> None:
+    export_pool(filled(tmp_path / "a"), tmp_path / "x.parquet")
+    with pytest.raises(FileNotFoundError, match=f"there is no directory {tmp_path / 'none'}$"):
+        import_file(tmp_path / "none" / "b", tmp_path / "x.parquet")
+    with pytest.raises(FileNotFoundError, match=f"there is no directory {tmp_path / 'none'}$"):
+        merge_pools(tmp_path / "none" / "b", [tmp_path / "a"])
 
 
 def test_a_part_of_a_key_is_not_taken_for_the_whole(tmp_path: Path) -> None:
