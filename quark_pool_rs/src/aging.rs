@@ -11,6 +11,7 @@ use crate::quantization::Quantization;
 use crate::rng::hash;
 use crate::schedule::Walk;
 use crate::segment::column;
+use crate::threads::parallel;
 
 /// The weight of a sample of the newest round.
 const WHOLE_BITS: u32 = 20;
@@ -56,7 +57,7 @@ impl Aged {
             ids.sort_by_key(|&id| round_of[id as usize]);
             Self::new(ids, &round_of, weights, hash(key, label as u64))
         };
-        Ok(labels.par_iter().map(one).collect())
+        Ok(parallel(|| labels.par_iter().map(one).collect()))
     }
 
     fn new(ids: Vec<u64>, round_of: &[u32], weights: &[u32], key: u64) -> Self {

@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::parts::Column;
+use crate::parts::{Column, Extent};
 use crate::snapshot::Snapshot;
+use crate::threads::parallel;
 
 /// What a snapshot holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,23 +70,20 @@ pub fn describe(snapshot: &Snapshot) -> Result<Description> {
 
 fn describe_column(snapshot: &Snapshot, column: &Column) -> Result<ColumnDescription> {
     // Sums per extent in id order, so that the mean does not depend on the number of threads.
-    let parts = column
-        .extents
-        .par_iter()
-        .map(|extent| {
-            let scores = extent.scores(&snapshot.home, 0..extent.count())?;
-            let scored = scores.iter().copied().filter(|score| !score.is_nan());
-            let sums = scored
-                .clone()
-                .fold((0.0, f32::INFINITY, f32::NEG_INFINITY), |(sum, min, max), score| {
-                    (sum + f64::from(score), score.min(min), score.max(max))
-                });
-            // Squares around the extent's own mean: nothing is lost where the scores are far from 0.
-            let mean = sums.0 / extent.entry.scored.max(1) as f64;
-            let squares: f64 = scored.map(|score| (f64::from(score) - mean).powi(2)).sum();
-            Ok((sums, extent.entry.scored as f64, mean, squares))
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let part = |extent: &Extent| {
+        let scores = extent.scores(&snapshot.home, 0..extent.count())?;
+        let scored = scores.iter().copied().filter(|score| !score.is_nan());
+        let sums = scored
+            .clone()
+            .fold((0.0, f32::INFINITY, f32::NEG_INFINITY), |(sum, min, max), score| {
+                (sum + f64::from(score), score.min(min), score.max(max))
+            });
+        // Squares around the extent's own mean: nothing is lost where the scores are far from 0.
+        let mean = sums.0 / extent.entry.scored.max(1) as f64;
+        let squares: f64 = scored.map(|score| (f64::from(score) - mean).powi(2)).sum();
+        Ok((sums, extent.entry.scored as f64, mean, squares))
+    };
+    let parts = parallel(|| column.extents.par_iter().map(part).collect::<Result<Vec<_>>>())?;
     let (sum, min, max) = parts
         .iter()
         .map(|part| part.0)

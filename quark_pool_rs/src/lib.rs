@@ -25,7 +25,7 @@
 //! segment  manifest                           columns | records
 //! datafile                                    an Arrow file with checksums
 //! storage                                     the only file-system room
-//! mapping  checksum  rng                      maps | sums | counter-based randomness
+//! mapping  checksum  rng  threads             maps | sums | counter-based randomness | what computes together
 //! format  processor  error                    limits | loops in the processor's widest vectors
 //! ```
 
@@ -61,5 +61,6 @@ mod selection;
 pub mod snapshot;
 pub mod storage;
 pub mod stream;
+mod threads;
 pub mod verify;
 mod writer;

@@ -9,6 +9,7 @@ use crate::error::{PoolError, Result};
 use crate::parts::{Column, Extent, PromptTable, Segment};
 use crate::segment::{Tokens, column, prompt_column};
 use crate::snapshot::Snapshot;
+use crate::threads::parallel;
 
 impl Snapshot {
     /// Refuse an id that the snapshot lacks.
@@ -93,11 +94,12 @@ impl Snapshot {
             parts.push((segment, part));
             rest = tail;
         }
-        parts.into_par_iter().try_for_each(|(segment, part)| {
+        let copy = |(segment, part): (&Arc<Segment>, &mut [T])| {
             let rows = 0..part.len();
             part.copy_from_slice(segment.open(&self.home)?.values(column, rows)?);
             Ok(())
-        })
+        };
+        parallel(|| parts.into_par_iter().try_for_each(copy))
     }
 
     /// Scores in id order into `out`, which has the length of the snapshot.

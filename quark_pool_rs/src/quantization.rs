@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{PoolError, Result};
-use crate::parts::Column;
+use crate::parts::{Column, Extent};
 use crate::processor::{self, Kernel};
 use crate::ranking::{
     Cut, LazyView, Piece, Quantile, RemainderRule, Runs, TieRule, key_score, score_key,
@@ -17,6 +17,7 @@ use crate::ranking::{
 use crate::segment::column;
 use crate::selection::{count_ranked, cut_values, label_in_groups};
 use crate::snapshot::Snapshot;
+use crate::threads::parallel;
 
 /// Scores that are labelled at a time; their keys stay in the nearest cache.
 const CHUNK: usize = 1024;
@@ -262,9 +263,12 @@ impl Quantization {
         match &self.source {
             Source::Labelled(_, known) => out.copy_from_slice(known),
             Source::Values(values) => {
-                let chunks = out.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK));
-                chunks.enumerate().for_each(|(i, (labels, values))| {
+                let label = |(i, (labels, values)): (usize, (&mut [i16], &[f32]))| {
                     self.label_chunk(values, (i * CHUNK) as u64, labels);
+                };
+                parallel(|| {
+                    let chunks = out.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK));
+                    chunks.enumerate().for_each(label);
                 });
             }
             Source::Column(column) => {
@@ -289,14 +293,15 @@ impl Quantization {
             parts.push((extent, part));
         }
         rest.fill(-1);
-        parts.into_par_iter().try_for_each(|(extent, part)| {
+        let label = |(extent, part): (&Extent, &mut [i16])| {
             let scores = extent.scores(&self.snapshot.home, 0..extent.count())?;
             let chunks = part.chunks_mut(CHUNK).zip(scores.chunks(CHUNK));
             for ((labels, scores), first) in chunks.zip((extent.first()..).step_by(CHUNK)) {
                 self.label_chunk(scores, first, labels);
             }
             Ok(())
-        })
+        };
+        parallel(|| parts.into_par_iter().try_for_each(label))
     }
 
     /// Labels of scores with consecutive ids: plain loops that a compiler turns into vector instructions, and
@@ -465,5 +470,5 @@ fn members(labels: &[i16], values: &[f32], num_quantiles: u64) -> Vec<Quantile> 
         quantile.push(Piece::Ids { ids: ids.into(), start: 0, key }, len);
         quantile
     };
-    (0..num_quantiles as i16).into_par_iter().map(of_label).collect()
+    parallel(|| (0..num_quantiles as i16).into_par_iter().map(of_label).collect())
 }

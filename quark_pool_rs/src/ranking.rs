@@ -16,6 +16,7 @@ use crate::parts::{Home, Run, RunPlace};
 use crate::rng::hash;
 use crate::segment::{MAX_RUN_SPAN, run_column};
 use crate::snapshot::Snapshot;
+use crate::threads::parallel;
 
 /// Runs of one level that become one of the next.
 const TIER: usize = 8;
@@ -512,7 +513,7 @@ impl<'a> Runs<'a> {
                     ids.push(view.id(at)?);
                 }
             }
-            ids.par_sort_unstable();
+            parallel(|| ids.par_sort_unstable());
             let splits = starts.into_iter().zip(ends).collect();
             return Ok(Cut { key, tie: Tie::Oldest(ids.into(), wanted as usize), splits });
         }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::ranking::{Cut, Tie, TieRule, score_key, tie_hash};
+use crate::threads::parallel;
 
 /// Values that one task reads at a time.
 const CHUNK: usize = 1 << 16;
@@ -11,7 +12,8 @@ const NUM_BINS: usize = 1 << 16;
 
 /// Values that are not NaN.
 pub(crate) fn count_ranked(values: &[f32]) -> u64 {
-    values.par_chunks(CHUNK).map(|part| part.iter().filter(|v| !v.is_nan()).count() as u64).sum()
+    let count = |part: &[f32]| part.iter().filter(|v| !v.is_nan()).count() as u64;
+    parallel(|| values.par_chunks(CHUNK).map(count).sum())
 }
 
 /// The cuts that have so many values above them, or more where ties stay together.
@@ -66,8 +68,10 @@ fn histograms(
         sum
     };
     // One histogram per task, and no more tasks than pay for it.
-    let size = values.len().div_ceil(4 * rayon::current_num_threads()).max(CHUNK);
-    values.par_chunks(size).map(|part| count(empty(), part)).reduce(empty, add)
+    parallel(|| {
+        let size = values.len().div_ceil(4 * rayon::current_num_threads()).max(CHUNK);
+        values.par_chunks(size).map(|part| count(empty(), part)).reduce(empty, add)
+    })
 }
 
 /// The bin, counted from the highest down, in which the `above`-th entry lies, and which one of the bin it is.
@@ -85,12 +89,15 @@ fn find(bins: &[u64], above: u64) -> (u32, u64) {
 /// Which of the values with one key are above: `wanted` of them, fewer than there are.
 fn cut_block(values: &[f32], key: u32, wanted: usize, tie_seed: u64, ties: TieRule) -> Tie {
     let is_in_block = |value: f32| !value.is_nan() && score_key(value) == key;
-    let rows = values.par_iter().enumerate().filter(|&(_, &value)| is_in_block(value));
-    let ids: Vec<u64> = rows.map(|(row, _)| row as u64).collect();
+    let ids: Vec<u64> = parallel(|| {
+        let rows = values.par_iter().enumerate().filter(|&(_, &value)| is_in_block(value));
+        rows.map(|(row, _)| row as u64).collect()
+    });
     if ties == TieRule::OlderFirst {
         return Tie::Oldest(ids.into(), wanted);
     }
-    let mut hashes: Vec<u64> = ids.par_iter().map(|&id| tie_hash(tie_seed, id)).collect();
+    let mut hashes: Vec<u64> =
+        parallel(|| ids.par_iter().map(|&id| tie_hash(tie_seed, id)).collect());
     Tie::HashBelow(*hashes.select_nth_unstable(wanted).1)
 }
 
@@ -103,13 +110,17 @@ pub(crate) fn label_in_groups(
     ties: TieRule,
 ) -> Vec<i16> {
     let order = |id: u64| if ties == TieRule::OlderFirst { id } else { tie_hash(tie_seed, id) };
-    let ranked =
-        values.par_iter().zip(groups).enumerate().filter(|(_, (value, _))| !value.is_nan());
+    let entry = |(row, (&value, &group)): (usize, (&f32, &u32))| {
+        (group, !score_key(value), order(row as u64), row as u64)
+    };
     // Best first in each group.
-    let mut entries: Vec<(u32, u32, u64, u64)> = ranked
-        .map(|(row, (&value, &group))| (group, !score_key(value), order(row as u64), row as u64))
-        .collect();
-    entries.par_sort_unstable();
+    let entries = parallel(|| {
+        let ranked =
+            values.par_iter().zip(groups).enumerate().filter(|(_, (value, _))| !value.is_nan());
+        let mut entries: Vec<(u32, u32, u64, u64)> = ranked.map(entry).collect();
+        entries.par_sort_unstable();
+        entries
+    });
     let mut labels = vec![-1; values.len()];
     for group in entries.chunk_by(|a, b| a.0 == b.0) {
         let n = group.len() as u64;

@@ -8,6 +8,8 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ import pyarrow as pa
 import pytest
 
 from quark import _pool_rs, errors
+from quark.pool.base import TieRule
 from quark.pool.native import NativePool, publish_directory
+from quark.pool.scope import Scope
 from tests.pool.batches import VOCAB_SIZE, make_batch
 
 
@@ -346,3 +350,36 @@ def test_prompts_are_taken_by_value_whatever_holds_them(
         for sample in pool.samples([0, 1]):
             prompt = batch.prompts[batch.prompt_index[sample.id]]
             assert sample.prompt_tokens.tolist() == list(prompt.token_ids)
+
+
+def computed(pool: NativePool) -> list[object]:
+    """What the pool computes with several threads."""
+    cuts = [
+        pool.quantize(3),
+        pool.quantize(3, ties=TieRule.OLDER_FIRST),
+        pool.quantize(3, scope=Scope(last_rounds=2)),
+        pool.quantize(3, scope=Scope(per_prompt=True)),
+    ]
+    aged = cuts[0].sampler(batch_size=6, seed=0, age_half_life=1.0).draw(0)[0]
+    return [*(cut.labels().tolist() for cut in cuts), aged.tolist(), pool.info().score_columns]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_computes_what_its_parent_does(path: Path) -> None:
+    pool = filled(path)
+    expected = computed(pool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads, on purpose
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if computed(pool) == expected else 2
+        finally:
+            os._exit(status)
+    timer = threading.Timer(20, os.kill, (child, 9))
+    timer.start()
+    _, status = os.waitpid(child, 0)
+    timer.cancel()
+    assert status == 0
+    assert computed(pool) == expected
