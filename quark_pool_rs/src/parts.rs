@@ -299,6 +299,9 @@ impl Column {
 
     pub(crate) fn run(&self, entry: Arc<RunEntry>) -> Result<Arc<Run>, String> {
         let place = match &entry.source {
+            RunSource::File(_) if entry.first > self.end() => {
+                return Err("a run that begins beyond its column".to_owned());
+            }
             RunSource::File(file) => RunPlace::Merged(LazyFile::new(file.clone())),
             RunSource::Extent(first) => {
                 let at = self.extents.binary_search_by_key(first, Extent::first);

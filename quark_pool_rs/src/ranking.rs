@@ -95,7 +95,8 @@ pub fn sort_scores(scores: &[f32], first_id: u64, tie_seed: u64) -> (Vec<u32>, u
 pub fn plan_merge(runs: &[(u8, u64)], end: u64) -> Option<(Range<usize>, u8)> {
     let start = runs.len().checked_sub(TIER)?;
     let (level, first) = runs[start];
-    let is_due = runs[start..].iter().all(|run| run.0 == level) && end - first <= MAX_RUN_SPAN;
+    let fits = end.checked_sub(first).is_some_and(|span| span <= MAX_RUN_SPAN);
+    let is_due = fits && runs[start..].iter().all(|run| run.0 == level);
     is_due.then(|| (start..runs.len(), level + 1))
 }
 

@@ -409,6 +409,16 @@ fn an_order_that_is_none_of_its_scores_is_reported() {
 fn a_run_that_is_none_of_its_column_is_reported() {
     let steps: Vec<Step> = (0..9).map(|i| Step::Append(Owned::numbered(i, 2))).collect();
     let whole = Forged::of(&steps);
+    for (first, message) in [(99, "a run that begins beyond its column"), (3, "")] {
+        let mut forged = whole.clone();
+        forged.records[8].1["scores"][0]["merges"][0]["run"]["first"] = json!(first);
+        if message.is_empty() {
+            forged.is_reported("a run names a sample that is not there");
+            ranked_or_damaged(&reader(&forged.storage()).unwrap());
+        } else {
+            forged.is_refused(message);
+        }
+    }
     let (name, bytes) = whole.file("runs");
     let batch = FileReader::try_new(std::io::Cursor::new(bytes), None).unwrap().next().unwrap();
     let batch = batch.unwrap();
