@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{PoolError, Result};
+use crate::format::RUN_DIR;
 use crate::parts::{Column, Extent};
 use crate::processor::{self, Kernel};
 use crate::ranking::{
@@ -221,6 +222,11 @@ impl Quantization {
                 Piece::Ids { ids, start, .. } => *id = ids[start + offset],
             }
             unread.push(i);
+        }
+        // They come from runs, so that one that is not there is damage.
+        if let Some(wrong) = ids.iter().find(|&&id| self.snapshot.check_id(id).is_err()) {
+            let what = format!("a sorted run names sample {wrong}, which is not there");
+            return Err(PoolError::corrupted(RUN_DIR, 0, what));
         }
         let other: Vec<u64> = unread.iter().map(|&i| ids[i]).collect();
         let mut found = vec![0.0; other.len()];

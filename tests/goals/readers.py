@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quark.errors import PoolCorruptedError, PoolError
+from quark.errors import PoolError, PoolSnapshotError
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
 from quark.selftest.samples import VOCAB_SIZE, fields, numbered_batch
@@ -162,10 +162,9 @@ def read(path: Path, deadline: float, seed: int, sending: Connection) -> None:
             for _ in range(2):
                 seen.problems += _compare(pool, history, chance)
                 seen.num_snapshots += 1
-        except PoolCorruptedError as error:
-            # A collection took a file that this handle had not opened yet: only then, and with a later
-            # snapshot at hand.
-            if "missing" not in str(error) or pool.refresh().generation <= newest:
+        except PoolSnapshotError as error:
+            # A collection took a file that this handle had not opened yet: only with a later snapshot at hand.
+            if pool.refresh().generation <= newest:
                 seen.problems.append(f"generation {newest}: {error}")
             seen.num_lost += 1
         except PoolError as error:
