@@ -133,10 +133,10 @@ def assemble(
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
     autocast = make_autocast(config.run.precision, device)
-    if config.pool.where is not None:
-        check_condition(config.pool.where, (REWARD_COLUMN, *config.pool.extra_scores))
+    _check_scope(config)
     reward = build_reward(config.reward) if team.is_lead else _Unasked(config.reward.name)
-    judges = build_judges(config.evaluation.judges) if team.is_lead else {}
+    judges = build_judges(config.evaluation.judges, config.reward) if team.is_lead else {}
+    extra_rewards = build_judges(config.pool.extra_scores, config.reward) if team.is_lead else {}
     if config.reward.name not in BUILT_IN_REWARDS:
         _say_reward(reward, listener)
     policy = load_policy(
@@ -245,7 +245,6 @@ def assemble(
         seed=derive_seed(config.run.seed, "evaluate"),
         retries=config.reward.retries or 0,
     )
-    extra_rewards = build_judges(config.pool.extra_scores) if team.is_lead else {}
     return Trainer(
         config=config,
         run=run,
@@ -316,8 +315,10 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
     config = loaded.config
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = choose_device(config.run.device)
+    _check_scope(config)
     reward = build_reward(config.reward)
-    build_judges(config.evaluation.judges)
+    build_judges(config.evaluation.judges, config.reward)
+    build_judges(config.pool.extra_scores, config.reward)
     policy = load_policy(
         config.model,
         num_quantiles=config.pool.num_quantiles,
@@ -398,9 +399,17 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if wanted else None
 
 
-def build_judges(names: tuple[str, ...]) -> Mapping[str, RewardFunction]:
-    """Rewards that are measured and never trained on."""
-    return {name: build_reward(RewardConfig(name=name, on_error="nan")) for name in names}
+def build_judges(names: tuple[str, ...], settings: RewardConfig) -> Mapping[str, RewardFunction]:
+    """Rewards that are measured and never trained on, as the sections of ``settings`` for each kind say."""
+    sections = {
+        "classifier": settings.classifier,
+        "http": settings.http,
+        "length": settings.length,
+        "regex": settings.regex,
+    }
+    return {
+        name: build_reward(RewardConfig(name=name, on_error="nan", **sections)) for name in names
+    }
 
 
 def make_fingerprint(device: torch.device, team: Team | None = None) -> dict[str, str]:
@@ -509,6 +518,13 @@ def _check_share(config: RunConfig, team: Team) -> None:
         )
 
 
+def _check_scope(config: RunConfig) -> None:
+    """Raise ConfigError where ``pool.where`` is no condition on columns that the pool will have."""
+    if config.pool.where is not None:
+        extra = map(_column_name, config.pool.extra_scores)
+        check_condition(config.pool.where, (REWARD_COLUMN, *extra))
+
+
 def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
     """Make way for a new run where that was asked for; returns whether a run of ours was deleted."""
     if not fresh or not run.path.exists():
@@ -595,6 +611,8 @@ def _replace_text(path: Path, text: str) -> None:
 
 def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) -> None:
     """Raise ConfigError where the run that is there is to be continued as another one."""
+    if not run.pool.exists():
+        return  # It failed before it began, perhaps for the very setting that is corrected now.
     if not run.config.is_file():
         raise RunDirectoryError(f"{run.config} is missing: this run cannot be resumed")
     before = load_config(run.config).config.model_dump(mode="json")
@@ -669,22 +687,32 @@ def _open_pool(
     """The run's pool, opened for writing.
 
     Raises:
-        DataError: it was filled from other prompts than these.
+        DataError: it was filled from other prompts than these, or measured on others.
     """
-    digest = _digest(prompts)
+    trained, held_out = _digest(prompts.train), _digest(prompts.evaluation)
     if not run.pool.exists():
         return NativePool.create(
             run.pool,
             vocab_size=policy.reward_tokens.base_vocab_size,
             store_text=config.pool.store_text,
             tie_seed=derive_seed(config.run.seed, "ties"),
-            metadata={"model": config.model.name, "run_id": run_id, "prompts": digest},
+            metadata={
+                "model": config.model.name,
+                "run_id": run_id,
+                "prompts": trained,
+                "held_out_prompts": held_out,
+            },
         )
     pool = NativePool.open(run.pool, writable=True)
-    if pool.info().metadata.get("prompts") != digest:
+    known = pool.info().metadata
+    changed = config.prompts.source if known.get("prompts") != trained else None
+    # A pool of an older quark does not say which prompts were held out.
+    if changed is None and known.get("held_out_prompts", held_out) != held_out:
+        changed = f"{config.prompts.evaluation_source or config.prompts.source} that are held out"
+    if changed is not None:
         pool.close()
         raise DataError(
-            f"the prompts of {config.prompts.source} are not those that {run.path} was started with: "
+            f"the prompts of {changed} are not those that {run.path} was started with: "
             "bring them back, or choose another --run-dir"
         )
     return pool
@@ -737,10 +765,10 @@ def _find_checkpoint(
     return found
 
 
-def _digest(prompts: PromptSet) -> str:
-    """SHA-256 of the training prompts' tokens, in order."""
+def _digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of the prompts' tokens, in order."""
     digest = hashlib.sha256()
-    for prompt in prompts.train:
+    for prompt in prompts:
         digest.update(json.dumps(prompt.token_ids).encode())
     return digest.hexdigest()
 

@@ -626,10 +626,11 @@ class Trainer:
                 after=completion.text,
                 after_reward=new_reward,
             )
+            # `show_prompts` may have become another number since the baseline was measured.
             for (prompt, text, reward), (completion, new_reward) in zip(
                 baseline.get("answers", ()) if best is not None else (),
                 self._shown(best) if best is not None else (),
-                strict=True,
+                strict=False,
             )
         ]
         run = self.run_directory

@@ -47,10 +47,10 @@ def test_the_split_field_decides(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_file_decides(tmp_path: Path) -> None:
-    path = write(tmp_path, "a\nb\n", "train.txt")
+    path = write(tmp_path, lines({"prompt": "a"}, {"prompt": "b", "split": "eval"}))
     other = write(tmp_path, lines({"prompt": "held out"}), "held.jsonl")
     prompts = load(path, evaluation_source=str(other))
-    assert texts(prompts.train) == ["a", "b"]
+    assert texts(prompts.train) == ["a"]
     assert texts(prompts.evaluation) == ["held out"]
 
 
@@ -86,8 +86,9 @@ def test_where_keeps_rows_by_a_number_in_them(tmp_path: Path) -> None:
         load(path, where="prompt.insult > 0")
     with pytest.raises(DataError, match="lines of text have no numbers"):
         load(write(tmp_path, "a\nb\n", "a.txt"), where="toxicity > 0")
-    with pytest.raises(ValueError, match="where"):
-        PromptConfig(where="toxicity is high")
+    for where in ("toxicity is high", "toxicity > .", "> 1", "a > 1 > 0"):
+        with pytest.raises(ValueError, match="a comparison and a number"):
+            PromptConfig(where=where)
 
 
 def test_the_shared_prompt_file_loads() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from quark.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
+from quark.errors import CheckpointError, ConfigError, DataError, QuarkError, RunDirectoryError
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.training.checkpoint import verify
@@ -161,8 +161,10 @@ def test_a_changed_setting_is_named_and_refused(config: Path, stopped_run: Path)
 
 
 def test_harmless_settings_may_change(config: Path, stopped_run: Path) -> None:
-    result = train(config, stopped_run, overrides=("run.num_rounds=4", "checkpoint.keep_last=3"))
+    settings = ("run.num_rounds=4", "checkpoint.keep_last=3", "evaluation.show_prompts=1")
+    result = train(config, stopped_run, overrides=settings)
     assert result.rounds == 4
+    assert len(result.before_after) == 1
 
 
 def test_smaller_parts_may_be_asked_for_and_void_exactness(config: Path, stopped_run: Path) -> None:
@@ -190,9 +192,10 @@ def test_changed_prompts_are_refused(config: Path, stopped_run: Path, tmp_path: 
     source = config.parent / "prompts.jsonl"
     original = source.read_text()
     try:
-        source.write_text(original.replace("three", "thirteen"))
-        with pytest.raises(DataError, match="not those"):
-            train(config, stopped_run)
+        for changed in (("three", "thirteen"), ("say c", "say z")):
+            source.write_text(original.replace(*changed))
+            with pytest.raises(DataError, match="not those"):
+                train(config, stopped_run)
     finally:
         source.write_text(original)
     assert prompts.read_text() == original
@@ -242,6 +245,16 @@ def test_what_a_run_that_died_at_its_start_left_is_taken_over(config: Path, tmp_
     run_dir.mkdir()
     (run_dir / "config.toml").write_text("")
     (run_dir / "run.json.partial").write_text("{")
+    assert train(config, run_dir).rounds == NUM_ROUNDS
+
+
+def test_a_setting_that_kept_a_run_from_beginning_may_be_corrected(
+    config: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    for override in ("model.name='embedded:revews'", "pool.extra_scores=['./no.py:f']"):
+        with pytest.raises(QuarkError, match=r"revews|no\.py"):
+            train(config, run_dir, overrides=(override,))
     assert train(config, run_dir).rounds == NUM_ROUNDS
 
 
