@@ -19,6 +19,7 @@ from quark.models.logprobs import token_statistics
 from quark.models.policy import Policy
 from quark.reference.base import ReferencePolicy
 from quark.rewards.base import RewardFunction
+from quark.rewards.config import RewardName
 from quark.rewards.scoring import score
 from quark.settings import Settings
 from quark.types import Completion, Prompt
@@ -31,7 +32,7 @@ class EvaluationConfig(Settings):
     """Evaluate under the best token after this many rounds (always after the last)."""
     completions_per_prompt: int = Field(1, ge=1)
     """Completions of each prompt; with several, expected maximum and probability metrics mean something."""
-    judges: tuple[str, ...] = ()
+    judges: tuple[RewardName, ...] = ()
     """Further rewards that are measured and never trained on, by name, e.g. ``["vader"]``."""
     control_curve: bool = True
     """At the end, evaluate under every reward token."""

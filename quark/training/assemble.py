@@ -375,7 +375,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" is a device, but nothing comes back from it
     except (RuntimeError, AssertionError) as err:
         raise ConfigError(f"run.device = {name!r}: torch cannot use it here: {err}") from err
     return device

@@ -305,8 +305,17 @@ class Trainer:
     def _quantize(self, pool: NativePool) -> Quantization:
         quantization = quantize(pool, self.config.pool)
         if int(quantization.counts.sum()) == 0:
+            num_samples = len(pool) - pool.num_removed
+            section = self.config.pool
+            asked = {key: getattr(section, key) for key in ("last_rounds", "where", "min_score")}
+            asked = {key: value for key, value in asked.items() if value is not None}
+            if asked and not np.isnan(pool.scores(REWARD_COLUMN)[pool.num_removed :]).all():
+                said = " and ".join(f"pool.{key} = {value!r}" for key, value in asked.items())
+                raise TrainingError(
+                    f"none of the {num_samples} samples fulfils {said}: start a run that asks for less (--run-dir)"
+                )
             raise TrainingError(
-                f"none of the {len(pool) - pool.num_removed} samples has a score: check the reward with `quark reward check`"
+                f"none of the {num_samples} samples has a score: check the reward with `quark reward check`"
             )
         return quantization
 
