@@ -26,6 +26,8 @@ from quark.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    PoolError,
+    PoolLockedError,
     RunDirectoryError,
     TrainingError,
 )
@@ -111,6 +113,7 @@ def assemble(
 
     Raises:
         RunDirectoryError: the directory is not a run of ours, or ``fresh`` met a run.
+        PoolLockedError: another process runs it; nothing was changed.
         ConfigError: the configuration is not the one the run was made with.
         ModelError, DataError, RewardError, PoolError, CheckpointError: as the parts say.
     """
@@ -190,6 +193,8 @@ def assemble(
             found = _find_checkpoint(run, checkpoints, listener)
             if found is not None:
                 _say_resumed(found.state, fingerprint, listener, exactness)
+            # Not before: a start that is refused leaves the run as it was, and it may be another process's.
+            _record(run, loaded, identity)
             return found.path.name if found is not None else None
 
         name = team.from_lead(find)
@@ -375,7 +380,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" is a device, but nothing comes back from it
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as err:
         raise ConfigError(f"run.device = {name!r}: torch cannot use it here: {err}") from err
     return device
@@ -538,11 +543,19 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
             f"{run.path} holds a run. Leave out --fresh to resume it, choose another --run-dir, or add "
             "--force to delete it"
         )
-    Checkpoints(run.checkpoints, keep_last=2).remove_all()
-    folders = (run.pool, run.model, run.served, run.reference_cache, run.path / "tensorboard")
-    for path in (*folders, *run.path.glob("model.p*")):
+    folders = [run.pool, run.model, run.served, run.reference_cache, run.path / "tensorboard"]
+    folders += run.path.glob("model.p*")
+    for path in folders:
         if path.is_symlink():
             raise RunDirectoryError(f"{path} is a link: remove it yourself")
+    try:
+        NativePool.open(run.pool, writable=True).close()
+    except PoolLockedError:
+        raise  # another process trains on it
+    except (PoolError, ValueError, OSError):
+        pass  # damaged or not there: no reason to keep the run
+    Checkpoints(run.checkpoints, keep_last=2).remove_all()
+    for path in folders:
         if path.exists():
             shutil.rmtree(path)
     for path in (run.metrics, run.report, run.config, run.identity):
@@ -579,6 +592,13 @@ def _enter(
             "run_id": uuid.uuid4().hex,
             "quark_version": quark.__version__,
         }
+    if not run.pool.exists():
+        _record(run, loaded, identity)
+    return identity
+
+
+def _record(run: RunDirectory, loaded: LoadedConfig, identity: dict[str, Any]) -> None:
+    """Say in the run directory with which configuration the run goes on."""
     identity["origins"] = dict(loaded.origins)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -586,7 +606,6 @@ def _enter(
         _replace_text(run.identity, json.dumps(identity, indent=1) + "\n")
     except OSError as err:
         raise RunDirectoryError(f"cannot make the run directory {run.path}: {err}") from err
-    return identity
 
 
 def _is_empty(run: RunDirectory) -> bool:

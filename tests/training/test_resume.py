@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from quark.errors import CheckpointError, ConfigError, DataError, QuarkError, RunDirectoryError
+from quark.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PoolLockedError,
+    QuarkError,
+    RunDirectoryError,
+)
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.training.checkpoint import verify
@@ -226,6 +233,21 @@ def test_fresh_refuses_a_run_and_force_deletes_only_what_is_ours(
     assert other.is_dir()
     other.rmdir()
     assert fingerprint_of(stopped_run) == expected
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_run_that_another_process_trains_is_left_as_it_is(
+    config: Path, stopped_run: Path, fresh: bool
+) -> None:
+    def files() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in stopped_run.rglob("*") if p.is_file()}
+
+    with NativePool.open(RunDirectory(stopped_run).pool, writable=True):
+        before = files()
+        with pytest.raises(PoolLockedError):
+            train(config, stopped_run, overrides=("run.num_rounds=9",), fresh=fresh, force=fresh)
+        assert files() == before
+    assert train(config, stopped_run).rounds == NUM_ROUNDS
 
 
 @pytest.mark.parametrize("fresh", [False, True])

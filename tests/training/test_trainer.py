@@ -18,7 +18,7 @@ from quark.config.load import load_config
 from quark.errors import CheckpointError, ConfigError, QuarkError, RewardError, TrainingError
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
-from quark.training.assemble import _column_name, assemble, choose_device, dry_run
+from quark.training.assemble import _column_name, assemble, dry_run
 from quark.training.checkpoint import Checkpoints
 from quark.training.trainer import Trainer
 from tests.training.tiny_run import (
@@ -236,11 +236,6 @@ def test_a_condition_that_no_sample_fulfils_is_not_blamed_on_the_reward(
 ) -> None:
     with pytest.raises(TrainingError, match=r"none of the 24 samples fulfils pool.min_score = 9"):
         train(config, tmp_path / "run", overrides=("pool.min_score=9999.0",))
-
-
-def test_a_device_that_keeps_no_numbers_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"run\.device = 'meta'"):
-        choose_device("meta")
 
 
 @pytest.mark.parametrize(
