@@ -168,7 +168,7 @@ def _evaluate(
 ) -> list[Evaluation]:
     import sys
 
-    from quark.cli.console import make_console, prose
+    from quark.cli.console import foreign, make_console, prose
     from quark.data.prompts import load_prompts
     from quark.evaluation.evaluator import Evaluator
     from quark.generation.transformers_generator import TransformersGenerator
@@ -213,7 +213,10 @@ def _evaluate(
             sampling,
             source.device,
         )
-        evaluations.append(evaluator.evaluate(generator, policy, quantile=quantile))
+        evaluation = evaluator.evaluate(generator, policy, quantile=quantile)
+        for failure in evaluation.failures:
+            progress.print(foreign(f"warning: {failure}", style="yellow"), soft_wrap=True)
+        evaluations.append(evaluation)
     return evaluations
 
 

@@ -59,6 +59,8 @@ class Evaluation:
     """``reward_mean``, ``kl_policy_to_reference`` ... named as in docs/metrics.md."""
     judges: Mapping[str, float]
     """Mean score by judge."""
+    failures: Sequence[str] = ()
+    """How many completions got no score, of the reward or of a judge, and why; empty where all did."""
 
 
 class Evaluator:
@@ -123,8 +125,8 @@ class Evaluator:
         texts = [c.text for c in completions]
         prompts = [c.prompt.text for c in completions]
         outcome = score(self._reward, prompts, texts, on_error="nan", retries=self._retries)
-        judges = {
-            name: _mean(score(judge, prompts, texts, on_error="nan").scores)
+        judged = {
+            name: score(judge, prompts, texts, on_error="nan")
             for name, judge in self._judges.items()
         }
         rewards = outcome.scores
@@ -146,7 +148,16 @@ class Evaluator:
             rewards=rewards,
             completions=completions,
             metrics=metrics,
-            judges=judges,
+            judges={name: _mean(scored.scores) for name, scored in judged.items()},
+            failures=[
+                f"{scored.num_failed} of {len(texts)} held-out completions got no score{whose} "
+                f"({'; '.join(scored.messages[:3])})"
+                for whose, scored in (
+                    ("", outcome),
+                    *((f" of the judge {name}", scored) for name, scored in judged.items()),
+                )
+                if scored.num_failed
+            ],
         )
 
     def likelihoods(

@@ -365,6 +365,7 @@ class Trainer:
         )
         with _memory_for_evaluation(), self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate_first, self._policy, quantile=None)
+        self._say_failures(evaluation)
         self._write_evaluation(evaluation)
         return {
             "metrics": dict(evaluation.metrics),
@@ -381,6 +382,7 @@ class Trainer:
         )
         with _memory_for_evaluation(), self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate, self._policy, quantile=quantile)
+        self._say_failures(evaluation)
         if not is_logged:
             self._write_evaluation(evaluation)
         return evaluation
@@ -392,6 +394,10 @@ class Trainer:
         if best is None or not is_due or self.config.pool.num_quantiles == 1:
             return None
         return ControlGap.between(best.rewards, self._evaluate_quantile(0).rewards)
+
+    def _say_failures(self, evaluation: Evaluation) -> None:
+        for failure in evaluation.failures:
+            self._listener.on_message(f"round {self._position.round}: {failure}", level="warning")
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         self._log.write(

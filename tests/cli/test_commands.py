@@ -277,6 +277,11 @@ def test_evaluate_takes_rewards_prompts_and_quantiles(run_dir: Path, tmp_path: P
     people = quark("evaluate", run_dir, *wishes)
     assert "4 (best)" in people.out
     assert quark("evaluate", run_dir, "--reward", "no-such-reward").code == 2
+    broken = tmp_path / "broken.py"
+    broken.write_text("def f(*, prompts, completions):\n    raise KeyError('lost')\n")
+    failed = quark("evaluate", run_dir, "-q", "best", "--reward", f"{broken}:f", "--json")
+    assert failed.json["evaluations"][0]["reward_mean"] is None
+    assert "KeyError: 'lost'" in failed.err
     model = quark("evaluate", run_dir / "model")
     assert model.code == 2
     assert "--reference" in model.err
