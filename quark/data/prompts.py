@@ -6,6 +6,7 @@ A bad row is an error that names the file, the line and the reason; nothing is s
 from __future__ import annotations
 
 import json
+import math
 import operator
 import re
 import sys
@@ -22,6 +23,7 @@ from quark.errors import DataError
 from quark.settings import Settings
 from quark.types import Json, Prompt
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_LINE_BYTES = 1 << 24
 """A longer line is not a prompt but a mistake."""
 
@@ -311,10 +313,13 @@ def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:
         raise DataError(f"{place}: {field!r} is {value!r}, not a text")
     split = record.get("split")
     metadata = {
-        key: item
+        key: None if isinstance(item, float) and not math.isfinite(item) else item
         for key, item in record.items()
         if key not in (field, "split") and isinstance(item, str | int | float | bool | None)
-    }
+    }  # a number that is not finite stands for a missing one, and JSON has no word for it
+    for key, item in metadata.items():
+        if _SURROGATE.search(f"{key}{item}"):
+            raise DataError(f"{place}: a lone surrogate in the field {key!r}")
     return _row(place, value, split if isinstance(split, str) else None, metadata)
 
 
@@ -323,6 +328,6 @@ def _row(place: str, text: str, split: str | None, metadata: Mapping[str, Json])
         raise DataError(f"{place}: an empty prompt")
     if "\0" in text:
         raise DataError(f"{place}: a NUL character in the prompt")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _SURROGATE.search(text):
         raise DataError(f"{place}: a lone surrogate in the prompt")
     return _Row(place=place, text=text, split=split, metadata=metadata)

@@ -213,6 +213,7 @@ def test_generate_reads_prompt_files_and_other_models(run_dir: Path, tmp_path: P
     assert "no reward tokens" in refused.err
     assert "top_p" in quark("generate", run_dir, "-p", "a", "--top-p", "0").err
     assert quark("generate", run_dir, "-p", "a", "--top-p", "0").code == 2
+    assert "is not UTF-8" in quark("generate", run_dir, "-p", "\udce9").err
     for prompt in ("<|reward_4|>a", ""):
         refused = quark("generate", run_dir, "-p", prompt)
         assert refused.code == 3, refused.err

@@ -110,6 +110,13 @@ def test_parquet_and_another_field(tmp_path: Path) -> None:
     assert {p.metadata["n"] for p in prompts.train} <= {1, 2, 3, 4}
 
 
+def test_numbers_beside_a_prompt_that_are_not_finite_are_missing(tmp_path: Path) -> None:
+    rows = '{"prompt": "a", "x": NaN}\n{"prompt": "b", "x": 1e400}\n{"prompt": "c", "x": 0.5}\n'
+    prompts = load(write(tmp_path, rows))
+    found = {p.text: p.metadata["x"] for p in (*prompts.train, *prompts.evaluation)}
+    assert found == {"a": None, "b": None, "c": 0.5}
+
+
 def test_duplicates_marks_and_windows_line_ends_are_fine(tmp_path: Path) -> None:
     path = write(
         tmp_path, b"\xef\xbb\xbf" + b'{"prompt": "a"}\r\n{"prompt": "a"}\r\n\r\n{"prompt": "b"}\r\n'
@@ -151,6 +158,7 @@ def test_long_prompts_may_be_left_out_or_refused(tmp_path: Path) -> None:
         (b'{"prompt": "a\\u0000b"}', "NUL"),
         (b'{"prompt": "\\ud800"}', "surrogate"),
         (b'{"prompt": "a", "prompt": "b"}', "twice"),
+        (b'{"prompt": "a", "note": "\\ud800"}', "surrogate in the field 'note'"),
         (b'{"prompt": "\xff"}', "UTF-8"),
         (b"[" * 100_000, "JSON"),
     ],
