@@ -142,6 +142,8 @@ def assemble(
     extra_rewards = build_judges(config.pool.extra_scores, config.reward) if team.is_lead else {}
     if config.reward.name not in BUILT_IN_REWARDS:
         _say_reward(reward, listener)
+    if team.is_lead:
+        _check_code(run, config, reward, identity, exactness)
     policy = load_policy(
         config.model,
         num_quantiles=config.pool.num_quantiles,
@@ -674,6 +676,26 @@ def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) ->
             + f"\n{way_out}"
         )
     exactness.void(voids)
+
+
+def _check_code(
+    run: RunDirectory,
+    config: RunConfig,
+    reward: RewardFunction,
+    identity: dict[str, Any],
+    exactness: Exactness,
+) -> None:
+    """Say where a function's file is not the one that scored the samples so far, and keep in ``identity`` which is."""
+    before, now = identity.get("reward_sha256"), reward_provenance(reward).get("sha256")
+    identity["reward_sha256"] = now
+    if before in (None, now) or not run.pool.exists() or _is_rescored(run, config):
+        return
+    exactness.void(
+        [
+            f"the file of the reward {config.reward.name} was changed, and earlier samples keep their scores "
+            f"(quark pool rescore {run.path} {config.reward.name} makes them anew)"
+        ]
+    )
 
 
 def _is_rescored(run: RunDirectory, config: RunConfig) -> bool:
