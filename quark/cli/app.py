@@ -108,6 +108,9 @@ def main() -> None:
 
 
 def _prepare_process() -> None:
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started this: speak to nobody
+        nobody = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as long as the process
+        sys.stdout, sys.stderr = sys.stdout or nobody, sys.stderr or nobody
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -137,10 +137,12 @@ def _configured(
     from quark.errors import ConfigError
 
     config = source.config
-    if not rewards and ":" in config.reward.name:
+    named = (config.reward.name, *config.evaluation.judges)
+    code = [name for name in named if ":" in name]
+    if not rewards and code:
         raise ConfigError(
-            f"the run's reward {config.reward.name} is Python code, which is never taken from a run "
-            f"directory: say --reward {config.reward.name} if you trust it"
+            f"the run's {'reward' if code[0] == config.reward.name else 'judge'} {code[0]} is Python code, which is "
+            f"never taken from a run directory: say {' '.join(f'--reward {name}' for name in named)} if you trust it"
         )
     if source.policy is not None and not source.is_run and reference is None:
         raise ConfigError(
@@ -166,7 +168,7 @@ def _evaluate(
 ) -> list[Evaluation]:
     import sys
 
-    from quark.cli.console import make_console, prose
+    from quark.cli.console import foreign, make_console, prose
     from quark.data.prompts import load_prompts
     from quark.evaluation.evaluator import Evaluator
     from quark.generation.transformers_generator import TransformersGenerator
@@ -194,7 +196,7 @@ def _evaluate(
         prompts=chosen,
         reference=reference,
         reward=build_reward(config.reward),
-        judges=build_judges(config.evaluation.judges),
+        judges=build_judges(config.evaluation.judges, config.reward),
         completions_per_prompt=config.evaluation.completions_per_prompt,
         batch_size=sampling.batch_size,
         seed=derive_seed(seed, "evaluate"),
@@ -211,7 +213,10 @@ def _evaluate(
             sampling,
             source.device,
         )
-        evaluations.append(evaluator.evaluate(generator, policy, quantile=quantile))
+        evaluation = evaluator.evaluate(generator, policy, quantile=quantile)
+        for failure in evaluation.failures:
+            progress.print(foreign(f"warning: {failure}", style="yellow"), soft_wrap=True)
+        evaluations.append(evaluation)
     return evaluations
 
 

@@ -121,7 +121,12 @@ def generate(
 
 
 def _tokenized(source: TrainedModel, text: str) -> Prompt:
+    from quark.errors import DataError
     from quark.types import Prompt
 
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise DataError(f"--prompt {text!r} is not UTF-8") from err
     token_ids = tuple(source.tokenizer.encode(text))
     return source.checked(Prompt(index=0, text=text, token_ids=token_ids))

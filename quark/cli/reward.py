@@ -184,23 +184,21 @@ def reward_config(name: str, overrides: Sequence[str]) -> RewardConfig:
 def _read_samples(path: Path) -> list[tuple[str, str]]:
     import json
 
+    from quark.data.prompts import text_lines
     from quark.errors import DataError
 
     pairs = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                prompt, completion = row.get("prompt", ""), row["completion"]
-            except (ValueError, KeyError, TypeError, AttributeError) as err:
-                raise DataError(
-                    f"{path}:{number}: a JSON object with `prompt` and `completion` is needed"
-                ) from err
-            if not isinstance(prompt, str) or not isinstance(completion, str):
-                raise DataError(f"{path}:{number}: `prompt` and `completion` must be texts")
-            pairs.append((prompt, completion))
+    for number, line in text_lines(path):
+        try:
+            row = json.loads(line)
+            prompt, completion = row.get("prompt", ""), row["completion"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+            raise DataError(
+                f"{path}:{number}: a JSON object with `prompt` and `completion` is needed"
+            ) from err
+        if not isinstance(prompt, str) or not isinstance(completion, str):
+            raise DataError(f"{path}:{number}: `prompt` and `completion` must be texts")
+        pairs.append((prompt, completion))
     if not pairs:
         raise DataError(f"{path} has no samples")
     return pairs

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 _Settings = TypeVar("_Settings", bound="Settings")
 
 BEST, NONE = "best", "none"
-_MAX_PROMPT_TOKENS = 1 << 20
-"""Prompts of a file are not shortened: the model says when one is too long for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,22 +80,17 @@ class TrainedModel:
         )
 
     def prompts_of(self, file: Path) -> list[Prompt]:
-        """All prompts of a file, in order. Raises DataError naming the file and the row."""
-        from quark.data.prompts import load_prompts
+        """All prompts of a file, in order and whole: the model says when one is too long for it.
 
-        config = self.config.prompts.model_copy(
-            update={
-                "source": str(file),
-                "evaluation_source": str(file),
-                "num_evaluation": _MAX_PROMPT_TOKENS,
-                "max_tokens": _MAX_PROMPT_TOKENS,
-                "limit": None,
-            }
-        )
-        return [
-            self.checked(prompt)
-            for prompt in load_prompts(config, self.tokenizer, seed=0).evaluation
-        ]
+        Raises:
+            FileNotFoundError: no such file.
+            DataError: names the file and the row.
+        """
+        from quark.data.prompts import read_prompts
+
+        field = self.config.prompts.field
+        prompts = read_prompts(str(file), field, self.tokenizer, said_by="--prompts")
+        return [self.checked(prompt) for prompt in prompts]
 
     def checked(self, prompt: Prompt) -> Prompt:
         """``prompt``, if the model can go on from it.

@@ -5,7 +5,7 @@ A knob is declared in the room that obeys it; only what belongs to the loop itse
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,10 +14,18 @@ from quark.evaluation.evaluator import EvaluationConfig
 from quark.generation.base import SamplingConfig
 from quark.models.loading import ModelConfig
 from quark.objectives.quark import LMSoftmax, QuarkObjectiveConfig
-from quark.pool.base import MAX_AGE_HALF_LIFE, RemainderRule, SamplingMode, TieRule
+from quark.pool.base import (
+    MAX_AGE_HALF_LIFE,
+    MAX_QUANTILES,
+    RemainderRule,
+    SamplingMode,
+    TieRule,
+)
 from quark.reference.config import ReferenceConfig
-from quark.rewards.config import RewardConfig
+from quark.rewards.config import RewardConfig, RewardName
 from quark.settings import Settings
+
+_DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class RunSection(Settings):
@@ -60,7 +68,7 @@ class RunSection(Settings):
 class PoolSection(Settings):
     """The sample pool and how it is cut and drawn from."""
 
-    num_quantiles: int = Field(5, ge=1)
+    num_quantiles: int = Field(5, ge=1, le=MAX_QUANTILES)
     """K, also the number of reward tokens."""
     ties: TieRule = TieRule.HASH
     """How equal rewards are cut at a boundary."""
@@ -75,7 +83,7 @@ class PoolSection(Settings):
     where: str | None = None
     """Rank and train on samples for which this SQL expression holds, over score columns and ``round``, ``chunk``,
     ``policy_step``, ``reward_token``, ``finish_reason``, ``logprob_policy``, ``logprob_reference``, ``prompt_id``."""
-    min_score: float | None = Field(None, allow_inf_nan=False)
+    min_score: float | None = None
     """Rank and train on samples alone whose reward is at least this. With ``num_quantiles = 1`` that is RAFT (Dong et
     al. 2023) or ReST (Gulcehre et al. 2023): likelihood training on what passes a threshold."""
     max_per_round: int | None = Field(None, ge=1)
@@ -93,7 +101,7 @@ class PoolSection(Settings):
     per_prompt: bool = False
     """Cut the samples of each prompt for themselves (ALT, Abadal et al. 2024), so that a quantile says how good a
     completion is for its prompt; explore with several completions per prompt then."""
-    extra_scores: tuple[str, ...] = ()
+    extra_scores: tuple[RewardName, ...] = ()
     """Further rewards by name, e.g. ``["vader"]``: scored and stored beside the reward, never trained on."""
     store_text: bool = True
     """Keep the completions' text beside their tokens."""
@@ -102,7 +110,7 @@ class PoolSection(Settings):
 class OptimizerSection(Settings):
     """AdamW and its schedule."""
 
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, lt=1 << 32)
     """Samples per optimizer step."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Samples per forward and backward pass; unset takes the whole batch. Does not change the loss. Where memory
@@ -116,7 +124,7 @@ class OptimizerSection(Settings):
     """Steps of linear warm-up from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up, down to 0 at the run's last step."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_DecayRate, _DecayRate] = (0.9, 0.999)
     """Decay rates of Adam's moments."""
     eps: float = Field(1e-8, gt=0.0)
     """Adam's epsilon."""

@@ -6,21 +6,24 @@ A bad row is an error that names the file, the line and the reason; nothing is s
 from __future__ import annotations
 
 import json
+import math
 import operator
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from quark.assets import asset_path
 from quark.errors import DataError
 from quark.settings import Settings
 from quark.types import Json, Prompt
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_LINE_BYTES = 1 << 24
 """A longer line is not a prompt but a mistake."""
 
@@ -33,12 +36,12 @@ class PromptConfig(Settings):
     field: str = "prompt"
     """The column of a JSONL or Parquet file; an object in it is read by its ``text`` key, as
     RealToxicityPrompts has it."""
-    where: str | None = Field(None, pattern=r"^\s*[^\s<>=]+\s*(>=|>|<=|<|==)\s*-?[0-9.eE+-]+\s*$")
+    where: str | None = None
     """Keep only rows where a number in the record fits, e.g. ``"prompt.toxicity >= 0.5"``; dots lead into nested
     objects. Rows without that number are left out."""
     evaluation_source: str | None = None
-    """A file with the held-out prompts; unset takes rows with ``split`` = ``eval``, or else a seeded part
-    of the source."""
+    """A file with the held-out prompts; unset takes rows with ``split`` = ``eval`` (which are never trained on), or
+    else a seeded part of the source."""
     num_evaluation: int = Field(128, ge=1)
     """How many prompts are held out for evaluation (at most)."""
     limit: int | None = Field(None, ge=1)
@@ -47,6 +50,18 @@ class PromptConfig(Settings):
     """Longer prompts are handled as ``over_long`` says."""
     over_long: Literal["truncate", "skip", "fail"] = "truncate"
     """Keep the last ``max_tokens`` tokens, leave the prompt out (both counted and said), or stop."""
+
+    @field_validator("where")
+    @classmethod
+    def _where_compares_with_a_number(cls, where: str | None) -> str | None:
+        if where is not None:
+            try:
+                _condition(where)
+            except ValueError as err:
+                raise ValueError(
+                    'not a field, a comparison and a number, such as "prompt.toxicity >= 0.5"'
+                ) from err
+        return where
 
 
 class Tokenizer(Protocol):
@@ -84,12 +99,19 @@ def load_prompts(
         FileNotFoundError: no such file.
         DataError: a row that is no prompt, or no prompts at all.
     """
-    rows = list(_read(config.source, config.field, config.where))
+    rows = list(_read(config.source, config.field, config.where, said_by="prompts.source"))
     if not rows and config.where is not None:
         raise DataError(f"{config.source}: no row fits prompts.where = {config.where!r}")
     if config.evaluation_source is not None:
-        train_rows = rows
-        evaluation_rows = list(_read(config.evaluation_source, config.field, config.where))
+        train_rows = [row for row in rows if row.split != "eval"]
+        evaluation_rows = list(
+            _read(
+                config.evaluation_source,
+                config.field,
+                config.where,
+                said_by="prompts.evaluation_source",
+            )
+        )
     elif any(row.split == "eval" for row in rows):
         train_rows = [row for row in rows if row.split != "eval"]
         evaluation_rows = [row for row in rows if row.split == "eval"]
@@ -114,6 +136,28 @@ def load_prompts(
             "both are needed (at least two prompts, or an evaluation_source)"
         )
     return PromptSet(train=train, evaluation=evaluation, notes=tuple(notes))
+
+
+def read_prompts(
+    source: str, field: str, tokenizer: Tokenizer, *, said_by: str
+) -> tuple[Prompt, ...]:
+    """Every prompt of a file, whole and in its order, whatever ``split`` says.
+
+    Args:
+        source: as ``PromptConfig.source``.
+        field: as ``PromptConfig.field``.
+        tokenizer: of the model.
+        said_by: the option that named the file, for error messages.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: a row that is no prompt, or no prompts at all.
+    """
+    rows = list(_read(source, field, None, said_by=said_by))
+    if not rows:
+        raise DataError(f"{source}: there are no prompts in it")
+    whole = PromptConfig(max_tokens=sys.maxsize)
+    return _tokenize(rows, whole, tokenizer, [], add_special_tokens=True)
 
 
 def _tokenize(
@@ -151,24 +195,22 @@ def _tokenize(
     return tuple(prompts)
 
 
-def _read(source: str, field: str, where: str | None) -> Iterator[_Row]:
+def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterator[_Row]:
     if source.startswith("embedded:"):
         path = asset_path("prompts", source.removeprefix("embedded:")).with_suffix(".jsonl")
     else:
         path = Path(source).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"there is no prompt file {path}: check prompts.source")
+        raise FileNotFoundError(f"there is no prompt file {path}: check {said_by}")
     if not path.is_file():
-        raise DataError(
-            f"{path} is not a file: prompts.source names a .jsonl, .txt or .parquet file"
-        )
+        raise DataError(f"{path} is not a file: {said_by} names a .jsonl, .txt or .parquet file")
     match path.suffix.lower():
         case ".jsonl" | ".ndjson" | ".json":
             yield from _read_jsonl(path, field, where)
         case ".txt" if where is not None:
             raise DataError(f"{path}: lines of text have no numbers for prompts.where: unset it")
         case ".txt":
-            for number, line in _lines(path):
+            for number, line in text_lines(path):
                 yield _row(f"{path}:{number}", line, None, {})
         case ".parquet":
             yield from _read_parquet(path, field, where)
@@ -178,8 +220,12 @@ def _read(source: str, field: str, where: str | None) -> Iterator[_Row]:
             )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-blank lines with their numbers, without byte-order mark and line ends."""
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Non-blank lines of a file with their numbers, without byte-order mark and line ends.
+
+    Raises:
+        DataError: a line that is too long or not UTF-8, by its number.
+    """
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
@@ -206,7 +252,7 @@ def _no_duplicates(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def _read_jsonl(path: Path, field: str, where: str | None) -> Iterator[_Row]:
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         place = f"{path}:{number}"
         try:
             record = json.loads(line, object_pairs_hook=_no_duplicates)
@@ -239,13 +285,21 @@ _COMPARE = {
 }
 
 
+def _condition(where: str) -> tuple[str, str, float]:
+    """The key, the comparison and the number of ``where``. Raises ValueError where it has not just these."""
+    key, sign, bound = re.split(r"\s*(>=|>|<=|<|==)\s*", where.strip())
+    if not re.fullmatch(r"[^\s<>=]+", key) or not re.fullmatch(r"[0-9.eE+-]+", bound):
+        raise ValueError(where)
+    return key, sign, float(bound)
+
+
 def _fits(record: Mapping[str, Json], where: str) -> bool:
     """Whether the number that ``where`` names is there and compares as it says."""
-    key, sign, bound = re.split(r"\s*(>=|>|<=|<|==)\s*", where.strip())
+    key, sign, bound = _condition(where)
     value: Json | Mapping[str, Json] = record
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return isinstance(value, int | float) and _COMPARE[sign](value, float(bound))
+    return isinstance(value, int | float) and _COMPARE[sign](value, bound)
 
 
 def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:
@@ -259,10 +313,13 @@ def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:
         raise DataError(f"{place}: {field!r} is {value!r}, not a text")
     split = record.get("split")
     metadata = {
-        key: item
+        key: None if isinstance(item, float) and not math.isfinite(item) else item
         for key, item in record.items()
         if key not in (field, "split") and isinstance(item, str | int | float | bool | None)
-    }
+    }  # a number that is not finite stands for a missing one, and JSON has no word for it
+    for key, item in metadata.items():
+        if _SURROGATE.search(f"{key}{item}"):
+            raise DataError(f"{place}: a lone surrogate in the field {key!r}")
     return _row(place, value, split if isinstance(split, str) else None, metadata)
 
 
@@ -271,6 +328,6 @@ def _row(place: str, text: str, split: str | None, metadata: Mapping[str, Json])
         raise DataError(f"{place}: an empty prompt")
     if "\0" in text:
         raise DataError(f"{place}: a NUL character in the prompt")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _SURROGATE.search(text):
         raise DataError(f"{place}: a lone surrogate in the prompt")
     return _Row(place=place, text=text, split=split, metadata=metadata)

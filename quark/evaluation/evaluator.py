@@ -19,6 +19,7 @@ from quark.models.logprobs import token_statistics
 from quark.models.policy import Policy
 from quark.reference.base import ReferencePolicy
 from quark.rewards.base import RewardFunction
+from quark.rewards.config import RewardName
 from quark.rewards.scoring import score
 from quark.settings import Settings
 from quark.types import Completion, Prompt
@@ -31,7 +32,7 @@ class EvaluationConfig(Settings):
     """Evaluate under the best token after this many rounds (always after the last)."""
     completions_per_prompt: int = Field(1, ge=1)
     """Completions of each prompt; with several, expected maximum and probability metrics mean something."""
-    judges: tuple[str, ...] = ()
+    judges: tuple[RewardName, ...] = ()
     """Further rewards that are measured and never trained on, by name, e.g. ``["vader"]``."""
     control_curve: bool = True
     """At the end, evaluate under every reward token."""
@@ -58,6 +59,8 @@ class Evaluation:
     """``reward_mean``, ``kl_policy_to_reference`` ... named as in docs/metrics.md."""
     judges: Mapping[str, float]
     """Mean score by judge."""
+    failures: Sequence[str] = ()
+    """How many completions got no score, of the reward or of a judge, and why; empty where all did."""
 
 
 class Evaluator:
@@ -122,8 +125,8 @@ class Evaluator:
         texts = [c.text for c in completions]
         prompts = [c.prompt.text for c in completions]
         outcome = score(self._reward, prompts, texts, on_error="nan", retries=self._retries)
-        judges = {
-            name: _mean(score(judge, prompts, texts, on_error="nan").scores)
+        judged = {
+            name: score(judge, prompts, texts, on_error="nan")
             for name, judge in self._judges.items()
         }
         rewards = outcome.scores
@@ -145,7 +148,16 @@ class Evaluator:
             rewards=rewards,
             completions=completions,
             metrics=metrics,
-            judges=judges,
+            judges={name: _mean(scored.scores) for name, scored in judged.items()},
+            failures=[
+                f"{scored.num_failed} of {len(texts)} held-out completions got no score{whose} "
+                f"({'; '.join(scored.messages[:3])})"
+                for whose, scored in (
+                    ("", outcome),
+                    *((f" of the judge {name}", scored) for name, scored in judged.items()),
+                )
+                if scored.num_failed
+            ],
         )
 
     def likelihoods(

@@ -26,6 +26,8 @@ from quark.pool.scope import Scope, Score
 
 _Batch = TypeVar("_Batch", covariant=True)
 
+MAX_QUANTILES = 2**15 - 1
+"""Labels are int16."""
 MAX_AGE_HALF_LIFE = 10_000
 """Rounds; longer ones draw all samples nearly alike."""
 

@@ -222,6 +222,20 @@ def condition_of(where: str, score_columns: Sequence[str]) -> tuple[pl.Expr, lis
     return condition, names
 
 
+def try_condition(where: str, score_columns: Sequence[str]) -> None:
+    """Try a condition on two samples of zeros, for a pool that is not there yet.
+
+    Raises:
+        ValueError: as ``condition_of``, or it cannot be computed or is not true or false of a sample.
+    """
+    import polars as pl
+
+    condition, names = condition_of(where, score_columns)
+    fractions = {*score_columns, "logprob_policy", "logprob_reference"}
+    kinds = {name: np.float32 if name in fractions else np.uint32 for name in names}
+    _computed(condition, pl.DataFrame({k: np.zeros(2, kind) for k, kind in kinds.items()}), where)
+
+
 def _holds(pool: Columns, where: str) -> NDArray[np.bool_]:
     import polars as pl
 
@@ -233,14 +247,22 @@ def _holds(pool: Columns, where: str) -> NDArray[np.bool_]:
     }
     data = {name: values[pool.num_removed :] for name, values in data.items()}
     frame = pl.DataFrame(data).with_columns(pl.selectors.float().fill_nan(None))
+    holds = _computed(condition, frame, where)
+    removed = np.zeros(pool.num_removed, dtype=np.bool_)
+    return np.concatenate([removed, holds.fill_null(value=False).to_numpy()])
+
+
+def _computed(condition: pl.Expr, frame: pl.DataFrame, where: str) -> pl.Series:
+    """Of each row, whether the condition holds. Raises ValueError where that is not what it says."""
+    import polars as pl
+
     try:
         holds = frame.select(condition).to_series()
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"where = {where!r} cannot be computed: {error}") from error
-    if holds.dtype != pl.Boolean or len(holds) != len(pool) - pool.num_removed:
+    if holds.dtype != pl.Boolean or len(holds) != len(frame):
         raise ValueError(f"where = {where!r} is no condition on a sample")
-    removed = np.zeros(pool.num_removed, dtype=np.bool_)
-    return np.concatenate([removed, holds.fill_null(value=False).to_numpy()])
+    return holds
 
 
 def _within_quota(

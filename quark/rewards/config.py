@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from quark.rewards.classifier import ClassifierConfig
 from quark.rewards.heuristics import LengthConfig, RegexConfig
@@ -26,10 +26,25 @@ REWARD_NAMES: Final = (
 )
 
 
+def _known(name: str) -> str:
+    if name in REWARD_NAMES or ":" in name or "/" in name or "\\" in name:
+        return name
+    near = difflib.get_close_matches(name, REWARD_NAMES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(
+        f"no reward {name!r}; {hint}there is {', '.join(REWARD_NAMES)}, module:function, "
+        "or a scorer's folder written with a slash"
+    )
+
+
+RewardName = Annotated[str, AfterValidator(_known)]
+"""What names a reward wherever one is configured."""
+
+
 class RewardConfig(Settings):
     """What completions are rewarded for."""
 
-    name: str = "sentiment"
+    name: RewardName = "sentiment"
     """``sentiment``, ``toxicity`` (one minus it), ``vader``, ``diversity``, ``length``, ``regex``, ``classifier``,
     ``http``; a function of your own as ``module:function`` or ``path/to/file.py:function``; or the folder of
     a scorer made by ``quark reward train``, written with a slash (``./my-scorer``)."""
@@ -61,15 +76,3 @@ class RewardConfig(Settings):
     def _nan_is_a_word(cls, value: object) -> object:
         # Without quotes, as on the command line, TOML reads nan as a number.
         return "nan" if isinstance(value, float) and math.isnan(value) else value
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_known(cls, name: str) -> str:
-        if name in REWARD_NAMES or ":" in name or "/" in name or "\\" in name:
-            return name
-        near = difflib.get_close_matches(name, REWARD_NAMES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"no reward {name!r}; {hint}there is {', '.join(REWARD_NAMES)}, module:function, "
-            "or a scorer's folder written with a slash"
-        )

@@ -26,6 +26,8 @@ from quark.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    PoolError,
+    PoolLockedError,
     RunDirectoryError,
     TrainingError,
 )
@@ -111,6 +113,7 @@ def assemble(
 
     Raises:
         RunDirectoryError: the directory is not a run of ours, or ``fresh`` met a run.
+        PoolLockedError: another process runs it; nothing was changed.
         ConfigError: the configuration is not the one the run was made with.
         ModelError, DataError, RewardError, PoolError, CheckpointError: as the parts say.
     """
@@ -133,12 +136,14 @@ def assemble(
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
     autocast = make_autocast(config.run.precision, device)
-    if config.pool.where is not None:
-        check_condition(config.pool.where, (REWARD_COLUMN, *config.pool.extra_scores))
+    _check_scope(config)
     reward = build_reward(config.reward) if team.is_lead else _Unasked(config.reward.name)
-    judges = build_judges(config.evaluation.judges) if team.is_lead else {}
+    judges = build_judges(config.evaluation.judges, config.reward) if team.is_lead else {}
+    extra_rewards = build_judges(config.pool.extra_scores, config.reward) if team.is_lead else {}
     if config.reward.name not in BUILT_IN_REWARDS:
         _say_reward(reward, listener)
+    if team.is_lead:
+        _check_code(run, config, reward, identity, exactness)
     policy = load_policy(
         config.model,
         num_quantiles=config.pool.num_quantiles,
@@ -190,6 +195,8 @@ def assemble(
             found = _find_checkpoint(run, checkpoints, listener)
             if found is not None:
                 _say_resumed(found.state, fingerprint, listener, exactness)
+            # Not before: a start that is refused leaves the run as it was, and it may be another process's.
+            _record(run, loaded, identity)
             return found.path.name if found is not None else None
 
         name = team.from_lead(find)
@@ -245,7 +252,6 @@ def assemble(
         seed=derive_seed(config.run.seed, "evaluate"),
         retries=config.reward.retries or 0,
     )
-    extra_rewards = build_judges(config.pool.extra_scores) if team.is_lead else {}
     return Trainer(
         config=config,
         run=run,
@@ -316,8 +322,10 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
     config = loaded.config
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = choose_device(config.run.device)
+    _check_scope(config)
     reward = build_reward(config.reward)
-    build_judges(config.evaluation.judges)
+    build_judges(config.evaluation.judges, config.reward)
+    build_judges(config.pool.extra_scores, config.reward)
     policy = load_policy(
         config.model,
         num_quantiles=config.pool.num_quantiles,
@@ -398,9 +406,17 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if wanted else None
 
 
-def build_judges(names: tuple[str, ...]) -> Mapping[str, RewardFunction]:
-    """Rewards that are measured and never trained on."""
-    return {name: build_reward(RewardConfig(name=name, on_error="nan")) for name in names}
+def build_judges(names: tuple[str, ...], settings: RewardConfig) -> Mapping[str, RewardFunction]:
+    """Rewards that are measured and never trained on, as the sections of ``settings`` for each kind say."""
+    sections = {
+        "classifier": settings.classifier,
+        "http": settings.http,
+        "length": settings.length,
+        "regex": settings.regex,
+    }
+    return {
+        name: build_reward(RewardConfig(name=name, on_error="nan", **sections)) for name in names
+    }
 
 
 def make_fingerprint(device: torch.device, team: Team | None = None) -> dict[str, str]:
@@ -509,6 +525,13 @@ def _check_share(config: RunConfig, team: Team) -> None:
         )
 
 
+def _check_scope(config: RunConfig) -> None:
+    """Raise ConfigError where ``pool.where`` is no condition on columns that the pool will have."""
+    if config.pool.where is not None:
+        extra = map(_column_name, config.pool.extra_scores)
+        check_condition(config.pool.where, (REWARD_COLUMN, *extra))
+
+
 def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
     """Make way for a new run where that was asked for; returns whether a run of ours was deleted."""
     if not fresh or not run.path.exists():
@@ -522,11 +545,19 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
             f"{run.path} holds a run. Leave out --fresh to resume it, choose another --run-dir, or add "
             "--force to delete it"
         )
-    Checkpoints(run.checkpoints, keep_last=2).remove_all()
-    folders = (run.pool, run.model, run.served, run.reference_cache, run.path / "tensorboard")
-    for path in (*folders, *run.path.glob("model.p*")):
+    folders = [run.pool, run.model, run.served, run.reference_cache, run.path / "tensorboard"]
+    folders += run.path.glob("model.p*")
+    for path in folders:
         if path.is_symlink():
             raise RunDirectoryError(f"{path} is a link: remove it yourself")
+    try:
+        NativePool.open(run.pool, writable=True).close()
+    except PoolLockedError:
+        raise  # another process trains on it
+    except (PoolError, ValueError, OSError):
+        pass  # damaged or not there: no reason to keep the run
+    Checkpoints(run.checkpoints, keep_last=2).remove_all()
+    for path in folders:
         if path.exists():
             shutil.rmtree(path)
     for path in (run.metrics, run.report, run.config, run.identity):
@@ -563,6 +594,13 @@ def _enter(
             "run_id": uuid.uuid4().hex,
             "quark_version": quark.__version__,
         }
+    if not run.pool.exists():
+        _record(run, loaded, identity)
+    return identity
+
+
+def _record(run: RunDirectory, loaded: LoadedConfig, identity: dict[str, Any]) -> None:
+    """Say in the run directory with which configuration the run goes on."""
     identity["origins"] = dict(loaded.origins)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -570,7 +608,6 @@ def _enter(
         _replace_text(run.identity, json.dumps(identity, indent=1) + "\n")
     except OSError as err:
         raise RunDirectoryError(f"cannot make the run directory {run.path}: {err}") from err
-    return identity
 
 
 def _is_empty(run: RunDirectory) -> bool:
@@ -595,6 +632,8 @@ def _replace_text(path: Path, text: str) -> None:
 
 def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) -> None:
     """Raise ConfigError where the run that is there is to be continued as another one."""
+    if not run.pool.exists():
+        return  # It failed before it began, perhaps for the very setting that is corrected now.
     if not run.config.is_file():
         raise RunDirectoryError(f"{run.config} is missing: this run cannot be resumed")
     before = load_config(run.config).config.model_dump(mode="json")
@@ -639,6 +678,26 @@ def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) ->
     exactness.void(voids)
 
 
+def _check_code(
+    run: RunDirectory,
+    config: RunConfig,
+    reward: RewardFunction,
+    identity: dict[str, Any],
+    exactness: Exactness,
+) -> None:
+    """Say where a function's file is not the one that scored the samples so far, and keep in ``identity`` which is."""
+    before, now = identity.get("reward_sha256"), reward_provenance(reward).get("sha256")
+    identity["reward_sha256"] = now
+    if before in (None, now) or not run.pool.exists() or _is_rescored(run, config):
+        return
+    exactness.void(
+        [
+            f"the file of the reward {config.reward.name} was changed, and earlier samples keep their scores "
+            f"(quark pool rescore {run.path} {config.reward.name} makes them anew)"
+        ]
+    )
+
+
 def _is_rescored(run: RunDirectory, config: RunConfig) -> bool:
     """Whether all rewards in the run's pool were made anew, by the reward that the run is to go on with.
 
@@ -669,22 +728,32 @@ def _open_pool(
     """The run's pool, opened for writing.
 
     Raises:
-        DataError: it was filled from other prompts than these.
+        DataError: it was filled from other prompts than these, or measured on others.
     """
-    digest = _digest(prompts)
+    trained, held_out = _digest(prompts.train), _digest(prompts.evaluation)
     if not run.pool.exists():
         return NativePool.create(
             run.pool,
             vocab_size=policy.reward_tokens.base_vocab_size,
             store_text=config.pool.store_text,
             tie_seed=derive_seed(config.run.seed, "ties"),
-            metadata={"model": config.model.name, "run_id": run_id, "prompts": digest},
+            metadata={
+                "model": config.model.name,
+                "run_id": run_id,
+                "prompts": trained,
+                "held_out_prompts": held_out,
+            },
         )
     pool = NativePool.open(run.pool, writable=True)
-    if pool.info().metadata.get("prompts") != digest:
+    known = pool.info().metadata
+    changed = config.prompts.source if known.get("prompts") != trained else None
+    # A pool of an older quark does not say which prompts were held out.
+    if changed is None and known.get("held_out_prompts", held_out) != held_out:
+        changed = f"{config.prompts.evaluation_source or config.prompts.source} that are held out"
+    if changed is not None:
         pool.close()
         raise DataError(
-            f"the prompts of {config.prompts.source} are not those that {run.path} was started with: "
+            f"the prompts of {changed} are not those that {run.path} was started with: "
             "bring them back, or choose another --run-dir"
         )
     return pool
@@ -737,10 +806,10 @@ def _find_checkpoint(
     return found
 
 
-def _digest(prompts: PromptSet) -> str:
-    """SHA-256 of the training prompts' tokens, in order."""
+def _digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of the prompts' tokens, in order."""
     digest = hashlib.sha256()
-    for prompt in prompts.train:
+    for prompt in prompts:
         digest.update(json.dumps(prompt.token_ids).encode())
     return digest.hexdigest()
 

@@ -14,7 +14,7 @@ from quark.config.schema import PoolSection, RunConfig, RunSection
 from quark.errors import ConfigError
 from quark.pool.base import Quantization, SamplePool, Sampler
 from quark.pool.native import NativePool
-from quark.pool.scope import Scope, condition_of
+from quark.pool.scope import Scope, try_condition
 from quark.training.seeds import derive_seed
 
 REWARD_COLUMN = "reward"
@@ -54,7 +54,7 @@ def first_snapshot_with(path: Path, num_samples: int) -> NativePool:
 def check_condition(where: str, score_columns: Sequence[str]) -> None:
     """Raise ConfigError where ``pool.where`` is no condition on the columns that the run's pool will have."""
     try:
-        condition_of(where, score_columns)
+        try_condition(where, score_columns)
     except ValueError as error:
         raise ConfigError(f"pool.{error}") from error
 

@@ -126,6 +126,7 @@ class SharedEvaluator:
                 "rewards": evaluation.rewards.tolist(),
                 "metrics": dict(evaluation.metrics),
                 "judges": dict(evaluation.judges),
+                "failures": list(evaluation.failures),
             }
 
         figures = self._team.from_lead(measure)
@@ -135,6 +136,7 @@ class SharedEvaluator:
             completions=completions,
             metrics=figures["metrics"],
             judges=figures["judges"],
+            failures=figures["failures"],
         )
 
 

@@ -305,8 +305,17 @@ class Trainer:
     def _quantize(self, pool: NativePool) -> Quantization:
         quantization = quantize(pool, self.config.pool)
         if int(quantization.counts.sum()) == 0:
+            num_samples = len(pool) - pool.num_removed
+            section = self.config.pool
+            asked = {key: getattr(section, key) for key in ("last_rounds", "where", "min_score")}
+            asked = {key: value for key, value in asked.items() if value is not None}
+            if asked and not np.isnan(pool.scores(REWARD_COLUMN)[pool.num_removed :]).all():
+                said = " and ".join(f"pool.{key} = {value!r}" for key, value in asked.items())
+                raise TrainingError(
+                    f"none of the {num_samples} samples fulfils {said}: start a run that asks for less (--run-dir)"
+                )
             raise TrainingError(
-                f"none of the {len(pool) - pool.num_removed} samples has a score: check the reward with `quark reward check`"
+                f"none of the {num_samples} samples has a score: check the reward with `quark reward check`"
             )
         return quantization
 
@@ -356,6 +365,7 @@ class Trainer:
         )
         with _memory_for_evaluation(), self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate_first, self._policy, quantile=None)
+        self._say_failures(evaluation)
         self._write_evaluation(evaluation)
         return {
             "metrics": dict(evaluation.metrics),
@@ -372,6 +382,7 @@ class Trainer:
         )
         with _memory_for_evaluation(), self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate, self._policy, quantile=quantile)
+        self._say_failures(evaluation)
         if not is_logged:
             self._write_evaluation(evaluation)
         return evaluation
@@ -383,6 +394,10 @@ class Trainer:
         if best is None or not is_due or self.config.pool.num_quantiles == 1:
             return None
         return ControlGap.between(best.rewards, self._evaluate_quantile(0).rewards)
+
+    def _say_failures(self, evaluation: Evaluation) -> None:
+        for failure in evaluation.failures:
+            self._listener.on_message(f"round {self._position.round}: {failure}", level="warning")
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         self._log.write(
@@ -626,10 +641,11 @@ class Trainer:
                 after=completion.text,
                 after_reward=new_reward,
             )
+            # `show_prompts` may have become another number since the baseline was measured.
             for (prompt, text, reward), (completion, new_reward) in zip(
                 baseline.get("answers", ()) if best is not None else (),
                 self._shown(best) if best is not None else (),
-                strict=True,
+                strict=False,
             )
         ]
         run = self.run_directory

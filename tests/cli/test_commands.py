@@ -213,14 +213,29 @@ def test_generate_reads_prompt_files_and_other_models(run_dir: Path, tmp_path: P
     assert "no reward tokens" in refused.err
     assert "top_p" in quark("generate", run_dir, "-p", "a", "--top-p", "0").err
     assert quark("generate", run_dir, "-p", "a", "--top-p", "0").code == 2
+    assert "is not UTF-8" in quark("generate", run_dir, "-p", "\udce9").err
     for prompt in ("<|reward_4|>a", ""):
         refused = quark("generate", run_dir, "-p", prompt)
         assert refused.code == 3, refused.err
         assert "--quantile" in refused.err or "empty prompt" in refused.err
     file.write_text('{"prompt": "one"}\nnot json\n')
+    missing = quark("generate", run_dir, "--prompts", tmp_path / "none.txt")
+    assert (missing.code, "check --prompts" in missing.err) == (3, True)
     damaged = quark("generate", run_dir, "--prompts", file)
     assert damaged.code == 3
     assert "prompts.jsonl:2" in damaged.err
+
+
+def test_a_file_of_prompts_is_read_whole_whatever_the_run_chose(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    config = RunDirectory(copy).config
+    config.write_text(config.read_text().replace("[prompts]", '[prompts]\nwhere = "n > 5"'))
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "one", "n": 1}\n{"prompt": "two", "n": 9}\n')
+    answers = quark("generate", copy, "--prompts", file, "--json").json["completions"]
+    assert [answer["prompt"] for answer in answers] == ["one", "two"]
 
 
 def test_generate_shows_the_prompt_and_what_follows(run_dir: Path) -> None:
@@ -263,6 +278,11 @@ def test_evaluate_takes_rewards_prompts_and_quantiles(run_dir: Path, tmp_path: P
     people = quark("evaluate", run_dir, *wishes)
     assert "4 (best)" in people.out
     assert quark("evaluate", run_dir, "--reward", "no-such-reward").code == 2
+    broken = tmp_path / "broken.py"
+    broken.write_text("def f(*, prompts, completions):\n    raise KeyError('lost')\n")
+    failed = quark("evaluate", run_dir, "-q", "best", "--reward", f"{broken}:f", "--json")
+    assert failed.json["evaluations"][0]["reward_mean"] is None
+    assert "KeyError: 'lost'" in failed.err
     model = quark("evaluate", run_dir / "model")
     assert model.code == 2
     assert "--reference" in model.err
@@ -278,13 +298,17 @@ def test_code_named_by_a_run_directory_is_not_run(run_dir: Path, tmp_path: Path)
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     config = RunDirectory(copy).config
     name = json.dumps(f"{module}:reward")
-    text = config.read_text().replace('name = "sentiment"', f"name = {name}")
-    assert name in text
-    config.write_text(text)
-    for command in (["evaluate", copy], ["generate", copy, "-p", "a"], ["report", copy]):
-        quark(*command)
-    assert not proof.exists()
-    assert "--reward" in quark("evaluate", copy).err
+    original = config.read_text()
+    for setting, planted in (
+        ('judges = ["vader"]', f"judges = [{name}]"),
+        ('name = "sentiment"', f"name = {name}"),
+    ):
+        assert setting in original
+        config.write_text(original.replace(setting, planted))
+        for command in (["evaluate", copy], ["generate", copy, "-p", "a"], ["report", copy]):
+            quark(*command)
+        assert not proof.exists()
+        assert "--reward" in quark("evaluate", copy).err
     trusted = quark("evaluate", copy, "--reward", f"{module}:reward", "-q", "best", "--json")
     assert trusted.code == 0, trusted.err
     assert proof.exists()
@@ -450,10 +474,19 @@ def test_reward_check_judges_a_reward(tmp_path: Path) -> None:
     assert (
         quark("reward", "check", "vader", "--samples", samples, "--json").json["num_samples"] == 2
     )
-    samples.write_text('{"prompt": "a"}\n')
-    refused = quark("reward", "check", "vader", "--samples", samples)
-    assert refused.code == 3
-    assert "samples.jsonl:1" in refused.err
+    file.write_text(
+        "def by_prompt(*, prompts, completions):\n    return [float(len(p)) for p in prompts]\n"
+    )
+    samples.write_bytes(
+        b'\xef\xbb\xbf{"prompt": "a", "completion": "x"}\n{"prompt": "bc", "completion": "x"}\n'
+    )
+    judged = quark("reward", "check", f"{file}:by_prompt", "--samples", samples, "--json")
+    assert (judged.code, judged.json["is_constant"], judged.json["tie_share"]) == (0, False, 0.0)
+    for bad in (b'{"prompt": "a"}\n', b'{"completion": "\xff"}\n'):
+        samples.write_bytes(bad)
+        refused = quark("reward", "check", "vader", "--samples", samples)
+        assert refused.code == 3
+        assert "samples.jsonl:1" in refused.err
     longest = quark("reward", "check", "length", "--set", "reward.length.maximum=1", "--json")
     assert longest.json["maximum"] == 1.0
 
@@ -469,8 +502,11 @@ def test_a_scorer_can_be_trained_and_used(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert outcome.json["auc"] > 0.99
     assert quark("reward", "check", tmp_path / "scorer", "--json").json["reward"] == "scorer"
-    data.write_text('{"text": "a"}\n')
-    assert quark("reward", "train", data, "--output", tmp_path / "other").code == 3
+    for bad in (b'{"text": "a"}\n', b'{"text": "\xff", "label": 1}\n'):
+        data.write_bytes(bad)
+        refused = quark("reward", "train", data, "--output", tmp_path / "other")
+        assert refused.code == 3
+        assert "data.jsonl:1" in refused.err
 
 
 def test_hostile_prompts_cannot_act_on_the_terminal(run_dir: Path, tmp_path: Path) -> None:

@@ -92,6 +92,24 @@ def test_a_wrong_file_names_key_value_place_and_way_out(
 
 
 @pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.learning_rate=inf",
+        "sampling.temperature=inf",
+        "objective.kl_target=nan",
+        "optimizer.betas=[0.9, 1.0]",
+        "optimizer.batch_size=4294967296",
+        "pool.num_quantiles=32768",
+        "pool.extra_scores=['reward']",
+        "evaluation.judges=['sentimnt']",
+    ],
+)
+def test_a_number_or_name_that_would_end_a_run_later_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        load_config(None, [override])
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "a = " + "[" * 5000,

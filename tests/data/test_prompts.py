@@ -47,10 +47,10 @@ def test_the_split_field_decides(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_file_decides(tmp_path: Path) -> None:
-    path = write(tmp_path, "a\nb\n", "train.txt")
+    path = write(tmp_path, lines({"prompt": "a"}, {"prompt": "b", "split": "eval"}))
     other = write(tmp_path, lines({"prompt": "held out"}), "held.jsonl")
     prompts = load(path, evaluation_source=str(other))
-    assert texts(prompts.train) == ["a", "b"]
+    assert texts(prompts.train) == ["a"]
     assert texts(prompts.evaluation) == ["held out"]
 
 
@@ -86,8 +86,9 @@ def test_where_keeps_rows_by_a_number_in_them(tmp_path: Path) -> None:
         load(path, where="prompt.insult > 0")
     with pytest.raises(DataError, match="lines of text have no numbers"):
         load(write(tmp_path, "a\nb\n", "a.txt"), where="toxicity > 0")
-    with pytest.raises(ValueError, match="where"):
-        PromptConfig(where="toxicity is high")
+    for where in ("toxicity is high", "toxicity > .", "> 1", "a > 1 > 0"):
+        with pytest.raises(ValueError, match="a comparison and a number"):
+            PromptConfig(where=where)
 
 
 def test_the_shared_prompt_file_loads() -> None:
@@ -107,6 +108,13 @@ def test_parquet_and_another_field(tmp_path: Path) -> None:
     prompts = load(path, field="question", num_evaluation=1)
     assert sorted(texts(prompts.train) + texts(prompts.evaluation)) == ["a", "b", "c", "d"]
     assert {p.metadata["n"] for p in prompts.train} <= {1, 2, 3, 4}
+
+
+def test_numbers_beside_a_prompt_that_are_not_finite_are_missing(tmp_path: Path) -> None:
+    rows = '{"prompt": "a", "x": NaN}\n{"prompt": "b", "x": 1e400}\n{"prompt": "c", "x": 0.5}\n'
+    prompts = load(write(tmp_path, rows))
+    found = {p.text: p.metadata["x"] for p in (*prompts.train, *prompts.evaluation)}
+    assert found == {"a": None, "b": None, "c": 0.5}
 
 
 def test_duplicates_marks_and_windows_line_ends_are_fine(tmp_path: Path) -> None:
@@ -150,6 +158,7 @@ def test_long_prompts_may_be_left_out_or_refused(tmp_path: Path) -> None:
         (b'{"prompt": "a\\u0000b"}', "NUL"),
         (b'{"prompt": "\\ud800"}', "surrogate"),
         (b'{"prompt": "a", "prompt": "b"}', "twice"),
+        (b'{"prompt": "a", "note": "\\ud800"}', "surrogate in the field 'note'"),
         (b'{"prompt": "\xff"}', "UTF-8"),
         (b"[" * 100_000, "JSON"),
     ],

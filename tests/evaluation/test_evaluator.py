@@ -77,6 +77,10 @@ def test_completions_without_a_score_are_counted_and_left_out_of_the_mean() -> N
     evaluation = evaluate(1)
     scored = [len(c.text) for c in evaluation.completions if c.prompt.text != "to"]
     assert evaluation.metrics["failed_scores"] == 2
+    said, of_the_judge = evaluation.failures
+    assert said.startswith("2 of ")
+    assert "returned None" in said
+    assert "the judge again" in of_the_judge
     assert evaluation.metrics["reward_mean"] == pytest.approx(sum(scored) / 4)
     assert evaluation.judges["again"] == evaluation.metrics["reward_mean"]
 

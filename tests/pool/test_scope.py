@@ -21,6 +21,7 @@ from quark.pool.scope import (
     Scope,
     Score,
     WeightedSum,
+    try_condition,
     values_of,
 )
 from tests.pool.batches import VOCAB_SIZE, make_batch
@@ -120,6 +121,8 @@ def test_a_bad_condition_is_named(pool: NativePool, where: str, message: str) ->
     with pytest.raises(ValueError, match=message) as caught:
         pool.quantize(2, scope=Scope(where=where))
     assert repr(where) in str(caught.value)
+    with pytest.raises(ValueError, match=message):  # before there is a pool
+        try_condition(where, pool.score_columns)
 
 
 def test_what_makes_no_sense_is_refused(pool: NativePool) -> None:

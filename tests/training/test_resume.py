@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from quark.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
+from quark.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PoolLockedError,
+    QuarkError,
+    RunDirectoryError,
+)
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.training.checkpoint import verify
@@ -161,8 +168,10 @@ def test_a_changed_setting_is_named_and_refused(config: Path, stopped_run: Path)
 
 
 def test_harmless_settings_may_change(config: Path, stopped_run: Path) -> None:
-    result = train(config, stopped_run, overrides=("run.num_rounds=4", "checkpoint.keep_last=3"))
+    settings = ("run.num_rounds=4", "checkpoint.keep_last=3", "evaluation.show_prompts=1")
+    result = train(config, stopped_run, overrides=settings)
     assert result.rounds == 4
+    assert len(result.before_after) == 1
 
 
 def test_smaller_parts_may_be_asked_for_and_void_exactness(config: Path, stopped_run: Path) -> None:
@@ -190,12 +199,27 @@ def test_changed_prompts_are_refused(config: Path, stopped_run: Path, tmp_path: 
     source = config.parent / "prompts.jsonl"
     original = source.read_text()
     try:
-        source.write_text(original.replace("three", "thirteen"))
-        with pytest.raises(DataError, match="not those"):
-            train(config, stopped_run)
+        for changed in (("three", "thirteen"), ("say c", "say z")):
+            source.write_text(original.replace(*changed))
+            with pytest.raises(DataError, match="not those"):
+                train(config, stopped_run)
     finally:
         source.write_text(original)
     assert prompts.read_text() == original
+
+
+def test_a_reward_whose_code_was_changed_is_told(config: Path, tmp_path: Path) -> None:
+    reward = tmp_path / "mine.py"
+    reward.write_text("def f(prompts, completions): return [len(c) for c in completions]\n")
+    overrides = (f"reward.name='{reward}:f'",)
+    train(config, tmp_path / "run", overrides=overrides, stop_at=12)
+    reward.write_text("def f(prompts, completions): return [-len(c) for c in completions]\n")
+    with pytest.raises(CheckpointError, match=r"file of the reward .* was changed"):
+        train(config, tmp_path / "run", overrides=overrides, require_exact=True)
+    for is_told in (True, False):  # once, then it is the run's
+        listener = Listener()
+        train(config, tmp_path / "run", overrides=overrides, listener=listener)
+        assert any("was changed" in message for message in listener.messages) is is_told
 
 
 def test_a_pool_of_another_history_is_refused(
@@ -226,6 +250,21 @@ def test_fresh_refuses_a_run_and_force_deletes_only_what_is_ours(
 
 
 @pytest.mark.parametrize("fresh", [False, True])
+def test_a_run_that_another_process_trains_is_left_as_it_is(
+    config: Path, stopped_run: Path, fresh: bool
+) -> None:
+    def files() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in stopped_run.rglob("*") if p.is_file()}
+
+    with NativePool.open(RunDirectory(stopped_run).pool, writable=True):
+        before = files()
+        with pytest.raises(PoolLockedError):
+            train(config, stopped_run, overrides=("run.num_rounds=9",), fresh=fresh, force=fresh)
+        assert files() == before
+    assert train(config, stopped_run).rounds == NUM_ROUNDS
+
+
+@pytest.mark.parametrize("fresh", [False, True])
 def test_a_directory_that_is_not_ours_is_not_touched(
     config: Path, tmp_path: Path, fresh: bool
 ) -> None:
@@ -242,6 +281,16 @@ def test_what_a_run_that_died_at_its_start_left_is_taken_over(config: Path, tmp_
     run_dir.mkdir()
     (run_dir / "config.toml").write_text("")
     (run_dir / "run.json.partial").write_text("{")
+    assert train(config, run_dir).rounds == NUM_ROUNDS
+
+
+def test_a_setting_that_kept_a_run_from_beginning_may_be_corrected(
+    config: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    for override in ("model.name='embedded:revews'", "pool.extra_scores=['./no.py:f']"):
+        with pytest.raises(QuarkError, match=r"revews|no\.py"):
+            train(config, run_dir, overrides=(override,))
     assert train(config, run_dir).rounds == NUM_ROUNDS
 
 

@@ -18,7 +18,7 @@ from quark.config.load import load_config
 from quark.errors import CheckpointError, ConfigError, QuarkError, RewardError, TrainingError
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
-from quark.training.assemble import assemble, dry_run
+from quark.training.assemble import _column_name, assemble, dry_run
 from quark.training.checkpoint import Checkpoints
 from quark.training.trainer import Trainer
 from tests.training.tiny_run import (
@@ -231,6 +231,13 @@ def test_a_reward_that_never_scores_stops_the_run(config: Path, tmp_path: Path) 
         train(config, tmp_path / "run", overrides=overrides)
 
 
+def test_a_condition_that_no_sample_fulfils_is_not_blamed_on_the_reward(
+    config: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"none of the 24 samples fulfils pool.min_score = 9"):
+        train(config, tmp_path / "run", overrides=("pool.min_score=9999.0",))
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -307,6 +314,27 @@ def test_a_dry_run_scores_three_prompts_and_writes_nothing(config: Path, tmp_pat
     assert all(p.text.startswith("<|reward_2|>say ") for p in rehearsal.prompts)
     assert all(math.isfinite(p.reward) for p in rehearsal.prompts)
     assert sorted(config.parent.iterdir()) == before
+    for override in (
+        "pool.where='rewrad > 0'",
+        "pool.where='reward'",
+        "pool.extra_scores=['./a:f']",
+    ):
+        with pytest.raises(QuarkError):
+            dry_run(load_config(config, (override,)), listener=Listener())
+
+
+def test_judges_and_extra_scores_have_the_settings_of_their_kind(
+    config: Path, tmp_path: Path
+) -> None:
+    overrides = (
+        "reward.regex.pattern='.'",
+        "evaluation.judges=['regex']",
+        f"pool.extra_scores=['{tmp_path}/My.py:F', 'regex']",
+        f"""pool.where='"{_column_name(f"{tmp_path}/My.py:F")}" > 0 AND regex >= 0'""",
+    )
+    (tmp_path / "My.py").write_text("def F(prompts, completions): return [1.0] * len(prompts)\n")
+    metrics = train(config, tmp_path / "run", overrides=overrides).metrics
+    assert 0 < metrics["regex_after"] <= 1
 
 
 @contextmanager
