@@ -39,7 +39,7 @@ from quark.pool.base import (
 )
 from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
-from quark.pool.scope import Scope, Score, refuse_remainder, values_of
+from quark.pool.scope import Scope, Score, refuse_remainder, says_all, values_of
 from quark.types import Json
 
 if TYPE_CHECKING:
@@ -750,6 +750,8 @@ class NativePool:
 
     def _values(self, score: Score, scope: Scope) -> NDArray[np.float32]:
         """What to rank by; kept for the next cut of the same snapshot."""
+        if not says_all(score):
+            return values_of(self, score, scope)
         key = (self._pool.snapshot, repr(score), scope)
         with self._lock:
             kept = self._kept_values
@@ -1001,8 +1003,13 @@ def _array(name: str, values: ArrayLike, dtype: type[_Number]) -> NDArray[_Numbe
         raise ValueError(f"{name} has the type {given.dtype}; it must be {np.dtype(dtype)}")
     with np.errstate(all="ignore"):
         converted = np.ascontiguousarray(given.astype(dtype))
-    # Rounding to float32 is what a float column is for; an integer must stay what it is.
-    if not is_float and not np.array_equal(converted, given):
+    # Rounding to float32 is what a float column is for; an integer must stay what it is, and a number finite.
+    is_kept = (
+        np.array_equal(np.isinf(converted), np.isinf(given))
+        if is_float
+        else np.array_equal(converted, given)
+    )
+    if not is_kept:
         raise ValueError(f"{name} holds values that do not fit into {np.dtype(dtype)}")
     return converted
 

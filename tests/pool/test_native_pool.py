@@ -214,6 +214,7 @@ def test_a_pool_without_text_stores_none(path: Path) -> None:
         ("completion_texts", None, "completion_texts is missing"),
         ("scores", {"Bad Name": np.zeros(3, np.float32)}, "Bad Name"),
         ("scores", {"reward": np.array(["1", "2", "3"])}, "must be float32"),
+        ("scores", {"reward": np.array([1e300, 2.0, 3.0])}, "do not fit into float32"),
     ],
 )
 def test_a_bad_batch_is_refused_and_leaves_nothing(
