@@ -33,7 +33,10 @@ class PromptConfig(Settings):
     field: str = "prompt"
     """The column of a JSONL or Parquet file; an object in it is read by its ``text`` key, as
     RealToxicityPrompts has it."""
-    where: str | None = Field(None, pattern=r"^\s*[^\s<>=]+\s*(>=|>|<=|<|==)\s*-?[0-9.eE+-]+\s*$")
+    where: str | None = Field(
+        None,
+        pattern=r"^\s*[^\s<>=]+\s*(>=|>|<=|<|==)\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$",
+    )
     """Keep only rows where a number in the record fits, e.g. ``"prompt.toxicity >= 0.5"``; dots lead into nested
     objects. Rows without that number are left out."""
     evaluation_source: str | None = None
@@ -222,7 +225,7 @@ def _read_parquet(path: Path, field: str, where: str | None) -> Iterator[_Row]:
     import polars as pl
 
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except Exception as err:
         raise DataError(f"{path}: not a readable Parquet file: {err}") from err
     for number, record in enumerate(frame.iter_rows(named=True)):

@@ -86,8 +86,9 @@ def test_where_keeps_rows_by_a_number_in_them(tmp_path: Path) -> None:
         load(path, where="prompt.insult > 0")
     with pytest.raises(DataError, match="lines of text have no numbers"):
         load(write(tmp_path, "a\nb\n", "a.txt"), where="toxicity > 0")
-    with pytest.raises(ValueError, match="where"):
-        PromptConfig(where="toxicity is high")
+    for unfit in ("toxicity is high", "toxicity > 1e", "toxicity > --"):
+        with pytest.raises(ValueError, match="where"):
+            PromptConfig(where=unfit)
 
 
 def test_the_shared_prompt_file_loads() -> None:
@@ -107,6 +108,12 @@ def test_parquet_and_another_field(tmp_path: Path) -> None:
     prompts = load(path, field="question", num_evaluation=1)
     assert sorted(texts(prompts.train) + texts(prompts.evaluation)) == ["a", "b", "c", "d"]
     assert {p.metadata["n"] for p in prompts.train} <= {1, 2, 3, 4}
+
+
+def test_the_name_of_a_parquet_file_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("a[1].parquet", "a1.parquet"):
+        pl.DataFrame({"prompt": [name, name]}).write_parquet(tmp_path / name)
+    assert texts(load(tmp_path / "a[1].parquet").train) == ["a[1].parquet"]
 
 
 def test_duplicates_marks_and_windows_line_ends_are_fine(tmp_path: Path) -> None:
