@@ -244,7 +244,7 @@ def test_a_reward_that_never_scores_stops_the_run(config: Path, tmp_path: Path) 
         "optimizer.schedule=cosine",
         "objective.kl_direction=kl_policy_to_reference",
         "objective.reduction=token_mean",
-        "objective.entropy_target=20.0",
+        "objective={entropy_coef=0.01, entropy_target=20.0}",
         "sampling.temperature=0.0",
         "pool.store_text=false",
         "evaluation.control_curve=false",
