@@ -13,5 +13,9 @@ class Settings(BaseModel):
     """A frozen, validated section of the configuration; unknown keys are errors."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
