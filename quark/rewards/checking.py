@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,11 +87,15 @@ def check_reward(
 
     scored = ~np.isnan(first.scores)
     values = first.scores[scored]
-    by_text = dict(zip(completions, first.scores.tolist(), strict=True))
-    distinct_texts = [value for value in by_text.values() if value == value]
-    counts = {value: distinct_texts.count(value) for value in set(distinct_texts)}
+    # One text may have several scores: a reward may look at its prompt.
+    distinct = {
+        (text, value)
+        for text, value in zip(completions, first.scores.tolist(), strict=True)
+        if value == value
+    }
+    counts = Counter(value for _, value in distinct)
     tied = sum(number for number in counts.values() if number > 1)
-    tie_share = tied / len(distinct_texts) if distinct_texts else 0.0
+    tie_share = tied / len(distinct) if distinct else 0.0
     is_constant = len(counts) <= 1 and len(pairs) > 1
     is_repeatable = bool(np.array_equal(first.scores, second.scores, equal_nan=True))
 
