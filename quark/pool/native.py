@@ -403,6 +403,7 @@ class NativePool:
     """
 
     def __init__(self, path: Path, pool: _pool_rs.Pool) -> None:
+        """``path`` is absolute: files are opened as they are needed, also after the process went elsewhere."""
         self._path = path
         self._pool = pool
         self._lock = threading.Lock()
@@ -431,6 +432,7 @@ class NativePool:
             FileExistsError: Something is at ``path``.
             PoolLockedError: Another process is making a pool there.
         """
+        path = Path(path).absolute()
         pool = _pool_rs.Pool.create(
             path,
             uuid=uuid.uuid4().hex,
@@ -440,7 +442,7 @@ class NativePool:
             metadata=json.dumps(dict(metadata or {}), allow_nan=False),
             holder=_holder(),
         )
-        return cls(Path(path), pool)
+        return cls(path, pool)
 
     @classmethod
     def open(cls, path: str | Path, *, writable: bool = False, snapshot: int | None = None) -> Self:
@@ -460,11 +462,12 @@ class NativePool:
         """
         generation = None if snapshot is None else _bounded("snapshot", snapshot, 64)
         holder = _holder() if writable else None
+        absolute = Path(path).absolute()
         try:
-            pool = _pool_rs.Pool.open(path, holder=holder, snapshot=generation)
+            pool = _pool_rs.Pool.open(absolute, holder=holder, snapshot=generation)
         except FileNotFoundError as error:
             raise _no_pool(Path(path), error) from error
-        return cls(Path(path), pool)
+        return cls(absolute, pool)
 
     @_reads
     def fork(self, path: str | Path) -> Self:

@@ -180,6 +180,21 @@ def test_what_is_not_there_or_in_the_way(path: Path) -> None:
         NativePool.create(path, vocab_size=5)
 
 
+def test_a_pool_stays_where_it_is_when_the_process_goes_elsewhere(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(path.parent)
+    with NativePool.create(path.name, vocab_size=VOCAB_SIZE) as pool:
+        pool.append(make_batch("a", {"reward": [1.0]}))
+    reader, writer = NativePool.open(path.name), NativePool.open(path.name, writable=True)
+    monkeypatch.chdir("elsewhere")
+    writer.append(make_batch("b", {"reward": [2.0]}))
+    assert reader.refresh().num_samples == 2
+    assert reader.scores("reward").tolist() == [1.0, 2.0]
+    assert reader.scan().collect().height == 2
+
+
 def test_a_link_in_place_of_a_file_is_refused(path: Path) -> None:
     filled(path).close()
     victim = sorted(path.glob("segments/*"))[0]
