@@ -6,6 +6,7 @@ A bad row is an error that names the file, the line and the reason; nothing is s
 from __future__ import annotations
 
 import json
+import math
 import operator
 import re
 from collections.abc import Iterator, Mapping
@@ -266,7 +267,25 @@ def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:
         for key, item in record.items()
         if key not in (field, "split") and isinstance(item, str | int | float | bool | None)
     }
+    for key, item in metadata.items():
+        if isinstance(item, float) and math.isnan(item):
+            metadata[key] = None  # what tables say for a number that is missing
+        elif not (_is_json(key) and _is_json(item)):
+            raise DataError(
+                f"{place}: {key!a} is {str(item)[:40]!a}, which JSON cannot say, and so no pool can keep: leave it out"
+            )
     return _row(place, value, split if isinstance(split, str) else None, metadata)
+
+
+def _is_json(item: Json) -> bool:
+    """Whether a plain value is one of every JSON: a number that floats can hold, a text without half characters."""
+    try:
+        if isinstance(item, int | float):
+            return math.isfinite(item)
+        str(item).encode()
+    except (OverflowError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def _row(place: str, text: str, split: str | None, metadata: Mapping[str, Json]) -> _Row:

@@ -193,3 +193,14 @@ def test_missing_empty_and_strange_sources_are_named(tmp_path: Path) -> None:
         load(write(tmp_path, "a,b", "prompts.csv"))
     with pytest.raises(DataError, match="Parquet"):
         load(write(tmp_path, "no", "prompts.parquet"))
+
+
+def test_metadata_is_what_a_pool_can_keep(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.parquet"
+    pl.DataFrame({"prompt": ["a", "b"], "n": [float("nan"), 1.0]}).write_parquet(path)
+    prompts = load(path)
+    assert {p.metadata["n"] for p in prompts.train + prompts.evaluation} == {None, 1.0}
+    for number, value in enumerate(("Infinity", "1e999", "9" * 400, r'"\ud800"')):
+        unfit = write(tmp_path, f'{{"prompt": "a", "n": {value}}}\n', f"{number}.jsonl")
+        with pytest.raises(DataError, match=r"jsonl:1: 'n' is .* leave it out"):
+            load(unfit)
