@@ -23,6 +23,8 @@ from quark.run_directory import RunDirectory
 
 REWARD_COLUMN = "reward"
 SAMPLES_PER_KIND = 2
+_LARGEST = 1e100
+"""Far beyond what is measured, and far from where floats and charts end."""
 
 Row = Mapping[str, Any]
 """One line of ``metrics.jsonl``; null stands for NaN."""
@@ -153,8 +155,12 @@ def load_run(path: Path) -> RunData:
 
 def figure(row: Row | None, key: str) -> float:
     """A number of a row; NaN where the row, the key or the number is missing."""
-    value = None if row is None else row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    return number_in(None if row is None else row.get(key))
+
+
+def number_in(value: object) -> float:
+    """What a row says as a number; NaN where it says none, or one that no chart has room for."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
         return math.nan
     return float(value)
 
@@ -224,7 +230,7 @@ def _with_pool(data: RunData) -> RunData:
 def _read_identity(path: Path) -> Row:
     try:
         identity = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise RunDirectoryError(f"{path} cannot be read: {err}") from err
     if not isinstance(identity, dict):
         raise RunDirectoryError(f"{path} is not a JSON object")
@@ -236,7 +242,7 @@ def _read_config(path: Path) -> Row:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise RunDirectoryError(f"{path} cannot be read: {err}") from err
 
 

@@ -184,7 +184,15 @@ def test_rows_repeated_after_a_resume_count_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", "null", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")]
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        "null",
+        "[" * 100_000,
+        "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
+    ],
 )
 def test_a_damaged_identity_is_an_error_that_names_the_file(tmp_path: Path, content: str) -> None:
     path = write_run(tmp_path / "run", with_pool=False)
@@ -201,7 +209,9 @@ def test_a_folder_that_is_no_run_is_an_error_that_names_it(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "line", ["NaN", "[1]", '{"event": "step", "step": "x", "loss": []}', '{"event": "round", "quantile_counts": {}}',
              '{"event": "control_curve", "reward_mean": ["a", null, true]}', '{"event": "end", "before_after": [1, {}]}',
-             '{"event": "step", "step": 1e999, "loss": -1e999}', "[" * 100_000]
+             '{"event": "step", "step": 1e999, "loss": -1e999}', "[" * 100_000,
+             '{"event": "step", "step": 9, "loss": 1e308}', '{"event": "round", "round": 9, "reward_mean": 1%s}' % ("0" * 400),
+             '{"event": "control_curve", "step": 9, "reward_mean": [1%s]}' % ("0" * 400)]
 )  # fmt: skip
 def test_strange_metrics_lines_do_no_harm(tmp_path: Path, line: str) -> None:
     path = write_run(tmp_path / "run", with_pool=False, ended=False)
