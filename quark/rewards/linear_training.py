@@ -110,14 +110,14 @@ def read_labelled_texts(
 ) -> list[LabelledText]:
     """All lines of a JSONL file; errors as in ``train_linear_scorer``."""
     examples = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
             try:
                 row = json.loads(line)
-            except ValueError as err:
+            except (ValueError, RecursionError) as err:
                 raise DataError(f"{where}: not a line of JSON: {err}") from err
             if not isinstance(row, dict):
                 raise DataError(f"{where}: a JSON object is needed, not {type(row).__name__}")
