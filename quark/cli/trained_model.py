@@ -88,6 +88,7 @@ class TrainedModel:
         config = self.config.prompts.model_copy(
             update={
                 "source": str(file),
+                "where": None,
                 "evaluation_source": str(file),
                 "num_evaluation": _MAX_PROMPT_TOKENS,
                 "max_tokens": _MAX_PROMPT_TOKENS,

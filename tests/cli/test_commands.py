@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from quark.cli.trained_model import TrainedModel
+from quark.config.schema import RunConfig
 from quark.pool.native import NativePool
 from quark.rewards.build import build_reward
 from quark.rewards.config import RewardConfig
 from quark.run_directory import RunDirectory
 from tests.cli.commands import ROOT, TINY_RUN, Outcome, quark, quark_process
 from tests.hostile_text import HOSTILE
+from tests.tiny import byte_tokenizer, tiny_gpt2
 
 
 def test_train_prints_one_json_object_with_the_documented_fields(trained: Outcome) -> None:
@@ -221,6 +224,21 @@ def test_generate_reads_prompt_files_and_other_models(run_dir: Path, tmp_path: P
     damaged = quark("generate", run_dir, "--prompts", file)
     assert damaged.code == 3
     assert "prompts.jsonl:2" in damaged.err
+
+
+def test_a_file_s_prompts_are_all_there_whatever_the_run_left_out(tmp_path: Path) -> None:
+    source = TrainedModel(
+        name="tiny",
+        policy=None,
+        model=tiny_gpt2(),
+        tokenizer=byte_tokenizer(),
+        device=torch.device("cpu"),
+        config=RunConfig.model_validate({"prompts": {"where": "toxicity > 0.5", "limit": 1}}),
+        is_run=True,
+    )
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "one"}\n{"prompt": "two", "toxicity": 0.9}\n')
+    assert [prompt.text for prompt in source.prompts_of(file)] == ["one", "two"]
 
 
 def test_generate_shows_the_prompt_and_what_follows(run_dir: Path) -> None:
