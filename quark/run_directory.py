@@ -80,7 +80,9 @@ class RunDirectory:
         generations = []
         for state in self.checkpoints.glob("step-*/state.json"):
             # One that cannot be read cannot be resumed from either.
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError
+            ):
                 pool = json.loads(state.read_bytes())["pool"]
                 generations.append(int(pool["generation"]))
                 if pool.get("learns_from") is not None:

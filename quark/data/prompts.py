@@ -268,7 +268,7 @@ def _read_parquet(path: Path, field: str, where: str | None) -> Iterator[_Row]:
     import polars as pl
 
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except Exception as err:
         raise DataError(f"{path}: not a readable Parquet file: {err}") from err
     for number, record in enumerate(frame.iter_rows(named=True)):
@@ -318,9 +318,22 @@ def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:
         if key not in (field, "split") and isinstance(item, str | int | float | bool | None)
     }  # a number that is not finite stands for a missing one, and JSON has no word for it
     for key, item in metadata.items():
-        if _SURROGATE.search(f"{key}{item}"):
-            raise DataError(f"{place}: a lone surrogate in the field {key!r}")
+        if not (_is_json(key) and _is_json(item)):
+            raise DataError(
+                f"{place}: {key!a} is {str(item)[:40]!a}, which JSON cannot say, and so no pool can keep: leave it out"
+            )
     return _row(place, value, split if isinstance(split, str) else None, metadata)
+
+
+def _is_json(item: Json) -> bool:
+    """Whether a plain value is one of every JSON: a number that floats can hold, a text without half characters."""
+    try:
+        if isinstance(item, int | float):
+            return math.isfinite(item)
+        str(item).encode()
+    except (OverflowError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def _row(place: str, text: str, split: str | None, metadata: Mapping[str, Json]) -> _Row:

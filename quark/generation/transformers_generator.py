@@ -29,6 +29,9 @@ from quark.models.precision import projections_for_autocast
 from quark.models.reward_tokens import RewardTokens
 from quark.types import Completion, FinishReason, Prompt
 
+_COLDEST = 1e-30
+"""Logits over a lower temperature would leave float32. Already here the likeliest token has all the probability."""
+
 
 class TransformersGenerator:
     """Samples completions from a policy, or from a model without reward tokens.
@@ -243,7 +246,7 @@ class TransformersGenerator:
         if config.temperature == 0.0:
             sampled = allowed.argmax(-1)
         else:
-            probabilities = torch.softmax(allowed / config.temperature, -1)
+            probabilities = torch.softmax(allowed / max(config.temperature, _COLDEST), -1)
             sampled = _draw(probabilities, numbers, top_k=config.top_k, top_p=config.top_p)
         return sampled, logits.gather(1, sampled.unsqueeze(1)).squeeze(1) - log_z
 

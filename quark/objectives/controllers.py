@@ -43,7 +43,8 @@ class FixedCoefficient:
 class AdaptiveCoefficient:
     """Proportional control in log space (Ziegler et al. 2019, section 2.2).
 
-    error = clip(measured / target - 1, -0.2, 0.2); value *= 1 + error * num_sequences / horizon.
+    error = clip(measured / target - 1, -0.2, 0.2); value *= 1 + error * min(num_sequences / horizon, 1). Without the
+    bound, which the source lacks, many sequences at once could turn the value to 0, where it would stay.
 
     Args:
         initial: first value, > 0.
@@ -73,7 +74,7 @@ class AdaptiveCoefficient:
 
     def update(self, measured: float, *, num_sequences: int) -> None:
         error = min(max(measured / self._target - 1.0, -self.CLIP), self.CLIP)
-        self._value *= max(0.0, 1.0 + self._sign * error * num_sequences / self._horizon)
+        self._value *= 1.0 + self._sign * error * min(num_sequences / self._horizon, 1.0)
 
     def state_dict(self) -> dict[str, float]:
         return {"value": self._value}

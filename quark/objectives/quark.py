@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from quark.models.batch import TrainingBatch
@@ -55,13 +56,13 @@ class QuarkObjectiveConfig(Settings):
     kl_direction: KLDirection = KLDirection.REFERENCE_TO_POLICY
     """Which divergence is penalized; both are always reported."""
     kl_target: float | None = Field(None, gt=0.0)
-    """Adapt ``kl_coef`` so that the penalized KL becomes this many nats a sequence; unset keeps it fixed."""
+    """Adapt ``kl_coef``, which then begins above 0, so that the penalized KL becomes this many nats a sequence; unset keeps it fixed."""
     kl_horizon: float = Field(2500.0, gt=0.0)
     """Slowness of that adaptation, in sequences."""
     entropy_coef: float = Field(0.0, ge=0.0)
     """Weight of the entropy bonus (the published code: 0.06)."""
     entropy_target: float | None = Field(None, gt=0.0)
-    """Adapt ``entropy_coef`` so that the entropy becomes this many nats a sequence; unset keeps it fixed."""
+    """Adapt ``entropy_coef``, which then begins above 0, so that the entropy becomes this many nats a sequence; unset keeps it fixed."""
     entropy_horizon: float = Field(2500.0, gt=0.0)
     """Slowness of that adaptation, in sequences."""
     reduction: Reduction = Reduction.SEQUENCE_SUM
@@ -71,6 +72,16 @@ class QuarkObjectiveConfig(Settings):
     length_groups: int = Field(3, ge=1)
     """Run a batch in at least this many parts of similar length, so that less padding is computed and less memory
     taken. The loss is the same. A batch without padding is not divided for it."""
+
+    @model_validator(mode="after")
+    def _targets_can_be_reached(self) -> Self:
+        for name in ("kl", "entropy"):
+            if getattr(self, f"{name}_target") is not None and not getattr(self, f"{name}_coef"):
+                raise ValueError(
+                    f"{name}_target adapts {name}_coef by factors, and {name}_coef is 0: give it a first value above "
+                    f"0, or leave {name}_target out"
+                )
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -109,6 +109,10 @@ class BatchBuffers:
             completion_lengths=np.zeros(batch_size, np.int32),
             completion_offsets=np.zeros(batch_size + 1, np.int64),
         )
+
+    def __getstate__(self) -> list[object]:
+        """What is copied and pickled: not the views, which would no longer be of the copy's arrays."""
+        return [{} if f.name == "_latest" else getattr(self, f.name) for f in fields(self)]
 
     def copied(self, batch: _Batch) -> _Batch:
         """A copy of ``batch`` in this memory.

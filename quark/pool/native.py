@@ -39,7 +39,7 @@ from quark.pool.base import (
 )
 from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
-from quark.pool.scope import Scope, Score, refuse_remainder, values_of
+from quark.pool.scope import Scope, Score, refuse_remainder, says_all, values_of
 from quark.types import Json
 
 if TYPE_CHECKING:
@@ -403,6 +403,7 @@ class NativePool:
     """
 
     def __init__(self, path: Path, pool: _pool_rs.Pool) -> None:
+        """``path`` is absolute: files are opened as they are needed, also after the process went elsewhere."""
         self._path = path
         self._pool = pool
         self._lock = threading.Lock()
@@ -431,6 +432,7 @@ class NativePool:
             FileExistsError: Something is at ``path``.
             PoolLockedError: Another process is making a pool there.
         """
+        path = Path(path).absolute()
         pool = _pool_rs.Pool.create(
             path,
             uuid=uuid.uuid4().hex,
@@ -440,7 +442,7 @@ class NativePool:
             metadata=json.dumps(dict(metadata or {}), allow_nan=False),
             holder=_holder(),
         )
-        return cls(Path(path), pool)
+        return cls(path, pool)
 
     @classmethod
     def open(cls, path: str | Path, *, writable: bool = False, snapshot: int | None = None) -> Self:
@@ -460,11 +462,12 @@ class NativePool:
         """
         generation = None if snapshot is None else _bounded("snapshot", snapshot, 64)
         holder = _holder() if writable else None
+        absolute = Path(path).absolute()
         try:
-            pool = _pool_rs.Pool.open(path, holder=holder, snapshot=generation)
+            pool = _pool_rs.Pool.open(absolute, holder=holder, snapshot=generation)
         except FileNotFoundError as error:
             raise _no_pool(Path(path), error) from error
-        return cls(Path(path), pool)
+        return cls(absolute, pool)
 
     @_reads
     def fork(self, path: str | Path) -> Self:
@@ -750,6 +753,8 @@ class NativePool:
 
     def _values(self, score: Score, scope: Scope) -> NDArray[np.float32]:
         """What to rank by; kept for the next cut of the same snapshot."""
+        if not says_all(score):
+            return values_of(self, score, scope)
         key = (self._pool.snapshot, repr(score), scope)
         with self._lock:
             kept = self._kept_values
@@ -1001,8 +1006,13 @@ def _array(name: str, values: ArrayLike, dtype: type[_Number]) -> NDArray[_Numbe
         raise ValueError(f"{name} has the type {given.dtype}; it must be {np.dtype(dtype)}")
     with np.errstate(all="ignore"):
         converted = np.ascontiguousarray(given.astype(dtype))
-    # Rounding to float32 is what a float column is for; an integer must stay what it is.
-    if not is_float and not np.array_equal(converted, given):
+    # Rounding to float32 is what a float column is for; an integer must stay what it is, and a number finite.
+    is_kept = (
+        np.array_equal(np.isinf(converted), np.isinf(given))
+        if is_float
+        else np.array_equal(converted, given)
+    )
+    if not is_kept:
         raise ValueError(f"{name} holds values that do not fit into {np.dtype(dtype)}")
     return converted
 

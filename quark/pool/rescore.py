@@ -99,7 +99,12 @@ def rescore(
                 )
             texts = list(decode([sample.completion_tokens for sample in samples]))
         completions = [text or "" for text in texts]
-        scores = np.asarray(scorer([s.prompt_text for s in samples], completions), dtype=np.float32)
+        returned = scorer([s.prompt_text for s in samples], completions)
+        try:
+            with np.errstate(over="raise"):
+                scores = np.asarray(returned, dtype=np.float32)
+        except FloatingPointError as error:
+            raise ValueError("the scorer returned a number that float32 cannot hold") from error
         if scores.shape != (len(samples),):
             raise ValueError(
                 f"the scorer returned shape {scores.shape} for {len(samples)} completions"

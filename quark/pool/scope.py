@@ -162,6 +162,16 @@ Score: TypeAlias = str | Combination
 """The name of a score column, or a combination of some."""
 
 
+def says_all(score: Score) -> bool:
+    """Whether the ``repr`` of a score tells all that its values follow from; a user's combination need not."""
+    return isinstance(score, str) or type(score) in (
+        WeightedSum,
+        Lowest,
+        MeanMinusVariance,
+        RankMean,
+    )
+
+
 def values_of(pool: Columns, score: Score, scope: Scope) -> NDArray[np.float32]:
     """[N] what to rank by, NaN for a sample that is outside the scope, lacks a score or was removed.
 
@@ -246,7 +256,10 @@ def _holds(pool: Columns, where: str) -> NDArray[np.bool_]:
         for name in names
     }
     data = {name: values[pool.num_removed :] for name, values in data.items()}
-    frame = pl.DataFrame(data).with_columns(pl.selectors.float().fill_nan(None))
+    # Differences and products leave the narrow, unsigned types of the columns: ``round - 3`` of round 0 is not 2**32 - 3.
+    frame = pl.DataFrame(data).with_columns(
+        pl.selectors.float().fill_nan(None), pl.selectors.integer().cast(pl.Int128)
+    )
     holds = _computed(condition, frame, where)
     removed = np.zeros(pool.num_removed, dtype=np.bool_)
     return np.concatenate([removed, holds.fill_null(value=False).to_numpy()])

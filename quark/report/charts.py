@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from quark.printable import printable
-from quark.report.load import PoolView, Row, RunData, figure
+from quark.report.load import PoolView, Row, RunData, figure, number_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -293,7 +293,7 @@ def _thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
 def _numbers(values: object) -> list[float]:
     if not isinstance(values, list):
         return []
-    return [float(v) if isinstance(v, int | float) else math.nan for v in values]
+    return [number_in(value) for value in values]
 
 
 def _whole_numbers(axes: Axes) -> None:

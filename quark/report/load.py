@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 
 from quark.errors import PoolError, RunDirectoryError
 from quark.pool.base import Sample, SamplePool
+from quark.pool.scope import Scope
 from quark.run_directory import RunDirectory
 
 REWARD_COLUMN = "reward"
 SAMPLES_PER_KIND = 2
+_LARGEST = 1e100
+"""Far beyond what is measured, and far from where floats and charts end."""
 
 Row = Mapping[str, Any]
 """One line of ``metrics.jsonl``; null stands for NaN."""
@@ -49,12 +52,17 @@ class PoolView:
     rewards: NDArray[np.float32]
     """[N] in id order, NaN = not scored."""
     labels: NDArray[np.int16]
-    """[N] quantile of each sample, -1 for unscored ones."""
+    """[N] quantile of each sample, -1 for those that are not ranked."""
     quantiles: tuple[QuantileView, ...]
 
     @property
     def num_unscored(self) -> int:
         return int(np.isnan(self.rewards).sum())
+
+    @property
+    def num_outside(self) -> int:
+        """Samples that have a score and are not ranked by the run."""
+        return int((self.labels < 0).sum()) - self.num_unscored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,16 +161,25 @@ def load_run(path: Path) -> RunData:
 
 def figure(row: Row | None, key: str) -> float:
     """A number of a row; NaN where the row, the key or the number is missing."""
-    value = None if row is None else row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    return number_in(None if row is None else row.get(key))
+
+
+def number_in(value: object) -> float:
+    """What a row says as a number; NaN where it says none, or one that no chart has room for."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
         return math.nan
     return float(value)
 
 
-def summarize_pool(pool: SamplePool, num_quantiles: int) -> PoolView:
-    """Rewards, labels and a few samples of every quantile. Raises KeyError without a reward column."""
+def summarize_pool(pool: SamplePool, num_quantiles: int, config: Row) -> PoolView:
+    """Rewards, labels and a few samples of every quantile, ranked as a run of this configuration ranks them.
+
+    Raises:
+        KeyError: there is no reward column.
+        ValueError, TypeError: the configuration says what no ranking obeys.
+    """
     rewards = pool.scores(REWARD_COLUMN)
-    quantization = pool.quantize(num_quantiles, score=REWARD_COLUMN)
+    quantization = pool.quantize(num_quantiles, score=REWARD_COLUMN, **_rules(config))
     labels = quantization.labels()
     views = []
     for index in range(num_quantiles):
@@ -179,6 +196,17 @@ def summarize_pool(pool: SamplePool, num_quantiles: int) -> PoolView:
         )
     removed = pool.num_removed
     return PoolView(rewards=rewards[removed:], labels=labels[removed:], quantiles=tuple(views))
+
+
+def _rules(config: Row) -> dict[str, Any]:
+    """Arguments of ``quantize`` from the section ``pool``."""
+    section = config.get("pool")
+    given = section if isinstance(section, dict) else {}
+    scope = ("last_rounds", "where", "min_score", "max_per_round", "per_prompt")
+    return {
+        "scope": Scope(**{name: given[name] for name in scope if name in given}),
+        **{name: given[name] for name in ("ties", "remainder") if name in given},
+    }
 
 
 def _picked(pool: SamplePool, ranked: NDArray[np.int64]) -> tuple[tuple[str, Sample], ...]:
@@ -212,11 +240,13 @@ def _with_pool(data: RunData) -> RunData:
     try:
         if len(pool) == 0:
             return replace(data, pool_problem="the pool is still empty")
-        return replace(data, pool=summarize_pool(pool, data.num_quantiles))
+        return replace(data, pool=summarize_pool(pool, data.num_quantiles, data.config))
     except KeyError:
         return replace(data, pool_problem=f"the pool has no score column {REWARD_COLUMN!r}")
     except (PoolError, OSError) as error:
         return replace(data, pool_problem=str(error))
+    except (ValueError, TypeError) as error:
+        return replace(data, pool_problem=f"config.toml does not say how it is ranked: {error}")
     finally:
         pool.close()
 
@@ -224,7 +254,7 @@ def _with_pool(data: RunData) -> RunData:
 def _read_identity(path: Path) -> Row:
     try:
         identity = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise RunDirectoryError(f"{path} cannot be read: {err}") from err
     if not isinstance(identity, dict):
         raise RunDirectoryError(f"{path} is not a JSON object")
@@ -236,7 +266,7 @@ def _read_config(path: Path) -> Row:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise RunDirectoryError(f"{path} cannot be read: {err}") from err
 
 

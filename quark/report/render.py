@@ -18,7 +18,7 @@ from urllib.parse import quote
 from quark import __version__
 from quark.printable import printable
 from quark.report import charts
-from quark.report.load import RunData, figure, load_run
+from quark.report.load import RunData, figure, load_run, number_in
 from quark.run_directory import RunDirectory
 
 _SHOWN_CHARACTERS = 1200
@@ -101,9 +101,10 @@ def render_report(data: RunData, *, relative_to: Path) -> str:
 
 def number(value: object, digits: int = 3) -> str:
     """A figure for people; anything that is not a finite number is a dash."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    figure = number_in(value)
+    if math.isnan(figure):
         return "–"
-    return f"{value:.{digits}f}" if value == 0 or abs(value) >= 10**-digits else f"{value:.2g}"
+    return f"{figure:.{digits}f}" if figure == 0 or abs(figure) >= 10**-digits else f"{figure:.2g}"
 
 
 def _state(data: RunData) -> str:

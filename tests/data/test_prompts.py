@@ -86,7 +86,7 @@ def test_where_keeps_rows_by_a_number_in_them(tmp_path: Path) -> None:
         load(path, where="prompt.insult > 0")
     with pytest.raises(DataError, match="lines of text have no numbers"):
         load(write(tmp_path, "a\nb\n", "a.txt"), where="toxicity > 0")
-    for where in ("toxicity is high", "toxicity > .", "> 1", "a > 1 > 0"):
+    for where in ("toxicity is high", "toxicity > .", "> 1", "a > 1 > 0", "a > 1e", "a > --"):
         with pytest.raises(ValueError, match="a comparison and a number"):
             PromptConfig(where=where)
 
@@ -115,6 +115,12 @@ def test_numbers_beside_a_prompt_that_are_not_finite_are_missing(tmp_path: Path)
     prompts = load(write(tmp_path, rows))
     found = {p.text: p.metadata["x"] for p in (*prompts.train, *prompts.evaluation)}
     assert found == {"a": None, "b": None, "c": 0.5}
+
+
+def test_the_name_of_a_parquet_file_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("a[1].parquet", "a1.parquet"):
+        pl.DataFrame({"prompt": [name, name]}).write_parquet(tmp_path / name)
+    assert texts(load(tmp_path / "a[1].parquet").train) == ["a[1].parquet"]
 
 
 def test_duplicates_marks_and_windows_line_ends_are_fine(tmp_path: Path) -> None:
@@ -158,7 +164,7 @@ def test_long_prompts_may_be_left_out_or_refused(tmp_path: Path) -> None:
         (b'{"prompt": "a\\u0000b"}', "NUL"),
         (b'{"prompt": "\\ud800"}', "surrogate"),
         (b'{"prompt": "a", "prompt": "b"}', "twice"),
-        (b'{"prompt": "a", "note": "\\ud800"}', "surrogate in the field 'note'"),
+        (b'{"prompt": "a", "note": "\\ud800"}', "'note' is .* leave it out"),
         (b'{"prompt": "\xff"}', "UTF-8"),
         (b"[" * 100_000, "JSON"),
     ],
@@ -195,3 +201,14 @@ def test_missing_empty_and_strange_sources_are_named(tmp_path: Path) -> None:
         load(write(tmp_path, "a,b", "prompts.csv"))
     with pytest.raises(DataError, match="Parquet"):
         load(write(tmp_path, "no", "prompts.parquet"))
+
+
+def test_metadata_is_what_a_pool_can_keep(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.parquet"
+    pl.DataFrame({"prompt": ["a", "b"], "n": [float("nan"), 1.0]}).write_parquet(path)
+    prompts = load(path)
+    assert {p.metadata["n"] for p in prompts.train + prompts.evaluation} == {None, 1.0}
+    for number, value in enumerate(("9" * 400, r'"\ud800"')):
+        unfit = write(tmp_path, f'{{"prompt": "a", "n": {value}}}\n', f"{number}.jsonl")
+        with pytest.raises(DataError, match=r"jsonl:1: 'n' is .* leave it out"):
+            load(unfit)

@@ -232,6 +232,18 @@ def test_frequencies_follow_the_distribution_that_was_asked_for(settings):
     assert np.abs(z[p[likely] < 1]).max() < 4.5
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-39, 1e-60])
+def test_the_coldest_sampling_is_greedy(temperature):
+    policy = tiny_policy()
+    greedy, cold = (
+        ids(
+            generator(policy, temperature=t, min_new_tokens=1).generate(PROMPTS, quantile=1, seed=1)
+        )
+        for t in (0.0, temperature)
+    )
+    assert cold == greedy
+
+
 def test_eos_waits_for_the_minimum_length(policy):
     sampled = generator(policy, min_new_tokens=3).generate(PROMPTS, quantile=4, seed=1)
     assert all(len(tokens) >= 3 for tokens in ids(sampled))

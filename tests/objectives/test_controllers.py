@@ -35,10 +35,15 @@ def test_a_bonus_grows_below_its_target():
     assert coefficient.value == pytest.approx(0.06 * 1.01)
 
 
-def test_it_never_turns_negative_and_restores():
+def test_a_horizon_shorter_than_a_step_does_not_end_the_adaptation():
     coefficient = AdaptiveCoefficient(0.05, target=3.0, horizon=10.0)
     coefficient.update(0.0, num_sequences=1000)
-    assert coefficient.value == 0.0
+    assert coefficient.value == pytest.approx(0.04)
+    coefficient.update(30.0, num_sequences=1000)
+    assert coefficient.value == pytest.approx(0.048)
+
+
+def test_it_restores():
     other = AdaptiveCoefficient(0.05, target=3.0, horizon=10.0)
     other.load_state_dict({"value": 0.2})
     assert other.state_dict() == {"value": 0.2}

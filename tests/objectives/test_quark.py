@@ -176,3 +176,9 @@ def test_coefficients_adapt_to_the_penalized_direction_and_restore():
     other = QuarkObjective(objective.config)
     other.load_state_dict(objective.state_dict())
     assert other.state_dict() == objective.state_dict()
+
+
+@pytest.mark.parametrize("name", ["kl", "entropy"])
+def test_a_target_that_no_factor_reaches_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}_coef is 0"):
+        QuarkObjectiveConfig(**{f"{name}_target": 1.0, f"{name}_coef": 0.0})

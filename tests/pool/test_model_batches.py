@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -84,6 +87,19 @@ def test_both_pools_write_the_same_batch_into_the_callers_memory(
             getattr(plain, field.name),
             getattr(theirs.batch(step, pad_id=pad_id, out=out), field.name),
         )
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))]
+)
+def test_a_copy_of_used_buffers_holds_batches_of_its_own(
+    pools: Pair, copied: Callable[[BatchBuffers], BatchBuffers]
+) -> None:
+    sampler = pools[0].quantize(4).sampler(batch_size=8, seed=1)
+    used = buffers()
+    sampler.batch(0, pad_id=0, out=used)
+    out = copied(used)
+    assert_same(sampler.batch(1, pad_id=0, out=out), sampler.batch(1, pad_id=0))
 
 
 @given(ids=st.lists(st.integers(0, 299), max_size=40))

@@ -180,6 +180,21 @@ def test_what_is_not_there_or_in_the_way(path: Path) -> None:
         NativePool.create(path, vocab_size=5)
 
 
+def test_a_pool_stays_where_it_is_when_the_process_goes_elsewhere(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(path.parent)
+    with NativePool.create(path.name, vocab_size=VOCAB_SIZE) as pool:
+        pool.append(make_batch("a", {"reward": [1.0]}))
+    reader, writer = NativePool.open(path.name), NativePool.open(path.name, writable=True)
+    monkeypatch.chdir("elsewhere")
+    writer.append(make_batch("b", {"reward": [2.0]}))
+    assert reader.refresh().num_samples == 2
+    assert reader.scores("reward").tolist() == [1.0, 2.0]
+    assert reader.scan().collect().height == 2
+
+
 def test_a_link_in_place_of_a_file_is_refused(path: Path) -> None:
     filled(path).close()
     victim = sorted(path.glob("segments/*"))[0]
@@ -214,6 +229,7 @@ def test_a_pool_without_text_stores_none(path: Path) -> None:
         ("completion_texts", None, "completion_texts is missing"),
         ("scores", {"Bad Name": np.zeros(3, np.float32)}, "Bad Name"),
         ("scores", {"reward": np.array(["1", "2", "3"])}, "must be float32"),
+        ("scores", {"reward": np.array([1e300, 2.0, 3.0])}, "do not fit into float32"),
     ],
 )
 def test_a_bad_batch_is_refused_and_leaves_nothing(

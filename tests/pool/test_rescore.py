@@ -134,7 +134,11 @@ def test_scores_of_a_new_column_count_what_is_missing(pool: NativePool) -> None:
 
 @pytest.mark.parametrize(
     ("scorer", "message"),
-    [(lambda p, c: [1.0], "shape"), (lambda p, c: [[1.0]] * len(c), "shape")],
+    [
+        (lambda p, c: [1.0], "shape"),
+        (lambda p, c: [[1.0]] * len(c), "shape"),
+        (lambda p, c: [1e300] * len(c), "float32 cannot hold"),
+    ],
 )
 def test_a_scorer_that_returns_nonsense_changes_nothing(
     pool: NativePool, scorer: object, message: str

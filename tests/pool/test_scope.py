@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from quark.pool.base import RemainderRule
 from quark.pool.memory import MemoryPool, scramble
@@ -89,6 +91,24 @@ def test_a_missing_score_holds_for_no_condition(tmp_path: Path) -> None:
         assert pool.quantize(1, score="a", scope=Scope(where=where)).labels().tolist() == [-1, 0]
 
 
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("-chunk < 0", [False, True, True]),
+        ("chunk - 3 < -2", [True, False, False]),
+        ("chunk * 1000000000 > 4500000000", [False, False, True]),
+    ],
+)
+def test_a_condition_computes_beyond_the_types_of_the_columns(
+    tmp_path: Path, where: str, expected: list[bool]
+) -> None:
+    pool = NativePool.create(tmp_path / "pool", vocab_size=VOCAB_SIZE)
+    for chunk in (0, 1, 5):
+        pool.append(replace(make_batch(f"run/{chunk}", {"reward": [0.5]}), chunk=chunk))
+    labels = pool.quantize(1, scope=Scope(where=where)).labels()
+    np.testing.assert_array_equal(labels >= 0, expected)
+
+
 def test_each_prompt_is_cut_for_itself(pool: NativePool) -> None:
     labels = pool.quantize(2, scope=Scope(per_prompt=True)).labels()
     prompts, rewards = pool.column("prompt_id"), pool.scores("reward")
@@ -142,6 +162,20 @@ def test_what_makes_no_sense_is_refused(pool: NativePool) -> None:
         Lowest([])
     with pytest.raises(KeyError, match="rewrad"):
         pool.column("rewrad")
+
+
+def test_values_follow_a_combination_of_ones_own(pool: NativePool) -> None:
+    class Signed:
+        columns = ("reward",)
+        sign = 1.0
+
+        def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+            return np.asarray(scores[0] * self.sign, np.float64)
+
+    score = Signed()
+    best = pool.quantize(2, score=score).labels() == 1
+    score.sign = -1.0
+    np.testing.assert_array_equal(pool.quantize(2, score=score).labels() == 0, best)
 
 
 def test_values_follow_the_snapshot(pool: NativePool) -> None:

@@ -173,6 +173,27 @@ def test_a_damaged_pool_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "Samples by quantile" not in page
 
 
+@pytest.mark.parametrize("rule", ["min_score = 0.5", 'where = "reward >= 0.5"'])
+def test_the_pool_is_ranked_as_the_run_ranks_it(tmp_path: Path, rule: str) -> None:
+    path = write_run(tmp_path / "run")
+    RunDirectory(path).config.write_text(f"[pool]\n{rule}\n", encoding="utf-8")
+    pool = load_run(path).pool
+    assert pool is not None
+    is_inside = pool.rewards >= 0.5
+    np.testing.assert_array_equal(pool.labels >= 0, is_inside)
+    assert pool.num_outside == (~is_inside).sum() - pool.num_unscored > 0
+    assert f"{pool.num_outside} samples are not ranked" in write_report(path).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "rule", ["min_score = nan", 'last_rounds = "x"', 'ties = "no"', "where = 5"]
+)
+def test_a_run_without_a_ranking_is_shown_without_its_pool(tmp_path: Path, rule: str) -> None:
+    path = write_run(tmp_path / "run")
+    RunDirectory(path).config.write_text(f"[pool]\n{rule}\n", encoding="utf-8")
+    assert "does not say how it is ranked" in write_report(path).read_text("utf-8")
+
+
 def test_rows_repeated_after_a_resume_count_once(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", with_pool=False)
     rows = metrics_rows("a")
@@ -184,7 +205,15 @@ def test_rows_repeated_after_a_resume_count_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", "null", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")]
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        "null",
+        "[" * 100_000,
+        "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
+    ],
 )
 def test_a_damaged_identity_is_an_error_that_names_the_file(tmp_path: Path, content: str) -> None:
     path = write_run(tmp_path / "run", with_pool=False)
@@ -201,7 +230,9 @@ def test_a_folder_that_is_no_run_is_an_error_that_names_it(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "line", ["NaN", "[1]", '{"event": "step", "step": "x", "loss": []}', '{"event": "round", "quantile_counts": {}}',
              '{"event": "control_curve", "reward_mean": ["a", null, true]}', '{"event": "end", "before_after": [1, {}]}',
-             '{"event": "step", "step": 1e999, "loss": -1e999}', "[" * 100_000]
+             '{"event": "step", "step": 1e999, "loss": -1e999}', "[" * 100_000,
+             '{"event": "step", "step": 9, "loss": 1e308}', '{"event": "round", "round": 9, "reward_mean": 1%s}' % ("0" * 400),
+             '{"event": "control_curve", "step": 9, "reward_mean": [1%s]}' % ("0" * 400)]
 )  # fmt: skip
 def test_strange_metrics_lines_do_no_harm(tmp_path: Path, line: str) -> None:
     path = write_run(tmp_path / "run", with_pool=False, ended=False)

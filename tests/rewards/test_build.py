@@ -181,6 +181,12 @@ def test_equal_texts_do_not_count_as_ties():
     assert not report.is_constant
 
 
+def test_one_text_may_have_a_score_for_each_prompt():
+    report = check_reward(Fixed([1.0, 2.0, 3.0]), [("a", "x"), ("b", "x"), ("c", "x")])
+    assert not report.is_constant
+    assert not report.warnings
+
+
 def test_the_check_needs_samples_and_scores():
     with pytest.raises(ValueError, match="no samples"):
         check_reward(Fixed([]), [])

@@ -132,6 +132,8 @@ def test_scores_as_targets_and_other_field_names(tmp_path):
     ("line", "message"),
     [
         ("{", "not a line of JSON"),
+        ('{"text": "\udcff", "label": 1}', "not a line of JSON"),
+        ("[" * 100_000, "not a line of JSON"),
         ("[1]", "a JSON object is needed"),
         ('{"label": 1}', "no field 'text'"),
         ('{"text": "a"}', "no field 'score'"),
@@ -143,7 +145,7 @@ def test_scores_as_targets_and_other_field_names(tmp_path):
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
     path = tmp_path / "bad.jsonl"
-    path.write_text(line + "\n")
+    path.write_text(line + "\n", encoding="utf-8", errors="surrogateescape")
     with pytest.raises(DataError, match=rf"bad\.jsonl:1: .*{message}"):
         read_labelled_texts(path)
 

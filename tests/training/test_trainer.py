@@ -251,7 +251,7 @@ def test_a_condition_that_no_sample_fulfils_is_not_blamed_on_the_reward(
         "optimizer.schedule=cosine",
         "objective.kl_direction=kl_policy_to_reference",
         "objective.reduction=token_mean",
-        "objective.entropy_target=20.0",
+        "objective={entropy_coef=0.01, entropy_target=20.0}",
         "sampling.temperature=0.0",
         "pool.store_text=false",
         "evaluation.control_curve=false",
