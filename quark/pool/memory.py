@@ -31,6 +31,7 @@ from quark.pool.base import (
 )
 from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.scope import PROVENANCE_COLUMNS, Scope, Score, refuse_remainder, values_of
+from quark.types import FinishReason
 
 _BatchT = TypeVar("_BatchT", bound=PoolBatch | PackedBatch)
 
@@ -382,6 +383,10 @@ class MemoryPool:
         tokens = [batch.completion_tokens, *(p.token_ids for p in batch.prompts)]
         if any(len(t) and int(t.max()) >= self._vocab_size for t in tokens):
             raise ValueError(f"a token id is outside the vocabulary of {self._vocab_size}")
+        if (batch.finish_reasons > max(FinishReason)).any():
+            raise ValueError("finish_reasons are 0 (unknown), 1 (stop) and 2 (length)")
+        if (batch.reward_tokens < -1).any():
+            raise ValueError("reward_tokens are -1 (none) or quantiles")
         if (batch.prompt_index >= len(batch.prompts)).any():
             raise ValueError("prompt_index names a prompt that the batch does not have")
 

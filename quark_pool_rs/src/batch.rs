@@ -6,6 +6,9 @@ use crate::format::{
 };
 use crate::processor::{self, Kernel};
 
+/// The largest finish reason: the length was reached.
+const MAX_FINISH: u8 = 2;
+
 /// N samples to append in one commit; all slices that say [N] have the same length.
 #[derive(Debug, Clone)]
 pub struct Batch<'a> {
@@ -79,6 +82,18 @@ impl Batch<'_> {
             if len != n {
                 return refuse(format!("{name} is for {len} samples, prompt_index for {n}"));
             }
+        }
+        if let Some(row) = self.finish.iter().position(|&reason| reason > MAX_FINISH) {
+            return refuse(format!(
+                "finish_reasons[{row}] is {}; 0 is unknown, 1 stop and 2 length",
+                self.finish[row]
+            ));
+        }
+        if let Some(row) = self.reward_tokens.iter().position(|&token| token < -1) {
+            return refuse(format!(
+                "reward_tokens[{row}] is {}; -1 is none, others are quantiles",
+                self.reward_tokens[row]
+            ));
         }
         match (settings.store_text, self.completion_texts) {
             (true, None) => {

@@ -225,6 +225,8 @@ def test_a_pool_without_text_stores_none(path: Path) -> None:
         ("policy_step", 2**32, "policy_step is"),
         ("settings", "[]", "settings is not one JSON object"),
         ("key", "", "the key has 0 bytes"),
+        ("finish_reasons", np.array([0, 2, 3], np.uint8), r"finish_reasons\[2\] is 3"),
+        ("reward_tokens", np.array([-1, -2, 0], np.int16), r"reward_tokens\[1\] is -2"),
         ("completion_texts", ["a", "b", "\ud800"], "surrogates"),
         ("completion_texts", None, "completion_texts is missing"),
         ("scores", {"Bad Name": np.zeros(3, np.float32)}, "Bad Name"),

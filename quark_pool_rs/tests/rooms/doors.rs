@@ -80,6 +80,8 @@ fn arrays_that_do_not_fit_together_are_refused_by_name() {
         (Batch { completion_offsets: &[0, 2], ..GOOD }, "completion_offsets is for 1 samples"),
         (Batch { finish: &[0], ..GOOD }, "finish_reasons is for 1 samples, prompt_index for 2"),
         (Batch { reward_tokens: &[], ..GOOD }, "reward_tokens is for 0 samples"),
+        (Batch { finish: &[2, 3], ..GOOD }, "finish_reasons[1] is 3; 0 is unknown"),
+        (Batch { reward_tokens: &[-1, -2], ..GOOD }, "reward_tokens[1] is -2; -1 is none"),
         (Batch { seeds: &[1, 2, 3], ..GOOD }, "seeds is for 3 samples"),
         (Batch { logprob_policy: &[0.0], ..GOOD }, "logprob_policy is for 1 samples"),
         (Batch { logprob_reference: &[0.0], ..GOOD }, "logprob_reference is for 1 samples"),
