@@ -39,7 +39,7 @@ app = typer.Typer(
 )
 
 MAX_QUANTILES = (1 << 15) - 1
-"""A label has 16 bits, -1 among them."""
+"""As ``quark.pool.base.MAX_QUANTILES``, which ``--help`` cannot wait for."""
 
 NumQuantiles = Annotated[
     int, typer.Option("--num-quantiles", "-k", min=1, max=MAX_QUANTILES, help="Cut into this many.")

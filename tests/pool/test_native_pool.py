@@ -8,8 +8,6 @@ import pickle
 import re
 import subprocess
 import sys
-import threading
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from quark.pool.base import TieRule
 from quark.pool.native import NativePool, publish_directory
 from quark.pool.scope import Scope
 from tests.pool.batches import VOCAB_SIZE, make_batch
+from tests.pool.forked import is_true_in_a_fork
 
 
 @pytest.fixture
@@ -386,18 +385,5 @@ def computed(pool: NativePool) -> list[object]:
 def test_a_forked_child_computes_what_its_parent_does(path: Path) -> None:
     pool = filled(path)
     expected = computed(pool)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads, on purpose
-        child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            status = 0 if computed(pool) == expected else 2
-        finally:
-            os._exit(status)
-    timer = threading.Timer(20, os.kill, (child, 9))
-    timer.start()
-    _, status = os.waitpid(child, 0)
-    timer.cancel()
-    assert status == 0
+    assert is_true_in_a_fork(lambda: computed(pool) == expected)
     assert computed(pool) == expected

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
-import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
 from tests.pool.batches import VOCAB_SIZE, make_batch
+from tests.pool.forked import is_true_in_a_fork
 
 
 def filled(pool: SamplePool) -> Quantization:
@@ -121,21 +120,15 @@ def test_a_stream_in_a_forked_child_says_so_and_the_parents_goes_on(native: Quan
     sampler = native.sampler(batch_size=12, seed=0)
     stream = sampler.stream(pad_id=0)
     next(stream)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads, on purpose
-        child = os.fork()
-    if child == 0:
-        status = 1
+
+    def is_refused() -> bool:
+        nonlocal stream
         try:
             next(stream)
         except PoolError as error:
             del stream
-            status = 0 if "forked" in str(error) else 2
-        finally:
-            os._exit(status)
-    timer = threading.Timer(20, os.kill, (child, 9))
-    timer.start()
-    _, status = os.waitpid(child, 0)
-    timer.cancel()
-    assert status == 0
+            return "forked" in str(error)
+        return False
+
+    assert is_true_in_a_fork(is_refused)
     assert_same(next(stream), sampler.batch(1, pad_id=0))
