@@ -188,6 +188,19 @@ class Team:
                 "and checkpoints are good; the same command resumes"
             ) from error
 
+    def leave(self, *, in_order: bool) -> None:
+        """End the connections and the threads that serve them.
+
+        Left to the end of the process, these threads see the others go while the library takes itself apart
+        around them, and now and then one aborts the process: it would seem to have crashed.
+
+        Args:
+            in_order: whether nobody waits for anybody. If not, NCCL's connections are left to the end of the
+                process: closing them would wait for what a GPU still has to do with one that is gone.
+        """
+        if in_order or self._gradients is None:
+            distributed.destroy_process_group()
+
     def _group(self, backend: str) -> distributed.ProcessGroup:
         group = distributed.new_group(backend=backend, timeout=timedelta(seconds=self.timeout_s))
         assert isinstance(group, distributed.ProcessGroup), "a group of all has every process"
@@ -249,10 +262,13 @@ def joined(
             f"process {team.rank} of {size} did not find the others at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {error}"
         ) from error
-    # Not in a ``finally``: after an exception the others are not there to be waited for.
-    yield team
-    team.gather(None)
-    distributed.destroy_process_group()
+    try:
+        yield team
+        team.gather(None)
+    except BaseException:
+        team.leave(in_order=False)
+        raise
+    team.leave(in_order=True)
 
 
 def _is_sharded(parallel: Literal["data", "sharded"] | None) -> bool:

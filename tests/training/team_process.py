@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from quark.cli.app import run
 from quark.pool.base import PoolBatch
@@ -87,4 +87,7 @@ def befall(learner: Learner, mishap: str) -> None:
 if __name__ == "__main__":
     plan = json.loads(sys.argv[1])
     arrange(plan)
-    sys.exit(run(plan["arguments"]))
+    code = run(plan["arguments"])
+    # Their threads could abort the process while it ends.
+    assert not distributed.is_initialized(), "the connections to the others outlive the run"
+    sys.exit(code)

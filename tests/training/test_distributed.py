@@ -220,7 +220,8 @@ def test_a_signal_to_one_process_stops_all_and_any_number_resumes(
 @pytest.mark.parametrize("mishap", ["raise", "die"])
 def test_a_process_that_ends_ends_the_run(config: Path, tmp_path: Path, mishap: str) -> None:
     ended = launch(config, tmp_path / "run", mishap=mishap, rank=1, step=5)
-    assert ended.codes == [ExitCode.INPUT, ExitCode.UNEXPECTED if mishap == "raise" else 9]
+    code = ExitCode.UNEXPECTED if mishap == "raise" else 9
+    assert ended.codes == [ExitCode.INPUT, code], ended.err
     assert "error: process 0 of 2 lost the others" in ended.err[0]
     if mishap == "raise":
         assert "a defect in this process alone" in ended.err[1]
@@ -232,14 +233,14 @@ def test_a_reward_that_fails_in_the_lead_ends_all(config: Path, tmp_path: Path) 
     reward = tmp_path / "failing.py"
     reward.write_text("def fail(prompts, completions):\n    raise RuntimeError('out of order')\n")
     ended = launch(config, tmp_path / "run", f"reward.name={reward}:fail")
-    assert ended.codes == [ExitCode.INPUT] * 2
+    assert ended.codes == [ExitCode.INPUT] * 2, ended.err
     assert "out of order" in ended.err[0]
     assert "process 0 failed: RewardError" in ended.err[1]
 
 
 def test_weights_that_came_apart_are_noticed(config: Path, tmp_path: Path) -> None:
     ended = launch(config, tmp_path / "run", mishap="flip", rank=1, step=2)
-    assert ended.codes == [ExitCode.INPUT] * 2
+    assert ended.codes == [ExitCode.INPUT] * 2, ended.err
     assert "the weights of process 1 are not those of process 0" in ended.err[0]
 
 
