@@ -131,7 +131,7 @@ def readers(goal: Mapping[str, float], folder: Path) -> Outcome:
 
     begin = time.monotonic()
     seen = watch(folder, num_readers=NUM_READERS, seconds=goal["seconds"])
-    counts = {
+    counts: dict[str, float] = {
         "readers": NUM_READERS,
         "seconds": round(time.monotonic() - begin),
         "generations": seen.num_generations,
@@ -161,7 +161,11 @@ def resumed(goal: Mapping[str, float], _folder: Path) -> Outcome:
     equal = re.search(r"(\d+) of (\d+) runs.*?; (\d+) of them", done.stdout)
     if equal is None:
         return Outcome(failures=[done.stderr[-500:]])
-    counts = {"trials": int(equal[2]), "equal": int(equal[1]), "killed_twice": int(equal[3])}
+    counts: dict[str, float] = {
+        "trials": int(equal[2]),
+        "equal": int(equal[1]),
+        "killed_twice": int(equal[3]),
+    }
     return Outcome(counts=counts, failures=[] if done.returncode == 0 else [done.stdout[-500:]])
 
 

@@ -153,7 +153,7 @@ def fit(
             inputs, labels = pad(ids)
             loss = summed_nll(model, inputs, labels)
             num_labels = int((labels[:, 1:] != IGNORED_LABEL).sum())
-            (loss / num_labels).backward()
+            (loss / num_labels).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

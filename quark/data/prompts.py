@@ -10,10 +10,11 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -40,8 +41,8 @@ class PromptConfig(Settings):
     """Keep only rows where a number in the record fits, e.g. ``"prompt.toxicity >= 0.5"``; dots lead into nested
     objects. Rows without that number are left out."""
     evaluation_source: str | None = None
-    """A file with the held-out prompts; unset takes rows with ``split`` = ``eval`` (which are never trained on), or
-    else a seeded part of the source."""
+    """A file with the held-out prompts; unset takes rows with ``split`` = ``eval`` or ``validation``, or else a seeded
+    part of the source. Only rows with ``split`` = ``train``, or none, are trained on."""
     num_evaluation: int = Field(128, ge=1)
     """How many prompts are held out for evaluation (at most)."""
     limit: int | None = Field(None, ge=1)
@@ -82,6 +83,11 @@ class PromptSet:
     """What a person should know: prompts truncated or skipped."""
 
 
+_TRAINED_ON = (None, "", "train")
+_HELD_OUT = ("eval", "validation")
+"""What ``split`` may say of a row; None is a row that has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     place: str
@@ -102,8 +108,9 @@ def load_prompts(
     rows = list(_read(config.source, config.field, config.where, said_by="prompts.source"))
     if not rows and config.where is not None:
         raise DataError(f"{config.source}: no row fits prompts.where = {config.where!r}")
+    train_rows = [row for row in rows if row.split in _TRAINED_ON]
+    held_out_rows = [row for row in rows if row.split in _HELD_OUT]
     if config.evaluation_source is not None:
-        train_rows = [row for row in rows if row.split != "eval"]
         evaluation_rows = list(
             _read(
                 config.evaluation_source,
@@ -112,20 +119,19 @@ def load_prompts(
                 said_by="prompts.evaluation_source",
             )
         )
-    elif any(row.split == "eval" for row in rows):
-        train_rows = [row for row in rows if row.split != "eval"]
-        evaluation_rows = [row for row in rows if row.split == "eval"]
+    elif held_out_rows:
+        evaluation_rows = held_out_rows
     else:
-        order = np.random.default_rng(seed).permutation(len(rows))
-        count = min(config.num_evaluation, len(rows) // 2)
+        order = np.random.default_rng(seed).permutation(len(train_rows))
+        count = min(config.num_evaluation, len(train_rows) // 2)
         held_out = set(order[:count].tolist())
-        train_rows = [row for i, row in enumerate(rows) if i not in held_out]
-        evaluation_rows = [row for i, row in enumerate(rows) if i in held_out]
+        evaluation_rows = [row for i, row in enumerate(train_rows) if i in held_out]
+        train_rows = [row for i, row in enumerate(train_rows) if i not in held_out]
     evaluation_rows = evaluation_rows[: config.num_evaluation]
     if config.limit is not None and config.limit < len(train_rows):
         chosen = np.random.default_rng(seed + 1).permutation(len(train_rows))[: config.limit]
         train_rows = [train_rows[i] for i in sorted(chosen.tolist())]
-    notes: list[str] = []
+    notes = _left_out(rows)
     train = _tokenize(train_rows, config, tokenizer, notes, add_special_tokens=add_special_tokens)
     evaluation = _tokenize(
         evaluation_rows, config, tokenizer, notes, add_special_tokens=add_special_tokens
@@ -134,6 +140,7 @@ def load_prompts(
         raise DataError(
             f"{config.source}: {len(train)} prompts to train and {len(evaluation)} to evaluate on; "
             "both are needed (at least two prompts, or an evaluation_source)"
+            + "".join(f". {note}" for note in notes)
         )
     return PromptSet(train=train, evaluation=evaluation, notes=tuple(notes))
 
@@ -158,6 +165,16 @@ def read_prompts(
         raise DataError(f"{source}: there are no prompts in it")
     whole = PromptConfig(max_tokens=sys.maxsize)
     return _tokenize(rows, whole, tokenizer, [], add_special_tokens=True)
+
+
+def _left_out(rows: list[_Row]) -> list[str]:
+    """Says which rows belong to neither part: a test set must not be learnt from, and is not for tuning."""
+    others = Counter(row.split for row in rows if row.split not in (*_TRAINED_ON, *_HELD_OUT))
+    return [
+        f"{count} prompts with split = {split!r} are left out: rows with train, or without a split, are trained "
+        "on, those with eval or validation are held out"
+        for split, count in others.items()
+    ]
 
 
 def _tokenize(
@@ -204,16 +221,17 @@ def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterat
         raise FileNotFoundError(f"there is no prompt file {path}: check {said_by}")
     if not path.is_file():
         raise DataError(f"{path} is not a file: {said_by} names a .jsonl, .txt or .parquet file")
+    fits = _everything if where is None else _condition(where)
     match path.suffix.lower():
         case ".jsonl" | ".ndjson" | ".json":
-            yield from _read_jsonl(path, field, where)
+            yield from _read_jsonl(path, field, fits)
         case ".txt" if where is not None:
             raise DataError(f"{path}: lines of text have no numbers for prompts.where: unset it")
         case ".txt":
             for number, line in text_lines(path):
                 yield _row(f"{path}:{number}", line, None, {})
         case ".parquet":
-            yield from _read_parquet(path, field, where)
+            yield from _read_parquet(path, field, fits)
         case suffix:
             raise DataError(
                 f"{path}: prompts come from .jsonl, .txt or .parquet files, not {suffix!r}"
@@ -251,7 +269,7 @@ def _no_duplicates(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return record
 
 
-def _read_jsonl(path: Path, field: str, where: str | None) -> Iterator[_Row]:
+def _read_jsonl(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
     for number, line in text_lines(path):
         place = f"{path}:{number}"
         try:
@@ -260,11 +278,11 @@ def _read_jsonl(path: Path, field: str, where: str | None) -> Iterator[_Row]:
             raise DataError(f"{place}: not a JSON object: {err}") from err
         if not isinstance(record, dict):
             raise DataError(f"{place}: not a JSON object but a {type(record).__name__}")
-        if where is None or _fits(record, where):
+        if fits(record):
             yield _record_row(place, record, field)
 
 
-def _read_parquet(path: Path, field: str, where: str | None) -> Iterator[_Row]:
+def _read_parquet(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
     import polars as pl
 
     try:
@@ -272,10 +290,12 @@ def _read_parquet(path: Path, field: str, where: str | None) -> Iterator[_Row]:
     except Exception as err:
         raise DataError(f"{path}: not a readable Parquet file: {err}") from err
     for number, record in enumerate(frame.iter_rows(named=True)):
-        if where is None or _fits(record, where):
+        if fits(record):
             yield _record_row(f"{path}: row {number}", record, field)
 
 
+_Condition: TypeAlias = Callable[[Mapping[str, Json]], bool]
+"""Whether a record is one of those to be used."""
 _COMPARE = {
     ">=": operator.ge,
     ">": operator.gt,
@@ -285,21 +305,28 @@ _COMPARE = {
 }
 
 
-def _condition(where: str) -> tuple[str, str, float]:
-    """The key, the comparison and the number of ``where``. Raises ValueError where it has not just these."""
-    key, sign, bound = re.split(r"\s*(>=|>|<=|<|==)\s*", where.strip())
-    if not re.fullmatch(r"[^\s<>=]+", key) or not re.fullmatch(r"[0-9.eE+-]+", bound):
+def _everything(_record: Mapping[str, Json]) -> bool:
+    return True
+
+
+def _condition(where: str) -> _Condition:
+    """Whether the number that ``where`` names is in a record and compares as it says.
+
+    Raises:
+        ValueError: ``where`` is not a key, a comparison and a number.
+    """
+    key, sign, text = re.split(r"\s*(>=|>|<=|<|==)\s*", where.strip())
+    if not re.fullmatch(r"[^\s<>=]+", key) or not re.fullmatch(r"[0-9.eE+-]+", text):
         raise ValueError(where)
-    return key, sign, float(bound)
+    path, compare, bound = key.split("."), _COMPARE[sign], float(text)
 
+    def fits(record: Mapping[str, Json]) -> bool:
+        value: Json | Mapping[str, Json] = record
+        for part in path:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return isinstance(value, int | float) and compare(value, bound)
 
-def _fits(record: Mapping[str, Json], where: str) -> bool:
-    """Whether the number that ``where`` names is there and compares as it says."""
-    key, sign, bound = _condition(where)
-    value: Json | Mapping[str, Json] = record
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return isinstance(value, int | float) and _COMPARE[sign](value, bound)
+    return fits
 
 
 def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:

@@ -46,6 +46,20 @@ def test_the_split_field_decides(tmp_path: Path) -> None:
     assert texts(prompts.evaluation) == ["b"]
 
 
+def test_other_splits_are_neither_learnt_from_nor_evaluated_on(tmp_path: Path) -> None:
+    splits = ["train", "validation", "test", "", "test", "dev"]
+    rows = [{"prompt": f"p{i}", "split": split} for i, split in enumerate(splits)]
+    prompts = load(write(tmp_path, lines(*rows, {"prompt": "p6"})))
+    assert texts(prompts.train) == ["p0", "p3", "p6"]
+    assert texts(prompts.evaluation) == ["p1"]
+    assert [note.split(" are left out")[0] for note in prompts.notes] == [
+        "2 prompts with split = 'test'",
+        "1 prompts with split = 'dev'",
+    ]
+    with pytest.raises(DataError, match=r"0 prompts to train.*split = 'test' are left out"):
+        load(write(tmp_path, lines(rows[2], rows[4])))
+
+
 def test_an_evaluation_file_decides(tmp_path: Path) -> None:
     path = write(tmp_path, lines({"prompt": "a"}, {"prompt": "b", "split": "eval"}))
     other = write(tmp_path, lines({"prompt": "held out"}), "held.jsonl")
