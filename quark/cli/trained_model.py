@@ -108,6 +108,17 @@ class TrainedModel:
         return prompt
 
 
+def _runs_like(folder: Path) -> list[str]:
+    """The names of at most three runs beside ``folder``, the most like it first."""
+    from difflib import get_close_matches
+
+    from quark.run_directory import RunDirectory
+
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    runs = [path.name for path in beside if RunDirectory(path).is_run()]
+    return get_close_matches(folder.name, runs, n=3, cutoff=0.0)
+
+
 def overridden(settings: _Settings, values: Mapping[str, object]) -> _Settings:
     """``settings`` with some values of it, or of its sections, replaced and checked.
 
@@ -150,6 +161,8 @@ def open_model(name: str) -> TrainedModel:
                 f"{name} has no finished model yet: `quark train` on it goes on with the run"
             )
         folder = run.model
+    elif "/" in name and not folder.exists() and (runs := _runs_like(folder)):
+        raise RunDirectoryError(f"there is no run {name}; {folder.parent} has {', '.join(runs)}")
     if (folder / REWARD_TOKENS_FILE).is_file():
         policy = load_saved_policy(folder, device=device)
         return TrainedModel(

@@ -73,7 +73,7 @@ class Evaluator:
         judges: what is not, by name.
         completions_per_prompt: as configured.
         batch_size: sequences per forward pass.
-        retries: calls of the reward that are made again where one raises.
+        retries: calls of the reward or a judge that are made again where one raises.
         seed: derived; the same for every model, so that models are compared on equal draws.
     """
 
@@ -126,13 +126,13 @@ class Evaluator:
         prompts = [c.prompt.text for c in completions]
         outcome = score(self._reward, prompts, texts, on_error="nan", retries=self._retries)
         judged = {
-            name: score(judge, prompts, texts, on_error="nan")
+            name: score(judge, prompts, texts, on_error="nan", retries=self._retries)
             for name, judge in self._judges.items()
         }
         rewards = outcome.scores
         metrics: dict[str, float] = {
             "reward_mean": _mean(rewards),
-            "reward_std": float(np.nanstd(rewards)) if np.isfinite(rewards).any() else math.nan,
+            "reward_std": _std(rewards),
             "failed_scores": float(np.isnan(rewards).sum()),
             "completion_length_mean": float(np.mean([len(c.token_ids) for c in completions])),
             **text_metrics(texts, group_size=self._per_prompt),
@@ -232,4 +232,9 @@ def completion_batch(
 
 
 def _mean(values: NDArray[np.float32]) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+    # In float64: a sum of few large scores is beyond float32.
+    return float(np.nanmean(values, dtype=np.float64)) if np.isfinite(values).any() else math.nan
+
+
+def _std(values: NDArray[np.float32]) -> float:
+    return float(np.nanstd(values, dtype=np.float64)) if np.isfinite(values).any() else math.nan

@@ -38,7 +38,7 @@ def text_metrics(texts: Sequence[str], *, group_size: int = 1) -> dict[str, floa
 def expected_maximum(scores: NDArray[np.float32], group_size: int) -> float:
     """Mean over prompts of the maximum over a prompt's scores [N]; NaN scores do not count."""
     maxima = [np.nanmax(row) for row in _rows(scores, group_size)]
-    return float(np.mean(maxima)) if maxima else math.nan
+    return float(np.mean(maxima, dtype=np.float64)) if maxima else math.nan
 
 
 def any_above(scores: NDArray[np.float32], group_size: int, *, threshold: float) -> float:

@@ -407,16 +407,16 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def build_judges(names: tuple[str, ...], settings: RewardConfig) -> Mapping[str, RewardFunction]:
-    """Rewards that are measured and never trained on, as the sections of ``settings`` for each kind say."""
-    sections = {
+    """Rewards that are measured and never trained on, as ``settings`` say of waiting and of each kind."""
+    shared = {
+        "retries": settings.retries,
+        "timeout_s": settings.timeout_s,
         "classifier": settings.classifier,
         "http": settings.http,
         "length": settings.length,
         "regex": settings.regex,
     }
-    return {
-        name: build_reward(RewardConfig(name=name, on_error="nan", **sections)) for name in names
-    }
+    return {name: build_reward(RewardConfig(name=name, on_error="nan", **shared)) for name in names}
 
 
 def make_fingerprint(device: torch.device, team: Team | None = None) -> dict[str, str]:

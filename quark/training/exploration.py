@@ -282,7 +282,7 @@ class Explorer:
         figures = {"tokens": float(sum(len(c.token_ids) for c in completions))}
         rewards = scores[REWARD_COLUMN]
         if np.isfinite(rewards).any():
-            figures["reward_mean"] = float(np.nanmean(rewards))
+            figures["reward_mean"] = float(np.nanmean(rewards, dtype=np.float64))
         return figures
 
     def _append(self, batch: SampleBatch) -> range:
@@ -336,6 +336,7 @@ class Explorer:
         prompts = [c.prompt.text for c in completions]
         texts = [c.text for c in completions]
         batch_size = self._reward_config.batch_size
+        retries = self._reward_config.retries or 0
         outcomes = {
             REWARD_COLUMN: score(
                 self._reward,
@@ -343,11 +344,13 @@ class Explorer:
                 texts,
                 on_error=self._reward_config.on_error,
                 batch_size=batch_size,
-                retries=self._reward_config.retries or 0,
+                retries=retries,
             )
         }
         for name, extra in self._extra_rewards.items():
-            outcomes[name] = score(extra, prompts, texts, on_error="nan", batch_size=batch_size)
+            outcomes[name] = score(
+                extra, prompts, texts, on_error="nan", batch_size=batch_size, retries=retries
+            )
         return outcomes
 
     def _batch(

@@ -438,7 +438,7 @@ class Trainer:
         """Figures of the samples that this round brought, read back from its snapshot of the pool."""
         everything = pool.scores(REWARD_COLUMN)
         rewards = everything[ids.start : ids.stop]
-        scored = rewards[np.isfinite(rewards)]
+        scored = rewards[np.isfinite(rewards)].astype(np.float64)  # a sum may be beyond float32
         samples = pool.samples(ids)
         bounds = quantization.lower_bounds
         num_samples = len(pool) - pool.num_removed

@@ -252,6 +252,16 @@ def test_a_run_without_a_model_says_so(run_dir: Path, tmp_path: Path) -> None:
     assert "no finished model" in outcome.err
 
 
+def test_a_mistyped_run_is_not_sought_on_the_hub(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = run_dir.parent
+    monkeypatch.chdir(runs.parent)
+    outcome = quark("evaluate", f"{runs.name}/rum")
+    assert outcome.code == 4
+    assert f"there is no run {runs.name}/rum; {runs.name} has {run_dir.name}" in outcome.err
+
+
 def test_evaluate_repeats_the_figures_of_training(run_dir: Path, trained: Outcome) -> None:
     outcome = quark("evaluate", run_dir, "--json")
     assert outcome.code == 0, outcome.err

@@ -10,6 +10,7 @@ from quark.evaluation.evaluator import Evaluation, Evaluator
 from quark.generation.base import SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.reference.base import FrozenReference
+from quark.rewards.base import RewardFunction
 from quark.types import Prompt
 from tests.tiny import tiny_gpt2, tiny_policy
 
@@ -28,15 +29,41 @@ class Length:
         ]
 
 
-def evaluate(quantile: int | None, *, batch_size: int = 4) -> Evaluation:
+class Huge(Length):
+    def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
+        return [3e38] * len(completions)
+
+
+class Hesitant(Length):
+    """Fails the first time."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
+        self.num_calls += 1
+        if self.num_calls == 1:
+            raise OSError("busy")
+        return super().__call__(prompts=prompts, completions=completions)
+
+
+def evaluate(
+    quantile: int | None,
+    *,
+    batch_size: int = 4,
+    reward: RewardFunction | None = None,
+    judge: RewardFunction | None = None,
+    retries: int = 0,
+) -> Evaluation:
     policy = tiny_policy()
     reference = FrozenReference(tiny_gpt2())
     sampling = SamplingConfig(max_new_tokens=5)
     evaluator = Evaluator(
         prompts=PROMPTS,
         reference=reference,
-        reward=Length(),
-        judges={"again": Length()},
+        reward=reward or Length(),
+        judges={"again": judge or Length()},
+        retries=retries,
         completions_per_prompt=2,
         batch_size=batch_size,
         seed=1,
@@ -83,6 +110,17 @@ def test_completions_without_a_score_are_counted_and_left_out_of_the_mean() -> N
     assert "the judge again" in of_the_judge
     assert evaluation.metrics["reward_mean"] == pytest.approx(sum(scored) / 4)
     assert evaluation.judges["again"] == evaluation.metrics["reward_mean"]
+
+
+def test_a_judge_is_asked_again_as_the_reward_is() -> None:
+    evaluation = evaluate(1, judge=Hesitant(), retries=1)
+    assert evaluation.judges["again"] == evaluation.metrics["reward_mean"]
+
+
+def test_the_mean_of_large_scores_is_no_infinity() -> None:
+    metrics = evaluate(None, reward=Huge()).metrics
+    assert metrics["reward_mean"] == pytest.approx(3e38)
+    assert metrics["reward_std"] == 0.0
 
 
 def test_all_completions_of_a_prompt_stand_together() -> None:

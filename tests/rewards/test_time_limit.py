@@ -12,6 +12,7 @@ from quark.rewards.build import build_reward, reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import score
 from quark.rewards.time_limit import MAX_ABANDONED, TimeLimited
+from quark.training.assemble import build_judges
 
 LIMIT_S = 0.3
 
@@ -126,3 +127,11 @@ def test_a_function_is_limited_only_where_asked(tmp_path):
     assert reward_provenance(limited) == reward_provenance(free)
     free._function.connection.close()
     limited._reward._function.connection.close()
+
+
+def test_judges_have_the_limit_of_the_reward(tmp_path):
+    file = tmp_path / "judge.py"
+    file.write_text("def judge(prompts, completions):\n    return [1.0] * len(completions)\n")
+    name = f"{file}:judge"
+    assert isinstance(build_judges((name,), RewardConfig(timeout_s=9.0))[name], TimeLimited)
+    assert not isinstance(build_judges((name,), RewardConfig())[name], TimeLimited)
