@@ -128,6 +128,12 @@ class BatchBuffers:
                     f"the buffer for {name} has room for {len(buffer)} numbers; this batch needs {values.size}"
                 )
             view = buffer[: values.size].reshape(values.shape)
+            if view.itemsize < values.itemsize and values.size:
+                limits = np.iinfo(view.dtype)
+                if values.min() < limits.min or values.max() > limits.max:
+                    raise ValueError(
+                        f"the buffer for {name} is {view.dtype}, and a token id or pad_id does not fit that type"
+                    )
             np.copyto(view, values, casting="same_kind")
             views[name] = view
         return type(batch)(**views)

@@ -148,9 +148,12 @@ def test_memory_that_does_not_do_is_refused(
 
 
 def test_a_pad_id_that_the_buffer_cannot_hold_is_refused(pools: Pair) -> None:
-    sampler = pools[0].quantize(4).sampler(batch_size=16, seed=1)
-    with pytest.raises(ValueError, match="pad_id"):
-        sampler.batch(0, pad_id=2**31, out=buffers(np.int32))
+    for pool in pools:
+        sampler = pool.quantize(4).sampler(batch_size=16, seed=1)
+        with pytest.raises(ValueError, match="pad_id"):
+            sampler.batch(0, pad_id=2**31, out=buffers(np.int32))
+        with pytest.raises(ValueError, match="pad_id"):
+            next(sampler.stream(pad_id=-(2**31) - 1, out=[buffers(np.int32)]))
 
 
 def cuts(pools: Pair) -> tuple[Quantization, Quantization]:
