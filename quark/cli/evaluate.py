@@ -174,8 +174,7 @@ def _evaluate(
     from quark.generation.transformers_generator import TransformersGenerator
     from quark.models.loading import load_base_model, load_policy, load_tokenizer
     from quark.reference.base import FrozenReference
-    from quark.rewards.build import build_reward
-    from quark.training.assemble import build_judges
+    from quark.rewards.build import build_judges, build_reward
     from quark.training.seeds import derive_seed
 
     policy = source.policy or load_policy(

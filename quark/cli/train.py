@@ -169,7 +169,7 @@ def _dry_run(loaded: LoadedConfig, display: RunDisplay, *, as_json: bool) -> Non
         print_json,
         prose,
     )
-    from quark.training.assemble import dry_run
+    from quark.training.dry_run import dry_run
 
     outcome = dry_run(loaded, listener=display)
     if as_json:

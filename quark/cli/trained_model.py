@@ -150,7 +150,7 @@ def open_model(name: str) -> TrainedModel:
     from quark.models.loading import load_base_model, load_saved_policy, load_tokenizer
     from quark.models.reward_tokens import REWARD_TOKENS_FILE
     from quark.run_directory import RunDirectory
-    from quark.training.assemble import choose_device
+    from quark.training.devices import choose_device
 
     folder, run = Path(name), RunDirectory(Path(name))
     loaded: LoadedConfig = load_config(run.config if run.is_run() else None)

@@ -34,6 +34,19 @@ def build_reward(config: RewardConfig) -> RewardFunction:
     return PromptAndCompletion(reward)
 
 
+def build_judges(names: tuple[str, ...], settings: RewardConfig) -> Mapping[str, RewardFunction]:
+    """Rewards that are measured and never trained on, as ``settings`` say of waiting and of each kind."""
+    shared = {
+        "retries": settings.retries,
+        "timeout_s": settings.timeout_s,
+        "classifier": settings.classifier,
+        "http": settings.http,
+        "length": settings.length,
+        "regex": settings.regex,
+    }
+    return {name: build_reward(RewardConfig(name=name, on_error="nan", **shared)) for name in names}
+
+
 def _reward_of_completions(config: RewardConfig) -> RewardFunction:
     match config.name:
         case "sentiment" | "toxicity":

@@ -6,8 +6,8 @@ run did and what is said about it cannot come apart.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
-from collections.abc import Sequence
 from pathlib import Path
 
 from quark.config.schema import PoolSection, RunConfig, RunSection
@@ -51,12 +51,18 @@ def first_snapshot_with(path: Path, num_samples: int) -> NativePool:
     return NativePool.open(path, snapshot=oldest + found)
 
 
-def check_condition(where: str, score_columns: Sequence[str]) -> None:
+def column_name(reward: str) -> str:
+    """The pool's column for the scores of another reward than the one that is trained on."""
+    return re.sub(r"[^a-z0-9_.-]", "_", reward.lower())[-64:]
+
+
+def check_scope(section: PoolSection) -> None:
     """Raise ConfigError where ``pool.where`` is no condition on the columns that the run's pool will have."""
-    try:
-        try_condition(where, score_columns)
-    except ValueError as error:
-        raise ConfigError(f"pool.{error}") from error
+    if section.where is not None:
+        try:
+            try_condition(section.where, (REWARD_COLUMN, *map(column_name, section.extra_scores)))
+        except ValueError as error:
+            raise ConfigError(f"pool.{error}") from error
 
 
 def quantize(pool: SamplePool, section: PoolSection, *, score: str = REWARD_COLUMN) -> Quantization:

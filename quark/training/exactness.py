@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 
+import quark
 from quark.errors import CheckpointError, ConfigError
+from quark.models.lora import frozen_digest
+from quark.models.policy import Policy
+from quark.training.distributed import Team
 from quark.training.events import TrainingListener
+
+FROZEN_WEIGHTS = "frozen weights"
+"""Their digest in a fingerprint, where a checkpoint holds adapters alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +65,24 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [
         f"{key} {value} -> {now.get(key)}" for key, value in before.items() if now.get(key) != value
     ]
+
+
+def make_fingerprint(device: torch.device, team: Team, policy: Policy) -> dict[str, str]:
+    """What a byte-exact resume needs to be equal: device kind, processes, threads, versions, frozen weights."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    adapter = {}
+    if policy.adapter is not None:
+        adapter = {"peft": version("peft"), FROZEN_WEIGHTS: frozen_digest(policy.model)}
+    return {
+        "device": f"{device.type} {name}",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processes": f"{team.size}{' sharded' if team.is_sharded else ''}",
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "quark": quark.__version__,
+        **{
+            package: version(package)
+            for package in ("torch", "transformers", "tokenizers", "numpy")
+        },
+        **adapter,
+    }

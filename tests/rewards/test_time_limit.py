@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from quark.errors import RewardError
-from quark.rewards.build import build_reward, reward_provenance
+from quark.rewards.build import build_judges, build_reward, reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import score
 from quark.rewards.time_limit import MAX_ABANDONED, TimeLimited
-from quark.training.assemble import build_judges
 
 LIMIT_S = 0.3
 

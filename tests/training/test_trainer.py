@@ -18,8 +18,10 @@ from quark.config.load import load_config
 from quark.errors import CheckpointError, ConfigError, QuarkError, RewardError, TrainingError
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
-from quark.training.assemble import _column_name, assemble, dry_run
+from quark.training.assemble import assemble
 from quark.training.checkpoint import Checkpoints
+from quark.training.draws import column_name
+from quark.training.dry_run import dry_run
 from quark.training.trainer import Trainer
 from tests.training.tiny_run import (
     NUM_ROUNDS,
@@ -330,7 +332,7 @@ def test_judges_and_extra_scores_have_the_settings_of_their_kind(
         "reward.regex.pattern='.'",
         "evaluation.judges=['regex']",
         f"pool.extra_scores=['{tmp_path}/My.py:F', 'regex']",
-        f"""pool.where='"{_column_name(f"{tmp_path}/My.py:F")}" > 0 AND regex >= 0'""",
+        f"""pool.where='"{column_name(f"{tmp_path}/My.py:F")}" > 0 AND regex >= 0'""",
     )
     (tmp_path / "My.py").write_text("def F(prompts, completions): return [1.0] * len(prompts)\n")
     metrics = train(config, tmp_path / "run", overrides=overrides).metrics

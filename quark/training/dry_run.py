@@ -1,0 +1,95 @@
+"""What a run would begin with, tried without writing anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quark.config.load import LoadedConfig
+from quark.generation.transformers_generator import TransformersGenerator
+from quark.models.causal import CausalModel
+from quark.models.loading import load_base_model, load_policy
+from quark.reference.adapter_off import AdapterOffReference
+from quark.rewards.build import build_judges, build_reward
+from quark.rewards.scoring import score
+from quark.training.assemble import prompts_of
+from quark.training.devices import choose_device, make_autocast
+from quark.training.draws import check_scope
+from quark.training.events import Progress, TrainingListener
+from quark.training.seeds import derive_seed
+from quark.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedPrompt:
+    """A prompt as the policy sees it, answered by the original model, with the answer's score."""
+
+    text: str
+    """With the best reward token in front."""
+    token_ids: tuple[int, ...]
+    completion: str
+    reward: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What a run would begin with."""
+
+    device: str
+    num_parameters: int
+    num_train_prompts: int
+    num_evaluation_prompts: int
+    notes: tuple[str, ...]
+    prompts: tuple[RenderedPrompt, ...]
+
+
+def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
+    """Load model, tokenizer and reward, answer and score three prompts; nothing is written."""
+    config = loaded.config
+    listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
+    device = choose_device(config.run.device)
+    check_scope(config.pool)
+    reward = build_reward(config.reward)
+    build_judges(config.evaluation.judges, config.reward)
+    build_judges(config.pool.extra_scores, config.reward)
+    policy = load_policy(
+        config.model,
+        num_quantiles=config.pool.num_quantiles,
+        seed=derive_seed(config.run.seed, "reward tokens"),
+        device=device,
+    )
+    if policy.adapter is None:
+        original = CausalModel(load_base_model(config.model, device=device))
+    else:
+        original = AdapterOffReference(policy).causal
+    prompts = prompts_of(config)
+    shown: list[Prompt] = list(prompts.train[:3])
+    generator = TransformersGenerator(
+        original, policy.tokenizer, policy.reward_tokens, config.sampling, device
+    )
+    with make_autocast(config.run.precision, device)():
+        completions = generator.generate(
+            shown, quantile=None, seed=derive_seed(config.run.seed, "dry run")
+        )
+    outcome = score(
+        reward,
+        [c.prompt.text for c in completions],
+        [c.text for c in completions],
+        on_error=config.reward.on_error,
+    )
+    best = policy.reward_tokens.texts[-1]
+    return DryRun(
+        device=str(device),
+        num_parameters=sum(p.numel() for p in policy.model.parameters()),
+        num_train_prompts=len(prompts.train),
+        num_evaluation_prompts=len(prompts.evaluation),
+        notes=(*prompts.notes, *outcome.messages),
+        prompts=tuple(
+            RenderedPrompt(
+                text=best + completion.prompt.text,
+                token_ids=(policy.reward_tokens.best, *completion.prompt.token_ids),
+                completion=completion.text,
+                reward=float(value),
+            )
+            for completion, value in zip(completions, outcome.scores, strict=True)
+        ),
+    )

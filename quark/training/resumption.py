@@ -1,0 +1,160 @@
+"""What a run goes on from: its pool, and a checkpoint that fits it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quark.config.schema import RunConfig
+from quark.data.prompts import PromptSet
+from quark.errors import CheckpointError, DataError, TrainingError
+from quark.models.policy import Policy
+from quark.pool.native import NativePool
+from quark.run_directory import RunDirectory
+from quark.training.checkpoint import Checkpoint, Checkpoints
+from quark.training.distributed import Team
+from quark.training.events import TrainingListener
+from quark.training.exactness import FROZEN_WEIGHTS, Exactness, differences
+from quark.training.seeds import derive_seed
+from quark.types import Prompt
+
+
+def open_shared_pool(
+    team: Team,
+    run: RunDirectory,
+    config: RunConfig,
+    policy: Policy,
+    prompts: PromptSet,
+    run_id: str,
+) -> NativePool:
+    """The run's pool, opened for writing in the lead and after that for reading in the others.
+
+    Raises:
+        DataError: it was filled from other prompts than these.
+        TrainingError: another process does not find it.
+    """
+    opened: list[NativePool] = []
+
+    def open_for_writing() -> None:
+        opened.append(_open_pool(run, config, policy, prompts, run_id))
+
+    team.from_lead(open_for_writing)
+    if team.is_lead:
+        return opened[0]
+    if not run.pool.exists():
+        raise TrainingError(
+            f"process {team.rank} does not find {run.pool.absolute()}, which process 0 has made: the run "
+            "directory has to be on a file system that all machines share"
+        )
+    return NativePool.open(run.pool)
+
+
+def find_checkpoint(
+    run: RunDirectory,
+    checkpoints: Checkpoints,
+    fingerprint: Mapping[str, str],
+    listener: TrainingListener,
+    exactness: Exactness,
+) -> Checkpoint | None:
+    """The one to go on from, None for a new run. It fits the pool; what keeps the rest from being exact is said.
+
+    Args:
+        run: whose pool it has to fit.
+        checkpoints: of the run.
+        fingerprint: of this process, as ``make_fingerprint`` says.
+        listener: is told.
+        exactness: is told what is different from then.
+
+    Raises:
+        CheckpointError: none of them verifies; or pool or model are not those it was made with.
+    """
+    found, rejected = checkpoints.newest()
+    for reason in rejected:
+        listener.on_message(f"checkpoint rejected: {reason}", level="warning")
+    if found is None and rejected:
+        raise CheckpointError(
+            f"none of the checkpoints in {run.checkpoints} verifies; move them away to start from "
+            "the pool's samples alone"
+        )
+    if found is None:
+        return None
+    state = found.state
+    _check_pool(run, state["pool"])
+    listener.on_message(
+        f"continuing from the checkpoint of step {state['step']} (round {state['position']['round']})"
+    )
+    if state["fingerprint"].get(FROZEN_WEIGHTS) != fingerprint.get(FROZEN_WEIGHTS):
+        raise CheckpointError(
+            f"the weights below the adapters are not those of the checkpoint of step {state['step']}: "
+            "model.name gives another model than it did. Bring that one back, or choose another --run-dir"
+        )
+    exactness.void(differences(state["fingerprint"], fingerprint))
+    return found
+
+
+def _open_pool(
+    run: RunDirectory, config: RunConfig, policy: Policy, prompts: PromptSet, run_id: str
+) -> NativePool:
+    """The run's pool, opened for writing.
+
+    Raises:
+        DataError: it was filled from other prompts than these, or measured on others.
+    """
+    trained, held_out = _digest(prompts.train), _digest(prompts.evaluation)
+    if not run.pool.exists():
+        return NativePool.create(
+            run.pool,
+            vocab_size=policy.reward_tokens.base_vocab_size,
+            store_text=config.pool.store_text,
+            tie_seed=derive_seed(config.run.seed, "ties"),
+            metadata={
+                "model": config.model.name,
+                "run_id": run_id,
+                "prompts": trained,
+                "held_out_prompts": held_out,
+            },
+        )
+    pool = NativePool.open(run.pool, writable=True)
+    known = pool.info().metadata
+    changed = config.prompts.source if known.get("prompts") != trained else None
+    # A pool of an older quark does not say which prompts were held out.
+    if changed is None and known.get("held_out_prompts", held_out) != held_out:
+        changed = f"{config.prompts.evaluation_source or config.prompts.source} that are held out"
+    if changed is not None:
+        pool.close()
+        raise DataError(
+            f"the prompts of {changed} are not those that {run.path} was started with: "
+            "bring them back, or choose another --run-dir"
+        )
+    return pool
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of the prompts' tokens, in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps(prompt.token_ids).encode())
+    return digest.hexdigest()
+
+
+def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
+    """Refuse a pool that is not a continuation of the one a checkpoint was made with."""
+    # A round under way may learn from an older one: the pool was changed while the run had stopped.
+    needed = min(expected["generation"], expected.get("learns_from") or expected["generation"])
+    with NativePool.open(run.pool) as pool:
+        oldest = pool.oldest_generation
+    if oldest > needed:
+        raise CheckpointError(
+            f"{run.pool} has given up snapshot {needed}, from which the checkpoint goes on: `quark pool gc` left those "
+            f"from {oldest} on. What it holds now is whole: start a new run with it"
+        )
+    try:
+        with NativePool.open(run.pool, snapshot=expected["generation"]) as pool:
+            if pool.snapshot.hash == expected["hash"]:
+                return
+            reason = "has another history than the checkpoint's"
+    except ValueError:
+        reason = "lacks samples that the checkpoint's training saw"
+    raise CheckpointError(f"{run.pool} {reason}: it was replaced or rolled back")
