@@ -17,7 +17,7 @@ from pool.data import (
     Workload,
 )
 from pool.peer import Batches, Peer, Work
-from quark.pool.base import PromptRecord, SampleBatch
+from quark.pool.base import PromptColumns, SampleBatch
 from quark.pool.batch import BatchBuffers
 from quark.pool.native import NativePool
 
@@ -41,9 +41,10 @@ class Quark(Peer[SampleBatch]):
         del capacity
         pool = NativePool.create(folder, vocab_size=VOCABULARY, store_text=False)
         peer = cls(folder, workload, pool)
-        peer.records = [
-            PromptRecord(token_ids=p.astype(np.uint32), text="") for p in workload.prompts
-        ]
+        peer.prompts = PromptColumns(
+            token_ids=np.concatenate(workload.prompts).astype(np.uint32),
+            offsets=np.cumsum([0, *map(len, workload.prompts)]),
+        )
         return peer
 
     @classmethod
@@ -57,7 +58,7 @@ class Quark(Peer[SampleBatch]):
         np.cumsum(rows.lengths, out=offsets[1:])
         return SampleBatch(
             key=f"bench/{rows.number}",
-            prompts=self.records,
+            prompts=self.prompts,
             prompt_index=rows.prompt_index,
             completion_tokens=rows.tokens.astype(np.uint32),
             completion_offsets=offsets,

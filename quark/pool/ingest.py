@@ -24,7 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from quark.errors import ConfigError, DataError
-from quark.pool.base import PromptRecord, Sample, SampleBatch
+from quark.pool.base import PromptColumns, Sample, SampleBatch
 from quark.pool.native import NativePool, PoolSettings
 from quark.pool.rows import (
     TAKEN,
@@ -225,14 +225,17 @@ def _batch(rows: Rows, settings: PoolSettings) -> SampleBatch:
             "prompt_tokens", "prompt_text", "prompt_metadata"
         ).iter_rows()
     ]
+    tokens, texts, metadata = zip(*prompts, strict=True)
     offsets = np.zeros(frame.height + 1, np.int64)
     np.cumsum(frame["completion_tokens"].list.len().to_numpy(), out=offsets[1:])
     return SampleBatch(
         key=frame["key"][0],
-        prompts=[
-            PromptRecord(token_ids=np.array(tokens, np.uint32), text=text, metadata=metadata)
-            for tokens, text, metadata in prompts
-        ],
+        prompts=PromptColumns(
+            token_ids=np.fromiter(chain.from_iterable(tokens), np.uint32),
+            offsets=np.cumsum([0, *map(len, tokens)]),
+            texts=texts,
+            metadata=metadata,
+        ),
         prompt_index=np.array(prompt_index, np.uint32),
         # An empty list explodes to a null.
         completion_tokens=frame["completion_tokens"].explode().drop_nulls().to_numpy(),

@@ -28,6 +28,8 @@ from numpy.typing import ArrayLike, NDArray
 from quark import _pool_rs
 from quark.errors import PoolCorruptedError, PoolError, PoolSnapshotError
 from quark.pool.base import (
+    PromptColumns,
+    PromptRecord,
     RemainderRule,
     Retained,
     Sample,
@@ -641,14 +643,14 @@ class NativePool:
         return self._pool.snapshot[2]
 
     def append(self, batch: SampleBatch) -> range:
-        prompt_tokens, prompt_offsets = _joined([prompt.token_ids for prompt in batch.prompts])
+        prompts = _columns(batch.prompts)
         texts = batch.completion_texts
         arrays = _BatchArrays(
             key=batch.key,
-            prompt_tokens=prompt_tokens,
-            prompt_offsets=prompt_offsets,
-            prompt_texts=[prompt.text for prompt in batch.prompts],
-            prompt_metadata=[prompt.metadata for prompt in batch.prompts],
+            prompt_tokens=_array("token_ids", prompts.token_ids, np.uint32),
+            prompt_offsets=_array("offsets", prompts.offsets, np.int64),
+            prompt_texts=None if prompts.texts is None else list(prompts.texts),
+            prompt_metadata=None if prompts.metadata is None else list(prompts.metadata),
             prompt_index=_array("prompt_index", batch.prompt_index, np.uint32),
             completion_tokens=_array("completion_tokens", batch.completion_tokens, np.uint32),
             completion_offsets=_array("completion_offsets", batch.completion_offsets, np.int64),
@@ -897,8 +899,8 @@ class _BatchArrays:
     key: str
     prompt_tokens: NDArray[np.uint32]
     prompt_offsets: NDArray[np.int64]
-    prompt_texts: list[str]
-    prompt_metadata: list[str]
+    prompt_texts: list[str] | None
+    prompt_metadata: list[str] | None
     prompt_index: NDArray[np.uint32]
     completion_tokens: NDArray[np.uint32]
     completion_offsets: NDArray[np.int64]
@@ -1017,21 +1019,26 @@ def _array(name: str, values: ArrayLike, dtype: type[_Number]) -> NDArray[_Numbe
     return converted
 
 
-def _joined(
-    prompts: Sequence[NDArray[np.uint32]],
-) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """The token ids of some prompts one after another, and [U + 1] where each begins."""
+def _columns(prompts: Sequence[PromptRecord]) -> PromptColumns:
+    """Prompts one after another."""
+    if isinstance(prompts, PromptColumns):
+        return prompts
     nothing = np.empty(0, np.uint32)
+    vectors = [prompt.token_ids for prompt in prompts]
     try:
         # A batch has thousands of prompts, nearly always vectors of the right type: ask once for all.
-        tokens = np.concatenate([nothing, *prompts], casting="no", dtype=np.uint32)
-        vectors = prompts
+        tokens = np.concatenate([nothing, *vectors], casting="no", dtype=np.uint32)
     except (TypeError, ValueError):
-        vectors = [_array("token_ids", prompt, np.uint32) for prompt in prompts]
+        vectors = [_array("token_ids", vector, np.uint32) for vector in vectors]
         tokens = np.concatenate([nothing, *vectors])
     offsets = np.zeros(len(prompts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, vectors), np.int64, len(vectors)), out=offsets[1:])
-    return tokens, offsets
+    return PromptColumns(
+        token_ids=tokens,
+        offsets=offsets,
+        texts=[prompt.text for prompt in prompts],
+        metadata=[prompt.metadata for prompt in prompts],
+    )
 
 
 def _rule(name: str, value: str, rules: type[_Rule]) -> _Rule:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,10 +17,11 @@ import pyarrow as pa
 import pytest
 
 from quark import _pool_rs, errors
-from quark.pool.base import TieRule
+from quark.pool.base import PromptColumns, TieRule
+from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool, publish_directory
 from quark.pool.scope import Scope
-from tests.pool.batches import VOCAB_SIZE, make_batch
+from tests.pool.batches import VOCAB_SIZE, assert_same_content, filled_alike, make_batch
 from tests.pool.forked import is_true_in_a_fork
 
 
@@ -367,6 +369,54 @@ def test_prompts_are_taken_by_value_whatever_holds_them(
         for sample in pool.samples([0, 1]):
             prompt = batch.prompts[batch.prompt_index[sample.id]]
             assert sample.prompt_tokens.tolist() == list(prompt.token_ids)
+
+
+@pytest.mark.parametrize("has_texts", [True, False])
+def test_columns_of_prompts_are_what_the_records_are(path: Path, has_texts: bool) -> None:
+    batch = make_batch("k", {"reward": [0.5, 0.25, 0.125]}, content=1)
+    offsets = np.cumsum([0, *(len(prompt.token_ids) for prompt in batch.prompts)])
+    columns = PromptColumns(
+        token_ids=np.concatenate([prompt.token_ids for prompt in batch.prompts]),
+        offsets=offsets,
+        texts=[prompt.text for prompt in batch.prompts] if has_texts else None,
+        metadata=[prompt.metadata for prompt in batch.prompts] if has_texts else None,
+    )
+    records = columns[:]
+    assert len(columns) == len(records) == 3
+    assert columns[-1].text == records[2].text
+    pool, spec = filled_alike(path, [dataclasses.replace(batch, prompts=columns)])
+    by_records = MemoryPool(vocab_size=VOCAB_SIZE)
+    by_records.append(dataclasses.replace(batch, prompts=records))
+    with pool:
+        assert_same_content(pool, spec)
+        assert_same_content(pool, by_records)
+        # The same prompts again, the other way: they are recognised.
+        pool.append(dataclasses.replace(batch, prompts=records, key="other"))
+        assert (
+            pool.info().num_prompts == len({prompt.text for prompt in batch.prompts})
+            or not has_texts
+        )
+        before, after = (pool.samples(ids) for ids in (range(3), range(3, 6)))
+        assert [s.prompt_id for s in before] == [s.prompt_id for s in after]
+
+
+@pytest.mark.parametrize(
+    ("changed", "refusal"),
+    [
+        ({"offsets": np.array([0, 2])}, "do not lead from 0 to the 3 token_ids"),
+        ({"offsets": np.array([1, 3])}, "do not lead from 0"),
+        ({"offsets": np.array([0, 4, 3])}, "do not lead from 0"),
+        ({"offsets": np.array([], np.int64)}, "do not lead from 0"),
+        ({"texts": ["a"]}, "texts has 1 entries for 2 prompts"),
+        ({"metadata": []}, "metadata has 0 entries for 2 prompts"),
+    ],
+)
+def test_columns_of_prompts_that_do_not_fit_each_other_are_refused(
+    changed: dict[str, Any], refusal: str
+) -> None:
+    columns = {"token_ids": np.array([1, 2, 3], np.uint32), "offsets": np.array([0, 2, 3])}
+    with pytest.raises(ValueError, match=refusal):
+        PromptColumns(**columns | changed)
 
 
 def computed(pool: NativePool) -> list[object]:

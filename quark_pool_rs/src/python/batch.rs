@@ -15,8 +15,8 @@ pub(super) struct BatchArrays<'py> {
     key: PyBackedStr,
     prompt_tokens: PyReadonlyArray1<'py, u32>,
     prompt_offsets: PyReadonlyArray1<'py, i64>,
-    prompt_texts: Vec<PyBackedStr>,
-    prompt_metadata: Vec<PyBackedStr>,
+    prompt_texts: Option<Vec<PyBackedStr>>,
+    prompt_metadata: Option<Vec<PyBackedStr>>,
     prompt_index: PyReadonlyArray1<'py, u32>,
     completion_tokens: PyReadonlyArray1<'py, u32>,
     completion_offsets: PyReadonlyArray1<'py, i64>,
@@ -36,8 +36,10 @@ pub(super) struct BatchArrays<'py> {
 impl BatchArrays<'_> {
     /// Call `work` with the same as slices.
     pub(super) fn with<T>(&self, work: impl FnOnce(&Batch<'_>) -> PyResult<T>) -> PyResult<T> {
-        let prompt_texts = texts(&self.prompt_texts);
-        let prompt_metadata = texts(&self.prompt_metadata);
+        let prompt_offsets = self.prompt_offsets.as_slice()?;
+        let num_prompts = prompt_offsets.len().saturating_sub(1);
+        let prompt_texts = texts_or(&self.prompt_texts, "", num_prompts);
+        let prompt_metadata = texts_or(&self.prompt_metadata, "{}", num_prompts);
         let completion_texts = self.completion_texts.as_deref().map(texts);
         let scores = self
             .scores
@@ -47,7 +49,7 @@ impl BatchArrays<'_> {
         work(&Batch {
             key: &self.key,
             prompt_tokens: self.prompt_tokens.as_slice()?,
-            prompt_offsets: self.prompt_offsets.as_slice()?,
+            prompt_offsets,
             prompt_texts: &prompt_texts,
             prompt_metadata: &prompt_metadata,
             prompt_index: self.prompt_index.as_slice()?,
@@ -70,6 +72,15 @@ impl BatchArrays<'_> {
 
 fn texts(texts: &[PyBackedStr]) -> Vec<&str> {
     texts.iter().map(|text| &**text).collect()
+}
+
+/// The texts of `column`, or `otherwise` as often as there should be some.
+fn texts_or<'t>(
+    column: &'t Option<Vec<PyBackedStr>>,
+    otherwise: &'t str,
+    count: usize,
+) -> Vec<&'t str> {
+    column.as_deref().map_or_else(|| vec![otherwise; count], texts)
 }
 
 /// Prompts [B, P], prompt lengths [B], completions [B, T], completion lengths [B].
