@@ -50,26 +50,18 @@ impl KnownPrompts {
         let mut ids = Vec::with_capacity(batch.prompt_texts.len());
         let mut new: Vec<PromptRow<'b>> = Vec::new();
         let mut new_ids: ByHash<usize> = HashMap::default();
-        let mut content = Vec::new();
-        for (i, span) in batch.prompt_offsets.windows(2).enumerate() {
-            let tokens = &batch.prompt_tokens[span[0] as usize..span[1] as usize];
-            let (text, metadata) = (batch.prompt_texts[i], batch.prompt_metadata[i]);
-            let hash = hash_prompt(tokens, text, metadata, &mut content);
-            let prompt = PromptRow { tokens, text, metadata, hash };
-            if let Some(&id) = self.0.get(&prompt.hash)
+        let prompts = prompts_of(batch);
+        // Sought all together, so that the processor waits for many places of the table at once.
+        let known: Vec<_> = prompts.iter().map(|prompt| self.0.get(&prompt.hash)).collect();
+        for (prompt, known) in prompts.into_iter().zip(known) {
+            if let Some(&id) = known
                 && is_same_prompt(snapshot, id, &prompt)?
             {
                 ids.push(id);
                 continue;
             }
             let at = match new_ids.get(&prompt.hash) {
-                Some(&at)
-                    if new[at].tokens == tokens
-                        && new[at].text == text
-                        && new[at].metadata == metadata =>
-                {
-                    at
-                }
+                Some(&at) if new[at] == prompt => at,
                 _ => {
                     new_ids.entry(prompt.hash).or_insert(new.len());
                     new.push(prompt);
@@ -105,6 +97,18 @@ impl Hasher for OwnBits {
     }
 }
 
+fn prompts_of<'b>(batch: &Batch<'b>) -> Vec<PromptRow<'b>> {
+    let mut content = Vec::new();
+    let texts = batch.prompt_texts.iter().zip(batch.prompt_metadata);
+    let spans = batch.prompt_offsets.windows(2);
+    let row = |(span, (&text, &metadata)): (&[i64], (&&'b str, &&'b str))| {
+        let tokens = &batch.prompt_tokens[span[0] as usize..span[1] as usize];
+        let hash = hash_prompt(tokens, text, metadata, &mut content);
+        PromptRow { tokens, text, metadata, hash }
+    };
+    spans.zip(texts).map(row).collect()
+}
+
 fn hash_prompt(tokens: &[u32], text: &str, metadata: &str, bytes: &mut Vec<u8>) -> [u8; 16] {
     bytes.clear();
     for len in [tokens.len(), text.len(), metadata.len()] {
@@ -129,8 +133,12 @@ fn is_same_prompt(snapshot: &Snapshot, id: u32, prompt: &PromptRow<'_>) -> Resul
         }
         Tokens::Wide(ids) => ids == prompt.tokens,
     };
-    let bytes = |column| file.items::<u8>(column, file.span(column, row)?);
+    // Where there is no text, the addresses are of no memory; comparing nothing there stalls a processor.
+    let is_there = |column, text: &str| -> Result<bool> {
+        let there = file.items::<u8>(column, file.span(column, row)?)?;
+        Ok(there.len() == text.len() && (text.is_empty() || there == text.as_bytes()))
+    };
     Ok(is_same
-        && bytes(prompt_column::TEXT)? == prompt.text.as_bytes()
-        && bytes(prompt_column::METADATA)? == prompt.metadata.as_bytes())
+        && is_there(prompt_column::TEXT, prompt.text)?
+        && is_there(prompt_column::METADATA, prompt.metadata)?)
 }

@@ -224,7 +224,7 @@ pub fn encode_segment(
 }
 
 /// A prompt as it goes into a prompt file.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PromptRow<'a> {
     /// Token ids.
     pub tokens: &'a [u32],

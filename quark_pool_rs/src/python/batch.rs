@@ -38,8 +38,8 @@ impl BatchArrays<'_> {
     pub(super) fn with<T>(&self, work: impl FnOnce(&Batch<'_>) -> PyResult<T>) -> PyResult<T> {
         let prompt_offsets = self.prompt_offsets.as_slice()?;
         let num_prompts = prompt_offsets.len().saturating_sub(1);
-        let prompt_texts = texts_or(&self.prompt_texts, "", num_prompts);
-        let prompt_metadata = texts_or(&self.prompt_metadata, "{}", num_prompts);
+        let prompt_texts = texts_or(self.prompt_texts.as_deref(), "", num_prompts);
+        let prompt_metadata = texts_or(self.prompt_metadata.as_deref(), "{}", num_prompts);
         let completion_texts = self.completion_texts.as_deref().map(texts);
         let scores = self
             .scores
@@ -76,11 +76,11 @@ fn texts(texts: &[PyBackedStr]) -> Vec<&str> {
 
 /// The texts of `column`, or `otherwise` as often as there should be some.
 fn texts_or<'t>(
-    column: &'t Option<Vec<PyBackedStr>>,
+    column: Option<&'t [PyBackedStr]>,
     otherwise: &'t str,
     count: usize,
 ) -> Vec<&'t str> {
-    column.as_deref().map_or_else(|| vec![otherwise; count], texts)
+    column.map_or_else(|| vec![otherwise; count], texts)
 }
 
 /// Prompts [B, P], prompt lengths [B], completions [B, T], completion lengths [B].
