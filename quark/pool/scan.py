@@ -53,7 +53,11 @@ COLUMNS: dict[str, pl.DataType] = {
     "logprob_reference": pl.Float32(),
     "key": pl.String(),
 }
-"""The columns that every pool has; Float32 ones follow, one per score column."""
+"""The columns that every pool has, in the types that hold their values."""
+SCANNED = COLUMNS | dict.fromkeys(
+    ("id", "prompt_id", "finish_reason", "round", "chunk", "policy_step"), pl.Int64()
+)
+"""The same as a scan shows them: what a query subtracts can be below 0. Float32 columns follow, one per score column."""
 
 _IN_MANIFEST = ("key", "round", "chunk")
 _IN_SEGMENT = {
@@ -84,7 +88,7 @@ def scan(pool: NativePool) -> pl.LazyFrame:
     """The samples of ``pool.snapshot``, whatever is appended or closed later.
 
     Returns:
-        One row per sample in id order: ``COLUMNS``, then one Float32 column per score column. Collecting it
+        One row per sample in id order: ``SCANNED``, then one Float32 column per score column. Collecting it
         takes memory for what it reads and 4 bytes per sample for each score column it names.
 
     Raises:
@@ -122,10 +126,10 @@ class _Source:
         self._starts = np.array([segment.first for segment in segments], np.int64)
         self._manifest = pl.DataFrame(
             {name: [getattr(segment, name) for segment in segments] for name in _IN_MANIFEST},
-            schema={name: COLUMNS[name] for name in _IN_MANIFEST},
+            schema={name: SCANNED[name] for name in _IN_MANIFEST},
         )
         self._score_names = {score_column(name): name for name in pool.score_columns}
-        self.schema = COLUMNS | dict.fromkeys(self._score_names, pl.Float32())
+        self.schema = SCANNED | dict.fromkeys(self._score_names, pl.Float32())
 
     def read(
         self,
@@ -187,7 +191,7 @@ class _Source:
         first_samples = self._pool.samples(self._starts.tolist())
         steps = [sample.policy_step for sample in first_samples]
         return self._manifest.with_columns(
-            pl.Series("policy_step", steps, dtype=COLUMNS["policy_step"])
+            pl.Series("policy_step", steps, dtype=SCANNED["policy_step"])
         )
 
     def _known(
@@ -198,7 +202,7 @@ class _Source:
         scores: dict[str, NDArray[np.float32]],
     ) -> pl.DataFrame:
         """What is known of samples without reading their segments."""
-        numbers = np.arange(ids.start, ids.stop, dtype=np.uint64)
+        numbers = np.arange(ids.start, ids.stop)
         of_segment = np.searchsorted(self._starts, numbers, side="right") - 1
         # The row numbers keep the height of a frame that has no other column.
         columns = [pl.Series("", numbers)]
@@ -210,7 +214,7 @@ class _Source:
             elif name in scores:
                 columns.append(pl.Series(name, scores[name][ids.start : ids.stop]).fill_nan(None))
             else:  # the texts of a pool that stores none
-                columns.append(pl.Series(name, [None] * len(ids), dtype=COLUMNS[name]))
+                columns.append(pl.Series(name, [None] * len(ids), dtype=SCANNED[name]))
         return pl.DataFrame(columns)
 
 
@@ -272,7 +276,7 @@ class _SegmentFiles:
         rows: pl.DataFrame,
         looked_up: dict[str, tuple[list[Sample], NDArray[np.intp]]],
     ) -> pl.Series:
-        dtype = COLUMNS[name]
+        dtype = SCANNED[name]
         if name in _LOOKED_UP:
             samples, of_row = looked_up[_LOOKED_UP[name]]
             values = [getattr(sample, name) for sample in samples]

@@ -18,7 +18,7 @@ from quark.errors import PoolCorruptedError
 from quark.pool import scan as scan_module
 from quark.pool.base import SampleBatch
 from quark.pool.native import NativePool
-from quark.pool.scan import COLUMNS, score_column
+from quark.pool.scan import SCANNED, score_column
 from quark.pool.segments import segments_of
 from tests.pool.batches import VOCAB_SIZE, make_batch
 
@@ -42,14 +42,14 @@ def looped(pool: NativePool, ids: Sequence[int] | None = None) -> pl.DataFrame:
     scores = {name: pool.scores(name) for name in pool.score_columns}
     rows = []
     for sample in pool.samples(range(len(pool)) if ids is None else ids):
-        row = {name: getattr(sample, name) for name in COLUMNS if name != "key"}
+        row = {name: getattr(sample, name) for name in SCANNED if name != "key"}
         row["key"] = keys[sample.id]
         assert sample.id in (pool.find(row["key"]) or ())
         row["prompt_tokens"] = sample.prompt_tokens.tolist()
         row["completion_tokens"] = sample.completion_tokens.tolist()
         row |= {score_column(name): float(scores[name][sample.id]) for name in scores}
         rows.append({n: None if v != v else v for n, v in row.items()})
-    schema = COLUMNS | {score_column(name): pl.Float32() for name in scores}
+    schema = SCANNED | {score_column(name): pl.Float32() for name in scores}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
@@ -130,7 +130,7 @@ _PREDICATES = st.sampled_from(
 
 @given(
     predicates=st.lists(_PREDICATES, min_size=1, max_size=3),
-    columns=st.lists(st.sampled_from([*COLUMNS, "reward", "score:seed"]), min_size=1, unique=True),
+    columns=st.lists(st.sampled_from([*SCANNED, "reward", "score:seed"]), min_size=1, unique=True),
     head=st.none() | st.integers(0, 60),
     is_any=st.booleans(),
     is_filtered_first=st.booleans(),
@@ -241,7 +241,7 @@ def test_no_damaged_byte_is_served(path: Path) -> None:
     expected = looped(pool)
     [segment] = segments_of(pool)
     sound = segment.file.read_bytes()
-    caught = dict.fromkeys(COLUMNS, 0)
+    caught = dict.fromkeys(SCANNED, 0)
     for block in range(0, len(sound), 4096):
         damage(segment.file, min(block + 2000, len(sound) - 1))
         for name in caught:
@@ -334,6 +334,14 @@ def test_a_query_in_sql(path: Path) -> None:
     frame = looped(pool).filter(pl.col("reward") < 9)
     expected = frame.group_by("round").agg(n=pl.len(), best=pl.col("reward").max()).sort("round")
     assert_frame_equal(counted.collect(), expected, check_dtypes=False)
+
+
+def test_differences_may_be_below_zero(path: Path) -> None:
+    pool = varied(path)
+    query = "SELECT id - 1000, prompt_id - 1000, finish_reason - 3, round - 1000, chunk - 1000, policy_step - 1000 FROM pool"
+    differences = pl.SQLContext(pool=pool.scan()).execute(query).collect()
+    assert differences.max_horizontal().max() < 0
+    assert pool.scan().filter(pl.col("round") - 1000 < 0).collect().height == len(pool)
 
 
 @pytest.mark.parametrize(
