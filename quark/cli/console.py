@@ -7,12 +7,14 @@ hyperlinks and automatic highlighting are off: text from a model or a file is pa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -179,6 +181,11 @@ def to_json(value: Any) -> Any:  # noqa: ANN401 - anything that has a JSON form
     if hasattr(value, "tolist"):  # NumPy arrays and scalars, without importing NumPy here
         return to_json(value.tolist())
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def prints_to_stderr() -> AbstractContextManager[object]:
+    """Where code of the user's runs: what it prints goes to stderr, since stdout is for the result."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -83,7 +83,7 @@ def evaluate(
 
     * `quark evaluate path/to/model --reference embedded:reviews`
     """
-    from quark.cli.console import make_console, print_json
+    from quark.cli.console import make_console, print_json, prints_to_stderr
     from quark.cli.trained_model import NONE, open_model, overridden
 
     source = open_model(model)
@@ -92,7 +92,8 @@ def evaluate(
         config = overridden(config, {"sampling": {"guidance": guidance}})
     wanted = quantile or [NONE, *map(str, range(source.num_quantiles))]
     quantiles = list(dict.fromkeys(source.quantile(text) for text in wanted))
-    evaluations = _evaluate(source, config, quantiles, prompts)
+    with prints_to_stderr():
+        evaluations = _evaluate(source, config, quantiles, prompts)
     by_quantile = {evaluation.quantile: evaluation for evaluation in evaluations}
     curve = [
         by_quantile[k].metrics["reward_mean"]

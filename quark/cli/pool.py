@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from quark.pool.base import Quantization
     from quark.pool.native import NativePool
 
 app = typer.Typer(
@@ -42,7 +45,15 @@ MAX_QUANTILES = (1 << 15) - 1
 """As ``quark.pool.base.MAX_QUANTILES``, which ``--help`` cannot wait for."""
 
 NumQuantiles = Annotated[
-    int, typer.Option("--num-quantiles", "-k", min=1, max=MAX_QUANTILES, help="Cut into this many.")
+    int | None,
+    typer.Option(
+        "--num-quantiles",
+        "-k",
+        min=1,
+        max=MAX_QUANTILES,
+        help="Cut into this many. Default: the run's, or 5.",
+        show_default=False,
+    ),
 ]
 
 ScoreColumn = Annotated[str, typer.Option("--score", help="Score column to rank by.")]
@@ -118,11 +129,13 @@ def head(
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="The highest scores first.")] = False,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Samples to show.")] = 10,
-    num_quantiles: NumQuantiles = 5,
+    num_quantiles: NumQuantiles = None,
     score: ScoreColumn = DEFAULT_SCORE,
     as_json: JsonFlag = False,
 ) -> None:
     """Show samples: the first ones, the best ones, or those of one quantile.
+
+    The pool of a run is ranked by the run's rules; `–` stands for what they leave out.
 
     **Examples**
 
@@ -133,14 +146,17 @@ def head(
     import numpy as np
 
     from quark.cli.console import foreign, grid, make_console, number, print_json, prose
+    from quark.report.load import num_quantiles_of
 
+    run = run_configuration(path)
+    num_quantiles = num_quantiles or num_quantiles_of(run)
     if quantile is not None and not 0 <= quantile < num_quantiles:
         raise typer.BadParameter(f"--quantile {quantile} is not in 0 .. {num_quantiles - 1}")
     with opened(path) as pool:
         scores, labels = np.empty(0, np.float32), np.full(len(pool), -1)
         if best or quantile is not None or is_ranked_by(pool, score):
             scores = column(pool, score)
-            labels = pool.quantize(num_quantiles, score=score).labels()
+            labels = ranked(pool, num_quantiles, run, score).labels()
         ids = np.arange(pool.num_removed, len(pool))
         if quantile is not None:
             ids = np.flatnonzero(labels == quantile)
@@ -188,11 +204,14 @@ def head(
 @app.command()
 def stats(
     path: PoolPath,
-    num_quantiles: NumQuantiles = 5,
+    num_quantiles: NumQuantiles = None,
     score: ScoreColumn = DEFAULT_SCORE,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the scores: spread, ties, histogram, quantile cuts, means by round."""
+    """Show the scores: spread, ties, histogram, quantile cuts, means by round.
+
+    The pool of a run is cut by the run's rules.
+    """
     import numpy as np
 
     from quark.cli.console import (
@@ -206,7 +225,10 @@ def stats(
         print_json,
         prose,
     )
+    from quark.report.load import num_quantiles_of
 
+    run = run_configuration(path)
+    num_quantiles = num_quantiles or num_quantiles_of(run)
     with opened(path) as pool:
         removed = pool.num_removed
         is_ranked = is_ranked_by(pool, score)
@@ -218,7 +240,7 @@ def stats(
         columns = {name: describe(pool.scores(name)[removed:]) for name in pool.score_columns}
         counts, lower_bounds = [0] * num_quantiles, [math.nan] * num_quantiles
         if is_ranked:
-            cuts = pool.quantize(num_quantiles, score=score)
+            cuts = ranked(pool, num_quantiles, run, score)
             counts, lower_bounds = cuts.counts.tolist(), cuts.lower_bounds.tolist()
         rounds = round_means(pool, scores)
     histogram = histogram_of(scores)
@@ -320,6 +342,30 @@ app.command("fork")(pool_fork.fork)
 app.command("compact")(pool_compact.compact)
 app.command("retain")(pool_retain.retain)
 app.command("gc")(pool_gc.gc)
+
+
+def run_configuration(path: Path) -> Mapping[str, Any]:
+    """The configuration of the run that ``path`` is, or is the pool of; empty without one."""
+    from quark.report.load import read_config
+    from quark.run_directory import RunDirectory
+
+    run = RunDirectory.around(path)
+    return read_config(run.config) if run.is_run() else {}
+
+
+def ranked(
+    pool: NativePool, num_quantiles: int, run: Mapping[str, Any], score: str
+) -> Quantization:
+    """The ranking by one score, by the run's rules. Raises ConfigError where they are none."""
+    from quark.errors import ConfigError
+    from quark.report.load import quantize
+
+    try:
+        return quantize(pool, num_quantiles, run, score=score)
+    except (ValueError, TypeError) as err:
+        raise ConfigError(
+            f"the run's config.toml does not say how its pool is ranked: {err}"
+        ) from err
 
 
 def column(pool: NativePool, name: str) -> NDArray[np.float32]:

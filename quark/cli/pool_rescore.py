@@ -45,11 +45,19 @@ def rescore(
 
     * `quark pool rescore runs/mine toxicity`
 
-    * `quark pool rescore runs/mine my_rewards:politeness --as politeness`
+    * `quark pool rescore runs/mine ./my_rewards.py:politeness --as politeness`
     """
     import sys
 
-    from quark.cli.console import count, figures, make_console, number, print_json, prose
+    from quark.cli.console import (
+        count,
+        figures,
+        make_console,
+        number,
+        print_json,
+        prints_to_stderr,
+        prose,
+    )
     from quark.cli.reward import reward_config
     from quark.errors import ConfigError
     from quark.pool.native import NativePool
@@ -57,7 +65,8 @@ def rescore(
     from quark.rewards.scoring import score
 
     config = reward_config(reward, set_ or ())
-    function = build_reward(config)
+    with prints_to_stderr():
+        function = build_reward(config)
     progress = make_console(sys.stderr)
     warned: set[str] = set()
 
@@ -76,7 +85,7 @@ def rescore(
                 progress.print(prose("warning: " + message, "yellow"), soft_wrap=True)
         return outcome.scores
 
-    with NativePool.open(pool_path(path), writable=True) as pool:
+    with NativePool.open(pool_path(path), writable=True) as pool, prints_to_stderr():
         try:
             result = pool.rescore(
                 name,

@@ -121,21 +121,31 @@ def check(
 
     * `quark reward check sentiment`
 
-    * `quark reward check my_rewards:politeness --samples some.jsonl`
+    * `quark reward check ./my_rewards.py:politeness --samples some.jsonl`
     """
     import dataclasses
     import math
 
-    from quark.cli.console import figures, foreign, grid, make_console, number, print_json, prose
+    from quark.cli.console import (
+        figures,
+        foreign,
+        grid,
+        make_console,
+        number,
+        print_json,
+        prints_to_stderr,
+        prose,
+    )
     from quark.rewards.build import build_reward
     from quark.rewards.checking import check_reward
 
     config = reward_config(reward, set_ or ())
-    report = check_reward(
-        build_reward(config),
-        None if samples is None else _read_samples(samples),
-        batch_size=config.batch_size,
-    )
+    with prints_to_stderr():
+        report = check_reward(
+            build_reward(config),
+            None if samples is None else _read_samples(samples),
+            batch_size=config.batch_size,
+        )
     is_usable = not report.is_constant and report.num_failed < report.num_samples
     if as_json:
         fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}

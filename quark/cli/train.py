@@ -89,7 +89,7 @@ def train(
         raise typer.BadParameter("--resume and --fresh exclude each other")
     if force and not fresh:
         raise typer.BadParameter("--force belongs to --fresh")
-    from quark.cli.console import make_console, prose
+    from quark.cli.console import make_console, prints_to_stderr, prose
     from quark.cli.run_display import RunDisplay
     from quark.cli.stopping import StopOnSignal
     from quark.config.load import load_config
@@ -104,6 +104,7 @@ def train(
                 _dry_run(loaded, display, as_json=as_json)
             return
         with (
+            prints_to_stderr(),
             StopOnSignal(lambda text: display.on_message(text, level="warning")) as signals,
             _team(loaded) as team,
         ):
@@ -167,11 +168,13 @@ def _dry_run(loaded: LoadedConfig, display: RunDisplay, *, as_json: bool) -> Non
         make_console,
         number,
         print_json,
+        prints_to_stderr,
         prose,
     )
     from quark.training.dry_run import dry_run
 
-    outcome = dry_run(loaded, listener=display)
+    with prints_to_stderr():
+        outcome = dry_run(loaded, listener=display)
     if as_json:
         fields = {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)}
         fields["prompts"] = [dataclasses.asdict(prompt) for prompt in outcome.prompts]

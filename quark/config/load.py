@@ -8,9 +8,10 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -80,6 +81,15 @@ def to_toml(config: RunConfig, *, comments: bool) -> str:
     lines: list[str] = []
     _write_section(lines, "", config, comments=comments)
     return "\n".join(lines).strip() + "\n"
+
+
+def choices(annotation: object) -> tuple[str, ...]:
+    """The words that a key of this type can be, one of or several of; empty where it can be anything else."""
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return tuple(annotation)
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(word for part in get_args(annotation) for word in choices(part))
 
 
 def json_schema() -> dict[str, Json]:
@@ -248,6 +258,10 @@ def _write_section(lines: list[str], name: str, section: BaseModel, *, comments:
             continue
         if comments and field.description:
             lines += [f"# {line}" for line in field.description.splitlines()]
+        if comments and (words := choices(field.annotation)):
+            lines.append(
+                f"# {'Any' if isinstance(value, tuple) else 'One'} of: {', '.join(words)}."
+            )
         if dumped[key] is None:
             if comments:
                 lines.append(f"# {key} =")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quark.errors import PoolError, RunDirectoryError
-from quark.pool.base import Sample, SamplePool
+from quark.pool.base import Quantization, Sample, SamplePool
 from quark.pool.scope import Scope
 from quark.run_directory import RunDirectory
 
@@ -87,11 +87,11 @@ class RunData:
 
     @property
     def num_quantiles(self) -> int:
-        """K, from what was logged; 5 where nothing was."""
+        """K, from what was logged; the configuration's where nothing was."""
         for row, key in ((self.last_round, "quantile_counts"), (self.last_curve, "reward_mean")):
             if row is not None and isinstance(values := row.get(key), list) and values:
                 return len(values)
-        return 5
+        return num_quantiles_of(self.config)
 
     @property
     def last_round(self) -> Row | None:
@@ -131,7 +131,7 @@ def load_run(path: Path) -> RunData:
         )
     rows, num_bad_lines = _read_metrics(directory.metrics)
     identity = _read_identity(directory.identity)
-    config = _read_config(directory.config)
+    config = read_config(directory.config)
     by_event: dict[str, list[Row]] = {}
     for row in rows:
         by_event.setdefault(str(row.get("event")), []).append(row)
@@ -179,7 +179,7 @@ def summarize_pool(pool: SamplePool, num_quantiles: int, config: Row) -> PoolVie
         ValueError, TypeError: the configuration says what no ranking obeys.
     """
     rewards = pool.scores(REWARD_COLUMN)
-    quantization = pool.quantize(num_quantiles, score=REWARD_COLUMN, **_rules(config))
+    quantization = quantize(pool, num_quantiles, config)
     labels = quantization.labels()
     views = []
     for index in range(num_quantiles):
@@ -198,15 +198,34 @@ def summarize_pool(pool: SamplePool, num_quantiles: int, config: Row) -> PoolVie
     return PoolView(rewards=rewards[removed:], labels=labels[removed:], quantiles=tuple(views))
 
 
-def _rules(config: Row) -> dict[str, Any]:
-    """Arguments of ``quantize`` from the section ``pool``."""
-    section = config.get("pool")
-    given = section if isinstance(section, dict) else {}
+def quantize(
+    pool: SamplePool, num_quantiles: int, config: Row, *, score: str = REWARD_COLUMN
+) -> Quantization:
+    """The ranking by one score column, by the rules of a run's configuration (of none: the defaults).
+
+    Raises:
+        KeyError: an unknown column.
+        ValueError, TypeError: the configuration says what no ranking obeys.
+    """
+    given = _pool_section(config)
     scope = ("last_rounds", "where", "min_score", "max_per_round", "per_prompt")
-    return {
-        "scope": Scope(**{name: given[name] for name in scope if name in given}),
+    return pool.quantize(
+        num_quantiles,
+        score=score,
+        scope=Scope(**{name: given[name] for name in scope if name in given}),
         **{name: given[name] for name in ("ties", "remainder") if name in given},
-    }
+    )
+
+
+def num_quantiles_of(config: Row) -> int:
+    """K of a run's configuration; 5, the default, where it does not say one."""
+    said = _pool_section(config).get("num_quantiles")
+    return said if isinstance(said, int) and said > 0 else 5
+
+
+def _pool_section(config: Row) -> Row:
+    section = config.get("pool")
+    return section if isinstance(section, dict) else {}
 
 
 def _picked(pool: SamplePool, ranked: NDArray[np.int64]) -> tuple[tuple[str, Sample], ...]:
@@ -261,7 +280,8 @@ def _read_identity(path: Path) -> Row:
     return identity
 
 
-def _read_config(path: Path) -> Row:
+def read_config(path: Path) -> Row:
+    """The effective configuration of a run as it stands in its file; empty without one. Raises RunDirectoryError."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

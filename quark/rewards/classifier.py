@@ -81,8 +81,8 @@ class ClassifierReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """Which classifier this is."""
-        return {"model": self._config.model, "revision": self._config.revision}
+        """Which classifier this is, and what of its answer is the score."""
+        return self._config.model_dump(mode="json", exclude={"batch_size", "device"})
 
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str]

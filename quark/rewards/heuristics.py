@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from quark.errors import RewardError
 from quark.settings import Settings
 from quark.text_statistics import diversity, words
+from quark.types import Json
 
 
 class LengthConfig(Settings):
@@ -76,9 +77,15 @@ class LengthReward:
     name: Final = "length"
 
     def __init__(self, config: LengthConfig) -> None:
+        self._config = config
         self._unit = config.unit
         self._minimum = config.minimum if config.target is None else config.target
         self._maximum = config.maximum if config.target is None else config.target
+
+    @property
+    def provenance(self) -> Mapping[str, Json]:
+        """Which lengths are wanted."""
+        return self._config.model_dump(mode="json", exclude_none=True)
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         del prompts
@@ -110,6 +117,11 @@ class RegexReward:
             raise RewardError("reward regex needs reward.regex.pattern")
         self._config = config
         self._pattern = re.compile(config.pattern, re.IGNORECASE if config.ignore_case else 0)
+
+    @property
+    def provenance(self) -> Mapping[str, Json]:
+        """What is looked for, and how it counts."""
+        return self._config.model_dump(mode="json")
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         del prompts

@@ -234,9 +234,13 @@ def _is_rescored(run: RunDirectory, config: RunConfig) -> bool:
     # As it was stored: through JSON.
     provenance = json.loads(json.dumps(dict(reward_provenance(build_reward(config.reward)))))
     if provenance != dict(column.source):
+        scored_by = str(column.source.get("name"))
+        if scored_by == provenance["name"]:
+            # Their difference is in a setting, a file or an address.
+            scored_by += f" with other settings ({json.dumps(dict(column.source))})"
         raise ConfigError(
-            f"the samples in {run.pool} were scored anew by {column.source.get('name')}, and the reward of the "
-            f"run is {config.reward.name}: --set reward.name to the former, or score them by the latter: "
-            f"quark pool rescore {run.path} {config.reward.name}"
+            f"the samples in {run.pool} were scored anew by {scored_by}, and the reward of the "
+            f"run is {config.reward.name}: --set reward.name, and its settings, to the former, or score them by the "
+            f"latter: quark pool rescore {run.path} {config.reward.name}"
         )
     return True

@@ -300,6 +300,12 @@ class Trainer:
                 f"{self.run_directory.pool} has samples that this run did not put there, or lacks its older "
                 f"snapshots: none holds {exploration.ids.stop} samples"
             )
+        if _reward_version(pool) != _reward_version(self._pool):
+            self._listener.on_message(
+                f"round {self._position.round} learns by the scores that its samples had when it began; later rounds "
+                "learn by those that were made since",
+                level="warning",
+            )
         return pool
 
     def _quantize(self, pool: NativePool) -> Quantization:
@@ -666,6 +672,12 @@ class Trainer:
             metrics=metrics,
             before_after=answers,
         )
+
+
+def _reward_version(pool: NativePool) -> int:
+    """How often all rewards were made; 0 without any."""
+    versions = {column.name: column.version for column in pool.info().score_columns}
+    return versions.get(REWARD_COLUMN, 0)
 
 
 def _memory_for_evaluation() -> AbstractContextManager[None]:

@@ -463,6 +463,30 @@ def test_doctor_finds_everything_that_is_needed() -> None:
     assert "all that is needed is here" in quark("doctor").out
 
 
+def test_what_a_reward_prints_goes_to_stderr(run_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "talks.py"
+    file.write_text(
+        "print('loaded')\n"
+        "def score(prompts, completions):\n"
+        "    print('scoring', len(completions))\n"
+        "    return [len(text) for text in completions]\n"
+    )
+    reward = f"{file}:score"
+    pool = shutil.copytree(run_dir / "pool", tmp_path / "pool")
+    setting = f"reward.name={reward}"
+    for command in (
+        ("reward", "check", reward),
+        ("pool", "rescore", pool, reward),
+        ("evaluate", run_dir, "--reward", reward, "--quantile", "none"),
+        ("train", "--run-dir", tmp_path / "run", *TINY_RUN, "--set", setting),
+        ("train", "--run-dir", tmp_path / "run", *TINY_RUN, "--set", setting, "--dry-run"),
+    ):
+        outcome = quark(*command, "--json")
+        assert (outcome.code, isinstance(outcome.json, dict)) == (0, True), outcome.err
+        assert "loaded\n" in outcome.err
+        assert "scoring " in outcome.err
+
+
 def test_reward_check_judges_a_reward(tmp_path: Path) -> None:
     good = quark("reward", "check", "sentiment", "--json")
     assert good.code == 0

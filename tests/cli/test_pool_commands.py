@@ -260,3 +260,29 @@ def test_infinite_scores_are_counted_without_a_warning(tmp_path: Path) -> None:
     assert [reward[name] for name in ("mean", "std", "min", "max")] == [None] * 4
     assert stats["rounds"][0]["mean"] is None
     assert "inf" in quark("pool", "stats", tmp_path / "pool").out
+
+
+def test_head_and_stats_rank_the_pool_of_a_run_as_the_run_does(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_dir / "pool", run / "pool")
+    shutil.copy(run_dir / "run.json", run)
+    config = (run_dir / "config.toml").read_text(encoding="utf-8")
+    config = config.replace("num_quantiles = 5", "num_quantiles = 3\nlast_rounds = 1")
+    (run / "config.toml").write_text(config, encoding="utf-8")
+    for path in (run, run / "pool"):
+        shown = quark("pool", "head", path, "-n", "60", "--json").json["samples"]
+        ranked = [sample["quantile"] for sample in shown]
+        assert ranked == [-1] * 40 + ranked[40:]  # the first round is out of it
+        assert sorted(ranked[40:].count(quantile) for quantile in range(3)) == [6, 7, 7]
+        explained = quark("pool", "explain", path, "50", "--json").json
+        assert ranked[50] == explained["scores"]["reward"]["quantile"]
+        assert sum(quark("pool", "stats", path, "--json").json["quantile_counts"]) == 20
+    assert "--quantile 3 is not in 0 .. 2" in quark("pool", "head", run, "--quantile", "3").err
+    four = quark("pool", "stats", run, "-k", "4", "--json").json
+    assert len(four["quantile_counts"]) == 4
+    config = config.replace('ties = "hash"', 'ties = "by chance"')
+    (run / "config.toml").write_text(config, encoding="utf-8")
+    refused = quark("pool", "head", run)
+    assert (refused.code, "config.toml does not say" in refused.err) == (2, True)

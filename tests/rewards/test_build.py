@@ -71,7 +71,32 @@ def test_the_prompt_can_be_part_of_the_text():
     texts = {"prompts": ["the"], "completions": [" menu"]}
     assert list(alone(**texts)) == [1 / 1.5]
     assert list(both(**texts)) == [1.0]
-    assert reward_provenance(both) == {"name": "length", "input": "prompt_and_completion"}
+    assert reward_provenance(both) == reward_provenance(alone) | {"input": "prompt_and_completion"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "others"),
+    [
+        ("length", {}, [{"target": 6}, {"minimum": 6}, {"maximum": 6}, {"unit": "characters"}]),
+        (
+            "regex",
+            {"pattern": "a"},
+            [
+                {"pattern": "b"},
+                {"pattern": "a", "mode": "count"},
+                {"pattern": "a", "ignore_case": True},
+                {"pattern": "a", "unwanted": True},
+            ],
+        ),
+    ],
+)
+def test_every_setting_that_changes_scores_is_in_the_provenance(name, settings, others):
+    known = [
+        reward_provenance(build_reward(RewardConfig.model_validate({"name": name, name: given})))
+        for given in [settings, *others]
+    ]
+    assert all(found["name"] == name for found in known)
+    assert all(known.count(found) == 1 for found in known)
 
 
 @pytest.mark.parametrize("name", ["http", "module:function"])

@@ -81,6 +81,11 @@ def test_logits_and_labels_by_index(tmp_path):
     expected = logits_one_by_one(folder, TEXTS)[:, 0]
     found = scores(model=folder, label=0, output="logit")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    known = [
+        ClassifierReward(ClassifierConfig(device="cpu", model=folder, **settings)).provenance
+        for settings in ({"label": 0}, {"label": 1}, {"label": 1, "output": "logit"})
+    ]
+    assert all(known.count(found) == 1 for found in known)
 
 
 def test_many_labels_at_once_use_the_sigmoid(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from quark.pool.scope import MeanMinusVariance, Scope
 from quark.reference.base import FrozenReference
 from quark.rewards.build import build_reward, reward_provenance
 from quark.rewards.config import RewardConfig
+from quark.rewards.heuristics import LengthConfig
 from quark.run_directory import RunDirectory
 from quark.training.optimization import make_optimizer
 from tests.training.tiny_run import Listener, train, write_inputs
@@ -52,7 +54,7 @@ def test_a_run_changes_its_reward_in_the_middle(tmp_path: Path) -> None:
             lambda p, c: [score or 0.0 for score in reward(prompts=p, completions=c)],
             source=reward_provenance(reward),
         )
-    with pytest.raises(ConfigError, match="were scored anew by"):
+    with pytest.raises(ConfigError, match="were scored anew by of, and the reward of the run is"):
         train(config, run_dir)
     with pytest.raises(ConfigError, match=r"pool\.num_quantiles"):
         train(config, run_dir, overrides=(change, "pool.num_quantiles=4"))
@@ -65,6 +67,35 @@ def test_a_run_changes_its_reward_in_the_middle(tmp_path: Path) -> None:
         assert len(pool) > num_before
         texts = [sample.completion_text or "" for sample in pool.samples(range(len(pool)))]
         assert pool.scores("reward").tolist() == [len(text) for text in texts]
+
+
+def test_a_rescored_pool_is_not_gone_on_with_by_a_reward_with_other_settings(
+    tmp_path: Path,
+) -> None:
+    config, run_dir = write_inputs(tmp_path), tmp_path / "run"
+    assert train(config, run_dir, stop_at=15).interrupted
+    reward = build_reward(RewardConfig(name="length", length=LengthConfig(target=6)))
+    with NativePool.open(RunDirectory(run_dir).pool, writable=True) as pool:
+        pool.rescore(
+            "reward",
+            lambda p, c: [score or 0.0 for score in reward(prompts=p, completions=c)],
+            source=reward_provenance(reward),
+        )
+    change = "reward.name=length"
+    with pytest.raises(ConfigError, match="length with other settings"):
+        train(config, run_dir, overrides=(change,))
+
+    shutil.rmtree(
+        RunDirectory(run_dir).checkpoints
+    )  # so that rounds begin anew that are in the pool
+    listener = Listener()
+    changes = (change, "reward.length.target=6")
+    assert train(config, run_dir, overrides=changes, listener=listener).rounds == 3
+    said = [message.split(";")[0] for message in listener.messages if " learns by " in message]
+    assert said == [
+        f"warning: round {n} learns by the scores that its samples had when it began"
+        for n in (0, 1)
+    ]
 
 
 def test_a_rescored_pool_teaches_the_other_reward(tmp_path: Path) -> None:
