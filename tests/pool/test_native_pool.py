@@ -20,7 +20,7 @@ from quark.pool.base import TieRule
 from quark.pool.native import NativePool, publish_directory
 from quark.pool.scope import Scope
 from tests.pool.batches import VOCAB_SIZE, make_batch
-from tests.pool.forked import is_true_in_a_fork
+from tests.pool.forked import child_alive, is_true_in_a_fork
 
 
 @pytest.fixture
@@ -387,3 +387,19 @@ def test_a_forked_child_computes_what_its_parent_does(path: Path) -> None:
     expected = computed(pool)
     assert is_true_in_a_fork(lambda: computed(pool) == expected)
     assert computed(pool) == expected
+
+
+def closed_in_the_child(pool: NativePool) -> bool:
+    pool.close()
+    return True
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_the_lock_is_its_owners_to_give_back_whoever_was_forked(path: Path) -> None:
+    pool = filled(path)
+    assert is_true_in_a_fork(lambda: closed_in_the_child(pool))
+    with pytest.raises(errors.PoolLockedError):
+        NativePool.open(path, writable=True)
+    with child_alive():
+        pool.close()
+        NativePool.open(path, writable=True).close()
