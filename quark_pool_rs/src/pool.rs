@@ -82,7 +82,7 @@ impl Pool {
             disk.create_dir(Path::new(directory)).map_err(io("create", directory))?;
         }
         let home = Arc::new(Home { storage: storage.clone(), settings: settings.clone() });
-        let payload = to_json(&Snapshot::empty(home.clone(), [0; 32]).to_state());
+        let payload = to_json(&Snapshot::empty(home.clone(), [0; 32]).to_state())?;
         let (record, digest) = encode_record(Kind::State, 0, &[0; 32], &payload);
         let name = log_name(0);
         let path = Path::new(&name);
@@ -145,6 +145,8 @@ impl Pool {
         if self.is_writable {
             return Ok(());
         }
+        // One at a time, so that none moves the handle back.
+        let _turn = self.lock_writer();
         let (snapshot, _) = recover(&self.storage, None)?;
         snapshot.adopt_open_files(&self.snapshot());
         *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Shown::new(snapshot);
@@ -180,11 +182,11 @@ impl Pool {
     pub fn append(&self, batch: &Batch<'_>) -> Result<Range<u64>> {
         let mut guard = self.lock_writer();
         let writer = self.able_writer(&mut guard)?;
-        let snapshot = self.snapshot();
-        batch.check(&snapshot.home.settings)?;
         if let Some(ids) = self.find(batch.key) {
             return Ok(ids);
         }
+        let snapshot = self.snapshot();
+        batch.check(&snapshot.home.settings)?;
         let (commit, digest, new_prompts) = writer.append(&snapshot, batch)?;
         let ids = commit.segment.first..commit.segment.first + commit.segment.count;
         drop(snapshot);
@@ -285,7 +287,7 @@ impl Pool {
         let published = write(writer, &snapshot, &mut files).and_then(|change| {
             let generation = snapshot.generation + 1;
             let digest =
-                writer.publish(files.storage, Kind::Scores, generation, &to_json(&change))?;
+                writer.publish(files.storage, Kind::Scores, generation, &to_json(&change)?)?;
             Ok((change, digest))
         });
         if published.is_err() && !writer.is_poisoned {
@@ -372,7 +374,7 @@ impl Pool {
     /// Commit upkeep.
     fn keep_up(&self, writer: &mut Writer, upkeep: Upkeep) -> Result<()> {
         let generation = self.snapshot().generation + 1;
-        let payload = to_json(&upkeep);
+        let payload = to_json(&upkeep)?;
         let digest = writer.publish(&*self.storage, Kind::Upkeep, generation, &payload)?;
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut shown.snapshot)
