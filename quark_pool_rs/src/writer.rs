@@ -34,7 +34,6 @@ pub(crate) struct Writer {
     pub(crate) is_poisoned: bool,
     /// Read at the first append.
     prompts: Option<KnownPrompts>,
-    process: u32,
     // Last, so that it is released after everything else.
     _lock: Box<dyn Lock>,
 }
@@ -70,19 +69,7 @@ impl Writer {
     pub(crate) fn new(storage: &dyn Storage, lock: Box<dyn Lock>, end: LogEnd) -> Result<Self> {
         let path = Path::new(&end.name);
         let log = storage.append(path).map_err(PoolError::io("open", storage.locate(path)))?;
-        let process = std::process::id();
-        Ok(Self { log, end, is_poisoned: false, prompts: None, process, _lock: lock })
-    }
-
-    /// # Errors
-    /// `Locked` in a process that was forked from the writer, `Poisoned`.
-    pub(crate) fn check_able(&self) -> Result<()> {
-        if self.process != std::process::id() {
-            return Err(PoolError::Locked {
-                holder: format!("by the process {} that this one was forked from", self.process),
-            });
-        }
-        if self.is_poisoned { Err(PoolError::Poisoned) } else { Ok(()) }
+        Ok(Self { log, end, is_poisoned: false, prompts: None, _lock: lock })
     }
 
     /// Know prompts that were committed.
