@@ -53,7 +53,7 @@ def scramble(seed: int, value: int) -> int:
 
 def permute(n: int, key: int, i: int) -> int:
     """Where ``i`` goes in the keyed permutation of 0 .. n-1: a Feistel network walked into the range."""
-    bits = max((n - 1).bit_length(), 2)
+    bits = max((n - 1).bit_length(), 6)
     low_bits = bits // 2
     low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
     while True:

@@ -633,11 +633,11 @@ class NativePool:
 
     @property
     def score_columns(self) -> tuple[str, ...]:
-        return tuple(self._pool.score_columns)
+        return tuple(self._pool.view().score_columns)
 
     @property
     def num_removed(self) -> int:
-        return self._pool.num_removed
+        return self._pool.view().num_removed
 
     def __len__(self) -> int:
         return self._pool.snapshot[2]
@@ -689,9 +689,8 @@ class NativePool:
         return self._pool.draft_end(name)
 
     def draft_source(self, name: str) -> str | None:
-        if self._pool.draft_end(name) is None:
-            return None
-        return next(source for draft, source, _ in self._pool.info()["drafts"] if draft == name)
+        drafts = self._pool.view().drafts
+        return next((source for draft, source, _ in drafts if draft == name), None)
 
     def draft_scores(
         self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
@@ -742,37 +741,38 @@ class NativePool:
         count = _bounded("num_quantiles", num_quantiles, 32)
         scope = scope or Scope()
         ties, remainder = _rule("ties", ties, TieRule), _rule("remainder", remainder, RemainderRule)
+        view = self._pool.view()
         if isinstance(score, str) and scope.is_everything:
-            quantization = self._pool.quantize(count, score, ties, remainder)
+            quantization = view.quantize(count, score, ties, remainder)
         else:
             refuse_remainder(scope, remainder)
-            quantization = self._pool.quantize_values(
-                count, self._values(score, scope), scope.per_prompt, ties, remainder
+            quantization = view.quantize_values(
+                count, self._values(view, score, scope), scope.per_prompt, ties, remainder
             )
         return NativeQuantization(
             quantization, count, _Origin(self._path, quantization.snapshot[0])
         )
 
-    def _values(self, score: Score, scope: Scope) -> NDArray[np.float32]:
+    def _values(self, view: _pool_rs.View, score: Score, scope: Scope) -> NDArray[np.float32]:
         """What to rank by; kept for the next cut of the same snapshot."""
         if not says_all(score):
-            return values_of(self, score, scope)
-        key = (self._pool.snapshot, repr(score), scope)
+            return values_of(view, score, scope)
+        key = (view.snapshot, repr(score), scope)
         with self._lock:
             kept = self._kept_values
         if kept is None or kept[0] != key:
-            kept = (key, values_of(self, score, scope))
+            kept = (key, values_of(view, score, scope))
             with self._lock:
                 self._kept_values = kept
         return kept[1]
 
     @_reads
     def column(self, name: str) -> NDArray[Any]:
-        return self._pool.column(name)
+        return self._pool.view().column(name)
 
     @_reads
     def scores(self, name: str) -> NDArray[np.float32]:
-        return self._pool.scores(name)
+        return self._pool.view().scores(name)
 
     @_reads
     def samples(self, ids: Sequence[int]) -> list[Sample]:

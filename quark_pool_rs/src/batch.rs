@@ -121,8 +121,9 @@ impl Batch<'_> {
         }
         check_offsets("prompt tokens", self.prompt_offsets, self.prompt_tokens.len())?;
         check_offsets("completion_offsets", self.completion_offsets, self.completion_tokens.len())?;
-        check_tokens("prompt", self.prompt_tokens, settings.vocab_size)?;
-        check_tokens("completion", self.completion_tokens, settings.vocab_size)?;
+        let vocab_size = settings.vocab_size;
+        check_tokens("prompt", self.prompt_tokens, self.prompt_offsets, vocab_size)?;
+        check_tokens("completion", self.completion_tokens, self.completion_offsets, vocab_size)?;
         let bytes = |texts: &[&str]| texts.iter().map(|t| t.len()).sum::<usize>();
         for (what, len) in [
             ("prompt texts", bytes(self.prompt_texts)),
@@ -135,10 +136,10 @@ impl Batch<'_> {
                 ));
             }
         }
-        for metadata in self.prompt_metadata {
+        for (i, metadata) in self.prompt_metadata.iter().enumerate() {
             // By far the most frequent value needs no parser.
             if *metadata != "{}" {
-                check_json_object("a prompt's metadata", metadata)?;
+                check_json_object(&format!("the metadata of prompt {i}"), metadata)?;
             }
         }
         check_json_object("settings", self.settings)?;
@@ -185,16 +186,20 @@ impl Kernel for Largest<'_> {
     }
 }
 
-fn check_tokens(what: &str, tokens: &[u32], vocab_size: u32) -> Result<()> {
+fn check_tokens(what: &str, tokens: &[u32], offsets: &[i64], vocab_size: u32) -> Result<()> {
     // The largest is found many at a time; where the wrong one is matters only if there is one.
     if processor::run(Largest(tokens)) < vocab_size {
         return Ok(());
     }
     match tokens.iter().position(|&id| id >= vocab_size) {
         None => Ok(()),
-        Some(at) => Err(PoolError::invalid(format!(
-            "{what} token {at} has the id {}, outside the vocabulary of {vocab_size}",
-            tokens[at]
-        ))),
+        Some(at) => {
+            let list = offsets.partition_point(|&offset| offset <= at as i64) - 1;
+            Err(PoolError::invalid(format!(
+                "token {} of {what} {list} has the id {}, outside the vocabulary of {vocab_size}",
+                at as i64 - offsets[list],
+                tokens[at]
+            )))
+        }
     }
 }

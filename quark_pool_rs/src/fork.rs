@@ -12,6 +12,7 @@ use crate::format::{
 use crate::manifest::{Kind, State, encode_head, encode_record};
 use crate::snapshot::Snapshot;
 use crate::storage::{Storage, publish_directory};
+use crate::writer::to_json;
 
 const DIRECTORIES: [&str; 5] = [MANIFEST_DIR, SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR];
 
@@ -72,7 +73,7 @@ fn build(
     let state = snapshot.to_state();
     let pool = PoolSettings { uuid: uuid.to_owned(), ..state.pool };
     let state = State { pool, oldest: snapshot.generation, ..state };
-    let payload = serde_json::to_vec(&state).expect("a state has string keys");
+    let payload = to_json(&state)?;
     // The empty pool's digest covers its settings; any later one is that of the commit it repeats.
     let is_empty = snapshot.generation == 0;
     let previous = if is_empty { [0; 32] } else { snapshot.digest };

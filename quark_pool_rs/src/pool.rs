@@ -38,6 +38,8 @@ pub struct Pool {
     shown: RwLock<Shown>,
     writer: Mutex<Option<Writer>>,
     is_writable: bool,
+    /// The one that opened it.
+    process: u32,
 }
 
 struct Shown {
@@ -82,7 +84,7 @@ impl Pool {
             disk.create_dir(Path::new(directory)).map_err(io("create", directory))?;
         }
         let home = Arc::new(Home { storage: storage.clone(), settings: settings.clone() });
-        let payload = to_json(&Snapshot::empty(home.clone(), [0; 32]).to_state());
+        let payload = to_json(&Snapshot::empty(home.clone(), [0; 32]).to_state())?;
         let (record, digest) = encode_record(Kind::State, 0, &[0; 32], &payload);
         let name = log_name(0);
         let path = Path::new(&name);
@@ -122,6 +124,7 @@ impl Pool {
         Ok(Self {
             storage,
             is_writable: writer.is_some(),
+            process: std::process::id(),
             shown: RwLock::new(Shown::new(snapshot)),
             writer: Mutex::new(writer),
         })
@@ -159,18 +162,34 @@ impl Pool {
 
     /// Release the lock. Snapshots stay readable; appends are refused.
     pub fn close(&self) {
-        *self.lock_writer() = None;
+        if let Ok(mut writer) = self.lock_writer() {
+            *writer = None;
+        }
     }
 
-    fn lock_writer(&self) -> MutexGuard<'_, Option<Writer>> {
-        self.writer.lock().unwrap_or_else(|poison| {
+    /// The writer, when no other thread uses it.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `Locked` in a process that was forked from the one that opened the pool.
+    fn lock_writer(&self) -> Result<MutexGuard<'_, Option<Writer>>> {
+        if !self.is_writable {
+            let what = "the pool was opened for reading: open it with writable=True";
+            return Err(PoolError::ReadOnly(what.to_owned()));
+        }
+        // Before the lock, which a thread of the parent's may have held when the process forked.
+        if self.process != std::process::id() {
+            return Err(PoolError::Locked {
+                holder: format!("by the process {} that this one was forked from", self.process),
+            });
+        }
+        Ok(self.writer.lock().unwrap_or_else(|poison| {
             // A panic in the middle of an append leaves a state that nobody knows.
             let mut guard = poison.into_inner();
             if let Some(writer) = guard.as_mut() {
                 writer.is_poisoned = true;
             }
             guard
-        })
+        }))
     }
 
     /// Commit `batch` and return its ids; when this returns, the samples survive a power cut.
@@ -178,13 +197,13 @@ impl Pool {
     /// # Errors
     /// `Invalid`, `ReadOnly`, `Poisoned`, `Io`, and `Corrupted` if a run or prompt that is needed is.
     pub fn append(&self, batch: &Batch<'_>) -> Result<Range<u64>> {
-        let mut guard = self.lock_writer();
-        let writer = self.able_writer(&mut guard)?;
-        let snapshot = self.snapshot();
-        batch.check(&snapshot.home.settings)?;
+        let mut guard = self.lock_writer()?;
+        let writer = able_writer(&mut guard)?;
         if let Some(ids) = self.find(batch.key) {
             return Ok(ids);
         }
+        let snapshot = self.snapshot();
+        batch.check(&snapshot.home.settings)?;
         let (commit, digest, new_prompts) = writer.append(&snapshot, batch)?;
         let ids = commit.segment.first..commit.segment.first + commit.segment.count;
         drop(snapshot);
@@ -277,15 +296,15 @@ impl Pool {
         &self,
         write: impl FnOnce(&mut Writer, &Snapshot, &mut NewFiles<'_>) -> Result<ScoreChange>,
     ) -> Result<()> {
-        let mut guard = self.lock_writer();
-        let writer = self.able_writer(&mut guard)?;
+        let mut guard = self.lock_writer()?;
+        let writer = able_writer(&mut guard)?;
         let snapshot = self.snapshot();
         writer.begin_log_if_due(&snapshot)?;
         let mut files = NewFiles::new(snapshot.storage());
         let published = write(writer, &snapshot, &mut files).and_then(|change| {
             let generation = snapshot.generation + 1;
             let digest =
-                writer.publish(files.storage, Kind::Scores, generation, &to_json(&change))?;
+                writer.publish(files.storage, Kind::Scores, generation, &to_json(&change)?)?;
             Ok((change, digest))
         });
         if published.is_err() && !writer.is_poisoned {
@@ -299,21 +318,14 @@ impl Pool {
             .expect("our own change follows our own snapshot");
         Ok(())
     }
+}
 
-    /// The writer, if it may write.
-    fn able_writer<'w>(
-        &self,
-        guard: &'w mut MutexGuard<'_, Option<Writer>>,
-    ) -> Result<&'w mut Writer> {
-        let writer = guard.as_mut().ok_or_else(|| {
-            PoolError::ReadOnly(if self.is_writable {
-                "the pool is closed".to_owned()
-            } else {
-                "the pool was opened for reading: open it with writable=True".to_owned()
-            })
-        })?;
-        writer.check_able()?;
-        Ok(writer)
+/// The writer, if it may write.
+fn able_writer<'w>(guard: &'w mut MutexGuard<'_, Option<Writer>>) -> Result<&'w mut Writer> {
+    match guard.as_mut() {
+        None => Err(PoolError::ReadOnly("the pool is closed".to_owned())),
+        Some(writer) if writer.is_poisoned => Err(PoolError::Poisoned),
+        Some(writer) => Ok(writer),
     }
 }
 
@@ -341,8 +353,8 @@ impl Pool {
         if keep == 0 {
             return Err(PoolError::invalid("keep is 0; the newest snapshot always stays"));
         }
-        let mut guard = self.lock_writer();
-        let writer = self.able_writer(&mut guard)?;
+        let mut guard = self.lock_writer()?;
+        let writer = able_writer(&mut guard)?;
         let snapshot = self.snapshot();
         let newest = snapshot.generation;
         let is_due = newest - snapshot.oldest >= keep;
@@ -372,7 +384,7 @@ impl Pool {
     /// Commit upkeep.
     fn keep_up(&self, writer: &mut Writer, upkeep: Upkeep) -> Result<()> {
         let generation = self.snapshot().generation + 1;
-        let payload = to_json(&upkeep);
+        let payload = to_json(&upkeep)?;
         let digest = writer.publish(&*self.storage, Kind::Upkeep, generation, &payload)?;
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut shown.snapshot)
@@ -389,8 +401,8 @@ impl Pool {
     /// # Errors
     /// As [`Pool::append`]; `Corrupted` where a file that is to be read is.
     pub fn compact_once(&self, max_rows: u64) -> Result<bool> {
-        let mut guard = self.lock_writer();
-        let writer = self.able_writer(&mut guard)?;
+        let mut guard = self.lock_writer()?;
+        let writer = able_writer(&mut guard)?;
         let snapshot = self.snapshot();
         let Some(group) = plan(&snapshot, max_rows) else { return Ok(false) };
         writer.begin_log_if_due(&snapshot)?;
@@ -413,8 +425,8 @@ impl Pool {
     /// As [`Pool::append`]; `Invalid` for limits that are none; `Corrupted` where a file that is to be read is.
     pub fn retain(&self, limits: &Limits, dry_run: bool) -> Result<Retained> {
         limits.check()?;
-        let mut guard = self.lock_writer();
-        let writer = self.able_writer(&mut guard)?;
+        let mut guard = self.lock_writer()?;
+        let writer = able_writer(&mut guard)?;
         let snapshot = self.snapshot();
         let appends = snapshot.segments.iter().flat_map(|segment| segment.entry.appends());
         let appends: Vec<_> = appends.map(|(append, ids)| (ids, append.round)).collect();

@@ -73,9 +73,7 @@ impl Quantization {
         let (cuts, quantiles) = {
             let runs = Runs::new(&snapshot, column);
             let total = runs.total();
-            let cuts = above(total, num_quantiles, remainder)
-                .map(|above| runs.cut(above, ties))
-                .collect::<Result<Vec<_>>>()?;
+            let cuts = runs.cuts(above(total, num_quantiles, remainder), ties)?;
             let quantiles = runs.quantiles(&cuts);
             (cuts, quantiles)
         };
@@ -466,15 +464,17 @@ fn above(total: u64, num_quantiles: u64, remainder: RemainderRule) -> impl Itera
 
 /// Who is in which quantile, by age.
 fn members(labels: &[i16], values: &[f32], num_quantiles: u64) -> Vec<Quantile> {
-    let of_label = |label: i16| {
-        let rows = || (0_u64..).zip(labels).filter(|&(_, &l)| l == label).map(|(id, _)| id);
-        let mut ids = Vec::with_capacity(rows().count());
-        ids.extend(rows());
+    let ranked = || (0_u64..).zip(labels).filter(|&(_, &label)| label >= 0);
+    let mut counts = vec![0; num_quantiles as usize];
+    ranked().for_each(|(_, &label)| counts[label as usize] += 1);
+    let mut members: Vec<Vec<u64>> = counts.into_iter().map(Vec::with_capacity).collect();
+    ranked().for_each(|(id, &label)| members[label as usize].push(id));
+    let quantile = |ids: Vec<u64>| {
         let lowest = ids.iter().map(|&id| score_key(values[id as usize])).min();
         let mut quantile = Quantile::default();
         let (len, key) = (ids.len(), lowest.unwrap_or_default());
         quantile.push(Piece::Ids { ids: ids.into(), start: 0, key }, len);
         quantile
     };
-    parallel(|| (0..num_quantiles as i16).into_par_iter().map(of_label).collect())
+    parallel(|| members.into_par_iter().map(quantile).collect())
 }

@@ -432,8 +432,21 @@ impl<'a> Runs<'a> {
         self.views.iter().map(|view| view.len() as u64).sum()
     }
 
-    /// The cut that has `above` samples above it, or more where ties stay together.
-    pub(crate) fn cut(&self, above: u64, ties: TieRule) -> Result<Cut> {
+    /// The cuts that have so many samples above them, or more where ties stay together.
+    pub(crate) fn cuts(
+        &self,
+        above: impl IntoIterator<Item = u64>,
+        ties: TieRule,
+    ) -> Result<Vec<Cut>> {
+        let mut cuts = Vec::new();
+        for above in above {
+            cuts.push(self.cut(above, ties, cuts.last())?);
+        }
+        Ok(cuts)
+    }
+
+    /// One of them; `last` is the one before.
+    fn cut(&self, above: u64, ties: TieRule, last: Option<&Cut>) -> Result<Cut> {
         if above == 0 {
             return Ok(Cut {
                 key: u32::MAX,
@@ -449,7 +462,7 @@ impl<'a> Runs<'a> {
             keys: (0, u32::MAX),
         };
         search.begin_near_guess()?;
-        self.cut_block(search.finish()?, above, ties)
+        self.cut_block(search.finish()?, above, ties, last)
     }
 
     /// First entry of each run for which `is_above` is false.
@@ -484,7 +497,7 @@ impl<'a> Runs<'a> {
     }
 
     /// The cut inside the block of samples with key `key`.
-    fn cut_block(&self, key: u32, above: u64, ties: TieRule) -> Result<Cut> {
+    fn cut_block(&self, key: u32, above: u64, ties: TieRule, last: Option<&Cut>) -> Result<Cut> {
         let all = || self.views.iter().map(|v| Partition { range: 0..v.len(), from_end: None });
         let starts = self.splits(all(), |view, at| Ok(view.key(at)? > key))?;
         let ends = self.splits(all(), |view, at| Ok(view.key(at)? >= key))?;
@@ -508,15 +521,15 @@ impl<'a> Runs<'a> {
         let block: Vec<Range<usize>> =
             starts.iter().zip(&ends).map(|(&start, &end)| start..end).collect();
         if ties == TieRule::OlderFirst {
-            let mut ids = Vec::with_capacity((sum(&ends) - sum(&starts)) as usize);
-            for (view, range) in self.views.iter().zip(&block) {
-                for at in range.clone() {
-                    ids.push(view.id(at)?);
+            let ids = match last {
+                // Cuts of one block share its ids.
+                Some(Cut { key: same, tie: Tie::Oldest(ids, _), .. }) if *same == key => {
+                    ids.clone()
                 }
-            }
-            parallel(|| ids.par_sort_unstable());
+                _ => self.ids_by_age(&block)?,
+            };
             let splits = starts.into_iter().zip(ends).collect();
-            return Ok(Cut { key, tie: Tie::Oldest(ids.into(), wanted as usize), splits });
+            return Ok(Cut { key, tie: Tie::Oldest(ids, wanted as usize), splits });
         }
         // The least bound that leaves `wanted` samples with smaller hashes: the hash is bijective in the
         // id, so no two samples share one.
@@ -535,6 +548,18 @@ impl<'a> Runs<'a> {
         }
         let splits = before(low)?;
         Ok(exact(Tie::HashBelow(low), splits))
+    }
+
+    /// The ids of so much of each run, in ascending order.
+    fn ids_by_age(&self, block: &[Range<usize>]) -> Result<Arc<[u64]>> {
+        let mut ids = Vec::with_capacity(block.iter().map(Range::len).sum());
+        for (view, range) in self.views.iter().zip(block) {
+            for at in range.clone() {
+                ids.push(view.id(at)?);
+            }
+        }
+        parallel(|| ids.par_sort_unstable());
+        Ok(ids.into())
     }
 
     /// What lies between neighbouring cuts.

@@ -52,12 +52,21 @@ struct Log {
 /// # Errors
 /// `NotFound`, `Corrupted`, `Version`, `UnknownSnapshot`, `Io`.
 pub fn recover(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot, LogEnd)> {
+    read_settled(&**storage, || recover_once(storage, at), Result::is_ok)
+}
+
+/// What `read` says; once more where that is not fine and there are other logs now: a writer that gives
+/// snapshots up removes what only they need while we read.
+pub(crate) fn read_settled<T>(
+    storage: &dyn Storage,
+    read: impl Fn() -> T,
+    is_fine: impl Fn(&T) -> bool,
+) -> T {
     loop {
-        let before = log_starts(&**storage);
-        let result = recover_once(storage, at);
-        // A writer that gives snapshots up removes logs while we read.
-        let is_changed = |before: Vec<u64>| log_starts(&**storage).is_ok_and(|now| now != before);
-        if result.is_ok() || !before.is_ok_and(is_changed) {
+        let before = log_starts(storage);
+        let result = read();
+        let is_changed = |before: Vec<u64>| log_starts(storage).is_ok_and(|now| now != before);
+        if is_fine(&result) || !before.is_ok_and(is_changed) {
             return result;
         }
     }

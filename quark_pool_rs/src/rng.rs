@@ -28,9 +28,13 @@ pub fn below(bits: u64, n: u64) -> u64 {
     ((u128::from(bits) * u128::from(n)) >> 64) as u64
 }
 
+/// Halves of fewer bits have too few functions to choose from: some places would be likelier than others.
+const MIN_BITS: u32 = 6;
+
 /// A keyed permutation of `0 .. n` without an array of that length.
 ///
-/// A Feistel network over the least number of bits that holds n, walked until it falls into the range.
+/// A Feistel network over the least number of bits that holds n, at least [`MIN_BITS`], walked until it falls into
+/// the range.
 #[derive(Debug, Clone, Copy)]
 pub struct Permutation {
     n: u64,
@@ -44,7 +48,7 @@ pub struct Permutation {
 impl Permutation {
     /// Of `0 .. n`.
     pub fn new(n: u64, key: u64) -> Self {
-        let bits = (u64::BITS - n.saturating_sub(1).leading_zeros()).max(2);
+        let bits = (u64::BITS - n.saturating_sub(1).leading_zeros()).max(MIN_BITS);
         let low_bits = bits / 2;
         Self {
             n,
@@ -142,12 +146,31 @@ mod tests {
 
     #[test]
     fn keys_permute_differently_and_evenly() {
-        // Where 0 goes, over 6000 keys and 6 places: 1000 each, give or take five standard deviations.
-        let mut counts = [0_i32; 6];
-        for key in 0..6000 {
-            counts[Permutation::new(6, mix64(key)).apply(0) as usize] += 1;
+        const KEYS: usize = 20_000;
+        for n in [2, 3, 5, 6, 7, 9, 20, 40] {
+            // How often each number comes to each place, and how often each pair comes to the first two.
+            let mut places = vec![0_usize; n * n];
+            let mut pairs = vec![0_usize; n * n];
+            for key in 0..KEYS {
+                let permutation = Permutation::new(n as u64, mix64(key as u64));
+                let order: Vec<usize> =
+                    (0..n).map(|i| permutation.apply(i as u64) as usize).collect();
+                order.iter().enumerate().for_each(|(place, &i)| places[place * n + i] += 1);
+                pairs[order[0] * n + order[1]] += 1;
+            }
+            // Five standard deviations above the mean.
+            let bound = |degrees: usize| degrees as f64 + 5.0 * (2.0 * degrees as f64).sqrt() + 5.0;
+            let distance = |counts: &[usize], cells: usize| {
+                let expected = counts.iter().sum::<usize>() as f64 / cells as f64;
+                let seen = counts.iter().filter(|&&count| count > 0);
+                seen.map(|&count| (count as f64 - expected).powi(2) / expected).sum::<f64>()
+            };
+            // Rows and columns of a permutation's matrix have the sum 1.
+            let of_places = distance(&places, n * n) * (n - 1) as f64 / n as f64;
+            assert!(of_places < bound((n - 1).pow(2)), "{n}: {of_places}");
+            let of_pairs = distance(&pairs, n * (n - 1));
+            assert!(of_pairs < bound(n * (n - 1) - 1), "{n}: {of_pairs}");
         }
-        assert!(counts.iter().all(|c| (c - 1000).abs() < 145), "{counts:?}");
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! Cutting values that no run orders: passes over all of them, in parallel, and no sort of the whole.
+//! Cutting values that no run orders: passes over all of them, in parallel, and a sort of those near the cuts.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -9,7 +12,6 @@ use crate::threads::parallel;
 const CHUNK: usize = 1 << 16;
 /// Of half a key.
 const NUM_BINS: usize = 1 << 16;
-
 /// Values that are not NaN.
 pub(crate) fn count_ranked(values: &[f32]) -> u64 {
     let count = |part: &[f32]| part.iter().filter(|v| !v.is_nan()).count() as u64;
@@ -18,59 +20,63 @@ pub(crate) fn count_ranked(values: &[f32]) -> u64 {
 
 /// The cuts that have so many values above them, or more where ties stay together.
 ///
-/// Two histograms find the keys: one of the upper halves of all keys, one of the lower halves of those
-/// that share the upper half with a cut. What equals a cut's key is looked at once more.
+/// A histogram of the upper halves of all keys finds the bins that the cuts lie in, and what is in those is
+/// sorted. What equals a cut's key is looked at once more.
 pub(crate) fn cut_values(values: &[f32], tie_seed: u64, above: &[u64], ties: TieRule) -> Vec<Cut> {
-    let upper = histograms(values, 1, |key| Some((0, key >> 16)));
-    let bins: Vec<(u32, u64)> = above.iter().map(|&above| find(&upper[0], above)).collect();
-    let mut slots: Vec<u32> = bins.iter().map(|&(bin, _)| bin).collect();
-    slots.sort_unstable();
-    slots.dedup();
-    let lower = histograms(values, slots.len(), |key| {
-        slots.binary_search(&(key >> 16)).ok().map(|slot| (slot, key & 0xffff))
+    let bins = histogram(values);
+    let places: Vec<(u32, u64)> = above.iter().map(|&above| find(&bins, above)).collect();
+    let mut is_cut = vec![false; NUM_BINS];
+    places.iter().for_each(|&(bin, _)| is_cut[bin as usize] = true);
+    // Best first.
+    let keys = parallel(|| {
+        let ranked = values.par_iter().filter(|value| !value.is_nan());
+        let keys = ranked.map(|&value| score_key(value)).filter(|key| is_cut[(key >> 16) as usize]);
+        let mut keys: Vec<u32> = keys.collect();
+        keys.par_sort_unstable_by_key(|&key| Reverse(key));
+        keys
     });
+    // The last block that was cut: several cuts may lie in one.
+    let mut block: (Option<u32>, Arc<[u64]>) = Default::default();
     let cut = |(&above, &(bin, in_bin)): (&u64, &(u32, u64))| {
         if above == 0 {
             return Cut { key: u32::MAX, tie: Tie::None, splits: Vec::new() };
         }
-        let bins = &lower[slots.binary_search(&bin).expect("collected above")];
-        let (low, wanted) = find(bins, in_bin);
-        let key = bin << 16 | low;
-        let tie = if ties == TieRule::Together || wanted == bins[low as usize] {
-            Tie::All
-        } else {
-            cut_block(values, key, wanted as usize, tie_seed, ties)
+        let end = keys.partition_point(|key| key >> 16 > bin) + in_bin as usize;
+        let key = keys[end - 1];
+        if ties == TieRule::Together || keys.get(end) != Some(&key) {
+            return Cut { key, tie: Tie::All, splits: Vec::new() };
+        }
+        if block.0 != Some(key) {
+            block = (Some(key), block_of(values, key, tie_seed, ties));
+        }
+        let wanted = end - keys.partition_point(|&other| other > key);
+        let tie = match ties {
+            TieRule::OlderFirst => Tie::Oldest(block.1.clone(), wanted),
+            _ => Tie::HashBelow(block.1[wanted]),
         };
         Cut { key, tie, splits: Vec::new() }
     };
-    above.iter().zip(&bins).map(cut).collect()
+    above.iter().zip(&places).map(cut).collect()
 }
 
-/// Counts of what `place` (histogram, bin) says of each key.
-fn histograms(
-    values: &[f32],
-    number: usize,
-    place: impl Fn(u32) -> Option<(usize, u32)> + Sync,
-) -> Vec<Vec<u64>> {
-    let empty = || vec![vec![0_u64; NUM_BINS]; number];
-    let count = |mut bins: Vec<Vec<u64>>, part: &[f32]| {
+/// How many values have each upper half of a key.
+fn histogram(values: &[f32]) -> Vec<u64> {
+    let empty = || vec![0_u64; NUM_BINS];
+    let count = |part: &[f32]| {
+        let mut bins = empty();
         for &value in part.iter().filter(|value| !value.is_nan()) {
-            if let Some((which, bin)) = place(score_key(value)) {
-                bins[which][bin as usize] += 1;
-            }
+            bins[(score_key(value) >> 16) as usize] += 1;
         }
         bins
     };
-    let add = |mut sum: Vec<Vec<u64>>, other: Vec<Vec<u64>>| {
-        for (a, b) in sum.iter_mut().flatten().zip(other.into_iter().flatten()) {
-            *a += b;
-        }
+    let add = |mut sum: Vec<u64>, other: Vec<u64>| {
+        sum.iter_mut().zip(other).for_each(|(sum, count)| *sum += count);
         sum
     };
-    // One histogram per task, and no more tasks than pay for it.
+    // One per task, and no more tasks than pay for it.
     parallel(|| {
         let size = values.len().div_ceil(4 * rayon::current_num_threads()).max(CHUNK);
-        values.par_chunks(size).map(|part| count(empty(), part)).reduce(empty, add)
+        values.par_chunks(size).map(count).reduce(empty, add)
     })
 }
 
@@ -86,19 +92,21 @@ fn find(bins: &[u64], above: u64) -> (u32, u64) {
     (0, above - before)
 }
 
-/// Which of the values with one key are above: `wanted` of them, fewer than there are.
-fn cut_block(values: &[f32], key: u32, wanted: usize, tie_seed: u64, ties: TieRule) -> Tie {
+/// What orders values that are equal, best first.
+#[inline]
+fn tie_order(id: u64, tie_seed: u64, ties: TieRule) -> u64 {
+    if ties == TieRule::OlderFirst { id } else { tie_hash(tie_seed, id) }
+}
+
+/// The [`tie_order`] of all values with one key, ascending.
+fn block_of(values: &[f32], key: u32, tie_seed: u64, ties: TieRule) -> Arc<[u64]> {
     let is_in_block = |value: f32| !value.is_nan() && score_key(value) == key;
-    let ids: Vec<u64> = parallel(|| {
-        let rows = values.par_iter().enumerate().filter(|&(_, &value)| is_in_block(value));
-        rows.map(|(row, _)| row as u64).collect()
+    let order = |(row, _): (usize, &f32)| tie_order(row as u64, tie_seed, ties);
+    let mut block: Vec<u64> = parallel(|| {
+        values.par_iter().enumerate().filter(|&(_, &value)| is_in_block(value)).map(order).collect()
     });
-    if ties == TieRule::OlderFirst {
-        return Tie::Oldest(ids.into(), wanted);
-    }
-    let mut hashes: Vec<u64> =
-        parallel(|| ids.par_iter().map(|&id| tie_hash(tie_seed, id)).collect());
-    Tie::HashBelow(*hashes.select_nth_unstable(wanted).1)
+    parallel(|| block.par_sort_unstable());
+    block.into()
 }
 
 /// [N] quantile of each value among those of its group, -1 for NaN; see `Quantization::per_prompt`.
@@ -109,9 +117,8 @@ pub(crate) fn label_in_groups(
     tie_seed: u64,
     ties: TieRule,
 ) -> Vec<i16> {
-    let order = |id: u64| if ties == TieRule::OlderFirst { id } else { tie_hash(tie_seed, id) };
     let entry = |(row, (&value, &group)): (usize, (&f32, &u32))| {
-        (group, !score_key(value), order(row as u64), row as u64)
+        (group, !score_key(value), tie_order(row as u64, tie_seed, ties), row as u64)
     };
     // Best first in each group.
     let entries = parallel(|| {

@@ -202,7 +202,8 @@ impl Snapshot {
                     return Err("a draft is published before it is complete".to_owned());
                 }
                 match self.columns.iter_mut().find(|c| c.name == name) {
-                    Some(column) => *column = draft,
+                    // The column may have begun after the draft.
+                    Some(column) => *column = Column { version: column.version + 1, ..draft },
                     None => self.columns.push(draft),
                 }
             }

@@ -180,9 +180,22 @@ impl Output for FileOutput {
     }
 }
 
-struct FileLock(#[expect(dead_code, reason = "dropping the file releases the lock")] File);
+struct FileLock {
+    file: File,
+    process: u32,
+}
 
 impl Lock for FileLock {}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // A child that was forked since has the file open, too, so that closing it here would release nothing; and
+        // the child's own copy must not release what is still held here.
+        if self.process == std::process::id() {
+            let _ = self.file.unlock();
+        }
+    }
+}
 
 impl Storage for FileStorage {
     fn locate(&self, path: &Path) -> PathBuf {
@@ -314,7 +327,7 @@ impl Storage for FileStorage {
             .set_len(0)
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| file.write_all(message.as_bytes()));
-        Ok(Box::new(FileLock(file)))
+        Ok(Box::new(FileLock { file, process: std::process::id() }))
     }
 }
 

@@ -10,8 +10,9 @@ use crate::compaction::{Group, merge_prompts, merge_segments, runs_within};
 use crate::datafile::FileEntry;
 use crate::error::{PoolError, Result};
 use crate::format::{
-    HEAD, LOCK, MANIFEST_DIR, MIN_LOG_BYTES, PROMPT_DIR, RUN_DIR, SCORE_DIR, SEGMENT_DIR,
-    kept_scores_name, log_name, prompts_name, run_name, scores_name, segment_name,
+    HEAD, LOCK, MANIFEST_DIR, MAX_PAYLOAD_BYTES, MIN_LOG_BYTES, PROMPT_DIR, RUN_DIR, SCORE_DIR,
+    SEGMENT_DIR, is_data_name, kept_scores_name, log_name, prompts_name, run_name, scores_name,
+    segment_name,
 };
 use crate::interning::KnownPrompts;
 use crate::manifest::{
@@ -33,7 +34,6 @@ pub(crate) struct Writer {
     pub(crate) is_poisoned: bool,
     /// Read at the first append.
     prompts: Option<KnownPrompts>,
-    process: u32,
     // Last, so that it is released after everything else.
     _lock: Box<dyn Lock>,
 }
@@ -69,19 +69,7 @@ impl Writer {
     pub(crate) fn new(storage: &dyn Storage, lock: Box<dyn Lock>, end: LogEnd) -> Result<Self> {
         let path = Path::new(&end.name);
         let log = storage.append(path).map_err(PoolError::io("open", storage.locate(path)))?;
-        let process = std::process::id();
-        Ok(Self { log, end, is_poisoned: false, prompts: None, process, _lock: lock })
-    }
-
-    /// # Errors
-    /// `Locked` in a process that was forked from the writer, `Poisoned`.
-    pub(crate) fn check_able(&self) -> Result<()> {
-        if self.process != std::process::id() {
-            return Err(PoolError::Locked {
-                holder: format!("by the process {} that this one was forked from", self.process),
-            });
-        }
-        if self.is_poisoned { Err(PoolError::Poisoned) } else { Ok(()) }
+        Ok(Self { log, end, is_poisoned: false, prompts: None, _lock: lock })
     }
 
     /// Know prompts that were committed.
@@ -200,7 +188,7 @@ impl Writer {
             },
             scores,
         };
-        let digest = self.publish(files.storage, Kind::Commit, generation, &to_json(&commit))?;
+        let digest = self.publish(files.storage, Kind::Commit, generation, &to_json(&commit)?)?;
         let new_prompts = new_prompts.iter().zip(snapshot.num_prompts..);
         Ok((commit, digest, new_prompts.map(|(prompt, id)| (prompt.hash, id)).collect()))
     }
@@ -425,6 +413,10 @@ impl Writer {
         entry: &FileEntry,
         bytes: &[u8],
     ) -> Result<()> {
+        if !is_data_name(&entry.name) {
+            // Four digits number a column, and nothing that a reader would refuse may be committed.
+            return Err(PoolError::invalid("the pool is full: it has 2^16 score columns"));
+        }
         let path = Path::new(&entry.name);
         let storage = files.storage;
         let io = |action| PoolError::io(action, storage.locate(path));
@@ -514,7 +506,7 @@ impl Writer {
         let name = log_name(snapshot.generation);
         let path = Path::new(&name);
         let io = |action| PoolError::io(action, storage.locate(path));
-        let payload = to_json(&snapshot.to_state());
+        let payload = to_json(&snapshot.to_state())?;
         let (record, digest) =
             encode_record(Kind::State, snapshot.generation, &snapshot.digest, &payload);
         // One that an earlier attempt left.
@@ -554,6 +546,18 @@ pub(crate) fn lock(storage: &dyn Storage, holder: &str) -> Result<Box<dyn Lock>>
     })
 }
 
-pub(crate) fn to_json(value: &impl serde::Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("manifest values have string keys and no unserializable part")
+/// The payload of a record.
+///
+/// # Errors
+/// `Invalid` where no record holds it.
+pub(crate) fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
+    let payload = serde_json::to_vec(value)
+        .expect("manifest values have string keys and no unserializable part");
+    if payload.len() > MAX_PAYLOAD_BYTES as usize {
+        return Err(PoolError::invalid(format!(
+            "the pool is full: its manifest needs a record of {} bytes; at most 2^28 go into one",
+            payload.len()
+        )));
+    }
+    Ok(payload)
 }

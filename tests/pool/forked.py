@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def child_alive() -> Iterator[None]:
+    """A forked child that does nothing until the block is left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads, on purpose
+        child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def is_true_in_a_fork(say: Callable[[], bool]) -> bool:

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from quark.pool.base import RemainderRule, SamplePool, SamplingMode, TieRule
+from quark.pool.base import MAX_QUANTILES, RemainderRule, SamplePool, SamplingMode, TieRule
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
+from quark.pool.scope import Scope
 from tests.pool.batches import VOCAB_SIZE, assert_same_cut, assert_same_draws, make_batch
 
 MakePool = Callable[[list[float]], SamplePool]
@@ -253,3 +254,16 @@ def test_blocks_cut_by_age_at_both_ends_of_a_quantile_are_drawn_alike(tmp_path: 
         for mode in SamplingMode:
             samplers = (q.sampler(batch_size=16, seed=5, mode=mode) for q in (ours, theirs))
             assert_same_draws(*samplers, steps=range(12))
+
+
+@pytest.mark.parametrize("ties", TieRule)
+@pytest.mark.parametrize("digits", [0, 6])
+def test_very_many_quantiles_of_values_are_those_of_the_column(
+    tmp_path: Path, ties: TieRule, digits: int
+) -> None:
+    pool = NativePool.create(tmp_path / "pool", vocab_size=VOCAB_SIZE)
+    scores = np.random.default_rng(0).normal(size=20_000).round(digits)
+    pool.append(make_batch("all", {"reward": scores.tolist()}))
+    by_runs = pool.quantize(MAX_QUANTILES, ties=ties)
+    by_values = pool.quantize(MAX_QUANTILES, ties=ties, scope=Scope(min_score=-100.0))
+    assert_same_cut(by_values, by_runs)

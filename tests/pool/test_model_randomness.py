@@ -27,7 +27,7 @@ def test_mixing_a_golden_counter_is_splitmix64() -> None:
 def test_hashes_have_the_values_that_pools_on_disk_rely_on() -> None:
     assert scramble(0, 0) == mix64(mix64(0x9E3779B97F4A7C15))
     assert [scramble(1, 2), scramble(2, 1)] == [0x081A5C1377856B73, 0xF2826F98653E9E57]
-    assert [permute(10, 7, i) for i in range(10)] == [8, 2, 3, 0, 7, 1, 9, 4, 6, 5]
+    assert [permute(10, 7, i) for i in range(10)] == [9, 0, 8, 5, 4, 3, 6, 2, 1, 7]
 
 
 @given(key=WORD, n=st.integers(1, 300))
@@ -46,11 +46,10 @@ def test_a_permutation_of_more_than_two_to_the_32_stays_in_range_and_apart(
 
 
 @pytest.mark.parametrize("n", [3, 4])
-def test_every_order_of_a_few_is_nearly_as_likely(n: int) -> None:
+def test_every_order_of_a_few_is_as_likely(n: int) -> None:
     orders = list(itertools.permutations(range(n)))
     seen = dict.fromkeys(orders, 0)
-    for key in range(600 * len(orders)):
+    for key in range(150 * len(orders)):
         seen[tuple(permute(n, mix64(key), i) for i in range(n))] += 1
-    # Six rounds of ideal one-bit functions are within 6.25 % of uniform: 38 of 600, and 5 times the
-    # standard deviation of 24.
-    assert np.abs(np.array(list(seen.values())) - 600).max() < 38 + 5 * 24
+    # 5 times the standard deviation.
+    assert np.abs(np.array(list(seen.values())) - 150).max() < 5 * 12

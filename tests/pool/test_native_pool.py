@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pickle
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool, publish_directory
 from quark.pool.scope import Scope
 from tests.pool.batches import VOCAB_SIZE, assert_same_content, filled_alike, make_batch
-from tests.pool.forked import is_true_in_a_fork
+from tests.pool.forked import child_alive, is_true_in_a_fork
 
 
 @pytest.fixture
@@ -437,3 +440,45 @@ def test_a_forked_child_computes_what_its_parent_does(path: Path) -> None:
     expected = computed(pool)
     assert is_true_in_a_fork(lambda: computed(pool) == expected)
     assert computed(pool) == expected
+
+
+def closed_in_the_child(pool: NativePool) -> bool:
+    pool.close()
+    return True
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_the_lock_is_its_owners_to_give_back_whoever_was_forked(path: Path) -> None:
+    pool = filled(path)
+    assert is_true_in_a_fork(lambda: closed_in_the_child(pool))
+    with pytest.raises(errors.PoolLockedError):
+        NativePool.open(path, writable=True)
+    with child_alive():
+        pool.close()
+        NativePool.open(path, writable=True).close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_forked_in_the_middle_of_an_append_does_not_wait_for_it(path: Path) -> None:
+    pool = filled(path)
+    is_over = threading.Event()
+
+    def append() -> None:
+        for number in itertools.count():
+            if is_over.is_set():
+                return
+            pool.append(make_batch(f"more/{number}", {"reward": [0.5] * 3000}, content=number))
+
+    def is_refused() -> bool:
+        with pytest.raises(errors.PoolLockedError, match="forked"):
+            pool.append(make_batch("child", {"reward": [1.0]}))
+        return closed_in_the_child(pool)
+
+    thread = threading.Thread(target=append)
+    thread.start()
+    while len(pool) < 10_000:
+        time.sleep(0.001)
+    are_refused = [is_true_in_a_fork(is_refused) for _ in range(3)]
+    is_over.set()
+    thread.join()
+    assert all(are_refused)

@@ -63,6 +63,18 @@ def test_all_scores_are_replaced_at_once_and_old_snapshots_keep_theirs(pool: Nat
     assert past.info().score_columns[0].version == 1
 
 
+def test_a_column_that_began_after_its_draft_becomes_the_next_version(pool: NativePool) -> None:
+    pool.draft_scores("judge", 0, np.zeros(40, np.float32))
+    pool.append(make_batch("more", {"judge": [1.0] * 2}))
+    versions = {column.name: column.version for column in pool.info().score_columns}
+    assert versions == {"reward": 1, "judge": 1}
+    pool.draft_scores("judge", 40, np.zeros(2, np.float32))
+    pool.publish_scores("judge")
+    assert [column.version for column in pool.info().score_columns] == [1, 2]
+    pool.close()
+    assert NativePool.open(pool.path).info().score_columns[1].version == 2
+
+
 def test_a_reader_sees_the_old_scores_until_all_are_there(pool: NativePool) -> None:
     before = pool.scores("reward")
     assert pool.path is not None

@@ -178,6 +178,20 @@ def test_values_follow_a_combination_of_ones_own(pool: NativePool) -> None:
     np.testing.assert_array_equal(pool.quantize(2, score=score).labels() == 0, best)
 
 
+def test_a_ranking_is_of_one_snapshot_whatever_is_committed_meanwhile(pool: NativePool) -> None:
+    class Appends:
+        columns = ("reward",)
+
+        def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+            pool.append(make_batch("meanwhile", {"reward": [9.0] * 10}))
+            return scores[0].astype(np.float64)
+
+    before = pool.snapshot
+    cut = pool.quantize(2, score=Appends(), scope=Scope(last_rounds=99))
+    assert cut.snapshot == before != pool.snapshot
+    assert cut.counts.tolist() == [60, 60]
+
+
 def test_values_follow_the_snapshot(pool: NativePool) -> None:
     scope = Scope(where="reward >= 0")
     assert pool.quantize(2, scope=scope).counts.sum() == 120

@@ -51,6 +51,7 @@ fn _pool_rs(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("FORMAT_VERSION", crate::format::FORMAT_VERSION)?;
     module.add_class::<pool::PyPool>()?;
+    module.add_class::<pool::PyView>()?;
     module.add_class::<pool::PyQuantization>()?;
     module.add_class::<sampler::PySampler>()?;
     module.add_class::<sampler::PyStream>()?;

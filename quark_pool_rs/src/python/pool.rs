@@ -20,7 +20,7 @@ use crate::fork::fork;
 use crate::format::PoolSettings;
 use crate::gather::{gather, pack};
 use crate::manifest::AppendEntry;
-use crate::parts::Segment;
+use crate::parts::{Column, Segment};
 use crate::pool::{OpenOptions, Pool};
 use crate::quantization::Quantization;
 use crate::ranking::{RemainderRule, TieRule};
@@ -136,21 +136,10 @@ impl PyPool {
         Ok((retained.first, retained.appends, retained.samples))
     }
 
-    /// Ids below this were removed.
-    #[getter]
-    fn num_removed(&self) -> u64 {
-        self.0.snapshot().num_removed
-    }
-
     /// The oldest generation that is left, files and bytes that went (or would).
     fn gc(&self, py: Python<'_>, keep: u64, dry_run: bool) -> PyResult<(u64, u64, u64)> {
         let collected = detached(py, || self.0.collect(keep, dry_run))?;
         Ok((collected.oldest, collected.files, collected.bytes))
-    }
-
-    #[getter]
-    fn score_columns(&self) -> Vec<String> {
-        self.0.snapshot().columns.iter().map(|column| column.name.clone()).collect()
     }
 
     /// uuid, `vocab_size`, `store_text`, `tie_seed`, metadata
@@ -204,68 +193,9 @@ impl PyPool {
         py.detach(|| self.0.close());
     }
 
-    fn quantize(
-        &self,
-        py: Python<'_>,
-        num_quantiles: u64,
-        score: &str,
-        ties: &str,
-        remainder: &str,
-    ) -> PyResult<PyQuantization> {
-        let (ties, remainder) = (tie_rule(ties)?, remainder_rule(remainder)?);
-        let snapshot = self.0.snapshot();
-        detached(py, || Quantization::new(snapshot, score, num_quantiles, ties, remainder))
-            .map(|quantization| PyQuantization(Arc::new(quantization)))
-    }
-
-    /// A ranking by [N] values of the caller's, of the whole or within each prompt.
-    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
-    fn quantize_values(
-        &self,
-        py: Python<'_>,
-        num_quantiles: u64,
-        values: PyReadonlyArray1<'_, f32>,
-        per_prompt: bool,
-        ties: &str,
-        remainder: &str,
-    ) -> PyResult<PyQuantization> {
-        let (ties, remainder) = (tie_rule(ties)?, remainder_rule(remainder)?);
-        let (snapshot, values) = (self.0.snapshot(), values.as_slice()?.to_vec());
-        detached(py, || {
-            if per_prompt {
-                Quantization::per_prompt(snapshot, values, num_quantiles, ties)
-            } else {
-                Quantization::of_values(snapshot, values, num_quantiles, ties, remainder)
-            }
-        })
-        .map(|quantization| PyQuantization(Arc::new(quantization)))
-    }
-
-    /// A provenance column in id order.
-    fn column<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        let snapshot = self.0.snapshot();
-        match name {
-            "prompt_id" => copied(py, &snapshot, column::PROMPT, 0_u32),
-            "finish_reason" => copied(py, &snapshot, column::FINISH, 0_u8),
-            "round" => copied(py, &snapshot, column::ROUND, 0_u32),
-            "chunk" => copied(py, &snapshot, column::CHUNK, 0_u32),
-            "policy_step" => copied(py, &snapshot, column::POLICY_STEP, 0_u32),
-            "reward_token" => copied(py, &snapshot, column::REWARD_TOKEN, -1_i16),
-            "seed" => copied(py, &snapshot, column::SEED, 0_u64),
-            "logprob_policy" => copied(py, &snapshot, column::LOGPROB_POLICY, f32::NAN),
-            "logprob_reference" => copied(py, &snapshot, column::LOGPROB_REFERENCE, f32::NAN),
-            _ => Err(PyKeyError::new_err(name.to_owned())),
-        }
-    }
-
-    fn scores<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyArray1<f32>>> {
-        let snapshot = self.0.snapshot();
-        let scores = detached(py, || {
-            let mut scores = vec![0.0; snapshot.num_samples as usize];
-            snapshot.copy_scores(snapshot.column(name)?, &mut scores)?;
-            Ok(scores)
-        })?;
-        Ok(PyArray1::from_vec(py, scores))
+    /// The snapshot that the handle shows now.
+    fn view(&self) -> PyView {
+        PyView(self.0.snapshot())
     }
 
     fn samples<'py>(&self, py: Python<'py>, ids: Vec<u64>) -> PyResult<Vec<Bound<'py, PyDict>>> {
@@ -370,14 +300,116 @@ impl PyPool {
             })
             .collect();
         dict.set_item("score_columns", columns)?;
-        let drafts: Vec<_> = snapshot
-            .drafts
-            .iter()
-            .map(|d| (d.name.clone(), d.source.clone(), snapshot.draft_end(Some(d))))
-            .collect();
-        dict.set_item("drafts", drafts)?;
+        dict.set_item("drafts", drafts(&snapshot))?;
         Ok(dict)
     }
+}
+
+/// One snapshot, also where its pool moves on: what a ranking by values is made from
+/// (`quark.pool.scope.Columns`).
+#[pyclass(frozen, name = "View", module = "quark._pool_rs")]
+pub(super) struct PyView(Arc<Snapshot>);
+
+#[pymethods]
+impl PyView {
+    #[getter]
+    fn snapshot(&self) -> SnapshotTuple {
+        snapshot_tuple(&self.0)
+    }
+
+    /// Ids below this were removed.
+    #[getter]
+    fn num_removed(&self) -> u64 {
+        self.0.num_removed
+    }
+
+    #[getter]
+    fn score_columns(&self) -> Vec<String> {
+        self.0.columns.iter().map(|column| column.name.clone()).collect()
+    }
+
+    /// Name, source and end of each.
+    #[getter]
+    fn drafts(&self) -> Vec<(String, String, u64)> {
+        drafts(&self.0)
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.num_samples as usize
+    }
+
+    fn quantize(
+        &self,
+        py: Python<'_>,
+        num_quantiles: u64,
+        score: &str,
+        ties: &str,
+        remainder: &str,
+    ) -> PyResult<PyQuantization> {
+        let (ties, remainder) = (tie_rule(ties)?, remainder_rule(remainder)?);
+        let snapshot = self.0.clone();
+        detached(py, || Quantization::new(snapshot, score, num_quantiles, ties, remainder))
+            .map(|quantization| PyQuantization(Arc::new(quantization)))
+    }
+
+    /// A ranking by [N] values of the caller's, of the whole or within each prompt.
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn quantize_values(
+        &self,
+        py: Python<'_>,
+        num_quantiles: u64,
+        values: PyReadonlyArray1<'_, f32>,
+        per_prompt: bool,
+        ties: &str,
+        remainder: &str,
+    ) -> PyResult<PyQuantization> {
+        let (ties, remainder) = (tie_rule(ties)?, remainder_rule(remainder)?);
+        let (snapshot, values) = (self.0.clone(), values.as_slice()?);
+        detached(py, || {
+            let values = values.to_vec();
+            if per_prompt {
+                Quantization::per_prompt(snapshot, values, num_quantiles, ties)
+            } else {
+                Quantization::of_values(snapshot, values, num_quantiles, ties, remainder)
+            }
+        })
+        .map(|quantization| PyQuantization(Arc::new(quantization)))
+    }
+
+    /// A provenance column in id order.
+    fn column<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        let snapshot = &self.0;
+        match name {
+            "prompt_id" => copied(py, snapshot, column::PROMPT, 0_u32),
+            "finish_reason" => copied(py, snapshot, column::FINISH, 0_u8),
+            "round" => copied(py, snapshot, column::ROUND, 0_u32),
+            "chunk" => copied(py, snapshot, column::CHUNK, 0_u32),
+            "policy_step" => copied(py, snapshot, column::POLICY_STEP, 0_u32),
+            "reward_token" => copied(py, snapshot, column::REWARD_TOKEN, -1_i16),
+            "seed" => copied(py, snapshot, column::SEED, 0_u64),
+            "logprob_policy" => copied(py, snapshot, column::LOGPROB_POLICY, f32::NAN),
+            "logprob_reference" => copied(py, snapshot, column::LOGPROB_REFERENCE, f32::NAN),
+            _ => Err(PyKeyError::new_err(name.to_owned())),
+        }
+    }
+
+    fn scores<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        let snapshot = &self.0;
+        let scores = detached(py, || {
+            let mut scores = vec![0.0; snapshot.num_samples as usize];
+            snapshot.copy_scores(snapshot.column(name)?, &mut scores)?;
+            Ok(scores)
+        })?;
+        Ok(PyArray1::from_vec(py, scores))
+    }
+}
+
+/// Name, source and end of the score columns in the making.
+fn drafts(snapshot: &Snapshot) -> Vec<(String, String, u64)> {
+    let draft = |draft: &Column| {
+        (draft.name.clone(), draft.source.clone(), snapshot.draft_end(Some(draft)))
+    };
+    snapshot.drafts.iter().map(draft).collect()
 }
 
 fn tie_rule(name: &str) -> PyResult<TieRule> {

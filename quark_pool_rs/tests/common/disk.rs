@@ -110,6 +110,8 @@ struct Inner {
     refuses_links: bool,
     synced_after_failure: bool,
     failed: HashSet<usize>,
+    /// So many reads from now.
+    interruption: Option<(usize, Box<dyn FnOnce() + Send>)>,
 }
 
 /// The disk; clones share it.
@@ -161,6 +163,29 @@ impl Disk {
     pub fn delay_syncs(&self, prefix: &str, of_directories: bool) {
         self.ignore_syncs(prefix, of_directories);
         self.inner().are_late = true;
+    }
+
+    /// Do something after so many more reads of files and directories, before the next one.
+    pub fn interrupt_after(&self, reads: usize, work: impl FnOnce() + Send + 'static) {
+        self.inner().interruption = Some((reads, Box::new(work)));
+    }
+
+    /// Whether that is still to come.
+    pub fn is_to_be_interrupted(&self) -> bool {
+        self.inner().interruption.is_some()
+    }
+
+    fn before_read(&self) {
+        let due = match &mut self.inner().interruption {
+            Some((reads @ 1.., _)) => {
+                *reads -= 1;
+                None
+            }
+            interruption => interruption.take(),
+        };
+        if let Some((_, work)) = due {
+            work();
+        }
     }
 
     /// Be a file system without hard links.
@@ -524,12 +549,14 @@ impl Storage for Disk {
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.before_read();
         let mut inner = self.inner();
         inner.step()?;
         inner.file(path).map(|file| inner.contents[file].clone())
     }
 
     fn map(&self, path: &Path) -> io::Result<Region> {
+        self.before_read();
         let mut inner = self.inner();
         inner.step()?;
         inner.file(path).map(|file| Region::copy(&inner.contents[file]))
@@ -542,6 +569,7 @@ impl Storage for Disk {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
+        self.before_read();
         let mut inner = self.inner();
         inner.step()?;
         if !path.as_os_str().is_empty() && inner.names.get(path) != Some(&None) {

@@ -96,9 +96,15 @@ fn arrays_that_do_not_fit_together_are_refused_by_name() {
             "completion_offsets: offsets begin at 0",
         ),
         (Batch { completion_offsets: &[0, 3, 2], ..GOOD }, "end at the number of tokens, here 2"),
-        (Batch { completion_tokens: &[4, 500], ..GOOD }, "completion token 1 has the id 500"),
-        (Batch { prompt_tokens: &[1, 2, 999], ..GOOD }, "outside the vocabulary of 500"),
-        (Batch { prompt_metadata: &["[]"], ..GOOD }, "metadata is not one JSON object"),
+        (Batch { completion_tokens: &[4, 500], ..GOOD }, "token 1 of completion 1 has the id 500"),
+        (
+            Batch { prompt_tokens: &[1, 2, 999], ..GOOD },
+            "token 2 of prompt 0 has the id 999, outside the vocabulary of 500",
+        ),
+        (
+            Batch { prompt_metadata: &["[]"], ..GOOD },
+            "the metadata of prompt 0 is not one JSON object",
+        ),
         (Batch { prompt_metadata: &[&metadata], ..GOOD }, "at most 1048576 are stored"),
         (Batch { settings: "{", ..GOOD }, "settings is not one JSON object"),
         (Batch { scores: &[("A", &[0.5, 1.5])], ..GOOD }, "score column \"A\": a name has"),
@@ -111,6 +117,8 @@ fn arrays_that_do_not_fit_together_are_refused_by_name() {
     }
     assert_eq!(pool.snapshot().generation, 0);
     assert_eq!(pool.append(&GOOD).unwrap(), 0..2);
+    // A key that is there is not appended again, whatever comes with it.
+    assert_eq!(pool.append(&Batch { finish: &[9], ..GOOD }).unwrap(), 0..2);
     let settings = PoolSettings::new("0".to_owned(), 500, false, 1, "{}").unwrap();
     let pool = Pool::create(Disk::default().storage(), &settings, "pid 1").unwrap();
     assert!(refusal(pool.append(&GOOD)).contains("stores no text: completion_texts must be None"));

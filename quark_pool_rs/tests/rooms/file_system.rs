@@ -492,3 +492,25 @@ fn every_block_of_a_long_read_is_checked() {
         assert!(num_refused > 0, "block {block} was never read");
     }
 }
+
+#[test]
+fn a_check_beside_a_collection_finds_nothing_wrong() {
+    for reads in 0.. {
+        let disk = Disk::default();
+        let pool = create(&disk.storage()).unwrap();
+        for number in 0..9 {
+            Owned::numbered(number, 2).append(&pool).unwrap();
+        }
+        disk.interrupt_after(reads, move || {
+            pool.compact_once(40).unwrap();
+            pool.collect(1, false).unwrap();
+        });
+        let report = verify(&disk.storage()).unwrap();
+        assert!(report.problems.is_empty(), "after {reads} reads: {:?}", report.problems);
+        if disk.is_to_be_interrupted() {
+            assert!(reads > 20);
+            break;
+        }
+        assert!([Some(9), Some(11)].contains(&report.generation), "{report:?}");
+    }
+}
