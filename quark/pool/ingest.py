@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from quark.errors import ConfigError, DataError
 from quark.pool.base import PromptColumns, Sample, SampleBatch
-from quark.pool.native import NativePool, PoolSettings
+from quark.pool.info import PoolSettings
+from quark.pool.native import NativePool
 from quark.pool.rows import (
     TAKEN,
     Rows,

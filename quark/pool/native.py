@@ -6,8 +6,6 @@ the child may read through it but not append.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import json
 import operator
 import os
@@ -20,13 +18,12 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from quark import _pool_rs
-from quark.errors import PoolCorruptedError, PoolError, PoolSnapshotError
 from quark.pool.base import (
     PromptColumns,
     PromptRecord,
@@ -34,13 +31,32 @@ from quark.pool.base import (
     Retained,
     Sample,
     SampleBatch,
-    SamplingMode,
     Snapshot,
     TieRule,
-    age_weights,
 )
 from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
+from quark.pool.checks import as_rule, as_vector, bounded
+from quark.pool.info import (
+    Collected,
+    Compacted,
+    DraftInfo,
+    PoolInfo,
+    PoolProblem,
+    PoolSettings,
+    ScoreColumnInfo,
+    VerifyReport,
+)
+from quark.pool.origin import Origin, reads
 from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
+from quark.pool.sampling import (
+    NativeQuantization,
+    packed_batch,
+    pool_batch,
+    snapshot_of,
+    unranked,
+    unscored,
+    written_into,
+)
 from quark.pool.scope import Scope, Score, refuse_remainder, says_all, values_of
 from quark.types import Json
 
@@ -54,347 +70,6 @@ _Sizes = TypeVar("_Sizes")
 _Given = ParamSpec("_Given")
 _Read = TypeVar("_Read")
 _Rule = TypeVar("_Rule", bound=StrEnum)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSettings:
-    """What a pool was created with."""
-
-    uuid: str
-    vocab_size: int
-    """Token ids are below this."""
-    store_text: bool
-    tie_seed: int
-    metadata: Mapping[str, Json]
-    """The user's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreColumnInfo:
-    """What a score column holds."""
-
-    name: str
-    version: int
-    """1 for the first scores of the name; re-scoring counts up."""
-    source: Mapping[str, Json]
-    """What made the scores, where they came after their samples; else empty."""
-    num_scored: int
-    num_unscored: int
-    """Samples whose score is NaN; not those that were removed."""
-    num_runs: int
-    """Sorted runs that the ranking is made of."""
-    mean: float
-    """NaN when nothing is scored, like ``std``, ``min`` and ``max``."""
-    std: float
-    """Of the scores as a whole population."""
-    min: float
-    max: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DraftInfo:
-    """A score column in the making."""
-
-    name: str
-    source: Mapping[str, Json]
-    """What makes the scores."""
-    num_covered: int
-    """Samples that it covers so far; not those that were removed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolInfo:
-    """What a pool holds, as of one snapshot."""
-
-    path: Path
-    uuid: str
-    vocab_size: int
-    store_text: bool
-    tie_seed: int
-    metadata: Mapping[str, Json]
-    """What the pool was created with."""
-    snapshot: Snapshot
-    num_removed: int
-    """Samples that ``retain`` removed: ids below this."""
-    num_prompts: int
-    num_segments: int
-    """Segment files: one per append, fewer after a compaction."""
-    num_bytes: int
-    """Bytes of all live data files."""
-    score_columns: tuple[ScoreColumnInfo, ...]
-    drafts: tuple[DraftInfo, ...]
-
-    @property
-    def num_retained(self) -> int:
-        """Samples that are there."""
-        return self.snapshot.num_samples - self.num_removed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collected:
-    """What was given up, or would be."""
-
-    oldest_generation: int
-    """The oldest snapshot that can still be opened."""
-    num_files: int
-    """Files that went."""
-    num_bytes: int
-    """Their bytes; the disk gets those back that no fork and no open reader holds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compacted:
-    """What a compaction did."""
-
-    num_commits: int
-    """0 where nothing was worth it."""
-    num_segments_before: int
-    num_segments: int
-    """Files that the samples lie in now."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolProblem:
-    """Something that is wrong on disk."""
-
-    file: str
-    """Relative to the pool; empty when it is not one file's problem."""
-    offset: int
-    """Byte offset of the damage, or of the unit that holds it."""
-    what: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyReport:
-    """What an offline check found; it read every byte."""
-
-    generation: int | None
-    """Newest commit, None if the pool cannot be opened."""
-    num_samples: int
-    num_files: int
-    num_bytes: int
-    problems: tuple[PoolProblem, ...]
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """What is read: a snapshot of the pool at a path."""
-
-    path: Path
-    generation: int
-
-    def check(self) -> None:
-        """Raise PoolSnapshotError where a collection has given the snapshot up."""
-        try:
-            newest = _pool_rs.Pool.open(self.path, holder=None, snapshot=None)
-        except (PoolError, OSError):
-            return
-        oldest = newest.oldest_generation
-        newest.close()
-        if self.generation < oldest:
-            raise PoolSnapshotError(
-                f"snapshot {self.generation} of {self.path} was given up by a collection, which left those from "
-                f"{oldest} on: refresh() the pool or open it anew"
-            )
-
-
-class _Reader(Protocol):
-    @property
-    def _origin(self) -> _Origin: ...
-
-
-_AnyReader = TypeVar("_AnyReader", bound=_Reader)
-
-
-def _reads(
-    read: Callable[Concatenate[_AnyReader, _Given], _Read],
-) -> Callable[Concatenate[_AnyReader, _Given], _Read]:
-    """Raise PoolSnapshotError where what is missing is not damaged but was collected."""
-
-    @functools.wraps(read)
-    def checked(self: _AnyReader, /, *args: _Given.args, **kwargs: _Given.kwargs) -> _Read:
-        try:
-            return read(self, *args, **kwargs)
-        except PoolCorruptedError:
-            self._origin.check()
-            raise
-
-    return checked
-
-
-class NativeSampler:
-    """A stateless stream of minibatches; see ``quark.pool.base.Sampler``."""
-
-    def __init__(self, sampler: _pool_rs.Sampler, origin: _Origin) -> None:
-        self._sampler = sampler
-        self._origin = origin
-
-    @property
-    def num_batches(self) -> int | None:
-        return self._sampler.num_batches
-
-    @_reads
-    def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
-        return self._sampler.draw(_bounded("step", step, 64))
-
-    @_reads
-    def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
-        step = _bounded("step", step, 64)
-        if out is not None:
-            return out.padded(*_into(out, self._sampler.batch_into, step, pad_id))
-        (ids, quantiles), gathered, scores = self._sampler.batch(step, pad_id)
-        return _pool_batch(ids, quantiles, gathered, scores)
-
-    @_reads
-    def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
-        step = _bounded("step", step, 64)
-        if out is not None:
-            return out.packed(*_into(out, self._sampler.batch_into, step, None))
-        (ids, quantiles), packed, scores = self._sampler.packed(step)
-        return _packed_batch(ids, quantiles, packed, scores)
-
-    def stream(
-        self,
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        pad_id: int,
-        depth: int = 2,
-        out: Sequence[BatchBuffers] = (),
-    ) -> NativeStream[PoolBatch]:
-        return NativeStream(self._start(start, stop, pad_id, depth), _pool_batch, out, self._origin)
-
-    def packed_stream(
-        self,
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        depth: int = 2,
-        out: Sequence[BatchBuffers] = (),
-    ) -> NativeStream[PackedBatch]:
-        return NativeStream(self._start(start, stop, None, depth), _packed_batch, out, self._origin)
-
-    def _start(
-        self, start: int, stop: int | None, pad_id: int | None, depth: int
-    ) -> _pool_rs.Stream:
-        end = self.num_batches if stop is None else stop
-        return self._sampler.stream(
-            _bounded("start", start, 64),
-            (1 << 64) - 1 if end is None else _bounded("stop", end, 64),
-            pad_id,
-            _bounded("depth", depth, 16),
-        )
-
-
-class NativeStream(Generic[_Batch]):
-    """Batches that a thread of the extension prepares; see ``quark.pool.base.BatchStream``."""
-
-    def __init__(
-        self,
-        stream: _pool_rs.Stream,
-        dress: Callable[[NDArray[np.uint64], NDArray[np.int16], Any, NDArray[np.float32]], _Batch],
-        out: Sequence[BatchBuffers],
-        origin: _Origin,
-    ) -> None:
-        self._stream = stream
-        self._origin = origin
-        self._dress = dress
-        self._ring = itertools.cycle(out) if out else None
-
-    def __iter__(self) -> Self:
-        return self
-
-    @_reads
-    def __next__(self) -> _Batch:
-        prepared = self._stream.next()
-        if prepared is None:
-            raise StopIteration
-        (ids, quantiles), tokens, scores = prepared
-        batch = self._dress(ids, quantiles, tokens, scores)
-        return batch if self._ring is None else next(self._ring).copied(batch)
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class NativeQuantization:
-    """The ranking of one snapshot, cut into quantiles; see ``quark.pool.base.Quantization``."""
-
-    def __init__(
-        self, quantization: _pool_rs.Quantization, num_quantiles: int, origin: _Origin
-    ) -> None:
-        self._quantization = quantization
-        self._origin = origin
-        self._num_quantiles = num_quantiles
-
-    @property
-    def num_quantiles(self) -> int:
-        return self._num_quantiles
-
-    @property
-    def snapshot(self) -> Snapshot:
-        return _snapshot(self._quantization.snapshot)
-
-    @property
-    @_reads
-    def counts(self) -> NDArray[np.int64]:
-        return self._quantization.counts
-
-    @property
-    @_reads
-    def lower_bounds(self) -> NDArray[np.float32]:
-        return self._quantization.lower_bounds
-
-    @property
-    @_reads
-    def num_unranked(self) -> int:
-        return self._quantization.num_unranked
-
-    @_reads
-    def labels(self) -> NDArray[np.int16]:
-        return self._quantization.labels()
-
-    @_reads
-    def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]:
-        return self._quantization.labels_of(_array("ids", ids, np.uint64))
-
-    @_reads
-    def sampler(
-        self,
-        *,
-        batch_size: int,
-        seed: int,
-        mode: SamplingMode = SamplingMode.STRATIFIED,
-        quantiles: Sequence[int] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        age_half_life: float | None = None,
-        max_uses: int | None = None,
-        bucket_window: int = 1,
-    ) -> NativeSampler:
-        settings = _SamplerSettings(
-            batch_size=_bounded("batch_size", batch_size, 32),
-            seed=_bounded("seed", seed, 64),
-            mode=_rule("mode", mode, SamplingMode),
-            quantiles=None if quantiles is None else list(quantiles),
-            rank=_bounded("rank", rank, 32),
-            world_size=_bounded("world_size", world_size, 32),
-            weights=None if age_half_life is None else age_weights(age_half_life),
-            max_uses=None if max_uses is None else _bounded("max_uses", max_uses, 32),
-            bucket_window=_bounded("bucket_window", bucket_window, 32),
-        )
-        return NativeSampler(self._quantization.sampler(settings), self._origin)
 
 
 class NativePool:
@@ -438,9 +113,9 @@ class NativePool:
         pool = _pool_rs.Pool.create(
             path,
             uuid=uuid.uuid4().hex,
-            vocab_size=_bounded("vocab_size", vocab_size, 32),
+            vocab_size=bounded("vocab_size", vocab_size, 32),
             store_text=store_text,
-            tie_seed=_bounded("tie_seed", tie_seed, 64),
+            tie_seed=bounded("tie_seed", tie_seed, 64),
             metadata=json.dumps(dict(metadata or {}), allow_nan=False),
             holder=_holder(),
         )
@@ -462,7 +137,7 @@ class NativePool:
             PoolLockedError: Another process writes.
             ValueError: The pool has no such snapshot, or it was to be writable.
         """
-        generation = None if snapshot is None else _bounded("snapshot", snapshot, 64)
+        generation = None if snapshot is None else bounded("snapshot", snapshot, 64)
         holder = _holder() if writable else None
         absolute = Path(path).absolute()
         try:
@@ -471,7 +146,7 @@ class NativePool:
             raise _no_pool(Path(path), error) from error
         return cls(absolute, pool)
 
-    @_reads
+    @reads
     def fork(self, path: str | Path) -> Self:
         """Make another pool that holds what this handle shows, and open it for writing.
 
@@ -512,7 +187,7 @@ class NativePool:
             PoolPoisonedError: An earlier sync failed; reopen.
             OSError: The disk refused; the next compaction goes on.
         """
-        max_samples = _bounded("max_samples", max_samples, 31)
+        max_samples = bounded("max_samples", max_samples, 31)
         if max_samples < 1:
             raise ValueError("max_samples is 0; a file has at least one sample")
         num_segments = self._pool.info()["num_segments"]
@@ -534,9 +209,9 @@ class NativePool:
         dry_run: bool = False,
     ) -> Retained:
         first, num_appends, num_samples = self._pool.retain(
-            None if max_samples is None else _bounded("max_samples", max_samples, 64),
-            None if max_rounds is None else _bounded("max_rounds", max_rounds, 64),
-            None if before_round is None else _bounded("before_round", before_round, 32),
+            None if max_samples is None else bounded("max_samples", max_samples, 64),
+            None if max_rounds is None else bounded("max_rounds", max_rounds, 64),
+            None if before_round is None else bounded("before_round", before_round, 32),
             dry_run,
         )
         return Retained(num_appends=num_appends, num_samples=num_samples, num_removed=first)
@@ -560,7 +235,7 @@ class NativePool:
             OSError: The disk refused; the next collection goes on.
         """
         oldest, num_files, num_bytes = self._pool.gc(
-            _bounded("keep_snapshots", keep_snapshots, 63), dry_run
+            bounded("keep_snapshots", keep_snapshots, 63), dry_run
         )
         return Collected(oldest_generation=oldest, num_files=num_files, num_bytes=num_bytes)
 
@@ -602,8 +277,8 @@ class NativePool:
         return self._path
 
     @property
-    def _origin(self) -> _Origin:
-        return _Origin(self._path, self._pool.snapshot[0])
+    def _origin(self) -> Origin:
+        return Origin(self._path, self._pool.snapshot[0])
 
     @property
     def settings(self) -> PoolSettings:
@@ -624,7 +299,7 @@ class NativePool:
 
     @property
     def snapshot(self) -> Snapshot:
-        return _snapshot(self._pool.snapshot)
+        return snapshot_of(self._pool.snapshot)
 
     @property
     def oldest_generation(self) -> int:
@@ -647,25 +322,25 @@ class NativePool:
         texts = batch.completion_texts
         arrays = _BatchArrays(
             key=batch.key,
-            prompt_tokens=_array("token_ids", prompts.token_ids, np.uint32),
-            prompt_offsets=_array("offsets", prompts.offsets, np.int64),
+            prompt_tokens=as_vector("token_ids", prompts.token_ids, np.uint32),
+            prompt_offsets=as_vector("offsets", prompts.offsets, np.int64),
             prompt_texts=None if prompts.texts is None else list(prompts.texts),
             prompt_metadata=None if prompts.metadata is None else list(prompts.metadata),
-            prompt_index=_array("prompt_index", batch.prompt_index, np.uint32),
-            completion_tokens=_array("completion_tokens", batch.completion_tokens, np.uint32),
-            completion_offsets=_array("completion_offsets", batch.completion_offsets, np.int64),
+            prompt_index=as_vector("prompt_index", batch.prompt_index, np.uint32),
+            completion_tokens=as_vector("completion_tokens", batch.completion_tokens, np.uint32),
+            completion_offsets=as_vector("completion_offsets", batch.completion_offsets, np.int64),
             completion_texts=None if texts is None else list(texts),
-            finish_reasons=_array("finish_reasons", batch.finish_reasons, np.uint8),
-            round=_bounded("round", batch.round, 32),
-            chunk=_bounded("chunk", batch.chunk, 32),
-            policy_step=_bounded("policy_step", batch.policy_step, 32),
-            reward_tokens=_array("reward_tokens", batch.reward_tokens, np.int16),
+            finish_reasons=as_vector("finish_reasons", batch.finish_reasons, np.uint8),
+            round=bounded("round", batch.round, 32),
+            chunk=bounded("chunk", batch.chunk, 32),
+            policy_step=bounded("policy_step", batch.policy_step, 32),
+            reward_tokens=as_vector("reward_tokens", batch.reward_tokens, np.int16),
             settings=batch.settings,
-            seeds=_array("seeds", batch.seeds, np.uint64),
-            logprob_policy=_array("logprob_policy", batch.logprob_policy, np.float32),
-            logprob_reference=_array("logprob_reference", batch.logprob_reference, np.float32),
+            seeds=as_vector("seeds", batch.seeds, np.uint64),
+            logprob_policy=as_vector("logprob_policy", batch.logprob_policy, np.float32),
+            logprob_reference=as_vector("logprob_reference", batch.logprob_reference, np.float32),
             scores=[
-                (name, _array(f"scores[{name!r}]", values, np.float32))
+                (name, as_vector(f"scores[{name!r}]", values, np.float32))
                 for name, values in batch.scores.items()
             ],
         )
@@ -696,7 +371,7 @@ class NativePool:
         self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
     ) -> None:
         self._pool.draft_scores(
-            name, source, _bounded("first", first, 64), _array("scores", scores, np.float32)
+            name, source, bounded("first", first, 64), as_vector("scores", scores, np.float32)
         )
 
     def publish_scores(self, name: str) -> None:
@@ -728,7 +403,7 @@ class NativePool:
             on_chunk=on_chunk,
         )
 
-    @_reads
+    @reads
     def quantize(
         self,
         num_quantiles: int,
@@ -738,9 +413,12 @@ class NativePool:
         ties: TieRule = TieRule.HASH,
         remainder: RemainderRule = RemainderRule.SPREAD,
     ) -> NativeQuantization:
-        count = _bounded("num_quantiles", num_quantiles, 32)
+        count = bounded("num_quantiles", num_quantiles, 32)
         scope = scope or Scope()
-        ties, remainder = _rule("ties", ties, TieRule), _rule("remainder", remainder, RemainderRule)
+        ties, remainder = (
+            as_rule("ties", ties, TieRule),
+            as_rule("remainder", remainder, RemainderRule),
+        )
         view = self._pool.view()
         if isinstance(score, str) and scope.is_everything:
             quantization = view.quantize(count, score, ties, remainder)
@@ -749,9 +427,7 @@ class NativePool:
             quantization = view.quantize_values(
                 count, self._values(view, score, scope), scope.per_prompt, ties, remainder
             )
-        return NativeQuantization(
-            quantization, count, _Origin(self._path, quantization.snapshot[0])
-        )
+        return NativeQuantization(quantization, count, Origin(self._path, quantization.snapshot[0]))
 
     def _values(self, view: _pool_rs.View, score: Score, scope: Scope) -> NDArray[np.float32]:
         """What to rank by; kept for the next cut of the same snapshot."""
@@ -766,15 +442,15 @@ class NativePool:
                 self._kept_values = kept
         return kept[1]
 
-    @_reads
+    @reads
     def column(self, name: str) -> NDArray[Any]:
         return self._pool.view().column(name)
 
-    @_reads
+    @reads
     def scores(self, name: str) -> NDArray[np.float32]:
         return self._pool.view().scores(name)
 
-    @_reads
+    @reads
     def samples(self, ids: Sequence[int]) -> list[Sample]:
         size = len(self)
         ids = [operator.index(id) for id in ids]
@@ -783,25 +459,23 @@ class NativePool:
                 raise IndexError(f"sample {id} is not in the pool, which holds {size} samples")
         return [Sample(**fields) for fields in self._pool.samples(ids)]
 
-    @_reads
+    @reads
     def gather(
         self, ids: NDArray[np.uint64], *, pad_id: int, out: BatchBuffers | None = None
     ) -> PoolBatch:
-        ids = _array("ids", ids, np.uint64)
+        ids = as_vector("ids", ids, np.uint64)
         if out is not None:
-            return out.padded(len(ids), *_into(out, self._pool.gather_into, ids, pad_id))
-        return _pool_batch(
-            ids.copy(), _unranked(ids), self._pool.gather(ids, pad_id), _unscored(ids)
-        )
+            return out.padded(len(ids), *written_into(out, self._pool.gather_into, ids, pad_id))
+        return pool_batch(ids.copy(), unranked(ids), self._pool.gather(ids, pad_id), unscored(ids))
 
-    @_reads
+    @reads
     def gather_packed(
         self, ids: NDArray[np.uint64], *, out: BatchBuffers | None = None
     ) -> PackedBatch:
-        ids = _array("ids", ids, np.uint64)
+        ids = as_vector("ids", ids, np.uint64)
         if out is not None:
-            return out.packed(len(ids), *_into(out, self._pool.gather_into, ids, None))
-        return _packed_batch(ids.copy(), _unranked(ids), self._pool.pack(ids), _unscored(ids))
+            return out.packed(len(ids), *written_into(out, self._pool.gather_into, ids, None))
+        return packed_batch(ids.copy(), unranked(ids), self._pool.pack(ids), unscored(ids))
 
     def scan(self) -> pl.LazyFrame:
         """The samples of this snapshot as a polars query, one row each; see ``quark.pool.scan``.
@@ -814,7 +488,7 @@ class NativePool:
 
         return scan(self)
 
-    @_reads
+    @reads
     def info(self) -> PoolInfo:
         """Counts and statistics; one pass over the scores."""
         facts = self._pool.info()
@@ -826,7 +500,7 @@ class NativePool:
             store_text=store_text,
             tie_seed=tie_seed,
             metadata=json.loads(metadata),
-            snapshot=_snapshot(facts["snapshot"]),
+            snapshot=snapshot_of(facts["snapshot"]),
             num_removed=facts["num_removed"],
             num_prompts=facts["num_prompts"],
             num_segments=facts["num_segments"],
@@ -917,108 +591,6 @@ class _BatchArrays:
     scores: list[tuple[str, NDArray[np.float32]]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _SamplerSettings:
-    """What the extension's sampler reads, by attribute."""
-
-    batch_size: int
-    seed: int
-    mode: str
-    quantiles: list[int] | None
-    rank: int
-    world_size: int
-    weights: list[int] | None
-    max_uses: int | None
-    bucket_window: int
-
-
-def _snapshot(fields: tuple[int, str, int]) -> Snapshot:
-    generation, digest, num_samples = fields
-    return Snapshot(generation=generation, hash=digest, num_samples=num_samples)
-
-
-def _pool_batch(
-    ids: NDArray[np.uint64],
-    quantiles: NDArray[np.int16],
-    gathered: _pool_rs.Gathered,
-    scores: NDArray[np.float32],
-) -> PoolBatch:
-    prompts, prompt_lengths, completions, completion_lengths = gathered
-    return PoolBatch(
-        ids=ids,
-        quantiles=quantiles,
-        prompt_tokens=prompts,
-        prompt_lengths=prompt_lengths,
-        completion_tokens=completions,
-        completion_lengths=completion_lengths,
-        scores=scores,
-    )
-
-
-def _packed_batch(
-    ids: NDArray[np.uint64],
-    quantiles: NDArray[np.int16],
-    packed: _pool_rs.Packed,
-    scores: NDArray[np.float32],
-) -> PackedBatch:
-    prompts, prompt_offsets, completions, completion_offsets = packed
-    return PackedBatch(
-        ids=ids,
-        quantiles=quantiles,
-        prompt_tokens=prompts,
-        prompt_offsets=prompt_offsets,
-        completion_tokens=completions,
-        completion_offsets=completion_offsets,
-        scores=scores,
-    )
-
-
-def _unranked(ids: NDArray[np.uint64]) -> NDArray[np.int16]:
-    return np.full(len(ids), -1, np.int16)
-
-
-def _unscored(ids: NDArray[np.uint64]) -> NDArray[np.float32]:
-    return np.full(len(ids), np.nan, np.float32)
-
-
-def _into(
-    out: BatchBuffers,
-    write: Callable[[_Place, int | None, BatchBuffers], _Sizes],
-    place: _Place,
-    pad_id: int | None,
-) -> _Sizes:
-    """What ``write`` says of the batch that it wrote into ``out``."""
-    try:
-        return write(place, pad_id, out)
-    except TypeError as error:
-        raise ValueError(
-            f"out does not hold writable contiguous vectors of the types of BatchBuffers: {error}"
-        ) from error
-
-
-def _array(name: str, values: ArrayLike, dtype: type[_Number]) -> NDArray[_Number]:
-    """``values`` as a contiguous vector of ``dtype``; ValueError where that would change a value."""
-    given = np.asarray(values)
-    if given.ndim != 1:
-        raise ValueError(f"{name} has {given.ndim} dimensions; it must be a vector")
-    if given.dtype == dtype:
-        return np.ascontiguousarray(given)
-    is_float = np.issubdtype(dtype, np.floating)
-    if given.size and given.dtype.kind not in ("iuf" if is_float else "iu"):
-        raise ValueError(f"{name} has the type {given.dtype}; it must be {np.dtype(dtype)}")
-    with np.errstate(all="ignore"):
-        converted = np.ascontiguousarray(given.astype(dtype))
-    # Rounding to float32 is what a float column is for; an integer must stay what it is, and a number finite.
-    is_kept = (
-        np.array_equal(np.isinf(converted), np.isinf(given))
-        if is_float
-        else np.array_equal(converted, given)
-    )
-    if not is_kept:
-        raise ValueError(f"{name} holds values that do not fit into {np.dtype(dtype)}")
-    return converted
-
-
 def _columns(prompts: Sequence[PromptRecord]) -> PromptColumns:
     """Prompts one after another."""
     if isinstance(prompts, PromptColumns):
@@ -1029,7 +601,7 @@ def _columns(prompts: Sequence[PromptRecord]) -> PromptColumns:
         # A batch has thousands of prompts, nearly always vectors of the right type: ask once for all.
         tokens = np.concatenate([nothing, *vectors], casting="no", dtype=np.uint32)
     except (TypeError, ValueError):
-        vectors = [_array("token_ids", vector, np.uint32) for vector in vectors]
+        vectors = [as_vector("token_ids", vector, np.uint32) for vector in vectors]
         tokens = np.concatenate([nothing, *vectors])
     offsets = np.zeros(len(prompts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, vectors), np.int64, len(vectors)), out=offsets[1:])
@@ -1039,20 +611,6 @@ def _columns(prompts: Sequence[PromptRecord]) -> PromptColumns:
         texts=[prompt.text for prompt in prompts],
         metadata=[prompt.metadata for prompt in prompts],
     )
-
-
-def _rule(name: str, value: str, rules: type[_Rule]) -> _Rule:
-    """``value`` as one of ``rules``; ValueError naming them."""
-    try:
-        return rules(value)
-    except ValueError:
-        raise ValueError(f"{name} is {value!r}; there are {', '.join(rules)}") from None
-
-
-def _bounded(name: str, value: int, bits: int) -> int:
-    if not 0 <= value < 1 << bits:
-        raise ValueError(f"{name} is {value}; it must be at least 0 and below 2**{bits}")
-    return value
 
 
 def _no_pool(path: Path, error: FileNotFoundError) -> FileNotFoundError:

@@ -1,0 +1,275 @@
+"""Rankings of the Rust pool and the minibatches drawn from them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark import _pool_rs
+from quark.pool.base import SamplingMode, Snapshot, age_weights
+from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
+from quark.pool.checks import as_rule, as_vector, bounded
+from quark.pool.origin import Origin, reads
+
+_Batch = TypeVar("_Batch", bound=PoolBatch | PackedBatch)
+_Place = TypeVar("_Place")
+_Sizes = TypeVar("_Sizes")
+
+
+class NativeSampler:
+    """A stateless stream of minibatches; see ``quark.pool.base.Sampler``."""
+
+    def __init__(self, sampler: _pool_rs.Sampler, origin: Origin) -> None:
+        self._sampler = sampler
+        self._origin = origin
+
+    @property
+    def num_batches(self) -> int | None:
+        return self._sampler.num_batches
+
+    @reads
+    def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
+        return self._sampler.draw(bounded("step", step, 64))
+
+    @reads
+    def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
+        step = bounded("step", step, 64)
+        if out is not None:
+            return out.padded(*written_into(out, self._sampler.batch_into, step, pad_id))
+        (ids, quantiles), gathered, scores = self._sampler.batch(step, pad_id)
+        return pool_batch(ids, quantiles, gathered, scores)
+
+    @reads
+    def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
+        step = bounded("step", step, 64)
+        if out is not None:
+            return out.packed(*written_into(out, self._sampler.batch_into, step, None))
+        (ids, quantiles), packed, scores = self._sampler.packed(step)
+        return packed_batch(ids, quantiles, packed, scores)
+
+    def stream(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        pad_id: int,
+        depth: int = 2,
+        out: Sequence[BatchBuffers] = (),
+    ) -> NativeStream[PoolBatch]:
+        return NativeStream(self._start(start, stop, pad_id, depth), pool_batch, out, self._origin)
+
+    def packed_stream(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        depth: int = 2,
+        out: Sequence[BatchBuffers] = (),
+    ) -> NativeStream[PackedBatch]:
+        return NativeStream(self._start(start, stop, None, depth), packed_batch, out, self._origin)
+
+    def _start(
+        self, start: int, stop: int | None, pad_id: int | None, depth: int
+    ) -> _pool_rs.Stream:
+        end = self.num_batches if stop is None else stop
+        return self._sampler.stream(
+            bounded("start", start, 64),
+            (1 << 64) - 1 if end is None else bounded("stop", end, 64),
+            pad_id,
+            bounded("depth", depth, 16),
+        )
+
+
+class NativeStream(Generic[_Batch]):
+    """Batches that a thread of the extension prepares; see ``quark.pool.base.BatchStream``."""
+
+    def __init__(
+        self,
+        stream: _pool_rs.Stream,
+        dress: Callable[[NDArray[np.uint64], NDArray[np.int16], Any, NDArray[np.float32]], _Batch],
+        out: Sequence[BatchBuffers],
+        origin: Origin,
+    ) -> None:
+        self._stream = stream
+        self._origin = origin
+        self._dress = dress
+        self._ring = itertools.cycle(out) if out else None
+
+    def __iter__(self) -> Self:
+        return self
+
+    @reads
+    def __next__(self) -> _Batch:
+        prepared = self._stream.next()
+        if prepared is None:
+            raise StopIteration
+        (ids, quantiles), tokens, scores = prepared
+        batch = self._dress(ids, quantiles, tokens, scores)
+        return batch if self._ring is None else next(self._ring).copied(batch)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class NativeQuantization:
+    """The ranking of one snapshot, cut into quantiles; see ``quark.pool.base.Quantization``."""
+
+    def __init__(
+        self, quantization: _pool_rs.Quantization, num_quantiles: int, origin: Origin
+    ) -> None:
+        self._quantization = quantization
+        self._origin = origin
+        self._num_quantiles = num_quantiles
+
+    @property
+    def num_quantiles(self) -> int:
+        return self._num_quantiles
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return snapshot_of(self._quantization.snapshot)
+
+    @property
+    @reads
+    def counts(self) -> NDArray[np.int64]:
+        return self._quantization.counts
+
+    @property
+    @reads
+    def lower_bounds(self) -> NDArray[np.float32]:
+        return self._quantization.lower_bounds
+
+    @property
+    @reads
+    def num_unranked(self) -> int:
+        return self._quantization.num_unranked
+
+    @reads
+    def labels(self) -> NDArray[np.int16]:
+        return self._quantization.labels()
+
+    @reads
+    def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]:
+        return self._quantization.labels_of(as_vector("ids", ids, np.uint64))
+
+    @reads
+    def sampler(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        mode: SamplingMode = SamplingMode.STRATIFIED,
+        quantiles: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        age_half_life: float | None = None,
+        max_uses: int | None = None,
+        bucket_window: int = 1,
+    ) -> NativeSampler:
+        settings = _SamplerSettings(
+            batch_size=bounded("batch_size", batch_size, 32),
+            seed=bounded("seed", seed, 64),
+            mode=as_rule("mode", mode, SamplingMode),
+            quantiles=None if quantiles is None else list(quantiles),
+            rank=bounded("rank", rank, 32),
+            world_size=bounded("world_size", world_size, 32),
+            weights=None if age_half_life is None else age_weights(age_half_life),
+            max_uses=None if max_uses is None else bounded("max_uses", max_uses, 32),
+            bucket_window=bounded("bucket_window", bucket_window, 32),
+        )
+        return NativeSampler(self._quantization.sampler(settings), self._origin)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SamplerSettings:
+    """What the extension's sampler reads, by attribute."""
+
+    batch_size: int
+    seed: int
+    mode: str
+    quantiles: list[int] | None
+    rank: int
+    world_size: int
+    weights: list[int] | None
+    max_uses: int | None
+    bucket_window: int
+
+
+def snapshot_of(fields: tuple[int, str, int]) -> Snapshot:
+    """The extension's generation, hash and number of samples by name."""
+    generation, digest, num_samples = fields
+    return Snapshot(generation=generation, hash=digest, num_samples=num_samples)
+
+
+def pool_batch(
+    ids: NDArray[np.uint64],
+    quantiles: NDArray[np.int16],
+    gathered: _pool_rs.Gathered,
+    scores: NDArray[np.float32],
+) -> PoolBatch:
+    """The extension's padded arrays by name."""
+    prompts, prompt_lengths, completions, completion_lengths = gathered
+    return PoolBatch(
+        ids=ids,
+        quantiles=quantiles,
+        prompt_tokens=prompts,
+        prompt_lengths=prompt_lengths,
+        completion_tokens=completions,
+        completion_lengths=completion_lengths,
+        scores=scores,
+    )
+
+
+def packed_batch(
+    ids: NDArray[np.uint64],
+    quantiles: NDArray[np.int16],
+    packed: _pool_rs.Packed,
+    scores: NDArray[np.float32],
+) -> PackedBatch:
+    """The extension's packed arrays by name."""
+    prompts, prompt_offsets, completions, completion_offsets = packed
+    return PackedBatch(
+        ids=ids,
+        quantiles=quantiles,
+        prompt_tokens=prompts,
+        prompt_offsets=prompt_offsets,
+        completion_tokens=completions,
+        completion_offsets=completion_offsets,
+        scores=scores,
+    )
+
+
+def unranked(ids: NDArray[np.uint64]) -> NDArray[np.int16]:
+    """Labels of samples that no ranking gave."""
+    return np.full(len(ids), -1, np.int16)
+
+
+def unscored(ids: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """Scores of samples that no ranking gave."""
+    return np.full(len(ids), np.nan, np.float32)
+
+
+def written_into(
+    out: BatchBuffers,
+    write: Callable[[_Place, int | None, BatchBuffers], _Sizes],
+    place: _Place,
+    pad_id: int | None,
+) -> _Sizes:
+    """What ``write`` says of the batch that it wrote into ``out``."""
+    try:
+        return write(place, pad_id, out)
+    except TypeError as error:
+        raise ValueError(
+            f"out does not hold writable contiguous vectors of the types of BatchBuffers: {error}"
+        ) from error
