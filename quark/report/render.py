@@ -205,7 +205,7 @@ def _links(directory: RunDirectory, relative_to: Path) -> Iterator[tuple[str, st
         ("sample pool", directory.pool),
         ("configuration", directory.config),
         ("metrics, one JSON object a line", directory.metrics),
-        ("checkpoints", directory.checkpoints),
+        ("what the run resumes from", directory.checkpoints),
     ):
         if path.exists():
             target = os.path.relpath(path.resolve(), relative_to.resolve()).replace(os.sep, "/")
