@@ -26,7 +26,9 @@ pub(crate) fn cut_values(values: &[f32], tie_seed: u64, above: &[u64], ties: Tie
     let bins = histogram(values);
     let places: Vec<(u32, u64)> = above.iter().map(|&above| find(&bins, above)).collect();
     let mut is_cut = vec![false; NUM_BINS];
-    places.iter().for_each(|&(bin, _)| is_cut[bin as usize] = true);
+    for &(bin, _) in &places {
+        is_cut[bin as usize] = true;
+    }
     // Best first.
     let keys = parallel(|| {
         let ranked = values.par_iter().filter(|value| !value.is_nan());
@@ -70,7 +72,9 @@ fn histogram(values: &[f32]) -> Vec<u64> {
         bins
     };
     let add = |mut sum: Vec<u64>, other: Vec<u64>| {
-        sum.iter_mut().zip(other).for_each(|(sum, count)| *sum += count);
+        for (sum, count) in sum.iter_mut().zip(other) {
+            *sum += count;
+        }
         sum
     };
     // One per task, and no more tasks than pay for it.
