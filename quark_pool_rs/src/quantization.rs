@@ -82,7 +82,7 @@ impl Quantization {
 
     /// Rank by values that are no column: [N] in id order, NaN for what is not to be ranked.
     ///
-    /// Holds 8 bytes for each ranked sample besides the values.
+    /// Holds 8 bytes for each ranked sample besides the values, and at most 12 more while it cuts them.
     ///
     /// # Errors
     /// `Invalid`.
