@@ -20,7 +20,7 @@ use crate::parts::{Column, Home};
 use crate::recovery::{needed_since, recover, tidy};
 use crate::retention::Limits;
 use crate::snapshot::Snapshot;
-use crate::storage::Storage;
+use crate::storage::{Lock, Storage};
 use crate::writer::{NewFiles, Writer, lock, to_json};
 
 /// How to open a pool.
@@ -98,8 +98,7 @@ impl Pool {
         disk.sync_dir(Path::new(MANIFEST_DIR)).map_err(io("sync", MANIFEST_DIR))?;
         disk.overwrite(Path::new(HEAD), &encode_head(0, &digest)).map_err(io("write", HEAD))?;
         drop(log);
-        drop(lock);
-        Self::open(storage, OpenOptions { writer: Some(holder), snapshot: None })
+        Self::open_locked(storage, lock)
     }
 
     /// Open a pool.
@@ -112,22 +111,32 @@ impl Pool {
             return Err(PoolError::invalid("an old snapshot can only be read, not written"));
         }
         // Decides whether there is a pool at all before a lock file is made.
-        let (mut snapshot, _) = recover(&storage, options.snapshot)?;
-        let mut writer = None;
-        if let Some(holder) = options.writer {
-            let lock = lock(&*storage, holder)?;
-            let end;
-            (snapshot, end) = recover(&storage, None)?;
-            tidy(&*storage, &snapshot, &end)?;
-            writer = Some(Writer::new(&*storage, lock, end)?);
+        let (snapshot, _) = recover(&storage, options.snapshot)?;
+        match options.writer {
+            None => Ok(Self::new(storage, snapshot, None)),
+            Some(holder) => {
+                let lock = lock(&*storage, holder)?;
+                Self::open_locked(storage, lock)
+            }
         }
-        Ok(Self {
+    }
+
+    /// Open a pool for writing, under its lock.
+    fn open_locked(storage: Arc<dyn Storage>, lock: Box<dyn Lock>) -> Result<Self> {
+        let (snapshot, end) = recover(&storage, None)?;
+        tidy(&*storage, &snapshot, &end)?;
+        let writer = Writer::new(&*storage, lock, end)?;
+        Ok(Self::new(storage, snapshot, Some(writer)))
+    }
+
+    fn new(storage: Arc<dyn Storage>, snapshot: Snapshot, writer: Option<Writer>) -> Self {
+        Self {
             storage,
             is_writable: writer.is_some(),
             process: std::process::id(),
             shown: RwLock::new(Shown::new(snapshot)),
             writer: Mutex::new(writer),
-        })
+        }
     }
 
     /// What the handle sees.

@@ -82,7 +82,7 @@ impl Quantization {
 
     /// Rank by values that are no column: [N] in id order, NaN for what is not to be ranked.
     ///
-    /// Holds 8 bytes for each ranked sample besides the values.
+    /// Holds 8 bytes for each ranked sample besides the values, and at most 12 more while it cuts them.
     ///
     /// # Errors
     /// `Invalid`.
@@ -466,9 +466,13 @@ fn above(total: u64, num_quantiles: u64, remainder: RemainderRule) -> impl Itera
 fn members(labels: &[i16], values: &[f32], num_quantiles: u64) -> Vec<Quantile> {
     let ranked = || (0_u64..).zip(labels).filter(|&(_, &label)| label >= 0);
     let mut counts = vec![0; num_quantiles as usize];
-    ranked().for_each(|(_, &label)| counts[label as usize] += 1);
+    for (_, &label) in ranked() {
+        counts[label as usize] += 1;
+    }
     let mut members: Vec<Vec<u64>> = counts.into_iter().map(Vec::with_capacity).collect();
-    ranked().for_each(|(id, &label)| members[label as usize].push(id));
+    for (id, &label) in ranked() {
+        members[label as usize].push(id);
+    }
     let quantile = |ids: Vec<u64>| {
         let lowest = ids.iter().map(|&id| score_key(values[id as usize])).min();
         let mut quantile = Quantile::default();

@@ -155,7 +155,9 @@ mod tests {
                 let permutation = Permutation::new(n as u64, mix64(key as u64));
                 let order: Vec<usize> =
                     (0..n).map(|i| permutation.apply(i as u64) as usize).collect();
-                order.iter().enumerate().for_each(|(place, &i)| places[place * n + i] += 1);
+                for (place, &i) in order.iter().enumerate() {
+                    places[place * n + i] += 1;
+                }
                 pairs[order[0] * n + order[1]] += 1;
             }
             // Five standard deviations above the mean.

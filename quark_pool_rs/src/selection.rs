@@ -72,7 +72,9 @@ fn histogram(values: &[f32]) -> Vec<u64> {
         bins
     };
     let add = |mut sum: Vec<u64>, other: Vec<u64>| {
-        sum.iter_mut().zip(other).for_each(|(sum, count)| *sum += count);
+        for (sum, count) in sum.iter_mut().zip(other) {
+            *sum += count;
+        }
         sum
     };
     // One per task, and no more tasks than pay for it.
