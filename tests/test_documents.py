@@ -32,6 +32,14 @@ def test_the_pool_guide_runs_as_it_stands(tmp_path: Path) -> None:
     assert "[('reward', 1, 4)]\nNone ()\n" in printed
     assert "[(2, ' is is', 0.4" in printed
     assert "\n4\n4\n[4, 0]\n" in printed
+    # What the comments behind calls say is printed, each up to its explanation, in their order.
+    said = re.findall(r"\)  # ((?:[\d(\[]|True|None|range).*)", "\n".join(blocks))
+    told = [re.split(r"[:;]|\.\.\.|, [a-z]", comment)[0] for comment in said]
+    assert len(told) >= 20
+    rest = printed
+    for words in told:
+        assert words in rest, f"{words!r} is not printed, or not there"
+        rest = rest.split(words, 1)[1]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -124,6 +124,11 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def counted(value: int, noun: str) -> str:
+    """A whole number of things: "1 round", "2,000 rounds"."""
+    return f"{count(value)} {noun}" + ("" if value == 1 else "s")
+
+
 def size(num_bytes: int) -> str:
     """A number of bytes for people, in decimal units."""
     value = float(num_bytes)

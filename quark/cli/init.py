@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from quark.cli.pool_path import place
+
 
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("quark.toml"),
@@ -31,7 +33,7 @@ def init(
     if path.is_dir():
         path = path / "quark.toml"
     try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
+        with place(path).open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as err:
         raise ConfigError(f"{path} exists: give another name, or --force to overwrite it") from err

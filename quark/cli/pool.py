@@ -64,7 +64,16 @@ DEFAULT_SCORE = "reward"
 @app.command()
 def info(path: PoolPath, as_json: JsonFlag = False) -> None:
     """Show how many samples a pool holds, which scores, how large it is."""
-    from quark.cli.console import count, figures, foreign, make_console, number, print_json, size
+    from quark.cli.console import (
+        count,
+        counted,
+        figures,
+        foreign,
+        make_console,
+        number,
+        print_json,
+        size,
+    )
 
     with opened(path) as pool:
         facts = pool.info()
@@ -101,7 +110,7 @@ def info(path: PoolPath, as_json: JsonFlag = False) -> None:
         ("samples", samples),
         ("prompts", count(facts.num_prompts)),
         ("snapshot", f"{facts.snapshot.generation} ({facts.snapshot.hash[:16]})"),
-        ("size", f"{size(facts.num_bytes)} in {count(facts.num_segments)} segments"),
+        ("size", f"{size(facts.num_bytes)} in {counted(facts.num_segments, 'segment')}"),
         ("vocabulary", f"{count(facts.vocab_size)} tokens"),
     ]
     for column in facts.score_columns:
@@ -311,7 +320,7 @@ def stats(
 @app.command()
 def verify(path: PoolPath, as_json: JsonFlag = False) -> None:
     """Check every byte of a pool; leaves with status 4 when something is damaged."""
-    from quark.cli.console import count, foreign, make_console, print_json, prose, size
+    from quark.cli.console import count, counted, foreign, make_console, print_json, prose, size
     from quark.pool.native import NativePool
 
     report = NativePool.verify(pool_path(path))
@@ -326,7 +335,7 @@ def verify(path: PoolPath, as_json: JsonFlag = False) -> None:
             where = f"{problem.file} at byte {count(problem.offset)}: " if problem.file else ""
             console.print(foreign(f"damaged: {where}{problem.what}", style="red"), soft_wrap=True)
         if not report.is_sound:
-            console.print(prose(f"{len(report.problems)} problems; {read}", "bold red"))
+            console.print(prose(f"{counted(len(report.problems), 'problem')}; {read}", "bold red"))
     if not report.is_sound:
         raise typer.Exit(ExitCode.STATE)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quark.cli.pool_path import JsonFlag
+from quark.cli.pool_path import JsonFlag, place
 
 
 def create(
@@ -57,7 +57,7 @@ def create(
     assert size is not None
     try:
         pool = NativePool.create(
-            path,
+            place(path),
             vocab_size=size,
             store_text=not no_text,
             tie_seed=tie_seed,

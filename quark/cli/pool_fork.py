@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quark.cli.pool_path import JsonFlag, PoolPath, pool_path
+from quark.cli.pool_path import JsonFlag, PoolPath, place, pool_path
 
 
 def fork(
@@ -43,7 +43,7 @@ def fork(
         raise ConfigError(str(err)) from err
     with original:
         try:
-            pool = original.fork(to)
+            pool = original.fork(place(to))
         except FileExistsError as err:
             raise ConfigError(f"{to} exists: give another name") from err
     with pool:

@@ -35,20 +35,26 @@ def gc(
 
     * `quark pool gc runs/demo --keep 20`
     """
-    from quark.cli.console import count, make_console, print_json, prose, size
+    import sys
+
+    from quark.cli.console import counted, make_console, print_json, prose, size
     from quark.errors import ConfigError
     from quark.pool.native import NativePool
     from quark.run_directory import RunDirectory
 
     with NativePool.open(pool_path(path), writable=True) as pool:
         needed = RunDirectory.around(path).oldest_snapshot_needed()
-        if needed is not None and not (force or dry_run):
+        if needed is not None and not force:
             would_keep = pool.gc(keep_snapshots=keep, dry_run=True).oldest_generation
             if would_keep > needed:
-                raise ConfigError(
+                reason = (
                     f"a checkpoint of the run goes on from snapshot {needed}, which would be given up: keep it with "
                     f"--keep {pool.snapshot.generation + 2 - needed}, or give up resuming with --force"
                 )
+                if not dry_run:
+                    raise ConfigError(reason)
+                warning = prose(f"warning: without --dry-run this is refused: {reason}", "yellow")
+                make_console(sys.stderr).print(warning, soft_wrap=True)
         collected = pool.gc(keep_snapshots=keep, dry_run=dry_run)
     if as_json:
         print_json(
@@ -62,7 +68,7 @@ def gc(
         return
     done, be = ("would remove", "would be") if dry_run else ("removed", "is")
     line = (
-        f"{done} {count(collected.num_files)} files, {size(collected.num_bytes)}; "
+        f"{done} {counted(collected.num_files, 'file')}, {size(collected.num_bytes)}; "
         f"the oldest snapshot {be} {collected.oldest_generation}"
     )
     make_console().print(prose(line, "green"), soft_wrap=True)

@@ -29,6 +29,13 @@ def pool_path(path: Path) -> Path:
     return run.pool if run.is_run() else path
 
 
+def place(path: Path) -> Path:
+    """``path``, where something new is to be. Raises FileNotFoundError where there is no folder for it."""
+    if not path.absolute().parent.exists():
+        raise FileNotFoundError(f"there is no directory {path.parent}")
+    return path
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[NativePool]:
     """The pool at ``path`` (or in the run directory ``path``), read-only."""

@@ -101,7 +101,9 @@ def _answer(path: Path, sql: str) -> Iterator[pl.LazyFrame]:
         try:
             yield pl.SQLContext(pool=pool.scan()).execute(sql, eager=False)
         except pl.exceptions.PolarsError as error:
-            raise ConfigError(f"the query cannot be run: {reason_of(error)}") from error
+            reason = reason_of(error)
+            hint = "; the table is called pool" if reason.startswith("relation ") else ""
+            raise ConfigError(f"the query cannot be run: {reason}{hint}") from error
 
 
 def _write(path: Path, sql: str, limit: int | None, out: Path, *, is_overwriting: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from quark.cli.pool_path import place
+
 
 def report(
     run_dir: Annotated[
@@ -31,7 +33,7 @@ def report(
     from quark.cli.console import make_console, print_json, prose
     from quark.report.render import write_report
 
-    path = write_report(run_dir, output)
+    path = write_report(run_dir, None if output is None else place(output))
     if as_json:
         print_json({"report": path, "bytes": path.stat().st_size})
     else:

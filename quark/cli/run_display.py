@@ -18,6 +18,7 @@ from quark.cli.console import (
     bar,
     continued,
     count,
+    counted,
     duration,
     figures,
     foreign,
@@ -323,7 +324,7 @@ def print_result(console: Console, result: TrainingResult) -> None:
         ),
         (
             "run",
-            f"{result.rounds} rounds, {count(result.samples)} samples, {duration(result.seconds)}",
+            f"{counted(result.rounds, 'round')}, {counted(result.samples, 'sample')}, {duration(result.seconds)}",
         ),
     ]
     console.print(figures(rows))
@@ -334,7 +335,7 @@ def print_result(console: Console, result: TrainingResult) -> None:
     if result.before_after:
         console.print()
         console.print(heading("The same prompt, before and after"))
-        for index, pair in enumerate(list(result.before_after)[:SAMPLES_PER_QUANTILE]):
+        for index, pair in enumerate(result.before_after):
             if index:
                 console.print()
             console.print(

@@ -89,7 +89,7 @@ def train(
         raise typer.BadParameter("--resume and --fresh exclude each other")
     if force and not fresh:
         raise typer.BadParameter("--force belongs to --fresh")
-    from quark.cli.console import make_console, prints_to_stderr, prose
+    from quark.cli.console import counted, make_console, prints_to_stderr, prose
     from quark.cli.run_display import RunDisplay
     from quark.cli.stopping import StopOnSignal
     from quark.config.load import load_config
@@ -116,7 +116,7 @@ def train(
             config = loaded.config
             display.on_message(
                 f"training {config.model.name} on {config.reward.name}, "
-                f"{config.run.num_rounds} rounds, in {directory}"
+                f"{counted(config.run.num_rounds, 'round')}, in {directory}"
             )
             trainer = assemble(
                 loaded,

@@ -218,7 +218,7 @@ def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterat
     else:
         path = Path(source).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"there is no prompt file {path}: check {said_by}")
+        raise FileNotFoundError(f"there is no prompt file {path.absolute()}: check {said_by}")
     if not path.is_file():
         raise DataError(f"{path} is not a file: {said_by} names a .jsonl, .txt or .parquet file")
     fits = _everything if where is None else _condition(where)

@@ -140,7 +140,8 @@ def control_curve(data: RunData) -> Chart | None:
         axes.margins(y=0.15)
         axes.axhline(0, color=_MUTED, linewidth=0.8)
         axes.grid(visible=False, axis="x")
-        axes.set_xlabel("reward token given (0 worst, " + f"{num - 1} best)")
+        ends = f" (0 worst, {num - 1} best)" if num > 1 else ""
+        axes.set_xlabel("reward token given" + ends)
         axes.set_ylabel("mean reward")
 
     return _svg("control", "Mean reward by reward token: the control curve", draw)
@@ -155,6 +156,7 @@ def kl_by_step(data: RunData) -> Chart | None:
         _line(axes, data.steps, "step", "kl_policy_to_reference", PURPLE, "policy to original")
         _line(axes, data.steps, "step", "kl_reference_to_policy", ORANGE, "original to policy")
         _from_zero(axes)
+        _whole_numbers(axes)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("KL (nats per token)")
         _legend(axes)
@@ -169,6 +171,7 @@ def loss_by_step(data: RunData) -> Chart | None:
 
     def draw(axes: Axes) -> None:
         _line(axes, data.steps, "step", "loss", BLUE, "whole loss (left)")
+        _whole_numbers(axes)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("whole loss (nats)")
         right = axes.twinx()

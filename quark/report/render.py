@@ -189,7 +189,7 @@ def _settings(data: RunData) -> Iterator[Setting]:
 def _facts(data: RunData) -> list[tuple[str, str]]:
     facts = [(str(key), value) for key, value in data.identity.items() if key != "origins"]
     for row in data.runs[-1:]:
-        facts += [(str(key), value) for key, value in row.items() if key != "event"]
+        facts += [(str(key), row[key]) for key in row if key not in ("event", "step", "unix_time")]
     flat: dict[str, str] = {}
     for key, value in facts:
         if isinstance(value, dict):

@@ -32,7 +32,7 @@ def _known(name: str) -> str:
     near = difflib.get_close_matches(name, REWARD_NAMES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(
-        f"no reward {name!r}; {hint}there is {', '.join(REWARD_NAMES)}, module:function, "
+        f"no reward {name!r}; {hint}there is {', '.join(REWARD_NAMES)}, file.py:function, module:function, "
         "or a scorer's folder written with a slash"
     )
 

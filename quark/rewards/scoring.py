@@ -175,6 +175,8 @@ def _as_list(name: str, returned: object, expected: int) -> list[object]:
                 f"reward {name!r} returned an array of shape {shape}, not ({expected},)"
             )
         values = list(returned.tolist())  # type: ignore[attr-defined]
+    elif hasattr(returned, "to_list"):  # a column of polars
+        values = list(returned.to_list())
     elif isinstance(returned, Sequence):
         values = list(returned)
     else:
@@ -209,5 +211,5 @@ def _as_number(name: str, index: int, value: object) -> float | None:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

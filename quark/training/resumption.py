@@ -148,7 +148,7 @@ def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
     if oldest > needed:
         raise CheckpointError(
             f"{run.pool} has given up snapshot {needed}, from which the checkpoint goes on: `quark pool gc` left those "
-            f"from {oldest} on. What it holds now is whole: start a new run with it"
+            f'from {oldest} on. What it holds now is whole: docs/pool.md shows how to train on it, under "Another K"'
         )
     try:
         with NativePool.open(run.pool, snapshot=expected["generation"]) as pool:

@@ -270,7 +270,7 @@ class Trainer:
         if exploration.num_retried:
             self._listener.on_message(
                 f"round {here.round}: the reward raised and was called again "
-                f"{exploration.num_retried} times ({detail})",
+                f"{'once' if exploration.num_retried == 1 else f'{exploration.num_retried} times'} ({detail})",
                 level="warning",
             )
         if exploration.num_failed:

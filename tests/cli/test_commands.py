@@ -7,6 +7,7 @@ import re
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -461,6 +462,14 @@ def test_doctor_finds_everything_that_is_needed() -> None:
     for finding in outcome.json["findings"]:
         assert finding["state"] == "ok" or finding["way_out"] or finding["name"] == "cuda"
     assert "all that is needed is here" in quark("doctor").out
+
+
+def test_the_guide_to_the_metrics_reads_those_of_a_run(run_dir: Path) -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block.replace("runs/demo", str(run_dir)), names)
+    assert names["steps"]["step"].to_list() == [0, 1, 2, 3]
 
 
 def test_what_a_reward_prints_goes_to_stderr(run_dir: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_create_takes_the_size_of_a_tokenizer(tmp_path: Path) -> None:
         (["new", "--vocab-size", "9", "--tokenizer", "embedded:reviews"], 2, "either"),
         (["new", "--vocab-size", "0"], 2, "vocab-size"),
         (["new", "--tokenizer", "/no/such/model"], 3, "/no/such/model"),
-        (["no/parent", "--vocab-size", "9"], 3, "no/parent"),
+        (["no/parent", "--vocab-size", "9"], 3, "there is no directory no"),
         (["full", "--vocab-size", "9"], 2, "exists"),
     ],
 )
@@ -144,6 +144,8 @@ def test_a_pool_by_another_name_is_still_the_pool_of_its_run(tmp_path: Path) -> 
     run.pool.symlink_to(elsewhere)
     for name in (run.path, run.pool):
         assert "--keep 4" in quark("pool", "gc", name).err
+        tried = quark("pool", "gc", name, "--dry-run")
+        assert (tried.code, "this is refused: a checkpoint" in tried.err) == (0, True)
     assert quark("pool", "gc", elsewhere).code == 0, "nothing there tells of the run"
 
 
@@ -286,3 +288,24 @@ def test_head_and_stats_rank_the_pool_of_a_run_as_the_run_does(
     (run / "config.toml").write_text(config, encoding="utf-8")
     refused = quark("pool", "head", run)
     assert (refused.code, "config.toml does not say" in refused.err) == (2, True)
+
+
+def test_a_place_that_has_no_folder_is_named(run_dir: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "no" / "folder"
+    for command in (
+        ("pool", "create", nowhere, "--vocab-size", "9"),
+        ("pool", "fork", run_dir, nowhere),
+        ("init", nowhere),
+        ("report", run_dir, "--output", nowhere),
+    ):
+        refused = quark(*command)
+        assert (refused.code, refused.err) == (
+            3,
+            f"error: there is no directory {nowhere.parent}\n",
+        )
+
+
+def test_a_query_of_another_table_is_told_the_name(run_dir: Path) -> None:
+    assert (
+        "the table is called pool" in quark("pool", "query", run_dir, "SELECT 1 FROM samples").err
+    )

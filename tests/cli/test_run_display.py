@@ -183,6 +183,19 @@ def test_quiet_shows_warnings_only() -> None:
     assert stream.getvalue().strip() == "warning: beware"
 
 
+def test_the_result_shows_every_pair_and_counts_one_round_as_one() -> None:
+    stream = io.StringIO()
+    pairs = [
+        BeforeAfter(prompt=f"p{i}", before="b", before_reward=0.1, after="a", after_reward=0.9)
+        for i in range(5)
+    ]
+    print_result(
+        make_console(stream, width=100), dataclasses.replace(result(), before_after=pairs, rounds=1)
+    )
+    assert all(f"p{i}" in stream.getvalue() for i in range(5))
+    assert "1 round," in stream.getvalue()
+
+
 def test_the_result_shows_before_and_after_and_every_path() -> None:
     stream = io.StringIO()
     console = make_console(stream, width=100)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 import socket
 from html.parser import HTMLParser
@@ -268,3 +269,16 @@ def test_quantile_colors_run_from_red_to_teal() -> None:
     assert charts.quantile_color(0, 5) == "#d1495b"
     assert charts.quantile_color(4, 5) == "#1f9e89"
     assert charts.quantile_color(0, 1).startswith("#")
+
+
+def test_few_steps_and_a_single_token_are_labelled_as_such(run: Path) -> None:
+    data = load_run(run)
+    assert len(data.steps) >= 3
+    data = dataclasses.replace(
+        data, steps=data.steps[:3], control_curves=({"step": 3, "reward_mean": [0.4]},)
+    )
+    steps, tokens = charts.kl_by_step(data), charts.control_curve(data)
+    assert steps is not None
+    assert tokens is not None
+    assert not {"0.25", "1.25", "1.75"} & set(re.findall(r">([^<>]+)</text>", steps.svg))
+    assert "reward token given</text>" in tokens.svg

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -45,6 +46,7 @@ def outcome_of(value, **options):
         np.array([1, 2.5, -3]),
         torch.tensor([1, 2.5, -3]),
         torch.tensor([1, 2.5, -3], requires_grad=True),
+        pl.Series([1.0, 2.5, -3.0]),
         [torch.tensor(1.0), torch.tensor(2.5), torch.tensor(-3.0)],
     ],
 )
@@ -105,6 +107,12 @@ def test_what_cannot_be_a_score_raises_with_function_index_and_value(value, poli
 def test_what_is_no_list_of_scores_raises(value, policy):
     with pytest.raises(RewardError, match="'tested' returned"):
         outcome_of(value, **policy)
+
+
+def test_what_is_returned_is_shown_on_one_line():
+    with pytest.raises(RewardError) as raised:
+        outcome_of({str(number): np.ones((3, 3)) for number in range(2)})
+    assert "\n" not in str(raised.value)
 
 
 def test_an_array_of_booleans_raises():
