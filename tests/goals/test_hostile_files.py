@@ -21,7 +21,6 @@ from tests.tiny import byte_tokenizer
 
 quickly = settings(
     max_examples=30,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([2**63, -(2**64), 1e999]))

@@ -58,7 +58,7 @@ def assert_same(ours: PoolBatch | PackedBatch, theirs: PoolBatch | PackedBatch) 
     dtype=st.sampled_from([np.int64, np.int32]),
     pad_id=st.integers(-(2**31), 2**31 - 1),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_both_pools_write_the_same_batch_into_the_callers_memory(
     pools: Pair,
     batch_size: int,
@@ -103,7 +103,7 @@ def test_a_copy_of_used_buffers_holds_batches_of_its_own(
 
 
 @given(ids=st.lists(st.integers(0, 299), max_size=40))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_packed_samples_are_the_padded_ones_without_padding(pools: Pair, ids: list[int]) -> None:
     chosen = np.array(ids, np.uint64)
     for pool in pools:

@@ -57,7 +57,7 @@ def sizes(total: int, num_quantiles: int, remainder: RemainderRule) -> list[int]
     scores=st.one_of(TIED, DISTINCT),
     num_quantiles=st.one_of(st.integers(1, 9), st.integers(50, 90)),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_quantiles_have_the_sizes_of_their_rule_and_cut_the_sorted_scores(
     make_pool: MakePool,
     ties: TieRule,
@@ -82,7 +82,7 @@ def test_quantiles_have_the_sizes_of_their_rule_and_cut_the_sorted_scores(
 
 
 @given(scores=TIED, num_quantiles=st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_older_first_is_a_stable_sort(
     make_pool: MakePool, scores: list[float], num_quantiles: int
 ) -> None:
@@ -95,7 +95,7 @@ def test_older_first_is_a_stable_sort(
 
 
 @given(scores=TIED, num_quantiles=st.integers(1, 70))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_together_gives_equal_scores_the_highest_label_that_a_cut_block_touches(
     make_pool: MakePool, scores: list[float], num_quantiles: int
 ) -> None:

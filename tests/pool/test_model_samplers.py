@@ -79,7 +79,7 @@ RULES = st.one_of(
     steps=st.lists(st.one_of(st.integers(0, 12), st.integers(0, 2**63)), min_size=1, max_size=4),
     scope=st.sampled_from([Scope(), Scope(last_rounds=3), Scope(per_prompt=True)]),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_both_pools_draw_alike(
     native: SamplePool,
     memory: SamplePool,

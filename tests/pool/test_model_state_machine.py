@@ -307,6 +307,5 @@ TestTwoPools = TwoPools.TestCase
 TestTwoPools.settings = settings(
     max_examples=60,
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

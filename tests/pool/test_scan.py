@@ -135,7 +135,7 @@ _PREDICATES = st.sampled_from(
     is_any=st.booleans(),
     is_filtered_first=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_query_gives_what_it_gives_on_the_loop(
     queried: tuple[NativePool, pl.DataFrame],
     predicates: list[pl.Expr],

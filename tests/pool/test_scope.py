@@ -207,7 +207,7 @@ def test_values_follow_the_snapshot(pool: NativePool) -> None:
     seed=st.integers(0, 2**64 - 1),
     min_score=st.sampled_from([None, 0.1, 0.5]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_threshold_and_quota_choose_by_score_and_then_by_hash(
     rounds: list[tuple[int, list[float]]], quota: int, seed: int, min_score: float | None
 ) -> None:
