@@ -418,7 +418,8 @@ class SamplePool(Protocol):
         Raises:
             ValueError: arrays that do not fit together, a token id outside the vocabulary, a bad name.
             PoolPoisonedError: an earlier sync failed; reopen.
-            OSError: the disk refused; the pool is as before the call.
+            OSError: the disk refused. The pool is as before the call; where a sync failed it may be as after it, which
+                reopening shows.
         """
         ...
 
@@ -453,7 +454,8 @@ class SamplePool(Protocol):
             ValueError: no limit, or a ``max_samples`` or ``max_rounds`` < 1.
             PoolCorruptedError: a file that some samples of go and others stay in is damaged; nothing goes.
             PoolPoisonedError: an earlier sync failed; reopen.
-            OSError: the disk refused; the pool is as before the call.
+            OSError: the disk refused. The pool is as before the call; where a sync failed it may be as after it, which
+                reopening shows.
         """
         ...
 
@@ -483,7 +485,8 @@ class SamplePool(Protocol):
             ValueError: scores that do not go on where the draft ends, beyond the last sample, or of another
                 source.
             PoolPoisonedError: an earlier sync failed; reopen.
-            OSError: the disk refused; the pool is as before the call.
+            OSError: the disk refused. The pool is as before the call; where a sync failed it may be as after it, which
+                reopening shows.
         """
         ...
 
