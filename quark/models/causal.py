@@ -94,6 +94,8 @@ class CausalModel:
         if self._head is None or not self._head_is_exact():
             self._head = None
         self.body = Body(model, has_head=self._head is None)
+        self._stepped = model if self._head is None else model.base_model
+        self._cache_name = _cache_name(self._stepped)
 
     @property
     def head_parameters(self) -> tuple[nn.Parameter, ...]:
@@ -153,16 +155,15 @@ class CausalModel:
         if self._takes_positions:
             arguments["position_ids"] = position_ids
         if cache is not None:
-            arguments["past_key_values"] = cache
+            arguments[self._cache_name] = cache
+        if self._head is None and self._takes_logits_to_keep:
+            arguments["logits_to_keep"] = 1
+        output = self._stepped(**arguments)
         if self._head is None:
-            if self._takes_logits_to_keep:
-                arguments["logits_to_keep"] = 1
-            output = self.model(**arguments)
             logits: Tensor = output.logits[:, -1]
         else:
-            output = self.model.base_model(**arguments)
             logits = self._head(output.last_hidden_state[:, -1])
-        return logits, getattr(output, "past_key_values", None)
+        return logits, getattr(output, self._cache_name, None)
 
     @torch.no_grad()
     def _head_is_exact(self) -> bool:
@@ -188,3 +189,11 @@ class CausalModel:
             return apart.shape == whole.shape and torch.allclose(apart, whole, rtol=1e-4, atol=1e-4)
         finally:
             self.model.train(was_training)
+
+
+def _cache_name(model: nn.Module) -> str:
+    """The argument and output of ``model`` that hold its cache.
+
+    transformers renamed ``past_key_values`` to ``cache`` in 5.24 and drops the old name in 5.40.
+    """
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -293,3 +293,17 @@ def test_a_completion_keeps_the_space_that_decoding_alone_would_drop():
     for completion in plain.generate(prompts, quantile=None, seed=0):
         whole = tokenizer.decode([0, 1, *completion.token_ids], skip_special_tokens=True)
         assert completion.prompt.text + completion.text == whole
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance": 1.5}])
+def test_every_step_after_the_prompt_runs_one_column(policy, settings):
+    widths = []
+    embedding = policy.model.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    try:
+        generator(policy, min_new_tokens=4, **settings).generate(PROMPTS[:7], quantile=1, seed=0)
+    finally:
+        hook.remove()
+    assert widths[0] > 1
+    assert len(widths) >= 4
+    assert set(widths[1:]) == {1}
