@@ -42,6 +42,8 @@ class TrainingBatch:
     """int64 [B], at least 1."""
     sample_ids: Tensor | None = None
     """int64 [B] ids of the samples in the run's pool; None for texts that are not in it."""
+    other_tokens: Tensor | None = None
+    """int64 [B, n] ids of other reward tokens that the own one is contrasted with; None for no contrast."""
     token_index: Tensor
     """int64 [M] the valid positions of ``completion_tokens``, flattened."""
 
@@ -103,6 +105,29 @@ class TrainingBatch:
         sums = values.new_zeros(self.num_sequences)
         return sums.index_add(0, self.token_index // self.completion_tokens.shape[1], values)
 
+    def under(self, reward_tokens: Tensor) -> TrainingBatch:
+        """Every sequence under each of C reward tokens: C copies of the batch, one after another.
+
+        Args:
+            reward_tokens: int64 [C, B] ids.
+        """
+        copies = len(reward_tokens)
+
+        def repeat(tensor: Tensor) -> Tensor:
+            return tensor.repeat(copies, *(1,) * (tensor.dim() - 1))
+
+        size = self.completion_tokens.numel()
+        starts = torch.arange(copies, device=self.token_index.device).unsqueeze(1) * size
+        return TrainingBatch(
+            reward_tokens=reward_tokens.flatten(),
+            prompt_tokens=repeat(self.prompt_tokens),
+            prompt_lengths=repeat(self.prompt_lengths),
+            completion_tokens=repeat(self.completion_tokens),
+            completion_lengths=repeat(self.completion_lengths),
+            sample_ids=None if self.sample_ids is None else repeat(self.sample_ids),
+            token_index=(starts + self.token_index).flatten(),
+        )
+
     def split(self, num_parts: int) -> list[TrainingBatch]:
         """Up to ``num_parts`` micro-batches of similar size, sequences of similar length together.
 
@@ -126,6 +151,7 @@ class TrainingBatch:
             completion_tokens=self.completion_tokens[rows, :steps],
             completion_lengths=completion_lengths,
             sample_ids=None if self.sample_ids is None else self.sample_ids[rows],
+            other_tokens=None if self.other_tokens is None else self.other_tokens[rows],
             token_index=valid_positions(completion_lengths, steps),
         )
 

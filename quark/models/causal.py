@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +26,14 @@ class CompletionRows:
     """Rows [m, D] to logits [m, V]."""
     parameters: tuple[nn.Parameter, ...]
     """The trainable parameters that ``head`` reads."""
+
+    def part(self, rows: slice) -> CompletionRows:
+        """Some of the positions."""
+        return replace(self, rows=self.rows[rows])
+
+    def repeated(self, copies: int) -> CompletionRows:
+        """All positions ``copies`` times, one after another."""
+        return replace(self, rows=self.rows.repeat(copies, 1))
 
 
 SHORT_SEQUENCE = 64

@@ -51,7 +51,8 @@ class TokenStatistics:
 class LossWeights:
     """Factors of the four terms, the reduction included."""
 
-    lm: float
+    lm: float | Tensor
+    """One for all tokens, or float [M], one for each; a negative one makes the token less likely."""
     kl_reference_to_policy: float
     kl_policy_to_reference: float
     entropy: float
@@ -107,7 +108,7 @@ def token_statistics(
 
 def weighted_loss(
     policy: CompletionRows,
-    reference: CompletionRows,
+    reference: CompletionRows | None,
     targets: Tensor,
     weights: LossWeights,
     *,
@@ -119,7 +120,7 @@ def weighted_loss(
 
     Args:
         policy: rows of the policy.
-        reference: rows of the reference; never differentiated.
+        reference: rows of the reference; never differentiated. None leaves the KL terms out.
         targets: int64 [M].
         weights: factor of each term.
         base_vocab_size: number W of leading columns that are compared.
@@ -128,7 +129,7 @@ def weighted_loss(
 
     Returns:
         The scalar loss, and the unweighted sums [4] without gradient: -log pi, KL(p0 || pi),
-        KL(pi || p0), H(pi).
+        KL(pi || p0), H(pi). Without a reference, the last three are 0.
     """
     job = _Job(
         policy=policy,
@@ -162,7 +163,7 @@ class _Terms:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     policy: CompletionRows
-    reference: CompletionRows
+    reference: CompletionRows | None
     targets: Tensor
     weights: LossWeights
     base_vocab_size: int
@@ -178,15 +179,18 @@ class _WeightedLoss(torch.autograd.Function):
         needs_gradient = any(ctx.needs_input_grad)
         row_gradient = torch.empty_like(rows) if needs_gradient else None
         gradients: list[Tensor] = []
-        total = rows.new_zeros(4, dtype=_accurate_dtype(rows.dtype))
+        total = rows.new_zeros(5, dtype=_accurate_dtype(rows.dtype))
         for part in _chunks(rows, job.base_vocab_size, job.chunk_elements):
             chunk = rows[part].detach().requires_grad_(needs_gradient)
             with torch.set_grad_enabled(needs_gradient):
                 logits = job.policy.head(chunk)
-            with torch.no_grad():
-                reference_logits = job.reference.head(job.reference.rows[part])
             gradient = torch.empty_like(logits) if needs_gradient else None
-            total += _chunk_loss(logits.detach(), reference_logits, gradient, part, job)
+            if job.reference is None:
+                total += _chunk_nll(logits.detach(), gradient, part, job)
+            else:
+                with torch.no_grad():
+                    reference_logits = job.reference.head(job.reference.rows[part])
+                total += _chunk_loss(logits.detach(), reference_logits, gradient, part, job)
             if row_gradient is not None:
                 row_gradient[part], *addends = torch.autograd.grad(
                     logits, [chunk, *parameters], gradient
@@ -197,12 +201,14 @@ class _WeightedLoss(torch.autograd.Function):
                     for accumulated, addend in zip(gradients, addends, strict=True):
                         accumulated += addend
         weights = job.weights
+        per_token = isinstance(weights.lm, Tensor)
         factors = total.new_tensor(
             [
-                weights.lm,
+                0.0 if per_token else weights.lm,
                 weights.kl_reference_to_policy,
                 weights.kl_policy_to_reference,
                 -weights.entropy,
+                1.0 if per_token else 0.0,
             ]
         )
         if row_gradient is not None:
@@ -210,7 +216,7 @@ class _WeightedLoss(torch.autograd.Function):
                 row_gradient, *(g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True))
             )
         ctx.mark_non_differentiable(total)
-        return (total * factors).sum(), total
+        return (total * factors).sum(), total[:4]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context has no type
@@ -221,8 +227,9 @@ class _WeightedLoss(torch.autograd.Function):
 def _chunk_loss(
     logits: Tensor, reference_logits: Tensor, gradient: Tensor | None, part: slice, job: _Job
 ) -> Tensor:
-    """Sums [4] of one chunk; fills ``gradient`` of its weighted loss with respect to ``logits`` [m, V].
+    """Sums [5] of one chunk; fills ``gradient`` of its weighted loss with respect to ``logits`` [m, V].
 
+    The sums are those of the four terms and, where every token has a weight of its own, of weight times -log p_y.
     With p, p0 the two distributions over the base vocabulary, z the policy's logits and y the target:
     d(-log p_y)/dz = p - 1_y; dKL(p0||p)/dz = p - p0; dKL(p||p0)/dz = p (log p - log p0 - KL);
     dH/dz = -p (log p + H). Over all columns, with s the base vocabulary's share of the probability,
@@ -236,12 +243,13 @@ def _chunk_loss(
         base = whole[:, :width]
         terms = _Terms(base, _accurate(reference_logits[block, :width]))
         nll = -terms.log_policy.gather(1, picked)
-        lm: float | Tensor = weights.lm
+        weight = _token_weights(weights.lm, part, block)
+        lm = weight
         if job.lm_uses_all_columns and whole.shape[1] > width:
             log_sum = base.gather(1, picked) + nll
             log_share = -F.softplus(whole[:, width:].logsumexp(-1, keepdim=True) - log_sum)
             nll = nll - log_share
-            lm = weights.lm * log_share.exp()
+            lm = weight * log_share.exp()
         sums.append(
             torch.stack(
                 [
@@ -249,6 +257,7 @@ def _chunk_loss(
                     terms.kl_reference_to_policy.sum(),
                     terms.kl_policy_to_reference.sum(),
                     terms.entropy.sum(),
+                    _weighted_sum(nll, weight),
                 ]
             )
         )
@@ -266,13 +275,43 @@ def _chunk_loss(
             result = terms.policy.mul_(lm + weights.kl_reference_to_policy)
         if weights.kl_reference_to_policy:
             result.sub_(terms.reference, alpha=weights.kl_reference_to_policy)
-        result.scatter_add_(1, picked, torch.full_like(nll, -weights.lm))
+        result.scatter_add_(1, picked, torch.zeros_like(nll) - weight)
         gradient[block, :width] = result
         if job.lm_uses_all_columns and whole.shape[1] > width:
-            gradient[block, width:] = weights.lm * (whole[:, width:] - (log_sum - log_share)).exp()
+            gradient[block, width:] = weight * (whole[:, width:] - (log_sum - log_share)).exp()
         else:
             gradient[block, width:] = 0.0
     return torch.stack(sums).sum(0)
+
+
+def _chunk_nll(logits: Tensor, gradient: Tensor | None, part: slice, job: _Job) -> Tensor:
+    """As ``_chunk_loss`` for the likelihood over the base vocabulary alone."""
+    width, targets = job.base_vocab_size, job.targets[part].unsqueeze(1)
+    sums = []
+    for block in _blocks(logits):
+        log_policy = torch.log_softmax(_accurate(logits[block, :width]), dim=-1)
+        picked = targets[block]
+        nll = -log_policy.gather(1, picked)
+        weight = _token_weights(job.weights.lm, part, block)
+        total = nll.sum()
+        zero = torch.zeros_like(total)
+        sums.append(torch.stack([total, zero, zero, zero, _weighted_sum(nll, weight)]))
+        if gradient is not None:
+            result = log_policy.exp_().mul_(weight)
+            result.scatter_add_(1, picked, torch.zeros_like(nll) - weight)
+            gradient[block, :width] = result
+            gradient[block, width:] = 0.0
+    return torch.stack(sums).sum(0)
+
+
+def _token_weights(weights: float | Tensor, part: slice, block: slice) -> float | Tensor:
+    """Those of a block, as a column [m, 1] where every token has its own."""
+    return weights[part][block].unsqueeze(1) if isinstance(weights, Tensor) else weights
+
+
+def _weighted_sum(nll: Tensor, weight: float | Tensor) -> Tensor:
+    """Of weights times ``nll`` where every token has its own; else 0, since the sum says the same."""
+    return (nll * weight).sum() if isinstance(weight, Tensor) else torch.zeros_like(nll.sum())
 
 
 def _chunks(rows: Tensor, width: int, chunk_elements: int = CHUNK_ELEMENTS) -> list[slice]:

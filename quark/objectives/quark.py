@@ -1,21 +1,30 @@
-"""Quark's objective: reward-conditioned likelihood with an exact KL penalty to the reference.
+"""Quark's objective: reward-conditioned likelihood, a contrast between reward tokens, and an exact KL penalty.
 
 Section 2 of Lu et al. 2022: maximize, over samples (x, y) of quantile k,
 log pi(y | x, r_k) - kl_coef * sum_t KL(p0(. | y_<t, x) || pi(. | y_<t, x, r_k)).
+
+The contrast is not in the paper. It minimizes -log P(k | x, y), where P(j | x, y) is proportional to
+pi(y | x, r_j) ** (1 / contrast_temperature) over the own token and some others: the label that the policy itself
+would give the sample (compare GeDi, Krause et al. 2020). log(1 + contrast_tokens) minus it is the InfoNCE bound on
+the mutual information between reward token and completion, in nats. Its gradient scales the likelihood's,
+sequence by sequence: by 1 - P(k) under the own token and by -P(j) under another.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from quark.models.batch import TrainingBatch
 from quark.models.causal import CompletionModel
-from quark.models.logprobs import LossWeights, weighted_loss
+from quark.models.logprobs import LossWeights, token_nll, weighted_loss
 from quark.models.policy import Policy
 from quark.objectives.controllers import AdaptiveCoefficient, Coefficient, FixedCoefficient
 from quark.settings import Settings
@@ -48,9 +57,28 @@ class LMSoftmax(StrEnum):
     """All columns, reward tokens included (the published code)."""
 
 
+class KLTokens(StrEnum):
+    """Under which reward tokens a sample's KL is penalized."""
+
+    OWN = "own"
+    """The token of its quantile."""
+    ALL = "all"
+    """The own token and those that it is contrasted with."""
+
+
 class QuarkObjectiveConfig(Settings):
     """The terms of the loss."""
 
+    lm_coef: float = Field(1.0, ge=0.0)
+    """Weight of the conditioned likelihood. 1 is the paper."""
+    contrast_coef: float = Field(0.0, ge=0.0)
+    """Weight of the contrast between each sample's own reward token and others. 0 is the paper."""
+    contrast_tokens: int = Field(1, ge=1)
+    """Other tokens that each sample is contrasted with, drawn anew in every step; at most K - 1 are there."""
+    contrast_temperature: float = Field(1.0, gt=0.0)
+    """Divides the sequences' log-probabilities in the contrast."""
+    kl_tokens: KLTokens = KLTokens.OWN
+    """Under which reward tokens the KL is penalized, where there is a contrast."""
     kl_coef: float = Field(0.05, ge=0.0)
     """Weight of the KL penalty; the first value where ``kl_target`` is set."""
     kl_direction: KLDirection = KLDirection.REFERENCE_TO_POLICY
@@ -72,6 +100,16 @@ class QuarkObjectiveConfig(Settings):
     length_groups: int = Field(3, ge=1)
     """Run a batch in at least this many parts of similar length, so that less padding is computed and less memory
     taken. The loss is the same. A batch without padding is not divided for it."""
+
+    @model_validator(mode="after")
+    def _has_a_term_that_learns(self) -> Self:
+        if not self.lm_coef and not self.contrast_coef:
+            raise ValueError("lm_coef and contrast_coef are both 0: nothing would be learned")
+        if self.contrast_coef and self.lm_softmax is LMSoftmax.ENLARGED:
+            raise ValueError(
+                'contrast_coef compares the distributions that are sampled from: leave lm_softmax at "base"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _targets_can_be_reached(self) -> Self:
@@ -100,6 +138,8 @@ class LossOutput:
     """Sum of H(pi) over the tokens, in nats."""
     num_tokens: int
     """Tokens in these sums."""
+    contrast_loss: float
+    """Sum of -log P(k | x, y) over the sequences, in nats; 0 without a contrast."""
 
 
 class QuarkObjective:
@@ -145,19 +185,26 @@ class QuarkObjective:
         kl = self.kl_coefficient.value * scale
         forward = self.config.kl_direction is KLDirection.REFERENCE_TO_POLICY
         weights = LossWeights(
-            lm=scale,
+            lm=self.config.lm_coef * scale,
             kl_reference_to_policy=kl if forward else 0.0,
             kl_policy_to_reference=0.0 if forward else kl,
             entropy=self.entropy_coefficient.value * scale,
         )
-        loss, sums = weighted_loss(
-            policy.completion_rows(batch),
-            reference.completion_rows(batch),
-            batch.targets,
-            weights,
-            base_vocab_size=policy.reward_tokens.base_vocab_size,
-            lm_uses_all_columns=self.config.lm_softmax is LMSoftmax.ENLARGED,
-        )
+        base_vocab_size = policy.reward_tokens.base_vocab_size
+        contrast_loss = 0.0
+        if batch.other_tokens is None:
+            loss, sums = weighted_loss(
+                policy.completion_rows(batch),
+                reference.completion_rows(batch),
+                batch.targets,
+                weights,
+                base_vocab_size=base_vocab_size,
+                lm_uses_all_columns=self.config.lm_softmax is LMSoftmax.ENLARGED,
+            )
+        else:
+            loss, sums, contrast_loss = self._contrasted(
+                policy, reference, batch, weights, 1.0 / num_sequences
+            )
         lm_loss, kl_forward, kl_backward, entropy = sums.tolist()
         return LossOutput(
             loss=loss,
@@ -166,7 +213,88 @@ class QuarkObjective:
             kl_policy_to_reference=kl_backward,
             entropy=entropy,
             num_tokens=batch.num_tokens,
+            contrast_loss=contrast_loss,
         )
+
+    def _contrasted(
+        self,
+        policy: Policy,
+        reference: CompletionModel,
+        batch: TrainingBatch,
+        weights: LossWeights,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, float]:
+        """The loss with the contrast, the sums [4] under the own tokens, and the contrast's own sum.
+
+        One pass of the policy over every sequence under each of its tokens. The contrast's gradient reaches the
+        logits as a factor of each sequence's likelihood, known from the sums before the gradient is taken.
+        """
+        assert batch.other_tokens is not None, "the caller checks it"
+        tokens = torch.cat([batch.reward_tokens.unsqueeze(1), batch.other_tokens], dim=1)
+        everything = batch.under(tokens.T)
+        rows = policy.completion_rows(everything)
+        base_vocab_size = policy.reward_tokens.base_vocab_size
+        nll = token_nll(rows, everything.targets, base_vocab_size=base_vocab_size)
+        num_tokens = batch.num_tokens
+        temperature = self.config.contrast_temperature
+        log_posterior = torch.log_softmax(
+            torch.stack([-batch.sum_by_sequence(part) for part in nll.split(num_tokens)])
+            / temperature,
+            dim=0,
+        )
+        pull = -log_posterior.exp()
+        pull[0] += 1.0
+        pull *= self.config.contrast_coef * scale / temperature
+        by_token = pull[:, batch.token_index // batch.completion_tokens.shape[1]]
+        original = reference.completion_rows(batch)
+        loss, sums = weighted_loss(
+            rows.part(slice(num_tokens)),
+            original,
+            batch.targets,
+            replace(weights, lm=weights.lm + by_token[0]),
+            base_vocab_size=base_vocab_size,
+        )
+        has_kl = self.config.kl_tokens is KLTokens.ALL
+        copies = batch.other_tokens.shape[1]
+        others, other_sums = weighted_loss(
+            rows.part(slice(num_tokens, None)),
+            original.repeated(copies) if has_kl else None,
+            batch.targets.repeat(copies),
+            replace(weights, lm=by_token[1:].flatten(), entropy=0.0),
+            base_vocab_size=base_vocab_size,
+        )
+        contrast = -log_posterior[0].sum()
+        kl = sums + other_sums
+        value = (
+            weights.lm * sums[0]
+            + weights.kl_reference_to_policy * kl[1]
+            + weights.kl_policy_to_reference * kl[2]
+            - weights.entropy * sums[3]
+            + self.config.contrast_coef * scale * contrast
+        )
+        gradient = loss + others
+        # The value is the loss's; the gradient is that of the weighted likelihoods, which is the loss's, too.
+        return gradient + (value - gradient).detach(), sums, float(contrast)
+
+    def other_quantiles(
+        self, quantiles: NDArray[np.int16], *, num_quantiles: int, seed: int
+    ) -> NDArray[np.int16] | None:
+        """The quantiles whose tokens each sample is contrasted with, drawn without replacement; None for no contrast.
+
+        Args:
+            quantiles: [B] the samples' own.
+            num_quantiles: K.
+            seed: of this step's draws. They depend on it and on the rows' order alone.
+
+        Returns:
+            [B, n] with n the lesser of ``contrast_tokens`` and K - 1.
+        """
+        if not self.config.contrast_coef or num_quantiles == 1:
+            return None
+        distances = np.tile(np.arange(1, num_quantiles, dtype=np.int16), (len(quantiles), 1))
+        distances = np.random.default_rng(seed).permuted(distances, axis=1)
+        chosen = distances[:, : self.config.contrast_tokens]
+        return (quantiles[:, None] + chosen) % num_quantiles
 
     def parts(self, batch: TrainingBatch, num_parts: int) -> list[TrainingBatch]:
         """``batch`` in at least ``num_parts`` parts, for one call and one backward pass each."""

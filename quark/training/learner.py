@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
 
 from quark.config.schema import RunConfig
 from quark.data.collate import collate
@@ -24,6 +27,8 @@ from quark.training.sharding import WholeWeights
 
 _SUMS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
 """Figures of a ``LossOutput`` that are sums over its tokens."""
+_SEQUENCE_SUMS = ("contrast_loss",)
+"""Figures that are sums over its sequences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,14 +103,33 @@ class Learner:
         batch = collate(
             mine, policy.reward_tokens.ids, policy.pad_id, policy.device, sample_ids=mine.ids
         )
+        others = self._objective.other_quantiles(
+            samples.quantiles,
+            num_quantiles=policy.reward_tokens.num_quantiles,
+            seed=derive_seed(self._seed, "contrast", position.step),
+        )
+        if others is not None:
+            ids = torch.tensor(policy.reward_tokens.ids, device=policy.device)
+            chosen = torch.from_numpy(others[team.rank :: team.size].astype(np.int64))
+            batch = replace(batch, other_tokens=ids[chosen.to(policy.device)])
         outputs, micro = self._gradient(batch, position, num_sequences, num_tokens)
         sums = team.sums(
             {
                 "loss": sum(float(output.loss.detach()) for output in outputs),
-                **{name: sum(getattr(output, name) for output in outputs) for name in _SUMS},
+                **{
+                    name: sum(getattr(output, name) for output in outputs)
+                    for name in (*_SUMS, *_SEQUENCE_SUMS)
+                },
             }
         )
         loss = sums.pop("loss")
+        contrast = {}
+        if others is not None:
+            contrast_loss = sums["contrast_loss"] / num_sequences
+            contrast = {
+                "contrast_loss": contrast_loss,
+                "information": math.log(1 + others.shape[1]) - contrast_loss,
+            }
         self._weights.sum_gradients()
         grad_norm = self._weights.clip_gradients(section.max_grad_norm or math.inf)
         rate = learning_rate(section, position.step, self._num_steps)
@@ -138,7 +162,8 @@ class Learner:
         return Step(
             metrics={
                 "loss": loss,
-                **{name: value / num_tokens for name, value in sums.items()},
+                **{name: sums[name] / num_tokens for name in _SUMS},
+                **contrast,
                 "grad_norm": grad_norm,
                 "learning_rate": rate,
                 **coefficients,

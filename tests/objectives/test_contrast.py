@@ -1,0 +1,177 @@
+"""The contrast between reward tokens, against a version that takes one sequence and one token at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from quark.objectives.quark import (
+    KLDirection,
+    KLTokens,
+    LMSoftmax,
+    QuarkObjective,
+    QuarkObjectiveConfig,
+)
+from quark.reference.base import FrozenReference
+from tests.tiny import (
+    COMPLETIONS,
+    PROMPTS,
+    VOCAB_SIZE,
+    tiny_batch,
+    tiny_gpt2,
+    tiny_llama,
+    tiny_policy,
+)
+
+CONFIGS = [
+    QuarkObjectiveConfig(lm_coef=0.0, contrast_coef=1.0, kl_coef=0.0),
+    QuarkObjectiveConfig(lm_coef=0.0, contrast_coef=1.0, contrast_tokens=4),
+    QuarkObjectiveConfig(
+        lm_coef=0.3,
+        contrast_coef=0.7,
+        contrast_tokens=2,
+        contrast_temperature=3.0,
+        kl_coef=0.5,
+        entropy_coef=0.05,
+        kl_tokens=KLTokens.ALL,
+    ),
+    QuarkObjectiveConfig(
+        lm_coef=1.0,
+        contrast_coef=0.5,
+        kl_coef=0.5,
+        kl_direction=KLDirection.POLICY_TO_REFERENCE,
+        kl_tokens=KLTokens.ALL,
+    ),
+]
+
+
+def contrasted(batch, policy, objective, seed=3):
+    """``batch`` with the other tokens that a step of that seed draws."""
+    ids = torch.tensor(policy.reward_tokens.ids)
+    own = (batch.reward_tokens - ids[0]).numpy().astype(np.int16)
+    others = objective.other_quantiles(own, num_quantiles=5, seed=seed)
+    return dataclasses.replace(batch, other_tokens=ids[torch.from_numpy(others.astype(np.int64))])
+
+
+def specification(policy, reference, config, batch):
+    losses = []
+    for i, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        tokens = [int(batch.reward_tokens[i]), *batch.other_tokens[i].tolist()]
+        picked = torch.tensor(completion)[:, None]
+        ids = torch.tensor([[*prompt, *completion]])
+        log_q = F.log_softmax(reference.model(ids).logits[0, len(prompt) - 1 : -1], -1)
+        sums, divergences = [], []
+        for token in tokens:
+            ids = torch.tensor([[token, *prompt, *completion]])
+            logits = policy.model(ids).logits[0, len(prompt) : -1]
+            log_p = F.log_softmax(logits[:, :VOCAB_SIZE], -1)
+            sums.append(log_p.gather(1, picked).sum())
+            if config.kl_direction is KLDirection.REFERENCE_TO_POLICY:
+                divergences.append((log_q.exp() * (log_q - log_p)).sum())
+            else:
+                divergences.append((log_p.exp() * (log_p - log_q)).sum())
+            if token == tokens[0]:
+                entropy = -(log_p.exp() * log_p).sum()
+        contrast = -F.log_softmax(torch.stack(sums) / config.contrast_temperature, 0)[0]
+        kl = sum(divergences) if config.kl_tokens is KLTokens.ALL else divergences[0]
+        losses.append(
+            -config.lm_coef * sums[0]
+            + config.contrast_coef * contrast
+            + config.kl_coef * kl
+            - config.entropy_coef * entropy
+        )
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_loss_and_gradients_equal_the_formula_in_float64(make, config):
+    policy = tiny_policy(make().double())
+    policy.model.double()
+    reference = FrozenReference(make(seed=1).double())
+    objective = QuarkObjective(config)
+    batch = contrasted(tiny_batch(policy), policy, objective)
+    output = objective(policy, reference, batch, num_sequences=6, num_tokens=batch.num_tokens)
+    expected = specification(policy, reference, config, batch)
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    parameters = list(policy.model.parameters())
+    found = torch.autograd.grad(output.loss, parameters)
+    for gradient, other in zip(found, torch.autograd.grad(expected, parameters), strict=True):
+        assert torch.allclose(gradient, other, atol=1e-9)
+
+
+def test_parts_add_up_to_the_whole_and_report_the_same_sums():
+    policy, reference = tiny_policy(), FrozenReference(tiny_gpt2(seed=1))
+    objective = QuarkObjective(CONFIGS[2])
+    batch = contrasted(tiny_batch(policy), policy, objective)
+    counts = {"num_sequences": batch.num_sequences, "num_tokens": batch.num_tokens}
+    whole = objective(policy, reference, batch, **counts)
+    parts = [objective(policy, reference, part, **counts) for part in batch.split(4)]
+    for name in ("loss", "lm_loss", "kl_reference_to_policy", "entropy", "contrast_loss"):
+        total = sum(torch.as_tensor(getattr(part, name)).item() for part in parts)
+        assert total == pytest.approx(torch.as_tensor(getattr(whole, name)).item(), rel=1e-5)
+    parameters = list(policy.model.parameters())
+    expected = torch.autograd.grad(whole.loss, parameters)
+    for part in parts:
+        part.loss.backward()
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        assert torch.allclose(parameter.grad, gradient, atol=2e-4)
+
+
+def test_tokens_that_say_the_same_are_at_chance_and_the_contrast_pulls_them_apart():
+    policy, reference = tiny_policy(), FrozenReference(tiny_gpt2())
+    with torch.no_grad():
+        policy.reward_vectors.copy_(policy.reward_vectors[:1].expand(5, -1))
+    config = QuarkObjectiveConfig(lm_coef=0.0, contrast_coef=1.0, kl_coef=0.0, contrast_tokens=4)
+    objective = QuarkObjective(config)
+    batch = contrasted(tiny_batch(policy), policy, objective)
+    counts = {"num_sequences": 6, "num_tokens": batch.num_tokens}
+    optimizer = torch.optim.Adam(policy.model.parameters(), lr=1e-2)
+    first = objective(policy, reference, batch, **counts)
+    assert first.contrast_loss / 6 == pytest.approx(math.log(5), abs=1e-4)
+    for _ in range(20):
+        optimizer.zero_grad()
+        objective(policy, reference, batch, **counts).loss.backward()
+        optimizer.step()
+    assert objective(policy, reference, batch, **counts).contrast_loss / 6 < 0.5
+
+
+def test_bfloat16_autocast_stays_close():
+    policy, reference = tiny_policy(), FrozenReference(tiny_gpt2())
+    objective = QuarkObjective(CONFIGS[1])
+    batch = contrasted(tiny_batch(policy), policy, objective)
+    counts = {"num_sequences": 6, "num_tokens": batch.num_tokens}
+    full = objective(policy, reference, batch, **counts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = objective(policy, reference, batch, **counts)
+    assert low.loss.dtype == torch.float32
+    assert low.loss.item() == pytest.approx(full.loss.item(), rel=0.03)
+
+
+def test_other_tokens_are_never_the_own_and_never_twice_and_follow_from_the_seed():
+    objective = QuarkObjective(QuarkObjectiveConfig(contrast_coef=1.0, contrast_tokens=3))
+    own = np.arange(500, dtype=np.int16) % 5
+    others = objective.other_quantiles(own, num_quantiles=5, seed=1)
+    assert others.shape == (500, 3)
+    assert all(len({k, *row}) == 4 for k, row in zip(own.tolist(), others.tolist(), strict=True))
+    counts = np.bincount(others[own == 2].ravel(), minlength=5)
+    assert counts[2] == 0
+    assert counts.max() - counts.min(initial=300, where=np.arange(5) != 2) < 40
+    assert np.array_equal(others, objective.other_quantiles(own, num_quantiles=5, seed=1))
+    assert not np.array_equal(others, objective.other_quantiles(own, num_quantiles=5, seed=2))
+    assert objective.other_quantiles(own % 2, num_quantiles=2, seed=1).shape == (500, 1)
+    assert objective.other_quantiles(own * 0, num_quantiles=1, seed=1) is None
+    paper = QuarkObjective(QuarkObjectiveConfig())
+    assert paper.other_quantiles(own, num_quantiles=5, seed=1) is None
+
+
+def test_settings_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="nothing would be learned"):
+        QuarkObjectiveConfig(lm_coef=0.0)
+    with pytest.raises(ValueError, match="lm_softmax"):
+        QuarkObjectiveConfig(contrast_coef=1.0, lm_softmax=LMSoftmax.ENLARGED)
