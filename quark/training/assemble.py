@@ -22,6 +22,7 @@ from quark.generation.http_generator import HttpGenerator
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.loading import load_base_model, load_policy, load_tokenizer
 from quark.models.policy import Policy
+from quark.models.positions import original_leading_positions
 from quark.objectives.quark import QuarkObjective
 from quark.reference.adapter_off import AdapterOffReference
 from quark.reference.base import FrozenReference, ReferencePolicy
@@ -253,9 +254,13 @@ def _reference(config: RunConfig, policy: Policy, device: torch.device) -> Refer
     """The original model: below the policy's adapters, or a copy of its own."""
     if policy.adapter is not None:
         return AdapterOffReference(policy)
+    original = load_base_model(config.model, device=device)
     return FrozenReference(
-        load_base_model(config.model, device=device),
+        original,
         autocast_dtype=autocast_dtype(config.run.precision, device),
+        num_leading_positions=original_leading_positions(original)
+        if policy.num_leading_positions
+        else 0,
     )
 
 
@@ -297,7 +302,7 @@ def _serving(
     """
     if policy.num_leading_positions:
         raise ConfigError(
-            'sampling.backend = "http" with a model that has learned absolute positions: a server counts them '
+            'sampling.backend = "http" with a model that has absolute positions: a server counts them '
             "from 0, so set model.shift_positions = false"
         )
     return _Serving(
