@@ -372,6 +372,26 @@ def test_pool_stats_agree_with_the_pool(run_dir: Path) -> None:
     assert "Histogram of reward" in quark("pool", "stats", run_dir).out
 
 
+@pytest.mark.parametrize("per_prompt", [False, True])
+def test_a_run_and_pool_stats_say_one_share_of_ties(tmp_path: Path, per_prompt: bool) -> None:
+    reward = tmp_path / "coarse.py"
+    reward.write_text(
+        "def coarse(*, prompts, completions):\n    return [float(len(text) > 20) for text in completions]\n"
+    )
+    ended = quark(
+        "train", "--run-dir", tmp_path / "run", *TINY_RUN,
+        "--set", f"reward.name={reward}:coarse",
+        "--set", f"pool.per_prompt={str(per_prompt).lower()}",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    rows = map(json.loads, RunDirectory(tmp_path / "run").metrics.read_text().splitlines())
+    said = [row["tie_share"] for row in rows if row["event"] == "round"][-1]
+    stats = quark("pool", "stats", tmp_path / "run", "--json").json
+    assert stats["tie_share"] == said > 0.0
+    assert stats["columns"]["reward"]["repeated_share"] > 0.9
+    assert "the tie rule chose" in quark("pool", "stats", tmp_path / "run").out
+
+
 def test_pool_verify_finds_damage(run_dir: Path, tmp_path: Path) -> None:
     sound = quark("pool", "verify", run_dir, "--json")
     assert sound.code == 0
@@ -524,7 +544,11 @@ def test_reward_check_judges_a_reward(tmp_path: Path) -> None:
         b'\xef\xbb\xbf{"prompt": "a", "completion": "x"}\n{"prompt": "bc", "completion": "x"}\n'
     )
     judged = quark("reward", "check", f"{file}:by_prompt", "--samples", samples, "--json")
-    assert (judged.code, judged.json["is_constant"], judged.json["tie_share"]) == (0, False, 0.0)
+    assert (judged.code, judged.json["is_constant"], judged.json["repeated_share"]) == (
+        0,
+        False,
+        0.0,
+    )
     for bad in (b'{"prompt": "a"}\n', b'{"completion": "\xff"}\n'):
         samples.write_bytes(bad)
         refused = quark("reward", "check", "vader", "--samples", samples)

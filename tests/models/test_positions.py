@@ -154,5 +154,3 @@ def test_a_grown_table_keeps_every_position_behind_the_new_one(name):
     positions = torch.arange(65).unsqueeze(0)
     found = model(wider, attention_mask=mask, position_ids=positions).logits[:, 1:]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
