@@ -217,7 +217,23 @@ def _evaluate(
         for failure in evaluation.failures:
             progress.print(foreign(f"warning: {failure}", style="yellow"), soft_wrap=True)
         evaluations.append(evaluation)
+    _require_scores(evaluations, config.reward.name)
     return evaluations
+
+
+def _require_scores(evaluations: list[Evaluation], reward: str) -> None:
+    """Raise RewardError where no completion at all got a score."""
+    import numpy as np
+
+    from quark.errors import RewardError
+
+    if all(np.isnan(evaluation.rewards).all() for evaluation in evaluations):
+        num_completions = sum(len(evaluation.completions) for evaluation in evaluations)
+        reasons = next((e.failures[0] for e in evaluations if e.failures), "every score is NaN")
+        raise RewardError(
+            f"the reward {reward} scored none of {num_completions} completions: {reasons}. "
+            f"`quark reward check {reward}` tries it alone"
+        )
 
 
 def _table(evaluations: list[Evaluation], num_quantiles: int, judges: tuple[str, ...]) -> Table:

@@ -289,14 +289,31 @@ def test_evaluate_takes_rewards_prompts_and_quantiles(run_dir: Path, tmp_path: P
     people = quark("evaluate", run_dir, *wishes)
     assert "4 (best)" in people.out
     assert quark("evaluate", run_dir, "--reward", "no-such-reward").code == 2
-    broken = tmp_path / "broken.py"
-    broken.write_text("def f(*, prompts, completions):\n    raise KeyError('lost')\n")
-    failed = quark("evaluate", run_dir, "-q", "best", "--reward", f"{broken}:f", "--json")
-    assert failed.json["evaluations"][0]["reward_mean"] is None
-    assert "KeyError: 'lost'" in failed.err
     model = quark("evaluate", run_dir / "model")
     assert model.code == 2
     assert "--reference" in model.err
+
+
+def test_evaluate_with_a_reward_that_scores_nothing_fails(run_dir: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "def f(*, prompts, completions):\n    raise KeyError('lost')\n"
+        "def half(*, prompts, completions):\n    return [0.5 if i % 2 else None for i in range(len(prompts))]\n"
+    )
+    command = ("evaluate", run_dir, "-q", "best", "-q", "none", "--json")
+    failed = quark(*command, "--reward", f"{broken}:f")
+    assert (failed.code, failed.out) == (3, "")
+    assert "scored none of 16 completions" in failed.err
+    assert "KeyError: 'lost'" in failed.err
+    # What a part of the completions lacks, or a judge, is said and counted.
+    for names in ((f"{broken}:half",), ("length", f"{broken}:f")):
+        partial = quark(*command, *(part for name in names for part in ("--reward", name)))
+        assert partial.code == 0, partial.err
+        assert (
+            f"{'4' if len(names) == 1 else '8'} of 8 held-out completions got no score"
+            in partial.err
+        )
+    assert [e["failed_scores"] for e in partial.json["evaluations"]] == [0, 0]
 
 
 def test_code_named_by_a_run_directory_is_not_run(run_dir: Path, tmp_path: Path) -> None:
