@@ -303,14 +303,14 @@ def test_evaluate_with_a_reward_that_scores_nothing_fails(run_dir: Path, tmp_pat
     command = ("evaluate", run_dir, "-q", "best", "-q", "none", "--json")
     failed = quark(*command, "--reward", f"{broken}:f")
     assert (failed.code, failed.out) == (3, "")
-    assert "scored none of 16 completions" in failed.err
+    assert "scored none of 32 completions" in failed.err
     assert "KeyError: 'lost'" in failed.err
     # What a part of the completions lacks, or a judge, is said and counted.
     for names in ((f"{broken}:half",), ("length", f"{broken}:f")):
         partial = quark(*command, *(part for name in names for part in ("--reward", name)))
         assert partial.code == 0, partial.err
         assert (
-            f"{'4' if len(names) == 1 else '8'} of 8 held-out completions got no score"
+            f"{'8' if len(names) == 1 else '16'} of 16 held-out completions got no score"
             in partial.err
         )
     assert [e["failed_scores"] for e in partial.json["evaluations"]] == [0, 0]
