@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,11 +27,11 @@ def tie_share(
     num_ranked = int(is_ranked.sum())
     if not num_ranked:
         return 0.0
-    keys = [scores[is_ranked]]
+    keys: list[NDArray[Any]] = [scores[is_ranked]]
     if prompt_ids is not None:
         keys.append(prompt_ids[is_ranked])
     own = labels[is_ranked]
-    order = np.lexsort((own, *keys))
+    order = np.lexsort([own, *keys])
     is_first = np.zeros(num_ranked, dtype=np.bool_)
     is_first[0] = True
     for key in keys:
