@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from quark.data.collate import collate
 from quark.evaluation.metrics import any_above, expected_maximum, text_metrics
-from quark.generation.base import Generator
+from quark.generation.base import Generator, SamplingConfig
+from quark.generation.distribution import allowed_logits, divergence, probabilities_of
 from quark.models.batch import TrainingBatch
-from quark.models.logprobs import token_statistics
-from quark.models.policy import Policy
+from quark.models.causal import CompletionRows
+from quark.models.logprobs import base_logits, token_statistics
+from quark.models.policy import Policy, stop_ids
 from quark.reference.base import ReferencePolicy
 from quark.rewards.base import RewardFunction
 from quark.rewards.config import RewardName
@@ -72,7 +75,7 @@ class Evaluator:
         reward: what is trained on.
         judges: what is not, by name.
         completions_per_prompt: as configured.
-        batch_size: sequences per forward pass.
+        sampling: how the generators that are measured sample.
         retries: calls of the reward or a judge that are made again where one raises.
         seed: derived; the same for every model, so that models are compared on equal draws.
     """
@@ -85,7 +88,7 @@ class Evaluator:
         reward: RewardFunction,
         judges: Mapping[str, RewardFunction],
         completions_per_prompt: int,
-        batch_size: int,
+        sampling: SamplingConfig,
         seed: int,
         retries: int = 0,
     ) -> None:
@@ -94,7 +97,7 @@ class Evaluator:
         self._reference = reference
         self._reward = reward
         self._judges = judges
-        self._batch_size = batch_size
+        self._sampling = sampling
         self._seed = seed
         self._retries = retries
 
@@ -165,38 +168,78 @@ class Evaluator:
     ) -> dict[str, float]:
         """Exact KL in both directions and the reference's perplexity, in nats per completion token.
 
+        ``kl_sampled_to_reference`` is KL(q || p0) of the distribution q that is sampled from, with its guidance,
+        temperature and truncation, and ``kl_sampled_per_completion`` its sum over a completion: the drift of the
+        texts that a user gets. Both are means over the completions, each term exact over the vocabulary.
+
         Arguments as those of ``evaluate``; no reward is asked.
         """
-        forward = backward = reference_nll = 0.0
+        forward = backward = sampled = reference_nll = 0.0
         num_tokens = 0
-        for start in range(0, len(completions), self._batch_size):
+        base_vocab_size = policy.reward_tokens.base_vocab_size
+        size = self._sampling.batch_size
+        for start in range(0, len(completions), size):
             batch = completion_batch(
-                completions[start : start + self._batch_size],
+                completions[start : start + size],
                 policy,
                 quantile=policy.reward_tokens.num_quantiles - 1 if quantile is None else quantile,
             )
             num_tokens += batch.num_tokens
-            if quantile is None:
-                logprobs = self._reference.sequence_logprobs(
-                    batch, base_vocab_size=policy.reward_tokens.base_vocab_size
-                )
-                reference_nll -= float(logprobs.cpu().double().sum())
-                continue
             with torch.no_grad():
+                original = self._reference.completion_rows(batch)
+                rows = original if quantile is None else policy.completion_rows(batch)
                 statistics = token_statistics(
-                    policy.completion_rows(batch),
-                    self._reference.completion_rows(batch),
-                    batch.targets,
-                    base_vocab_size=policy.reward_tokens.base_vocab_size,
+                    rows, original, batch.targets, base_vocab_size=base_vocab_size
                 )
-            forward += float(statistics.kl_reference_to_policy.cpu().double().sum())
-            backward += float(statistics.kl_policy_to_reference.cpu().double().sum())
+                drift = statistics.kl_policy_to_reference
+                if not self._sampling.is_plain:
+                    away = None
+                    if self._sampling.guidance > 0.0 and quantile is not None and quantile > 0:
+                        worst = torch.full_like(batch.reward_tokens, policy.reward_tokens.ids[0])
+                        away = policy.completion_rows(replace(batch, reward_tokens=worst))
+                    drift = self._drift(rows, original, away, batch, policy)
             reference_nll += float(statistics.reference_nll.cpu().double().sum())
+            sampled += float(drift.cpu().double().sum())
+            if quantile is not None:
+                forward += float(statistics.kl_reference_to_policy.cpu().double().sum())
+                backward += float(statistics.kl_policy_to_reference.cpu().double().sum())
         return {
             "kl_reference_to_policy": forward / num_tokens,
             "kl_policy_to_reference": backward / num_tokens,
+            "kl_sampled_to_reference": sampled / num_tokens,
+            "kl_sampled_per_completion": sampled / len(completions),
             "perplexity_reference": math.exp(min(reference_nll / num_tokens, 700.0)),
         }
+
+    def _drift(
+        self,
+        rows: CompletionRows,
+        original: CompletionRows,
+        away: CompletionRows | None,
+        batch: TrainingBatch,
+        policy: Policy,
+    ) -> Tensor:
+        """KL(q || p0) [M] at every completion token, for the distribution q that is sampled from."""
+        models = [rows, original] if away is None else [rows, original, away]
+        width = policy.reward_tokens.base_vocab_size
+        stops = torch.tensor(
+            [i for i in stop_ids(policy.model, policy.tokenizer) if i < width],
+            dtype=torch.int64,
+            device=policy.device,
+        )
+        steps = batch.token_index % batch.completion_tokens.shape[1]
+        may_not_stop = steps < self._sampling.min_new_tokens
+        drift = torch.empty(batch.num_tokens, dtype=torch.float64)
+        for places, (logits, reference_logits, *rest) in base_logits(models, base_vocab_size=width):
+            forbidden = torch.zeros_like(logits, dtype=torch.bool)
+            forbidden[:, stops] = may_not_stop[places].unsqueeze(1)
+            allowed = allowed_logits(
+                logits, self._sampling, away=rest[0] if rest else None, forbidden=forbidden
+            )
+            log_reference = torch.log_softmax(reference_logits, -1)
+            probabilities = probabilities_of(allowed, self._sampling)
+            drift[places] = divergence(probabilities, log_reference).double().cpu()
+        return drift
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,17 @@ class SamplingConfig(Settings):
         return self
 
     @property
+    def is_plain(self) -> bool:
+        """Whether completions are drawn from the policy's own distribution, unchanged."""
+        return (
+            self.temperature == 1.0
+            and self.top_p == 1.0
+            and self.top_k == 0
+            and self.guidance == 0.0
+            and self.min_new_tokens == 0
+        )
+
+    @property
     def provenance(self) -> dict[str, Json]:
         """What identifies the distribution that completions are drawn from; goes into the pool."""
         apart = {"backend", "http"} if self.backend == "transformers" else set()

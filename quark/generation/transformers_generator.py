@@ -8,7 +8,6 @@ weights) and not on how rows were batched.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quark.errors import ModelError
 from quark.generation.base import SamplingConfig
+from quark.generation.distribution import allowed_logits, draw, probabilities_of
 from quark.generation.prompting import CompletionTexts, PromptRules
 from quark.models.batch import pad_left, prepend
 from quark.models.causal import CausalModel
@@ -28,9 +28,6 @@ from quark.models.policy import Policy, pad_id, stop_ids
 from quark.models.precision import projections_for_autocast
 from quark.models.reward_tokens import RewardTokens
 from quark.types import Completion, FinishReason, Prompt
-
-_COLDEST = 1e-30
-"""Logits over a lower temperature would leave float32. Already here the likeliest token has all the probability."""
 
 
 class TransformersGenerator:
@@ -235,20 +232,19 @@ class TransformersGenerator:
         """
         config = self._config
         log_z = logits.logsumexp(-1)
-        allowed = logits
-        if step < config.min_new_tokens and len(self._stop_ids):
-            allowed = logits.index_fill(1, self._stop_ids, -torch.inf)
-        if away is not None:
-            likeliest = allowed.max(-1, keepdim=True).values
-            implausible = allowed < likeliest + math.log(config.guidance_floor)
-            guided = allowed + config.guidance * (allowed - away)
-            allowed = guided.masked_fill(implausible, -torch.inf)
+        allowed = allowed_logits(logits, config, away=away, forbidden=self._forbidden(step))
         if config.temperature == 0.0:
             sampled = allowed.argmax(-1)
         else:
-            probabilities = torch.softmax(allowed / max(config.temperature, _COLDEST), -1)
-            sampled = _draw(probabilities, numbers, top_k=config.top_k, top_p=config.top_p)
+            sampled = draw(probabilities_of(allowed, config), numbers)
         return sampled, logits.gather(1, sampled.unsqueeze(1)).squeeze(1) - log_z
+
+    def _forbidden(self, step: int) -> Tensor | None:
+        """Tokens that may not be the completion's token ``step``: bool [1, W]; None where all may."""
+        if step >= self._config.min_new_tokens or not len(self._stop_ids):
+            return None
+        mask = torch.zeros(1, self._width, dtype=torch.bool, device=self._stop_ids.device)
+        return mask.index_fill_(1, self._stop_ids, True)
 
     def _completions(
         self,
@@ -286,38 +282,6 @@ class _Sampled:
     """[B] whether the last one is an end-of-sequence token."""
     logprobs: NDArray[np.float64]
     """[B] sums in nats."""
-
-
-def _draw(probabilities: Tensor, numbers: Tensor, *, top_k: int, top_p: float) -> Tensor:
-    """Invert the cumulative distribution of each row [B, W] at ``numbers`` [B] in [0, 1): ids [B].
-
-    ``top_k`` and then ``top_p`` remove the unlikely tokens and the rest is renormalized; tokens as likely
-    as the last one that is kept are kept too.
-    """
-    truncates = 0 < top_k < probabilities.shape[1]
-    if truncates or top_p < 1.0:
-        descending = _sorted_descending(probabilities)
-        if truncates:
-            descending = descending[:, :top_k]
-        last = torch.full_like(descending[:, :1], descending.shape[1] - 1, dtype=torch.int64)
-        if top_p < 1.0:
-            # The nucleus ends with the first token that brings the cumulative mass to top_p.
-            mass = descending.cumsum(-1, dtype=torch.float64)
-            last = torch.minimum(last, torch.searchsorted(mass, mass[:, -1:] * top_p))
-        least = descending.gather(1, last)
-        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-    # float64: in float32 the tail of a large vocabulary would be lost in rounding.
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    place = torch.searchsorted(cumulative, numbers.unsqueeze(1) * cumulative[:, -1:], right=True)
-    return place.clamp_(max=cumulative.shape[1] - 1).squeeze(1)
-
-
-def _sorted_descending(values: Tensor) -> Tensor:
-    """Each row of ``values`` sorted, largest first."""
-    if values.device.type == "cpu":
-        # NumPy's sort is about twenty times faster than torch's, which also sorts indices.
-        return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
-    return values.sort(dim=-1, descending=True).values
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,21 @@ def token_statistics(
         kl_policy_to_reference=backward,
         entropy=entropy,
     )
+
+
+def base_logits(
+    models: Sequence[CompletionRows], *, base_vocab_size: int
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Logits of several models at the same positions, part by part: which positions, and [m, W] of each model.
+
+    Without gradient; in float32, or float64 where the logits are.
+    """
+    with torch.no_grad():
+        for part in _chunks(models[0].rows, base_vocab_size):
+            whole = [model.head(model.rows[part]) for model in models]
+            for block in _blocks(whole[0]):
+                places = slice(part.start + block.start, part.start + block.stop)
+                yield places, [_accurate(logits[block, :base_vocab_size]) for logits in whole]
 
 
 def weighted_loss(

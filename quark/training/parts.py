@@ -163,7 +163,7 @@ def make_evaluator(
         reward=reward,
         judges=judges,
         completions_per_prompt=config.evaluation.completions_per_prompt,
-        batch_size=config.sampling.batch_size,
+        sampling=held_out_sampling(config),
         seed=derive_seed(config.run.seed, "evaluate"),
         retries=config.reward.retries or 0,
     )

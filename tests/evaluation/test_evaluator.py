@@ -12,7 +12,7 @@ from quark.generation.transformers_generator import TransformersGenerator
 from quark.reference.base import FrozenReference
 from quark.rewards.base import RewardFunction
 from quark.types import Prompt
-from tests.tiny import tiny_gpt2, tiny_policy
+from tests.tiny import EOS_ID, tiny_gpt2, tiny_policy
 
 PROMPTS = [
     Prompt(index=i, text=text, token_ids=tuple(tiny_policy().tokenizer.encode(text)))
@@ -54,10 +54,11 @@ def evaluate(
     reward: RewardFunction | None = None,
     judge: RewardFunction | None = None,
     retries: int = 0,
+    **settings: float,
 ) -> Evaluation:
     policy = tiny_policy()
     reference = FrozenReference(tiny_gpt2())
-    sampling = SamplingConfig(max_new_tokens=5)
+    sampling = SamplingConfig(max_new_tokens=5, batch_size=batch_size, **settings)
     evaluator = Evaluator(
         prompts=PROMPTS,
         reference=reference,
@@ -65,7 +66,7 @@ def evaluate(
         judges={"again": judge or Length()},
         retries=retries,
         completions_per_prompt=2,
-        batch_size=batch_size,
+        sampling=sampling,
         seed=1,
     )
     generator = TransformersGenerator(
@@ -126,3 +127,92 @@ def test_the_mean_of_large_scores_is_no_infinity() -> None:
 def test_all_completions_of_a_prompt_stand_together() -> None:
     texts = [c.prompt.text for c in evaluate(0).completions]
     assert texts == ["one", "one", "seven", "seven", "to", "to"]
+
+
+def test_without_guidance_and_truncation_the_drift_is_the_policy_s_own() -> None:
+    metrics = evaluate(3).metrics
+    assert metrics["kl_sampled_to_reference"] == metrics["kl_policy_to_reference"] > 0
+    num_completions = 2 * len(PROMPTS)
+    num_tokens = metrics["completion_length_mean"] * num_completions
+    assert metrics["kl_sampled_per_completion"] == pytest.approx(
+        metrics["kl_sampled_to_reference"] * num_tokens / num_completions
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance": 1.5},
+        {"guidance": 0.5, "guidance_floor": 0.2, "min_new_tokens": 2},
+        {"temperature": 0.5},
+        {"temperature": 0.0},
+        {"top_p": 0.6},
+        {"top_k": 7, "temperature": 1.3, "guidance": 1.0},
+    ],
+)
+@pytest.mark.parametrize("quantile", [None, 0, 4])
+def test_the_drift_is_that_of_the_distribution_which_is_sampled(
+    quantile: int | None, settings: dict[str, float]
+) -> None:
+    evaluation = evaluate(quantile, **settings)
+    drift, num_tokens = 0.0, 0
+    for completion in evaluation.completions:
+        prompt, tokens = list(completion.prompt.token_ids), completion.token_ids.tolist()
+        for step in range(len(tokens)):
+            drift += divergence_of_a_step(prompt + tokens[:step], step, quantile, settings)
+        num_tokens += len(tokens)
+    found = evaluation.metrics["kl_sampled_to_reference"]
+    assert found == pytest.approx(drift / num_tokens, rel=1e-4, abs=1e-6)
+    if quantile == 4 and settings.get("guidance"):
+        assert found > evaluation.metrics["kl_policy_to_reference"]
+
+
+def divergence_of_a_step(
+    ids: list[int], step: int, quantile: int | None, settings: dict[str, float]
+) -> float:
+    """KL(q || p0) of one token's distribution, from the definition of q token by token."""
+    policy, reference = tiny_policy(), tiny_gpt2()
+    width = policy.reward_tokens.base_vocab_size
+
+    def logits(model: object, first: list[int]) -> list[float]:
+        with torch.no_grad():
+            row = model(torch.tensor([first + ids])).logits[0, -1, :width]  # type: ignore[operator]
+        return [float(x) for x in row]
+
+    original = logits(reference, [])
+    own = list(original)
+    if quantile is not None:
+        own = logits(policy.model, [policy.reward_tokens.ids[quantile]])
+    if step < settings.get("min_new_tokens", 0):
+        own[EOS_ID] = -math.inf
+    guidance = settings.get("guidance", 0.0)
+    if guidance and quantile:
+        worst = logits(policy.model, [policy.reward_tokens.ids[0]])
+        least = max(own) + math.log(settings.get("guidance_floor", 0.001))
+        own = [
+            x + guidance * (x - y) if x >= least else -math.inf
+            for x, y in zip(own, worst, strict=True)
+        ]
+    temperature = settings.get("temperature", 1.0)
+    top = max(own)
+    if temperature == 0.0:
+        weights = [float(x == top) for x in own]
+    else:
+        weights = [math.exp((x - top) / temperature) for x in own]
+    order = sorted(range(width), key=lambda i: -weights[i])
+    if settings.get("top_k"):
+        order = order[: int(settings["top_k"])]
+    if settings.get("top_p"):
+        mass, kept = sum(weights), 0.0
+        for number, i in enumerate(order):
+            kept += weights[i]
+            if kept >= settings["top_p"] * mass:
+                order = order[: number + 1]
+                break
+    total = sum(weights[i] for i in order)
+    log_sum = max(original) + math.log(sum(math.exp(x - max(original)) for x in original))
+    return sum(
+        weights[i] / total * (math.log(weights[i] / total) - (original[i] - log_sum))
+        for i in order
+        if weights[i] > 0
+    )
