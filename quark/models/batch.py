@@ -44,6 +44,10 @@ class TrainingBatch:
     """int64 [B] ids of the samples in the run's pool; None for texts that are not in it."""
     other_tokens: Tensor | None = None
     """int64 [B, n] ids of other reward tokens that the own one is contrasted with; None for no contrast."""
+    advantages: Tensor | None = None
+    """float32 [B] standardized ranks, higher is better; None for no advantage."""
+    sampled_logprobs: Tensor | None = None
+    """float32 [B] the completions' log-probabilities when they were sampled, in nats; beside ``advantages``."""
     token_index: Tensor
     """int64 [M] the valid positions of ``completion_tokens``, flattened."""
 
@@ -152,6 +156,8 @@ class TrainingBatch:
             completion_lengths=completion_lengths,
             sample_ids=None if self.sample_ids is None else self.sample_ids[rows],
             other_tokens=None if self.other_tokens is None else self.other_tokens[rows],
+            advantages=None if self.advantages is None else self.advantages[rows],
+            sampled_logprobs=None if self.sampled_logprobs is None else self.sampled_logprobs[rows],
             token_index=valid_positions(completion_lengths, steps),
         )
 

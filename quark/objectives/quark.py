@@ -3,11 +3,12 @@
 Section 2 of Lu et al. 2022: maximize, over samples (x, y) of quantile k,
 log pi(y | x, r_k) - kl_coef * sum_t KL(p0(. | y_<t, x) || pi(. | y_<t, x, r_k)).
 
-The contrast is not in the paper. It minimizes -log P(k | x, y), where P(j | x, y) is proportional to
+Two terms are not in the paper. The contrast minimizes -log P(k | x, y), where P(j | x, y) is proportional to
 pi(y | x, r_j) ** (1 / contrast_temperature) over the own token and some others: the label that the policy itself
 would give the sample (compare GeDi, Krause et al. 2020). log(1 + contrast_tokens) minus it is the InfoNCE bound on
 the mutual information between reward token and completion, in nats. Its gradient scales the likelihood's,
-sequence by sequence: by 1 - P(k) under the own token and by -P(j) under another.
+sequence by sequence: by 1 - P(k) under the own token and by -P(j) under another. The quantile advantage weighs
+log pi(y | x, r_best) by the sample's standardized rank, with a clipped importance ratio where that is negative.
 """
 
 from __future__ import annotations
@@ -57,13 +58,22 @@ class LMSoftmax(StrEnum):
     """All columns, reward tokens included (the published code)."""
 
 
+class AdvantageScope(StrEnum):
+    """Among which samples the advantage ranks."""
+
+    PROMPT = "prompt"
+    """The completions of one prompt in one round."""
+    ROUND = "round"
+    """All samples of one round."""
+
+
 class KLTokens(StrEnum):
     """Under which reward tokens a sample's KL is penalized."""
 
     OWN = "own"
-    """The token of its quantile."""
+    """Those that it learns under: the token of its quantile, and with an advantage the best one."""
     ALL = "all"
-    """The own token and those that it is contrasted with."""
+    """Those that it is contrasted with, too."""
 
 
 class QuarkObjectiveConfig(Settings):
@@ -78,7 +88,16 @@ class QuarkObjectiveConfig(Settings):
     contrast_temperature: float = Field(1.0, gt=0.0)
     """Divides the sequences' log-probabilities in the contrast."""
     kl_tokens: KLTokens = KLTokens.OWN
-    """Under which reward tokens the KL is penalized, where there is a contrast."""
+    """Under which reward tokens the KL is penalized: those that a sample learns under, or those that it is
+    contrasted with, too."""
+    advantage_coef: float = Field(0.0, ge=0.0)
+    """Weight of the quantile advantage: the sample's rank, standardized, times its log-probability under the best
+    token. 0 is the paper."""
+    advantage_scope: AdvantageScope = AdvantageScope.PROMPT
+    """Among which samples the advantage ranks."""
+    ratio_clip: float = Field(1.0, gt=0.0)
+    """A sample with a negative advantage counts by pi(y) over the probability that it was sampled with, at most this.
+    So one that the policy no longer writes stops pushing (TOPR, Le Roux et al. 2025)."""
     kl_coef: float = Field(0.05, ge=0.0)
     """Weight of the KL penalty; the first value where ``kl_target`` is set."""
     kl_direction: KLDirection = KLDirection.REFERENCE_TO_POLICY
@@ -103,11 +122,14 @@ class QuarkObjectiveConfig(Settings):
 
     @model_validator(mode="after")
     def _has_a_term_that_learns(self) -> Self:
-        if not self.lm_coef and not self.contrast_coef:
-            raise ValueError("lm_coef and contrast_coef are both 0: nothing would be learned")
-        if self.contrast_coef and self.lm_softmax is LMSoftmax.ENLARGED:
+        if not (self.lm_coef or self.contrast_coef or self.advantage_coef):
             raise ValueError(
-                'contrast_coef compares the distributions that are sampled from: leave lm_softmax at "base"'
+                "lm_coef, contrast_coef and advantage_coef are all 0: nothing would be learned"
+            )
+        if self.lm_softmax is LMSoftmax.ENLARGED and (self.contrast_coef or self.advantage_coef):
+            raise ValueError(
+                "contrast_coef and advantage_coef weigh the distributions that are sampled from: leave "
+                'lm_softmax at "base"'
             )
         return self
 
@@ -140,6 +162,8 @@ class LossOutput:
     """Tokens in these sums."""
     contrast_loss: float
     """Sum of -log P(k | x, y) over the sequences, in nats; 0 without a contrast."""
+    advantage_loss: float
+    """Sum of -advantage * log pi(y | x, best token) over the sequences, clipped ratios included; 0 without it."""
 
 
 class QuarkObjective:
@@ -191,8 +215,8 @@ class QuarkObjective:
             entropy=self.entropy_coefficient.value * scale,
         )
         base_vocab_size = policy.reward_tokens.base_vocab_size
-        contrast_loss = 0.0
-        if batch.other_tokens is None:
+        contrast = advantage = 0.0
+        if batch.other_tokens is None and batch.advantages is None:
             loss, sums = weighted_loss(
                 policy.completion_rows(batch),
                 reference.completion_rows(batch),
@@ -202,7 +226,7 @@ class QuarkObjective:
                 lm_uses_all_columns=self.config.lm_softmax is LMSoftmax.ENLARGED,
             )
         else:
-            loss, sums, contrast_loss = self._contrasted(
+            loss, sums, contrast, advantage = self._under_several_tokens(
                 policy, reference, batch, weights, 1.0 / num_sequences
             )
         lm_loss, kl_forward, kl_backward, entropy = sums.tolist()
@@ -213,68 +237,89 @@ class QuarkObjective:
             kl_policy_to_reference=kl_backward,
             entropy=entropy,
             num_tokens=batch.num_tokens,
-            contrast_loss=contrast_loss,
+            contrast_loss=contrast,
+            advantage_loss=advantage,
         )
 
-    def _contrasted(
+    def _under_several_tokens(
         self,
         policy: Policy,
         reference: CompletionModel,
         batch: TrainingBatch,
         weights: LossWeights,
         scale: float,
-    ) -> tuple[Tensor, Tensor, float]:
-        """The loss with the contrast, the sums [4] under the own tokens, and the contrast's own sum.
+    ) -> tuple[Tensor, Tensor, float, float]:
+        """The loss with contrast and advantage, the sums [4] under the first token, and these two terms' own sums.
 
-        One pass of the policy over every sequence under each of its tokens. The contrast's gradient reaches the
-        logits as a factor of each sequence's likelihood, known from the sums before the gradient is taken.
+        One pass of the policy over every sequence under each of its tokens: its own, the best, and the others.
+        Contrast and advantage depend on the completion's log-probabilities S alone, and d loss / d S is known from
+        the values of S. So their gradient reaches the logits as a weight of each sequence's likelihood.
         """
-        assert batch.other_tokens is not None, "the caller checks it"
-        tokens = torch.cat([batch.reward_tokens.unsqueeze(1), batch.other_tokens], dim=1)
-        everything = batch.under(tokens.T)
+        config, base_vocab_size = self.config, policy.reward_tokens.base_vocab_size
+        tokens = []
+        has_own = config.lm_coef > 0.0 or batch.other_tokens is not None
+        if has_own:
+            tokens.append(batch.reward_tokens)
+        if batch.advantages is not None:
+            tokens.append(torch.full_like(batch.reward_tokens, policy.reward_tokens.best))
+        num_learnt = len(tokens)
+        if batch.other_tokens is not None:
+            tokens += batch.other_tokens.T
+        everything = batch.under(torch.stack(tokens))
         rows = policy.completion_rows(everything)
-        base_vocab_size = policy.reward_tokens.base_vocab_size
         nll = token_nll(rows, everything.targets, base_vocab_size=base_vocab_size)
-        num_tokens = batch.num_tokens
-        temperature = self.config.contrast_temperature
-        log_posterior = torch.log_softmax(
-            torch.stack([-batch.sum_by_sequence(part) for part in nll.split(num_tokens)])
-            / temperature,
-            dim=0,
-        )
-        pull = -log_posterior.exp()
-        pull[0] += 1.0
-        pull *= self.config.contrast_coef * scale / temperature
-        by_token = pull[:, batch.token_index // batch.completion_tokens.shape[1]]
+        losses = torch.stack([batch.sum_by_sequence(part) for part in nll.split(batch.num_tokens)])
+        pull = torch.zeros_like(losses)  # the weight of each sequence's -log pi
+        value = losses.new_zeros(())
+        contrast = advantage = 0.0
+        if has_own:
+            pull[0] += weights.lm
+            value = value + (weights.lm * losses[0]).sum()
+        if batch.other_tokens is not None:
+            rivals = [0, *range(num_learnt, len(tokens))]
+            log_posterior = torch.log_softmax(-losses[rivals] / config.contrast_temperature, dim=0)
+            factor = -log_posterior.exp()
+            factor[0] += 1.0
+            pull[rivals] += config.contrast_coef * scale / config.contrast_temperature * factor
+            terms = -log_posterior[0].sum()
+            value = value + config.contrast_coef * scale * terms
+            contrast = float(terms)
+        if batch.advantages is not None:
+            assert batch.sampled_logprobs is not None, "they come together"
+            best = num_learnt - 1
+            ratio = torch.exp(-losses[best] - batch.sampled_logprobs).clamp(max=config.ratio_clip)
+            ratio = ratio.nan_to_num(nan=1.0)  # imported samples may not say how likely they were
+            kept = batch.advantages * torch.where(batch.advantages < 0.0, ratio, 1.0)
+            pull[best] += config.advantage_coef * scale * kept
+            terms = (kept * losses[best]).sum()
+            value = value + config.advantage_coef * scale * terms
+            advantage = float(terms)
         original = reference.completion_rows(batch)
-        loss, sums = weighted_loss(
-            rows.part(slice(num_tokens)),
-            original,
-            batch.targets,
-            replace(weights, lm=weights.lm + by_token[0]),
-            base_vocab_size=base_vocab_size,
-        )
-        has_kl = self.config.kl_tokens is KLTokens.ALL
-        copies = batch.other_tokens.shape[1]
-        others, other_sums = weighted_loss(
-            rows.part(slice(num_tokens, None)),
-            original.repeated(copies) if has_kl else None,
-            batch.targets.repeat(copies),
-            replace(weights, lm=by_token[1:].flatten(), entropy=0.0),
-            base_vocab_size=base_vocab_size,
-        )
-        contrast = -log_posterior[0].sum()
-        kl = sums + other_sums
-        value = (
-            weights.lm * sums[0]
-            + weights.kl_reference_to_policy * kl[1]
-            + weights.kl_policy_to_reference * kl[2]
-            - weights.entropy * sums[3]
-            + self.config.contrast_coef * scale * contrast
-        )
-        gradient = loss + others
-        # The value is the loss's; the gradient is that of the weighted likelihoods, which is the loss's, too.
-        return gradient + (value - gradient).detach(), sums, float(contrast)
+        row_of_token = batch.token_index // batch.completion_tokens.shape[1]
+        gradient: Tensor | float = 0.0
+        first = losses.new_zeros(4)
+        for i in range(len(tokens)):
+            is_learnt = i < num_learnt
+            has_kl = is_learnt or config.kl_tokens is KLTokens.ALL
+            loss, sums = weighted_loss(
+                rows.part(slice(i * batch.num_tokens, (i + 1) * batch.num_tokens)),
+                original if has_kl else None,
+                batch.targets,
+                replace(
+                    weights, lm=pull[i][row_of_token], entropy=weights.entropy if is_learnt else 0.0
+                ),
+                base_vocab_size=base_vocab_size,
+            )
+            gradient = gradient + loss
+            value = value + (
+                weights.kl_reference_to_policy * sums[1]
+                + weights.kl_policy_to_reference * sums[2]
+                - (weights.entropy if is_learnt else 0.0) * sums[3]
+            )
+            if i == 0:
+                first = sums
+        assert isinstance(gradient, Tensor), "there is a token at least"
+        return gradient + (value - gradient).detach(), first, contrast, advantage
 
     def other_quantiles(
         self, quantiles: NDArray[np.int16], *, num_quantiles: int, seed: int

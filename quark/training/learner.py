@@ -17,6 +17,7 @@ from quark.models.policy import Policy
 from quark.objectives.quark import LossOutput, QuarkObjective
 from quark.pool.base import PoolBatch
 from quark.reference.base import ReferencePolicy
+from quark.training.advantages import Advantages
 from quark.training.alerts import Alert
 from quark.training.distributed import Team
 from quark.training.guards import count_skipped_step, is_finite_step, memory_needed_for
@@ -27,7 +28,7 @@ from quark.training.sharding import WholeWeights
 
 _SUMS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
 """Figures of a ``LossOutput`` that are sums over its tokens."""
-_SEQUENCE_SUMS = ("contrast_loss",)
+_SEQUENCE_SUMS = ("contrast_loss", "advantage_loss")
 """Figures that are sums over its sequences."""
 
 
@@ -84,12 +85,15 @@ class Learner:
         self._on_alert = on_alert
         self.optimizer = make_optimizer(policy.model, config.optimizer)
 
-    def step(self, samples: PoolBatch, position: Position) -> Step:
+    def step(
+        self, samples: PoolBatch, position: Position, advantages: Advantages | None = None
+    ) -> Step:
         """Train on one minibatch, or skip it where its loss or gradient is not finite.
 
         Args:
             samples: the whole minibatch, the same in every process.
             position: where the run is; skipped steps and a smaller micro-batch are recorded in it.
+            advantages: those of the pool's samples, where the objective weighs by them.
 
         Raises:
             TrainingError: too many skipped steps in a row, or too little memory for one sequence or the update.
@@ -112,6 +116,13 @@ class Learner:
             ids = torch.tensor(policy.reward_tokens.ids, device=policy.device)
             chosen = torch.from_numpy(others[team.rank :: team.size].astype(np.int64))
             batch = replace(batch, other_tokens=ids[chosen.to(policy.device)])
+        if advantages is not None:
+            of_mine = advantages.rows(mine.ids)
+            batch = replace(
+                batch,
+                advantages=torch.from_numpy(of_mine.values).to(policy.device),
+                sampled_logprobs=torch.from_numpy(of_mine.sampled_logprobs).to(policy.device),
+            )
         outputs, micro = self._gradient(batch, position, num_sequences, num_tokens)
         sums = team.sums(
             {
@@ -123,13 +134,13 @@ class Learner:
             }
         )
         loss = sums.pop("loss")
-        contrast = {}
+        by_sequence = {}
         if others is not None:
             contrast_loss = sums["contrast_loss"] / num_sequences
-            contrast = {
-                "contrast_loss": contrast_loss,
-                "information": math.log(1 + others.shape[1]) - contrast_loss,
-            }
+            by_sequence["contrast_loss"] = contrast_loss
+            by_sequence["information"] = math.log(1 + others.shape[1]) - contrast_loss
+        if advantages is not None:
+            by_sequence["advantage_loss"] = sums["advantage_loss"] / num_sequences
         self._weights.sum_gradients()
         grad_norm = self._weights.clip_gradients(section.max_grad_norm or math.inf)
         rate = learning_rate(section, position.step, self._num_steps)
@@ -163,7 +174,7 @@ class Learner:
             metrics={
                 "loss": loss,
                 **{name: sums[name] / num_tokens for name in _SUMS},
-                **contrast,
+                **by_sequence,
                 "grad_norm": grad_norm,
                 "learning_rate": rate,
                 **coefficients,

@@ -36,6 +36,7 @@ from quark.pool.ties import tie_share
 from quark.reference.base import ReferencePolicy
 from quark.run_directory import RunDirectory
 from quark.text_statistics import distinct_n
+from quark.training.advantages import Advantages
 from quark.training.alerts import Alert, Alerts, ControlGap
 from quark.training.checkpoint import Checkpoint, Checkpoints, model_tensors
 from quark.training.distributed import Team
@@ -200,7 +201,7 @@ class Trainer:
         self._learns_from = pool.snapshot.generation
         new = range(max(exploration.ids.start, pool.num_removed), exploration.ids.stop)
         quantization = self._quantize(pool)
-        self._learn(quantization)
+        self._learn(quantization, pool)
         if here.step_in_round < self.config.run.steps_per_round:
             return None
         metrics = self._round_metrics(pool, new, quantization) | here.means()
@@ -328,14 +329,18 @@ class Trainer:
 
     # Learn
 
-    def _learn(self, quantization: Quantization) -> None:
+    def _learn(self, quantization: Quantization, pool: NativePool) -> None:
         """The rest of this round's optimizer steps."""
         here = self._position
+        objective = self.config.objective
+        advantages = None
+        if objective.advantage_coef:
+            advantages = Advantages.of(pool, objective.advantage_scope)
         sampler = round_sampler(quantization, self.config, here.round)
         while here.step_in_round < self.config.run.steps_per_round and not self._should_stop():
             begin = time.monotonic()
             batch = sampler.batch(here.step_in_round, pad_id=self._policy.pad_id)
-            step = self._learner.step(batch, here)
+            step = self._learner.step(batch, here, advantages)
             metrics = step.metrics | {
                 "tokens_per_s": step.num_tokens / max(time.monotonic() - begin, 1e-9)
             }

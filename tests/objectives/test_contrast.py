@@ -1,4 +1,4 @@
-"""The contrast between reward tokens, against a version that takes one sequence and one token at a time."""
+"""Contrast and quantile advantage, against a version that takes one sequence and one token at a time."""
 
 from __future__ import annotations
 
@@ -47,44 +47,66 @@ CONFIGS = [
         kl_direction=KLDirection.POLICY_TO_REFERENCE,
         kl_tokens=KLTokens.ALL,
     ),
+    QuarkObjectiveConfig(lm_coef=0.0, advantage_coef=1.0, kl_coef=0.5, entropy_coef=0.1),
+    QuarkObjectiveConfig(
+        lm_coef=0.2, contrast_coef=0.4, contrast_tokens=2, advantage_coef=0.9, ratio_clip=0.7
+    ),
 ]
+ADVANTAGES = torch.tensor([1.2, -0.8, 0.0, -1.5, 0.4, -0.1])
+SAMPLED_LOGPROBS = torch.tensor([-9.0, -40.0, -12.0, 3.0, -20.0, math.nan])
+"""Such that some ratios are clipped, some are not, and one is unknown."""
 
 
-def contrasted(batch, policy, objective, seed=3):
-    """``batch`` with the other tokens that a step of that seed draws."""
+def with_terms(batch, policy, objective, seed=3):
+    """``batch`` with what the objective needs of it, the other tokens as a step of that seed draws them."""
     ids = torch.tensor(policy.reward_tokens.ids)
     own = (batch.reward_tokens - ids[0]).numpy().astype(np.int16)
     others = objective.other_quantiles(own, num_quantiles=5, seed=seed)
-    return dataclasses.replace(batch, other_tokens=ids[torch.from_numpy(others.astype(np.int64))])
+    if others is not None:
+        batch = dataclasses.replace(
+            batch, other_tokens=ids[torch.from_numpy(others.astype(np.int64))]
+        )
+    if objective.config.advantage_coef:
+        batch = dataclasses.replace(batch, advantages=ADVANTAGES, sampled_logprobs=SAMPLED_LOGPROBS)
+    return batch
 
 
 def specification(policy, reference, config, batch):
     losses = []
     for i, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-        tokens = [int(batch.reward_tokens[i]), *batch.other_tokens[i].tolist()]
         picked = torch.tensor(completion)[:, None]
         ids = torch.tensor([[*prompt, *completion]])
         log_q = F.log_softmax(reference.model(ids).logits[0, len(prompt) - 1 : -1], -1)
-        sums, divergences = [], []
-        for token in tokens:
+
+        def under(token, prompt=prompt, completion=completion, picked=picked, log_q=log_q):
+            """log pi of the completion, KL and entropy."""
             ids = torch.tensor([[token, *prompt, *completion]])
             logits = policy.model(ids).logits[0, len(prompt) : -1]
             log_p = F.log_softmax(logits[:, :VOCAB_SIZE], -1)
-            sums.append(log_p.gather(1, picked).sum())
-            if config.kl_direction is KLDirection.REFERENCE_TO_POLICY:
-                divergences.append((log_q.exp() * (log_q - log_p)).sum())
-            else:
-                divergences.append((log_p.exp() * (log_p - log_q)).sum())
-            if token == tokens[0]:
-                entropy = -(log_p.exp() * log_p).sum()
-        contrast = -F.log_softmax(torch.stack(sums) / config.contrast_temperature, 0)[0]
-        kl = sum(divergences) if config.kl_tokens is KLTokens.ALL else divergences[0]
-        losses.append(
-            -config.lm_coef * sums[0]
-            + config.contrast_coef * contrast
-            + config.kl_coef * kl
-            - config.entropy_coef * entropy
-        )
+            kl = (log_q.exp() * (log_q - log_p)).sum()
+            if config.kl_direction is KLDirection.POLICY_TO_REFERENCE:
+                kl = (log_p.exp() * (log_p - log_q)).sum()
+            return log_p.gather(1, picked).sum(), kl, -(log_p.exp() * log_p).sum()
+
+        loss = 0.0
+        if config.lm_coef or config.contrast_coef:
+            logp, kl, entropy = under(int(batch.reward_tokens[i]))
+            loss += -config.lm_coef * logp + config.kl_coef * kl - config.entropy_coef * entropy
+        if config.contrast_coef:
+            others = [under(token) for token in batch.other_tokens[i].tolist()]
+            sums = torch.stack([logp, *(other for other, _, _ in others)])
+            posterior = F.log_softmax(sums / config.contrast_temperature, 0)
+            loss -= config.contrast_coef * posterior[0]
+            if config.kl_tokens is KLTokens.ALL:
+                loss += config.kl_coef * sum(kl for _, kl, _ in others)
+        if config.advantage_coef:
+            logp, kl, entropy = under(policy.reward_tokens.best)
+            advantage, sampled = float(ADVANTAGES[i]), float(SAMPLED_LOGPROBS[i])
+            if advantage < 0 and not math.isnan(sampled):
+                advantage *= min(math.exp(min(logp.item() - sampled, 50.0)), config.ratio_clip)
+            loss += -config.advantage_coef * advantage * logp
+            loss += config.kl_coef * kl - config.entropy_coef * entropy
+        losses.append(loss)
     return torch.stack(losses).mean()
 
 
@@ -95,7 +117,7 @@ def test_loss_and_gradients_equal_the_formula_in_float64(make, config):
     policy.model.double()
     reference = FrozenReference(make(seed=1).double())
     objective = QuarkObjective(config)
-    batch = contrasted(tiny_batch(policy), policy, objective)
+    batch = with_terms(tiny_batch(policy), policy, objective)
     output = objective(policy, reference, batch, num_sequences=6, num_tokens=batch.num_tokens)
     expected = specification(policy, reference, config, batch)
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-10)
@@ -107,12 +129,19 @@ def test_loss_and_gradients_equal_the_formula_in_float64(make, config):
 
 def test_parts_add_up_to_the_whole_and_report_the_same_sums():
     policy, reference = tiny_policy(), FrozenReference(tiny_gpt2(seed=1))
-    objective = QuarkObjective(CONFIGS[2])
-    batch = contrasted(tiny_batch(policy), policy, objective)
+    objective = QuarkObjective(CONFIGS[-1])
+    batch = with_terms(tiny_batch(policy), policy, objective)
     counts = {"num_sequences": batch.num_sequences, "num_tokens": batch.num_tokens}
     whole = objective(policy, reference, batch, **counts)
     parts = [objective(policy, reference, part, **counts) for part in batch.split(4)]
-    for name in ("loss", "lm_loss", "kl_reference_to_policy", "entropy", "contrast_loss"):
+    for name in (
+        "loss",
+        "lm_loss",
+        "kl_reference_to_policy",
+        "entropy",
+        "contrast_loss",
+        "advantage_loss",
+    ):
         total = sum(torch.as_tensor(getattr(part, name)).item() for part in parts)
         assert total == pytest.approx(torch.as_tensor(getattr(whole, name)).item(), rel=1e-5)
     parameters = list(policy.model.parameters())
@@ -129,7 +158,7 @@ def test_tokens_that_say_the_same_are_at_chance_and_the_contrast_pulls_them_apar
         policy.reward_vectors.copy_(policy.reward_vectors[:1].expand(5, -1))
     config = QuarkObjectiveConfig(lm_coef=0.0, contrast_coef=1.0, kl_coef=0.0, contrast_tokens=4)
     objective = QuarkObjective(config)
-    batch = contrasted(tiny_batch(policy), policy, objective)
+    batch = with_terms(tiny_batch(policy), policy, objective)
     counts = {"num_sequences": 6, "num_tokens": batch.num_tokens}
     optimizer = torch.optim.Adam(policy.model.parameters(), lr=1e-2)
     first = objective(policy, reference, batch, **counts)
@@ -144,7 +173,7 @@ def test_tokens_that_say_the_same_are_at_chance_and_the_contrast_pulls_them_apar
 def test_bfloat16_autocast_stays_close():
     policy, reference = tiny_policy(), FrozenReference(tiny_gpt2())
     objective = QuarkObjective(CONFIGS[1])
-    batch = contrasted(tiny_batch(policy), policy, objective)
+    batch = with_terms(tiny_batch(policy), policy, objective)
     counts = {"num_sequences": 6, "num_tokens": batch.num_tokens}
     full = objective(policy, reference, batch, **counts)
     with torch.autocast("cpu", dtype=torch.bfloat16):
