@@ -88,13 +88,14 @@ class QuarkObjectiveConfig(Settings):
     contrast_temperature: float = Field(1.0, gt=0.0)
     """Divides the sequences' log-probabilities in the contrast."""
     kl_tokens: KLTokens = KLTokens.OWN
-    """Under which reward tokens the KL is penalized: those that a sample learns under, or those that it is
-    contrasted with, too."""
+    """Under which reward tokens the KL is penalized: ``own`` are those that a sample learns under, ``all`` also those
+    that it is contrasted with."""
     advantage_coef: float = Field(0.0, ge=0.0)
     """Weight of the quantile advantage: the sample's rank, standardized, times its log-probability under the best
     token. 0 is the paper."""
     advantage_scope: AdvantageScope = AdvantageScope.PROMPT
-    """Among which samples the advantage ranks."""
+    """Among which samples the advantage ranks: ``prompt``, the completions of one prompt in one round, or ``round``, all
+    samples of one round."""
     ratio_clip: float = Field(1.0, gt=0.0)
     """A sample with a negative advantage counts by pi(y) over the probability that it was sampled with, at most this.
     So one that the policy no longer writes stops pushing (TOPR, Le Roux et al. 2025)."""
