@@ -49,6 +49,16 @@ class EvaluationConfig(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Likelihoods:
+    """What two models say of some completions."""
+
+    metrics: Mapping[str, float]
+    """Means over all tokens or completions, named as in docs/metrics.md."""
+    drifts: NDArray[np.float64]
+    """[N] as ``Evaluation.drifts``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """The figures of one model under one token."""
 
@@ -62,6 +72,10 @@ class Evaluation:
     """``reward_mean``, ``kl_policy_to_reference`` ... named as in docs/metrics.md."""
     judges: Mapping[str, float]
     """Mean score by judge."""
+    judge_scores: Mapping[str, NDArray[np.float32]]
+    """[N] by judge; NaN = not scored."""
+    drifts: NDArray[np.float64]
+    """[N] KL(q || p0) along each completion, in nats, of the distribution q that it was sampled from."""
     failures: Sequence[str] = ()
     """How many completions got no score, of the reward or of a judge, and why; empty where all did."""
 
@@ -120,7 +134,7 @@ class Evaluator:
     def measure(
         self,
         completions: Sequence[Completion],
-        likelihoods: Mapping[str, float],
+        likelihoods: Likelihoods,
         *,
         quantile: int | None,
     ) -> Evaluation:
@@ -145,13 +159,15 @@ class Evaluator:
             metrics["reward_below_half_probability"] = any_above(
                 -rewards, self._per_prompt, threshold=-0.5
             )
-        metrics |= likelihoods
+        metrics |= likelihoods.metrics
         return Evaluation(
             quantile=quantile,
             rewards=rewards,
             completions=completions,
             metrics=metrics,
             judges={name: _mean(scored.scores) for name, scored in judged.items()},
+            judge_scores={name: scored.scores for name, scored in judged.items()},
+            drifts=likelihoods.drifts,
             failures=[
                 f"{scored.num_failed} of {len(texts)} held-out completions got no score{whose} "
                 f"({'; '.join(scored.messages[:3])})"
@@ -165,7 +181,7 @@ class Evaluator:
 
     def likelihoods(
         self, completions: Sequence[Completion], policy: Policy, *, quantile: int | None
-    ) -> dict[str, float]:
+    ) -> Likelihoods:
         """Exact KL in both directions and the reference's perplexity, in nats per completion token.
 
         ``kl_sampled_to_reference`` is KL(q || p0) of the distribution q that is sampled from, with its guidance,
@@ -174,8 +190,9 @@ class Evaluator:
 
         Arguments as those of ``evaluate``; no reward is asked.
         """
-        forward = backward = sampled = reference_nll = 0.0
+        forward = backward = reference_nll = 0.0
         num_tokens = 0
+        drifts: list[NDArray[np.float64]] = []
         base_vocab_size = policy.reward_tokens.base_vocab_size
         size = self._sampling.batch_size
         for start in range(0, len(completions), size):
@@ -199,17 +216,22 @@ class Evaluator:
                         away = policy.completion_rows(replace(batch, reward_tokens=worst))
                     drift = self._drift(rows, original, away, batch, policy)
             reference_nll += float(statistics.reference_nll.cpu().double().sum())
-            sampled += float(drift.cpu().double().sum())
+            row = (batch.token_index // batch.completion_tokens.shape[1]).cpu().numpy()
+            # On the CPU: some devices lack float64.
+            sums = np.bincount(row, drift.cpu().double().numpy(), batch.num_sequences)
+            drifts.append(sums.astype(np.float64))
             if quantile is not None:
                 forward += float(statistics.kl_reference_to_policy.cpu().double().sum())
                 backward += float(statistics.kl_policy_to_reference.cpu().double().sum())
-        return {
+        by_completion = np.concatenate(drifts)
+        metrics = {
             "kl_reference_to_policy": forward / num_tokens,
             "kl_policy_to_reference": backward / num_tokens,
-            "kl_sampled_to_reference": sampled / num_tokens,
-            "kl_sampled_per_completion": sampled / len(completions),
+            "kl_sampled_to_reference": float(by_completion.sum()) / num_tokens,
+            "kl_sampled_per_completion": float(by_completion.mean()),
             "perplexity_reference": math.exp(min(reference_nll / num_tokens, 700.0)),
         }
+        return Likelihoods(metrics=metrics, drifts=by_completion)
 
     def _drift(
         self,
@@ -229,7 +251,7 @@ class Evaluator:
         )
         steps = batch.token_index % batch.completion_tokens.shape[1]
         may_not_stop = steps < self._sampling.min_new_tokens
-        drift = torch.empty(batch.num_tokens, dtype=torch.float64)
+        drift = torch.empty(batch.num_tokens)
         for places, (logits, reference_logits, *rest) in base_logits(models, base_vocab_size=width):
             forbidden = torch.zeros_like(logits, dtype=torch.bool)
             forbidden[:, stops] = may_not_stop[places].unsqueeze(1)
@@ -238,7 +260,7 @@ class Evaluator:
             )
             log_reference = torch.log_softmax(reference_logits, -1)
             probabilities = probabilities_of(allowed, self._sampling)
-            drift[places] = divergence(probabilities, log_reference).double().cpu()
+            drift[places] = divergence(probabilities, log_reference).cpu()
         return drift
 
 

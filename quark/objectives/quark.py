@@ -269,7 +269,7 @@ class QuarkObjective:
         everything = batch.under(torch.stack(tokens))
         rows = policy.completion_rows(everything)
         nll = token_nll(rows, everything.targets, base_vocab_size=base_vocab_size)
-        losses = torch.stack([batch.sum_by_sequence(part) for part in nll.split(batch.num_tokens)])
+        losses = torch.stack([batch.sum_by_sequence(part) for part in nll.view(len(tokens), -1)])
         pull = torch.zeros_like(losses)  # the weight of each sequence's -log pi
         value = losses.new_zeros(())
         contrast = advantage = 0.0

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quark.evaluation.evaluator import Evaluation, Evaluator
+from quark.evaluation.evaluator import Evaluation, Evaluator, Likelihoods
 from quark.generation.base import Generator
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.policy import Policy
@@ -109,10 +109,10 @@ class SharedEvaluator:
         """The same evaluation in every process; see ``Evaluator.evaluate``."""
         completions = self._evaluator.sample(generator, quantile=quantile)
 
-        def likelihoods() -> dict[str, float]:
+        def likelihoods() -> Likelihoods:
             return self._evaluator.likelihoods(completions, policy, quantile=quantile)
 
-        measured: dict[str, float] | None = None
+        measured: Likelihoods | None = None
         if self._weights.is_sharded:
             with self._team.exchange():
                 measured = likelihoods()
@@ -126,6 +126,8 @@ class SharedEvaluator:
                 "rewards": evaluation.rewards.tolist(),
                 "metrics": dict(evaluation.metrics),
                 "judges": dict(evaluation.judges),
+                "judge_scores": {k: v.tolist() for k, v in evaluation.judge_scores.items()},
+                "drifts": evaluation.drifts.tolist(),
                 "failures": list(evaluation.failures),
             }
 
@@ -136,6 +138,11 @@ class SharedEvaluator:
             completions=completions,
             metrics=figures["metrics"],
             judges=figures["judges"],
+            judge_scores={
+                name: np.array(scores, dtype=np.float32)
+                for name, scores in figures["judge_scores"].items()
+            },
+            drifts=np.array(figures["drifts"], dtype=np.float64),
             failures=figures["failures"],
         )
 
