@@ -1,0 +1,68 @@
+"""Runs whose loss looks at each sample under several reward tokens: stopped and resumed, and shared by processes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.training.test_distributed import assert_close, launch
+from tests.training.tiny_run import fingerprint_of, rows_of, train, write_inputs
+
+SETTINGS = (
+    "objective.lm_coef=0.2",
+    "objective.contrast_coef=1.0",
+    "objective.contrast_tokens=2",
+    "objective.advantage_coef=0.5",
+    "objective.kl_tokens=all",
+    "run.completions_per_prompt=2",
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert not train(config, run_dir, overrides=SETTINGS).interrupted
+    return run_dir
+
+
+def test_every_step_says_what_the_terms_are(whole_run: Path) -> None:
+    steps = [row for row in rows_of(whole_run) if row["event"] == "step"]
+    for row in steps:
+        assert row["information"] == pytest.approx(math.log(3) - row["contrast_loss"])
+        assert math.isfinite(row["advantage_loss"])
+    rounds = [row for row in rows_of(whole_run) if row["event"] == "round"]
+    assert all("information" in row for row in rounds)
+    # The tokens are told apart better at the end than at the beginning.
+    assert rounds[-1]["information"] > rounds[0]["information"]
+
+
+def test_a_run_stopped_again_and_again_ends_equal(
+    config: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    while train(config, run_dir, stop_at=7, overrides=SETTINGS).interrupted:
+        pass
+    assert fingerprint_of(run_dir) == fingerprint_of(whole_run)
+
+
+@pytest.mark.parametrize("parallel", ["data", "sharded"])
+def test_two_processes_learn_what_one_does(
+    config: Path, whole_run: Path, tmp_path: Path, parallel: str
+) -> None:
+    run_dir = tmp_path / "run"
+    ended = launch(config, run_dir, *SETTINGS, f"run.parallel={parallel}")
+    assert ended.codes == [0, 0], ended.err
+    assert_close(run_dir, whole_run)
+    steps = [
+        [row for row in rows_of(run) if row["event"] == "step"] for run in (run_dir, whole_run)
+    ]
+    for ours, theirs in zip(*steps, strict=True):
+        for name in ("loss", "contrast_loss", "advantage_loss", "kl_reference_to_policy"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
