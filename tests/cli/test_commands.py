@@ -213,7 +213,11 @@ def test_generate_reads_prompt_files_and_other_models(run_dir: Path, tmp_path: P
     assert refused.code == 2
     assert "no reward tokens" in refused.err
     assert "top_p" in quark("generate", run_dir, "-p", "a", "--top-p", "0").err
-    assert quark("generate", run_dir, "-p", "a", "--top-p", "0").code == 2
+    for refused in ("0", "1.5", "nan"):
+        assert quark("generate", run_dir, "-p", "a", "--top-p", refused).code == 2
+    option = " ".join(quark("generate", "--help").out.split("--top-p")[1][:400].split())
+    assert "above 0" in option
+    assert "0.0<=" not in option
     assert "is not UTF-8" in quark("generate", run_dir, "-p", "\udce9").err
     for prompt in ("<|reward_4|>a", ""):
         refused = quark("generate", run_dir, "-p", prompt)
