@@ -29,7 +29,8 @@ from transformers import (
 from quark.models.activations import fuse_activations
 from quark.models.batch import TrainingBatch, valid_positions
 from quark.models.causal import CausalModel, CompletionRows
-from quark.models.policy import Policy, give_reward_token_its_own_position
+from quark.models.policy import Policy
+from quark.models.positions import give_reward_token_its_own_position
 from quark.models.recomputation import recompute_layers
 from quark.models.reward_tokens import RewardTokens
 from quark.objectives.quark import (

@@ -3,6 +3,7 @@
 run/
   run.json          who made this run: format version, run id, quark version
   config.toml       the effective configuration
+  held_out.jsonl    the prompts that are held out, with their tokens
   pool/             the sample pool
   metrics.jsonl     one JSON object a line (docs/metrics.md)
   checkpoints/      step-00000042/ ...
@@ -33,6 +34,10 @@ class RunDirectory:
     @property
     def config(self) -> Path:
         return self.path / "config.toml"
+
+    @property
+    def held_out(self) -> Path:
+        return self.path / "held_out.jsonl"
 
     @property
     def pool(self) -> Path:

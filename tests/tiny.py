@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from quark.data.collate import TrainingBatch, collate
-from quark.models.policy import Policy, give_reward_token_its_own_position
+from quark.models.policy import Policy
+from quark.models.positions import give_reward_token_its_own_position
 from quark.models.reward_tokens import add_reward_tokens
 
 EOS = "<|endoftext|>"

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from quark.cli.trained_model import TrainedModel
     from quark.config.schema import RunConfig
     from quark.evaluation.evaluator import Evaluation
+    from quark.types import Prompt
 
 _COLUMNS = (
     ("reward", "reward_mean", 3),
@@ -64,7 +66,10 @@ def evaluate(
         typer.Option(min=0.0, help="Away from the worst token this strongly. Default: the run's."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the sampling. Default: the run's.")
+        int | None,
+        typer.Option(
+            min=0, help="Draws other completions of the same prompts. Default: the run's."
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
@@ -86,7 +91,7 @@ def evaluate(
     from quark.cli.console import make_console, print_json, prints_to_stderr
     from quark.cli.trained_model import NONE, open_model, overridden
 
-    source = open_model(model)
+    source = open_model(model, exactly=True)
     config = _configured(source, rewards=reward or (), reference=reference, num=num, seed=seed)
     if guidance is not None:
         config = overridden(config, {"sampling": {"guidance": guidance}})
@@ -170,54 +175,101 @@ def _evaluate(
     import sys
 
     from quark.cli.console import foreign, make_console, prose
-    from quark.data.prompts import load_prompts
-    from quark.evaluation.evaluator import Evaluator
     from quark.generation.transformers_generator import TransformersGenerator
-    from quark.models.loading import load_base_model, load_policy, load_tokenizer
-    from quark.reference.base import FrozenReference
-    from quark.rewards.build import build_judges, build_reward
-    from quark.training.seeds import derive_seed
+    from quark.training.devices import make_autocast
+    from quark.training.parts import (
+        frozen_reference,
+        held_out_sampling,
+        make_evaluator,
+        make_reference,
+        make_rewards,
+        untrained_policy,
+        use_threads,
+    )
 
-    policy = source.policy or load_policy(
-        config.model, num_quantiles=config.pool.num_quantiles, seed=0, device=source.device
-    )
-    reference = FrozenReference(load_base_model(config.model, device=source.device))
-    seed = config.run.seed
-    if prompts is None:
-        chosen = load_prompts(
-            config.prompts, load_tokenizer(config.model), seed=derive_seed(seed, "split")
-        ).evaluation
-    else:
-        chosen = tuple(source.prompts_of(prompts))
-    sampling = config.sampling
-    if config.evaluation.top_p is not None:
-        sampling = sampling.model_copy(update={"top_p": config.evaluation.top_p})
-    evaluator = Evaluator(
-        prompts=chosen,
-        reference=reference,
-        reward=build_reward(config.reward),
-        judges=build_judges(config.evaluation.judges, config.reward),
-        completions_per_prompt=config.evaluation.completions_per_prompt,
-        batch_size=sampling.batch_size,
-        seed=derive_seed(seed, "evaluate"),
-    )
+    use_threads(config)
+    device = source.device
+    policy = source.policy or untrained_policy(config, device)
+    is_own = config.model == source.config.model
+    reference = (make_reference if is_own else frozen_reference)(config, policy, device)
     progress = make_console(sys.stderr)
+    if prompts is not None:
+        chosen = tuple(source.prompts_of(prompts))
+    else:
+        chosen = _held_out(source, config, progress)
+    rewards = make_rewards(config)
+    evaluator = make_evaluator(config, chosen, reference, rewards.reward, rewards.judges)
+    autocast = make_autocast(config.run.precision, device)
+    if source.is_run and is_own and config.model.lora.rank and policy.adapter is None:
+        progress.print(
+            prose(
+                "  no checkpoint has this model's adapters: measuring it with them merged, which rounds",
+                "dim",
+            )
+        )
     evaluations = []
     for quantile in quantiles:
         name = "the original model" if quantile is None else f"quantile {quantile}"
         progress.print(prose(f"  evaluating {name} on {len(chosen)} prompts", "dim"))
         generator = TransformersGenerator(
-            reference.model if quantile is None else policy,
+            reference.causal if quantile is None else policy,
             policy.tokenizer,
             policy.reward_tokens,
-            sampling,
-            source.device,
+            held_out_sampling(config),
+            device,
         )
-        evaluation = evaluator.evaluate(generator, policy, quantile=quantile)
+        with autocast():
+            evaluation = evaluator.evaluate(generator, policy, quantile=quantile)
         for failure in evaluation.failures:
             progress.print(foreign(f"warning: {failure}", style="yellow"), soft_wrap=True)
         evaluations.append(evaluation)
+    _require_scores(evaluations, config.reward.name)
     return evaluations
+
+
+def _held_out(source: TrainedModel, config: RunConfig, progress: Console) -> tuple[Prompt, ...]:
+    """The prompts that a run held out, whatever became of its prompt file; those of the default file for a model."""
+    from quark.cli.console import foreign
+    from quark.run_directory import RunDirectory
+    from quark.training.held_out import are_those_of, read_held_out
+    from quark.training.parts import prompts_of
+
+    def warn(text: str) -> None:
+        progress.print(foreign(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+    if not source.is_run:
+        # The run's seed splits, and --seed only samples.
+        return prompts_of(source.config.model_copy(update={"model": config.model})).evaluation
+    run = RunDirectory(Path(source.name))
+    recorded = read_held_out(run)
+    if recorded is not None:
+        if recorded.source_has_changed():
+            warn(
+                f"{recorded.source} has changed since the run began: measuring on the prompts that the run held out"
+            )
+        return recorded.prompts
+    found = prompts_of(source.config).evaluation
+    warn("the run does not record its held-out prompts: its prompt file is split again by its seed")
+    if not are_those_of(run, found):
+        warn(
+            "these are other prompts than it held out, so some may have been trained on: see --prompts"
+        )
+    return found
+
+
+def _require_scores(evaluations: list[Evaluation], reward: str) -> None:
+    """Raise RewardError where no completion at all got a score."""
+    import numpy as np
+
+    from quark.errors import RewardError
+
+    if all(np.isnan(evaluation.rewards).all() for evaluation in evaluations):
+        num_completions = sum(len(evaluation.completions) for evaluation in evaluations)
+        reasons = next((e.failures[0] for e in evaluations if e.failures), "every score is NaN")
+        raise RewardError(
+            f"the reward {reward} scored none of {num_completions} completions: {reasons}. "
+            f"`quark reward check {reward}` tries it alone"
+        )
 
 
 def _table(evaluations: list[Evaluation], num_quantiles: int, judges: tuple[str, ...]) -> Table:

@@ -234,7 +234,8 @@ def stats(
         print_json,
         prose,
     )
-    from quark.report.load import num_quantiles_of
+    from quark.pool.ties import tie_share
+    from quark.report.load import num_quantiles_of, ranks_each_prompt
 
     run = run_configuration(path)
     num_quantiles = num_quantiles or num_quantiles_of(run)
@@ -248,9 +249,12 @@ def stats(
         )
         columns = {name: describe(pool.scores(name)[removed:]) for name in pool.score_columns}
         counts, lower_bounds = [0] * num_quantiles, [math.nan] * num_quantiles
+        tied = 0.0
         if is_ranked:
             cuts = ranked(pool, num_quantiles, run, score)
             counts, lower_bounds = cuts.counts.tolist(), cuts.lower_bounds.tolist()
+            prompt_ids = pool.column("prompt_id") if ranks_each_prompt(run) else None
+            tied = tie_share(pool.scores(score), cuts.labels(), prompt_ids)
         rounds = round_means(pool, scores)
     histogram = histogram_of(scores)
     if as_json:
@@ -262,6 +266,7 @@ def stats(
                 "score": score if is_ranked else None,
                 "quantile_counts": counts,
                 "quantile_lower_bounds": lower_bounds,
+                "tie_share": tied,
                 "histogram": [
                     {"low": low, "high": high, "samples": num} for low, high, num in histogram
                 ],
@@ -271,14 +276,14 @@ def stats(
         return
     console = make_console()
     names = ("mean", "std", "min", "median", "max")
-    table = grid("score", "samples", *names, "not scored", "tied", right=range(1, 9))
+    table = grid("score", "samples", *names, "not scored", "repeated", right=range(1, 9))
     for name, row in columns.items():
         table.add_row(
             foreign(name, limit=64),
             prose(count(int(row["samples"]))),
             *(prose(number(row[key])) for key in names),
             prose(count(int(row["nan"]))),
-            prose(f"{row['tie_share']:.0%}"),
+            prose(f"{row['repeated_share']:.0%}"),
         )
     console.print(table)
     console.print()
@@ -300,6 +305,9 @@ def stats(
                 prose(str(index)), prose(count(counts[index])), prose(number(lower_bounds[index]))
             )
         console.print(table)
+        if tied:
+            text = f"the tie rule chose the quantile of {tied:.0%} of the ranked samples: their score is in several"
+            console.print(prose(text, "yellow"), soft_wrap=True)
     else:
         console.print(prose(f"no score {score}: --score NAME ranks by another", "yellow"))
     console.print()
@@ -393,11 +401,13 @@ def is_ranked_by(pool: NativePool, score: str) -> bool:
 
 
 def describe(scores: NDArray[np.float32]) -> dict[str, float]:
-    """Spread of a score column; ``tie_share`` is the share of scored samples that share their score.
+    """Spread of a score column; ``repeated_share`` is that of ``quark.pool.ties``.
 
     Mean and spread are NaN where infinite scores leave them without a value.
     """
     import numpy as np
+
+    from quark.pool.ties import repeated_share
 
     scored = scores[~np.isnan(scores)].astype(np.float64)
     if scored.size == 0:
@@ -407,9 +417,8 @@ def describe(scores: NDArray[np.float32]) -> dict[str, float]:
             **empty,
             "nan": len(scores),
             "infinite": 0,
-            "tie_share": 0.0,
+            "repeated_share": 0.0,
         }
-    _, repeats = np.unique(scored, return_counts=True)
     with np.errstate(invalid="ignore"):
         return {
             "samples": len(scores),
@@ -420,7 +429,7 @@ def describe(scores: NDArray[np.float32]) -> dict[str, float]:
             "max": float(scored.max()),
             "nan": len(scores) - scored.size,
             "infinite": int(np.isinf(scored).sum()),
-            "tie_share": float(repeats[repeats > 1].sum() / scored.size),
+            "repeated_share": repeated_share(scores),
         }
 
 

@@ -169,7 +169,7 @@ def check(
                 [
                     ("lowest, mean, highest", spread),
                     ("speed", f"{report.samples_per_s:,.0f} samples/s"),
-                    ("ties", f"{report.tie_share:.0%} of the scores"),
+                    ("ties", f"{report.repeated_share:.0%} of the scores"),
                     ("repeatable", "yes" if report.is_repeatable else "no"),
                 ]
             )

@@ -139,8 +139,12 @@ def overridden(settings: _Settings, values: Mapping[str, object]) -> _Settings:
         raise ConfigError(f"{key} = {first['input']!r}: {message}") from err
 
 
-def open_model(name: str) -> TrainedModel:
+def open_model(name: str, *, exactly: bool = False) -> TrainedModel:
     """Load what ``name`` is: a run directory, a folder that quark saved, or any name that a config takes.
+
+    Args:
+        name: of the model or run.
+        exactly: compute to the bit as the run did: adapters stay beside the weights instead of merged into them.
 
     Raises:
         RunDirectoryError: a run that has no finished model yet.
@@ -151,6 +155,7 @@ def open_model(name: str) -> TrainedModel:
     from quark.models.reward_tokens import REWARD_TOKENS_FILE
     from quark.run_directory import RunDirectory
     from quark.training.devices import choose_device
+    from quark.training.parts import trained_policy
 
     folder, run = Path(name), RunDirectory(Path(name))
     loaded: LoadedConfig = load_config(run.config if run.is_run() else None)
@@ -164,7 +169,10 @@ def open_model(name: str) -> TrainedModel:
     elif "/" in name and not folder.exists() and (runs := _runs_like(folder)):
         raise RunDirectoryError(f"there is no run {name}; {folder.parent} has {', '.join(runs)}")
     if (folder / REWARD_TOKENS_FILE).is_file():
-        policy = load_saved_policy(folder, device=device)
+        if run.is_run() and exactly:
+            policy = trained_policy(loaded.config, run, device)
+        else:
+            policy = load_saved_policy(folder, device=device)
         return TrainedModel(
             name=name,
             policy=policy,

@@ -44,7 +44,7 @@ class PromptConfig(Settings):
     """A file with the held-out prompts; unset takes rows with ``split`` = ``eval`` or ``validation``, or else a seeded
     part of the source. Only rows with ``split`` = ``train``, or none, are trained on."""
     num_evaluation: int = Field(128, ge=1)
-    """How many prompts are held out for evaluation (at most)."""
+    """How many prompts are held out for evaluation, at most; of a seeded part, half of the different prompts at most."""
     limit: int | None = Field(None, ge=1)
     """Use only this many training prompts, a seeded choice."""
     max_tokens: int = Field(64, ge=1)
@@ -80,7 +80,7 @@ class PromptSet:
     train: tuple[Prompt, ...]
     evaluation: tuple[Prompt, ...]
     notes: tuple[str, ...] = ()
-    """What a person should know: prompts truncated or skipped."""
+    """What a person should know: prompts truncated or skipped, repeats of held-out ones, few of them."""
 
 
 _TRAINED_ON = (None, "", "train")
@@ -101,6 +101,9 @@ def load_prompts(
 ) -> PromptSet:
     """Read, check, split and tokenize.
 
+    No prompt is on both sides. Prompts count as one where their tokens are equal after ``max_tokens`` cut them, and where
+    they differ in case and spaces alone. What is held out is not trained on.
+
     Raises:
         FileNotFoundError: no such file.
         DataError: a row that is no prompt, or no prompts at all.
@@ -110,6 +113,9 @@ def load_prompts(
         raise DataError(f"{config.source}: no row fits prompts.where = {config.where!r}")
     train_rows = [row for row in rows if row.split in _TRAINED_ON]
     held_out_rows = [row for row in rows if row.split in _HELD_OUT]
+    notes = _left_out(rows)
+    tokens = _Tokens(config, tokenizer, add_special_tokens=add_special_tokens)
+    num_drawn = 0
     if config.evaluation_source is not None:
         evaluation_rows = list(
             _read(
@@ -122,27 +128,47 @@ def load_prompts(
     elif held_out_rows:
         evaluation_rows = held_out_rows
     else:
-        order = np.random.default_rng(seed).permutation(len(train_rows))
-        count = min(config.num_evaluation, len(train_rows) // 2)
-        held_out = set(order[:count].tolist())
-        evaluation_rows = [row for i, row in enumerate(train_rows) if i in held_out]
-        train_rows = [row for i, row in enumerate(train_rows) if i not in held_out]
+        evaluation_rows = _seeded_part(train_rows, config, tokens, notes, seed=seed)
+        num_drawn = len(evaluation_rows)
     evaluation_rows = evaluation_rows[: config.num_evaluation]
-    if config.limit is not None and config.limit < len(train_rows):
-        chosen = np.random.default_rng(seed + 1).permutation(len(train_rows))[: config.limit]
-        train_rows = [train_rows[i] for i in sorted(chosen.tolist())]
-    notes = _left_out(rows)
-    train = _tokenize(train_rows, config, tokenizer, notes, add_special_tokens=add_special_tokens)
-    evaluation = _tokenize(
-        evaluation_rows, config, tokenizer, notes, add_special_tokens=add_special_tokens
-    )
+    held_out = {tokens.identity(row) for row in evaluation_rows}
+    kept = [row for row in train_rows if tokens.identity(row) not in held_out]
+    num_repeats = len(train_rows) - len(kept) - num_drawn
+    if num_repeats:
+        notes.append(
+            f"{num_repeats} prompts are not trained on: they equal held-out ones, as the model sees them or but for "
+            "case and spaces"
+        )
+    if config.limit is not None and config.limit < len(kept):
+        chosen = np.random.default_rng(seed + 1).permutation(len(kept))[: config.limit]
+        kept = [kept[i] for i in sorted(chosen.tolist())]
+    train = _prompts(kept, config, tokens, notes)
+    evaluation = _prompts(evaluation_rows, config, tokens, notes)
     if not train or not evaluation:
         raise DataError(
             f"{config.source}: {len(train)} prompts to train and {len(evaluation)} to evaluate on; "
-            "both are needed (at least two prompts, or an evaluation_source)"
+            "both are needed (at least two different prompts, or an evaluation_source with others)"
             + "".join(f". {note}" for note in notes)
         )
     return PromptSet(train=train, evaluation=evaluation, notes=tuple(notes))
+
+
+def _seeded_part(
+    rows: list[_Row], config: PromptConfig, tokens: _Tokens, notes: list[str], *, seed: int
+) -> list[_Row]:
+    """The rows that are held out where nothing says which: each prompt once, at most half of them."""
+    first: dict[str, _Row] = {}
+    for row in rows:
+        first.setdefault(tokens.identity(row), row)
+    distinct = list(first.values())
+    count = min(config.num_evaluation, len(distinct) // 2)
+    if 0 < count < config.num_evaluation:
+        notes.append(
+            f"{count} of {len(distinct)} different prompts are held out, half of them: prompts.num_evaluation asks for "
+            f"{config.num_evaluation}, and the source does not say which"
+        )
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    return [distinct[i] for i in sorted(order[:count].tolist())]
 
 
 def read_prompts(
@@ -164,7 +190,7 @@ def read_prompts(
     if not rows:
         raise DataError(f"{source}: there are no prompts in it")
     whole = PromptConfig(max_tokens=sys.maxsize)
-    return _tokenize(rows, whole, tokenizer, [], add_special_tokens=True)
+    return _prompts(rows, whole, _Tokens(whole, tokenizer, add_special_tokens=True), [])
 
 
 def _left_out(rows: list[_Row]) -> list[str]:
@@ -177,18 +203,49 @@ def _left_out(rows: list[_Row]) -> list[str]:
     ]
 
 
-def _tokenize(
-    rows: list[_Row],
-    config: PromptConfig,
-    tokenizer: Tokenizer,
-    notes: list[str],
-    *,
-    add_special_tokens: bool,
+class _Tokens:
+    """The rows' tokens, each row tokenized once.
+
+    Args:
+        config: how long prompts may be.
+        tokenizer: of the model.
+        add_special_tokens: whether the tokenizer adds its own.
+    """
+
+    def __init__(
+        self, config: PromptConfig, tokenizer: Tokenizer, *, add_special_tokens: bool
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._add_special_tokens = add_special_tokens
+        self._ids: dict[str, list[int]] = {}
+
+    def of(self, row: _Row) -> list[int]:
+        """All of a row's ids."""
+        if row.text not in self._ids:
+            self._ids[row.text] = self._tokenizer.encode(
+                row.text, add_special_tokens=self._add_special_tokens
+            )
+        return self._ids[row.text]
+
+    def text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def identity(self, row: _Row) -> str:
+        """Equal for rows that are one prompt: as the model sees them, or but for case and spaces."""
+        ids = self.of(row)
+        if self._config.over_long == "truncate":
+            ids = ids[-self._config.max_tokens :]
+        return " ".join(self.text(ids).casefold().split()) or str(ids)
+
+
+def _prompts(
+    rows: list[_Row], config: PromptConfig, tokens: _Tokens, notes: list[str]
 ) -> tuple[Prompt, ...]:
     prompts: list[Prompt] = []
     over_long = 0
     for row in rows:
-        ids = tokenizer.encode(row.text, add_special_tokens=add_special_tokens)
+        ids = tokens.of(row)
         if not ids:
             raise DataError(f"{row.place}: the prompt {row.text!r} has no tokens")
         text = row.text
@@ -202,7 +259,7 @@ def _tokenize(
             if config.over_long == "skip":
                 continue
             ids = ids[-config.max_tokens :]
-            text = tokenizer.decode(ids, skip_special_tokens=True)
+            text = tokens.text(ids)
         prompts.append(
             Prompt(index=len(prompts), text=text, token_ids=tuple(ids), metadata=row.metadata)
         )
@@ -212,11 +269,15 @@ def _tokenize(
     return tuple(prompts)
 
 
-def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterator[_Row]:
+def source_file(source: str) -> Path:
+    """The file that ``PromptConfig.source`` names; it need not be there."""
     if source.startswith("embedded:"):
-        path = asset_path("prompts", source.removeprefix("embedded:")).with_suffix(".jsonl")
-    else:
-        path = Path(source).expanduser()
+        return asset_path("prompts", source.removeprefix("embedded:")).with_suffix(".jsonl")
+    return Path(source).expanduser()
+
+
+def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterator[_Row]:
+    path = source_file(source)
     if not path.exists():
         raise FileNotFoundError(f"there is no prompt file {path.absolute()}: check {said_by}")
     if not path.is_file():

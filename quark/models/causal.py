@@ -80,8 +80,8 @@ class CausalModel:
 
     Args:
         model: the model.
-        num_leading_positions: places at the start of the position table that only a reward token
-            takes: inputs without one begin after them.
+        num_leading_positions: positions at the start that only a reward token takes: inputs without
+            one begin after them.
     """
 
     def __init__(self, model: PreTrainedModel, *, num_leading_positions: int = 0) -> None:

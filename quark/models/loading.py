@@ -32,11 +32,8 @@ from quark.assets import asset_path
 from quark.errors import ModelError
 from quark.models.activations import fuse_activations
 from quark.models.lora import LoraConfig, add_adapter
-from quark.models.policy import (
-    PLAIN_TOKENIZER_FILE,
-    Policy,
-    give_reward_token_its_own_position,
-)
+from quark.models.policy import PLAIN_TOKENIZER_FILE, Policy
+from quark.models.positions import give_reward_token_its_own_position
 from quark.models.progress import without_progress_bars
 from quark.models.recomputation import recompute_layers
 from quark.models.reward_tokens import add_reward_tokens, begin_from_words, read_reward_tokens
@@ -62,7 +59,7 @@ class ModelConfig(Settings):
     more time, the same numbers."""
     shift_positions: bool | None = None
     """Give the reward token a position of its own, so that prompts and completions stand where the original
-    model has them. Unset: on where the model learned absolute positions (GPT-2), off elsewhere."""
+    model has them. Unset: on where positions are absolute (GPT-2, OPT), off elsewhere."""
     reward_token_std_scale: float = Field(1.0, gt=0.0)
     """Spread of the new reward tokens' vectors, in standard deviations of the existing ones."""
     lowest_words: tuple[str, ...] = ()
@@ -142,8 +139,8 @@ def load_policy(
         has_own_position = give_reward_token_its_own_position(model)
     if config.shift_positions and not has_own_position:
         raise ModelError(
-            f"{config.name}: shift_positions needs a table of learned positions, which "
-            f"{type(model).__name__} does not have. Leave it unset."
+            f"{config.name}: shift_positions needs a model with absolute positions, and "
+            f"{type(model).__name__} has none. Leave it unset."
         )
     reward_tokens = add_reward_tokens(
         model, tokenizer, num_quantiles, seed=seed, std_scale=config.reward_token_std_scale

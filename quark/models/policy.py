@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, processors
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from quark.models.batch import TrainingBatch
@@ -31,7 +31,7 @@ class Policy:
         model: with rows for the reward tokens.
         tokenizer: with the reward tokens.
         reward_tokens: their ids.
-        num_leading_positions: 1 where the position table begins with a row of the reward token's own
+        num_leading_positions: 1 where the reward token has a position of its own
             (``give_reward_token_its_own_position``), else 0.
         adapter: what is trained, where that is not the model's own weights.
     """
@@ -188,27 +188,6 @@ class Policy:
             "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))\n"
             "```\n"
         )
-
-
-def give_reward_token_its_own_position(model: PreTrainedModel) -> bool:
-    """Grow a learned position table by one row at its start, a copy of the first; False if there is none.
-
-    The reward token then takes position 0 and the prompt begins at position 1 with the vector that
-    position 0 had, so the policy's prompt and completion stand where the reference's do, and the
-    context is not shortened by the token. Plain ``generate`` on the saved model does the same.
-    """
-    table = getattr(model.base_model, "wpe", None)
-    config = model.config
-    if not isinstance(table, nn.Embedding) or not hasattr(config, "max_position_embeddings"):
-        return False
-    if table.num_embeddings != config.max_position_embeddings:
-        return False
-    with torch.no_grad():
-        weight = torch.cat([table.weight[:1], table.weight]).contiguous()
-    table.weight = nn.Parameter(weight, requires_grad=table.weight.requires_grad)
-    table.num_embeddings += 1
-    config.max_position_embeddings = table.num_embeddings
-    return True
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

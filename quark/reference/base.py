@@ -62,13 +62,18 @@ class FrozenReference(ReferencePolicy):
         model: put into eval mode; its parameters stop asking for gradients.
         autocast_dtype: that of the autocast under which alone the reference will be run: its projections
             are stored in it, which changes no result and saves time and memory. None keeps the weights.
+        num_leading_positions: the position at which texts begin (``original_leading_positions``).
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, autocast_dtype: torch.dtype | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        autocast_dtype: torch.dtype | None = None,
+        num_leading_positions: int = 0,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self._causal = CausalModel(model)
+        self._causal = CausalModel(model, num_leading_positions=num_leading_positions)
         if autocast_dtype is not None:
             convert_projections(model, autocast_dtype)
 

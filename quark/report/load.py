@@ -223,6 +223,11 @@ def num_quantiles_of(config: Row) -> int:
     return said if isinstance(said, int) and said > 0 else 5
 
 
+def ranks_each_prompt(config: Row) -> bool:
+    """Whether a run's configuration cuts each prompt's samples for themselves."""
+    return _pool_section(config).get("per_prompt") is True
+
+
 def _pool_section(config: Row) -> Row:
     section = config.get("pool")
     return section if isinstance(section, dict) else {}

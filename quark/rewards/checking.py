@@ -24,7 +24,7 @@ SAMPLES: tuple[tuple[str, str], ...] = (
 )
 """Prompt and completion: praise, complaint, neither, empty, repeated, insulting."""
 
-_TIE_SHARE_WORTH_A_WORD = 0.5
+_REPEATED_SHARE_WORTH_A_WORD = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class RewardReport:
     """Samples without a score, for whatever reason."""
     num_nonfinite: int
     """Those of them for which NaN or an infinity came back."""
-    tie_share: float
+    repeated_share: float
     """Share of the scored samples that have another sample's score although their texts differ."""
     is_constant: bool
     """All scored samples have one score, or none is scored."""
@@ -91,7 +91,7 @@ def check_reward(
     distinct = set(zip(np.array(completions, dtype=object)[scored], values.tolist(), strict=True))
     counts = Counter(value for _, value in distinct)
     tied = sum(number for number in counts.values() if number > 1)
-    tie_share = tied / counts.total() if counts else 0.0
+    repeated_share = tied / counts.total() if counts else 0.0
     is_constant = len(counts) <= 1 and len(pairs) > 1
     is_repeatable = bool(np.array_equal(first.scores, second.scores, equal_nan=True))
 
@@ -100,9 +100,9 @@ def check_reward(
         warnings.append(f"{first.num_failed} of {len(pairs)} samples were not scored")
     if is_constant:
         warnings.append("every score is the same: there is nothing to learn from")
-    elif tie_share >= _TIE_SHARE_WORTH_A_WORD:
+    elif repeated_share >= _REPEATED_SHARE_WORTH_A_WORD:
         warnings.append(
-            f"{tie_share:.0%} of the scores tie: quantiles will cut through equal rewards"
+            f"{repeated_share:.0%} of the scores tie: quantiles will cut through equal rewards"
         )
     if not is_repeatable:
         warnings.append("a second call gave other scores: re-scoring will not reproduce them")
@@ -111,7 +111,7 @@ def check_reward(
         num_samples=len(pairs),
         num_failed=first.num_failed,
         num_nonfinite=first.num_nonfinite,
-        tie_share=tie_share,
+        repeated_share=repeated_share,
         is_constant=is_constant,
         is_repeatable=is_repeatable,
         minimum=float(values.min()) if values.size else float("nan"),

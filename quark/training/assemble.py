@@ -11,23 +11,19 @@ import torch
 import quark
 from quark.config.load import LoadedConfig
 from quark.config.schema import RunConfig
-from quark.data.prompts import PromptSet, load_prompts
 from quark.errors import (
     ConfigError,
 )
-from quark.evaluation.evaluator import Evaluator
 from quark.generation.base import Generator, SamplingConfig
 from quark.generation.completion_server import CompletionServer
 from quark.generation.http_generator import HttpGenerator
 from quark.generation.transformers_generator import TransformersGenerator
-from quark.models.loading import load_base_model, load_policy, load_tokenizer
 from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
-from quark.reference.adapter_off import AdapterOffReference
-from quark.reference.base import FrozenReference, ReferencePolicy
+from quark.reference.base import ReferencePolicy
 from quark.reference.row_files import RowFiles
 from quark.rewards.base import RewardFunction
-from quark.rewards.build import build_judges, build_reward, reward_provenance
+from quark.rewards.build import reward_provenance
 from quark.run_directory import RunDirectory
 from quark.training.cached_reference import CachedReference
 from quark.training.checkpoint import Checkpoints, verify
@@ -39,9 +35,18 @@ from quark.training.events import Progress, Silence, TrainingListener
 from quark.training.exactness import Exactness, make_fingerprint
 from quark.training.exploration import REFERENCE_BLOCK, Explorer
 from quark.training.metrics import MetricLog, SilentLog
+from quark.training.parts import (
+    Rewards,
+    held_out_sampling,
+    make_evaluator,
+    make_reference,
+    make_rewards,
+    prompts_of,
+    untrained_policy,
+    use_threads,
+)
 from quark.training.published import PublishedWeights
 from quark.training.resumption import find_checkpoint, open_shared_pool
-from quark.training.seeds import derive_seed
 from quark.training.sharding import ShardedWeights, WholeWeights
 from quark.training.shared import LeadGenerator, SharedEvaluator, SharedGenerator
 from quark.training.trackers import make_trackers
@@ -90,23 +95,15 @@ def assemble(
     )
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = team.place(choose_device(config.run.device))
-    if config.run.num_threads is not None:
-        torch.set_num_threads(config.run.num_threads)
+    use_threads(config)
     autocast = make_autocast(config.run.precision, device)
     check_scope(config.pool)
-    reward = build_reward(config.reward) if team.is_lead else _Unasked(config.reward.name)
-    judges = build_judges(config.evaluation.judges, config.reward) if team.is_lead else {}
-    extra_rewards = build_judges(config.pool.extra_scores, config.reward) if team.is_lead else {}
+    rewards = make_rewards(config) if team.is_lead else _unasked(config)
     if config.reward.name not in BUILT_IN_REWARDS:
-        _say_reward(reward, listener)
+        _say_reward(rewards.reward, listener)
     if team.is_lead:
-        check_code(run, config, reward, identity, exactness)
-    policy = load_policy(
-        config.model,
-        num_quantiles=config.pool.num_quantiles,
-        seed=derive_seed(config.run.seed, "reward tokens"),
-        device=device,
-    )
+        check_code(run, config, rewards.reward, identity, exactness)
+    policy = untrained_policy(config, device)
     if config.model.dtype != "float32" and policy.adapter is None:
         listener.on_message(
             f"model.dtype = {config.model.dtype}: steps below about a 500th of a weight are rounded away, and the "
@@ -114,7 +111,6 @@ def assemble(
             "bfloat16 all the same), or train adapters (model.lora.rank)",
             level="warning",
         )
-    policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
     fingerprint = make_fingerprint(device, team, policy)
     weights = WholeWeights(policy, team)
     if team.is_sharded:
@@ -124,7 +120,7 @@ def assemble(
     if config.sampling.backend == "http":
         with weights.whole():
             serving = _serving(run, config, weights.alone, listener) if team.is_lead else None
-    reference = weights.place(_reference(config, policy, device))
+    reference = weights.place(make_reference(config, policy, device))
     prompts = prompts_of(config)
     for note in prompts.notes:
         listener.on_message(note, level="warning")
@@ -194,18 +190,8 @@ def assemble(
         within = model.sampling if isinstance(model, WholeWeights) else model.whole
         return sampler if team.size == 1 else SharedGenerator(sampler, team, within)
 
-    held_out = config.sampling
-    if config.evaluation.top_p is not None:
-        held_out = held_out.model_copy(update={"top_p": config.evaluation.top_p})
-    evaluator = Evaluator(
-        prompts=prompts.evaluation,
-        reference=reference,
-        reward=reward,
-        judges=judges,
-        completions_per_prompt=config.evaluation.completions_per_prompt,
-        batch_size=config.sampling.batch_size,
-        seed=derive_seed(config.run.seed, "evaluate"),
-        retries=config.reward.retries or 0,
+    evaluator = make_evaluator(
+        config, prompts.evaluation, reference, rewards.reward, rewards.judges
     )
     return Trainer(
         config=config,
@@ -215,15 +201,15 @@ def assemble(
         reference=reference,
         explore_first=generator(reference, config.sampling),
         explore=generator(weights, config.sampling),
-        evaluate_first=generator(reference, held_out),
-        evaluate=generator(weights, held_out),
+        evaluate_first=generator(reference, held_out_sampling(config)),
+        evaluate=generator(weights, held_out_sampling(config)),
         explorer=Explorer(
             run_id=identity["run_id"],
             seed=config.run.seed,
             prompts=prompts.train,
             pool=pool,
-            reward=reward,
-            extra_rewards={column_name(name): judge for name, judge in extra_rewards.items()},
+            reward=rewards.reward,
+            extra_rewards={column_name(name): judge for name, judge in rewards.extra.items()},
             reward_config=config.reward,
             sampling=config.sampling,
             policy=policy,
@@ -246,16 +232,6 @@ def assemble(
         weights=weights,
         resume_from=resume_from,
         fingerprint=fingerprint,
-    )
-
-
-def _reference(config: RunConfig, policy: Policy, device: torch.device) -> ReferencePolicy:
-    """The original model: below the policy's adapters, or a copy of its own."""
-    if policy.adapter is not None:
-        return AdapterOffReference(policy)
-    return FrozenReference(
-        load_base_model(config.model, device=device),
-        autocast_dtype=autocast_dtype(config.run.precision, device),
     )
 
 
@@ -297,7 +273,7 @@ def _serving(
     """
     if policy.num_leading_positions:
         raise ConfigError(
-            'sampling.backend = "http" with a model that has learned absolute positions: a server counts them '
+            'sampling.backend = "http" with a model that has absolute positions: a server counts them '
             "from 0, so set model.shift_positions = false"
         )
     return _Serving(
@@ -316,6 +292,10 @@ class _Unasked:
         raise AssertionError("only process 0 asks rewards")
 
 
+def _unasked(config: RunConfig) -> Rewards:
+    return Rewards(reward=_Unasked(config.reward.name), judges={}, extra={})
+
+
 def _check_share(config: RunConfig, team: Team) -> None:
     if team.is_sharded and config.reference.cache != "off":
         raise ConfigError(
@@ -328,13 +308,6 @@ def _check_share(config: RunConfig, team: Team) -> None:
             f"optimizer.batch_size = {config.optimizer.batch_size} is less than one sample for each of "
             f"{team.size} processes"
         )
-
-
-def prompts_of(config: RunConfig) -> PromptSet:
-    """The prompts, in the original model's tokens: a reward token's text in a prompt stays text."""
-    return load_prompts(
-        config.prompts, load_tokenizer(config.model), seed=derive_seed(config.run.seed, "split")
-    )
 
 
 def _say_reward(reward: RewardFunction, listener: TrainingListener) -> None:

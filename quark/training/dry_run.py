@@ -6,15 +6,17 @@ from dataclasses import dataclass
 
 from quark.config.load import LoadedConfig
 from quark.generation.transformers_generator import TransformersGenerator
-from quark.models.causal import CausalModel
-from quark.models.loading import load_base_model, load_policy
-from quark.reference.adapter_off import AdapterOffReference
-from quark.rewards.build import build_judges, build_reward
 from quark.rewards.scoring import score
-from quark.training.assemble import prompts_of
 from quark.training.devices import choose_device, make_autocast
 from quark.training.draws import check_scope
 from quark.training.events import Progress, TrainingListener
+from quark.training.parts import (
+    make_reference,
+    make_rewards,
+    prompts_of,
+    untrained_policy,
+    use_threads,
+)
 from quark.training.seeds import derive_seed
 from quark.types import Prompt
 
@@ -48,19 +50,10 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = choose_device(config.run.device)
     check_scope(config.pool)
-    reward = build_reward(config.reward)
-    build_judges(config.evaluation.judges, config.reward)
-    build_judges(config.pool.extra_scores, config.reward)
-    policy = load_policy(
-        config.model,
-        num_quantiles=config.pool.num_quantiles,
-        seed=derive_seed(config.run.seed, "reward tokens"),
-        device=device,
-    )
-    if policy.adapter is None:
-        original = CausalModel(load_base_model(config.model, device=device))
-    else:
-        original = AdapterOffReference(policy).causal
+    use_threads(config)
+    rewards = make_rewards(config)
+    policy = untrained_policy(config, device)
+    original = make_reference(config, policy, device).causal
     prompts = prompts_of(config)
     shown: list[Prompt] = list(prompts.train[:3])
     generator = TransformersGenerator(
@@ -71,10 +64,11 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
             shown, quantile=None, seed=derive_seed(config.run.seed, "dry run")
         )
     outcome = score(
-        reward,
+        rewards.reward,
         [c.prompt.text for c in completions],
         [c.text for c in completions],
         on_error=config.reward.on_error,
+        retries=config.reward.retries or 0,
     )
     best = policy.reward_tokens.texts[-1]
     return DryRun(

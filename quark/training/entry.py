@@ -114,7 +114,7 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
     for path in folders:
         if path.exists():
             shutil.rmtree(path)
-    for path in (run.metrics, run.report, run.config, run.identity):
+    for path in (run.metrics, run.report, run.held_out, run.config, run.identity):
         path.unlink(missing_ok=True)
     return True
 

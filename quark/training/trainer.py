@@ -32,6 +32,7 @@ from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization, Sample
 from quark.pool.native import NativePool, publish_directory
+from quark.pool.ties import tie_share
 from quark.reference.base import ReferencePolicy
 from quark.run_directory import RunDirectory
 from quark.text_statistics import distinct_n
@@ -448,8 +449,7 @@ class Trainer:
         samples = pool.samples(ids)
         bounds = quantization.lower_bounds
         num_samples = len(pool) - pool.num_removed
-        blocks = [np.count_nonzero(everything == bound) for bound in bounds[1:]]
-        tied = max((size for size in blocks if size > 1), default=0)
+        prompt_ids = pool.column("prompt_id") if self.config.pool.per_prompt else None
         return {
             "samples": num_samples,
             "new_samples": len(ids),
@@ -461,7 +461,7 @@ class Trainer:
             "reward_max": float(scored.max()) if scored.size else math.nan,
             "quantile_counts": quantization.counts,
             "quantile_lower_bounds": bounds,
-            "tie_share": tied / num_samples,
+            "tie_share": tie_share(everything, quantization.labels(), prompt_ids),
             "completion_length_mean": float(np.mean([len(s.completion_tokens) for s in samples])),
             "distinct_2": distinct_n([self._text(s) for s in samples], 2),
             "logprob_policy_mean": float(np.mean([s.logprob_policy for s in samples])),

@@ -213,7 +213,11 @@ def test_generate_reads_prompt_files_and_other_models(run_dir: Path, tmp_path: P
     assert refused.code == 2
     assert "no reward tokens" in refused.err
     assert "top_p" in quark("generate", run_dir, "-p", "a", "--top-p", "0").err
-    assert quark("generate", run_dir, "-p", "a", "--top-p", "0").code == 2
+    for refused in ("0", "1.5", "nan"):
+        assert quark("generate", run_dir, "-p", "a", "--top-p", refused).code == 2
+    option = " ".join(quark("generate", "--help").out.split("--top-p")[1][:400].split())
+    assert "above 0" in option
+    assert "0.0<=" not in option
     assert "is not UTF-8" in quark("generate", run_dir, "-p", "\udce9").err
     for prompt in ("<|reward_4|>a", ""):
         refused = quark("generate", run_dir, "-p", prompt)
@@ -289,14 +293,31 @@ def test_evaluate_takes_rewards_prompts_and_quantiles(run_dir: Path, tmp_path: P
     people = quark("evaluate", run_dir, *wishes)
     assert "4 (best)" in people.out
     assert quark("evaluate", run_dir, "--reward", "no-such-reward").code == 2
-    broken = tmp_path / "broken.py"
-    broken.write_text("def f(*, prompts, completions):\n    raise KeyError('lost')\n")
-    failed = quark("evaluate", run_dir, "-q", "best", "--reward", f"{broken}:f", "--json")
-    assert failed.json["evaluations"][0]["reward_mean"] is None
-    assert "KeyError: 'lost'" in failed.err
     model = quark("evaluate", run_dir / "model")
     assert model.code == 2
     assert "--reference" in model.err
+
+
+def test_evaluate_with_a_reward_that_scores_nothing_fails(run_dir: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "def f(*, prompts, completions):\n    raise KeyError('lost')\n"
+        "def half(*, prompts, completions):\n    return [0.5 if i % 2 else None for i in range(len(prompts))]\n"
+    )
+    command = ("evaluate", run_dir, "-q", "best", "-q", "none", "--json")
+    failed = quark(*command, "--reward", f"{broken}:f")
+    assert (failed.code, failed.out) == (3, "")
+    assert "scored none of 32 completions" in failed.err
+    assert "KeyError: 'lost'" in failed.err
+    # What a part of the completions lacks, or a judge, is said and counted.
+    for names in ((f"{broken}:half",), ("length", f"{broken}:f")):
+        partial = quark(*command, *(part for name in names for part in ("--reward", name)))
+        assert partial.code == 0, partial.err
+        assert (
+            f"{'8' if len(names) == 1 else '16'} of 16 held-out completions got no score"
+            in partial.err
+        )
+    assert [e["failed_scores"] for e in partial.json["evaluations"]] == [0, 0]
 
 
 def test_code_named_by_a_run_directory_is_not_run(run_dir: Path, tmp_path: Path) -> None:
@@ -370,6 +391,26 @@ def test_pool_stats_agree_with_the_pool(run_dir: Path) -> None:
     assert [(row["round"], row["samples"]) for row in stats["rounds"]] == [(0, 40), (1, 20)]
     assert stats["rounds"][1]["mean"] == pytest.approx(rewards[40:].mean())
     assert "Histogram of reward" in quark("pool", "stats", run_dir).out
+
+
+@pytest.mark.parametrize("per_prompt", [False, True])
+def test_a_run_and_pool_stats_say_one_share_of_ties(tmp_path: Path, per_prompt: bool) -> None:
+    reward = tmp_path / "coarse.py"
+    reward.write_text(
+        "def coarse(*, prompts, completions):\n    return [float(len(text) > 20) for text in completions]\n"
+    )
+    ended = quark(
+        "train", "--run-dir", tmp_path / "run", *TINY_RUN,
+        "--set", f"reward.name={reward}:coarse",
+        "--set", f"pool.per_prompt={str(per_prompt).lower()}",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    rows = map(json.loads, RunDirectory(tmp_path / "run").metrics.read_text().splitlines())
+    said = [row["tie_share"] for row in rows if row["event"] == "round"][-1]
+    stats = quark("pool", "stats", tmp_path / "run", "--json").json
+    assert stats["tie_share"] == said > 0.0
+    assert stats["columns"]["reward"]["repeated_share"] > 0.9
+    assert "the tie rule chose" in quark("pool", "stats", tmp_path / "run").out
 
 
 def test_pool_verify_finds_damage(run_dir: Path, tmp_path: Path) -> None:
@@ -524,7 +565,11 @@ def test_reward_check_judges_a_reward(tmp_path: Path) -> None:
         b'\xef\xbb\xbf{"prompt": "a", "completion": "x"}\n{"prompt": "bc", "completion": "x"}\n'
     )
     judged = quark("reward", "check", f"{file}:by_prompt", "--samples", samples, "--json")
-    assert (judged.code, judged.json["is_constant"], judged.json["tie_share"]) == (0, False, 0.0)
+    assert (judged.code, judged.json["is_constant"], judged.json["repeated_share"]) == (
+        0,
+        False,
+        0.0,
+    )
     for bad in (b'{"prompt": "a"}\n', b'{"completion": "\xff"}\n'):
         samples.write_bytes(bad)
         refused = quark("reward", "check", "vader", "--samples", samples)

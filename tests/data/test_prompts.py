@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 from pathlib import Path
 
 import polars as pl
@@ -85,7 +87,9 @@ def test_the_layout_of_real_toxicity_prompts_is_understood(tmp_path: Path) -> No
         "prompt": {"text": "hello", "toxicity": 0.1},
         "continuation": {"text": "!"},
     }
-    assert texts(load(write(tmp_path, lines(row, row))).train) == ["hello"]
+    other = row | {"prompt": {"text": "bye", "toxicity": 0.2}, "split": "eval"}
+    prompts = load(write(tmp_path, lines(row, other)))
+    assert (texts(prompts.train), texts(prompts.evaluation)) == (["hello"], ["bye"])
 
 
 def test_where_keeps_rows_by_a_number_in_them(tmp_path: Path) -> None:
@@ -94,8 +98,8 @@ def test_where_keeps_rows_by_a_number_in_them(tmp_path: Path) -> None:
     held = write(tmp_path, lines({"prompt": {"text": "held", "toxicity": 0.9}}), "held.jsonl")
     prompts = load(path, where="prompt.toxicity >= 0.7", evaluation_source=str(held))
     assert texts(prompts.train) == ["p7", "p8", "p9"]
-    prompts = load(path, where="prompt.toxicity<0.2", evaluation_source=str(path))
-    assert texts(prompts.train) == ["p0", "p1"]
+    prompts = load(path, where="prompt.toxicity<0.2", num_evaluation=1)
+    assert sorted(texts(prompts.train + prompts.evaluation)) == ["p0", "p1"]
     with pytest.raises(DataError, match=r"no row fits prompts.where = 'prompt.insult > 0'"):
         load(path, where="prompt.insult > 0")
     with pytest.raises(DataError, match="lines of text have no numbers"):
@@ -114,6 +118,68 @@ def test_the_shared_prompt_file_loads() -> None:
 def test_the_embedded_prompts_load() -> None:
     prompts = load("embedded:reviews")
     assert (len(prompts.train), len(prompts.evaluation)) == (711, 128)
+    assert prompts.notes == ()
+
+
+def test_the_embedded_prompts_are_plain_words() -> None:
+    prompts = load("embedded:reviews")
+    everything = texts(prompts.train + prompts.evaluation)
+    assert [text for text in everything if not re.fullmatch(r"[a-z' -]*[a-z]", text)] == []
+    assert [text for text in everything if html.unescape(text) != text] == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_prompt_is_never_on_both_sides(tmp_path: Path, seed: int) -> None:
+    """Also where only case or spaces differ."""
+    words = [f"word {i:02}" for i in range(20)]
+    rows = [variant for word in words for variant in (word, word.title(), f" {word}  ")]
+    prompts = load(
+        write(tmp_path, lines(*({"prompt": row} for row in rows))),
+        seed,
+        num_evaluation=8,
+    )
+    trained, held_out = (
+        {text.split()[-1] for text in texts(part)} for part in (prompts.train, prompts.evaluation)
+    )
+    assert len(prompts.evaluation) == len(held_out) == 8
+    assert trained.isdisjoint(held_out)
+    assert len(trained) == 12
+    assert len(prompts.train) == 12 * 3
+    assert any(note.startswith("16 prompts are not trained on") for note in prompts.notes)
+
+
+def test_prompts_that_differ_before_the_cut_alone_are_one(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{i} and the same end", "split": split}
+        for i, split in enumerate(["train", "eval"])
+    ]
+    path = write(tmp_path, lines(*rows, {"prompt": "another", "split": "train"}))
+    assert texts(load(path, max_tokens=8).train) == ["another"]
+    assert texts(load(path).train) == ["0 and the same end", "another"]
+
+
+@pytest.mark.parametrize("is_one_file", [False, True])
+def test_what_an_evaluation_file_holds_is_not_trained_on(tmp_path: Path, is_one_file: bool) -> None:
+    path = write(tmp_path, lines(*({"prompt": f"p{i}"} for i in range(10))))
+    other = write(tmp_path, lines(*({"prompt": f"P{i}"} for i in range(4))), "other.jsonl")
+    source = path if is_one_file else other
+    prompts = load(path, evaluation_source=str(source), num_evaluation=4)
+    assert len(prompts.evaluation) == 4
+    assert texts(prompts.train) == [f"p{i}" for i in range(4, 10)]
+    assert [note.split(":")[0] for note in prompts.notes] == ["4 prompts are not trained on"]
+    with pytest.raises(
+        DataError, match=r"0 prompts to train and 10.*an evaluation_source with others"
+    ):
+        load(path, evaluation_source=str(path))
+
+
+def test_few_prompts_say_how_many_are_held_out(tmp_path: Path) -> None:
+    path = write(tmp_path, lines(*({"prompt": f"p{i}"} for i in range(120))))
+    few = load(path)
+    assert (len(few.train), len(few.evaluation)) == (60, 60)
+    (note,) = few.notes
+    assert note.startswith("60 of 120 different prompts are held out")
+    assert load(path, num_evaluation=60).notes == load(path, num_evaluation=9).notes == ()
 
 
 def test_parquet_and_another_field(tmp_path: Path) -> None:
@@ -133,7 +199,8 @@ def test_numbers_beside_a_prompt_that_are_not_finite_are_missing(tmp_path: Path)
 
 def test_the_name_of_a_parquet_file_is_no_pattern(tmp_path: Path) -> None:
     for name in ("a[1].parquet", "a1.parquet"):
-        pl.DataFrame({"prompt": [name, name]}).write_parquet(tmp_path / name)
+        rows = {"prompt": [name, "held out"], "split": ["train", "eval"]}
+        pl.DataFrame(rows).write_parquet(tmp_path / name)
     assert texts(load(tmp_path / "a[1].parquet").train) == ["a[1].parquet"]
 
 
@@ -141,8 +208,8 @@ def test_duplicates_marks_and_windows_line_ends_are_fine(tmp_path: Path) -> None
     path = write(
         tmp_path, b"\xef\xbb\xbf" + b'{"prompt": "a"}\r\n{"prompt": "a"}\r\n\r\n{"prompt": "b"}\r\n'
     )
-    prompts = load(path, num_evaluation=1)
-    assert sorted(texts(prompts.train) + texts(prompts.evaluation)) == ["a", "a", "b"]
+    prompts = load(path, num_evaluation=1, seed=3)
+    assert (texts(prompts.train), texts(prompts.evaluation)) == (["a", "a"], ["b"])
 
 
 def test_long_prompts_lose_their_beginning_and_are_counted(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_the_check_warns(answers, warning):
 
 def test_equal_texts_do_not_count_as_ties():
     report = check_reward(Fixed([1.0, 1.0, 2.0]), [("", "a"), ("", "a"), ("", "b")])
-    assert report.tie_share == 0.0
+    assert report.repeated_share == 0.0
     assert not report.is_constant
 
 

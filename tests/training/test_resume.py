@@ -203,9 +203,15 @@ def test_changed_prompts_are_refused(config: Path, stopped_run: Path, tmp_path: 
             source.write_text(original.replace(*changed))
             with pytest.raises(DataError, match="not those"):
                 train(config, stopped_run)
+        # As of a run that an older quark began.
+        RunDirectory(stopped_run).held_out.unlink()
+        with pytest.raises(DataError, match="an older quark began"):
+            train(config, stopped_run)
     finally:
         source.write_text(original)
     assert prompts.read_text() == original
+    train(config, stopped_run)
+    assert len(RunDirectory(stopped_run).held_out.read_text().splitlines()) == 4
 
 
 def test_a_reward_whose_code_was_changed_is_told(config: Path, tmp_path: Path) -> None:

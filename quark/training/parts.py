@@ -1,0 +1,169 @@
+"""The parts of a run that follow from its configuration alone: training, a dry run and `quark evaluate` share them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from quark.config.schema import RunConfig
+from quark.data.prompts import PromptSet, load_prompts
+from quark.errors import CheckpointError, ModelError
+from quark.evaluation.evaluator import Evaluator
+from quark.generation.base import SamplingConfig
+from quark.models.loading import (
+    load_base_model,
+    load_policy,
+    load_saved_policy,
+    load_tokenizer,
+)
+from quark.models.policy import Policy
+from quark.models.positions import original_leading_positions
+from quark.reference.adapter_off import AdapterOffReference
+from quark.reference.base import FrozenReference, ReferencePolicy
+from quark.rewards.base import RewardFunction
+from quark.rewards.build import build_judges, build_reward
+from quark.run_directory import RunDirectory
+from quark.training.checkpoint import Checkpoints
+from quark.training.devices import autocast_dtype
+from quark.training.seeds import derive_seed
+from quark.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewards:
+    """What scores completions."""
+
+    reward: RewardFunction
+    """What is trained on."""
+    judges: Mapping[str, RewardFunction]
+    """What held-out completions are measured by besides, by name."""
+    extra: Mapping[str, RewardFunction]
+    """What the pool's samples are scored by besides, by name."""
+
+
+def make_rewards(config: RunConfig) -> Rewards:
+    """The configured scorers.
+
+    Raises:
+        RewardError: one cannot be loaded.
+        ConfigError: a setting does not fit.
+    """
+    return Rewards(
+        reward=build_reward(config.reward),
+        judges=build_judges(config.evaluation.judges, config.reward),
+        extra=build_judges(config.pool.extra_scores, config.reward),
+    )
+
+
+def use_threads(config: RunConfig) -> None:
+    """Let torch compute with as many CPU threads as are configured: their number moves results by rounding."""
+    if config.run.num_threads is not None:
+        torch.set_num_threads(config.run.num_threads)
+
+
+def untrained_policy(config: RunConfig, device: torch.device) -> Policy:
+    """The policy as training begins with it, in eval mode: dropout, which would blur the KL, stays off.
+
+    Raises:
+        ModelError: the model cannot be found, or cannot take reward tokens or adapters.
+    """
+    policy = load_policy(
+        config.model,
+        num_quantiles=config.pool.num_quantiles,
+        seed=derive_seed(config.run.seed, "reward tokens"),
+        device=device,
+    )
+    policy.model.eval()
+    return policy
+
+
+def trained_policy(config: RunConfig, run: RunDirectory, device: torch.device) -> Policy:
+    """A run's finished model, computing to the bit as the run did where that is possible.
+
+    The saved model has its adapters merged into the weights, which rounds. They are taken from the newest checkpoint
+    where that one is of the same weights.
+
+    Raises:
+        ModelError: the run has no model that can be loaded.
+    """
+    saved = load_saved_policy(run.model, device=device, dtype=config.model.torch_dtype)
+    if not config.model.lora.rank:
+        return saved
+    checkpoint, _ = Checkpoints(run.checkpoints, keep_last=2).newest()
+    if checkpoint is None:
+        return saved
+    try:
+        policy = untrained_policy(config, device)
+        checkpoint.load_model(policy.model)
+    except (ModelError, CheckpointError):
+        return saved
+    return policy if _merges_to(policy, saved) else saved
+
+
+def _merges_to(policy: Policy, saved: Policy) -> bool:
+    """Whether ``saved`` is ``policy`` with its adapters merged."""
+    assert policy.adapter is not None
+    expected = saved.model.state_dict()
+    with policy.adapter.merged():
+        found = policy.model.state_dict()
+        return found.keys() == expected.keys() and all(
+            torch.equal(value.cpu(), expected[name].cpu()) for name, value in found.items()
+        )
+
+
+def make_reference(config: RunConfig, policy: Policy, device: torch.device) -> ReferencePolicy:
+    """The original model: below the policy's adapters, or a copy of its own."""
+    if policy.adapter is not None:
+        return AdapterOffReference(policy)
+    return frozen_reference(config, policy, device)
+
+
+def frozen_reference(config: RunConfig, policy: Policy, device: torch.device) -> FrozenReference:
+    """A copy of the configured model, to compare ``policy`` with.
+
+    Raises:
+        ModelError: it cannot be found.
+    """
+    original = load_base_model(config.model, device=device)
+    has_place = policy.num_leading_positions > 0
+    return FrozenReference(
+        original,
+        autocast_dtype=autocast_dtype(config.run.precision, device),
+        num_leading_positions=original_leading_positions(original) if has_place else 0,
+    )
+
+
+def prompts_of(config: RunConfig) -> PromptSet:
+    """The prompts, in the original model's tokens: a reward token's text in a prompt stays text."""
+    return load_prompts(
+        config.prompts, load_tokenizer(config.model), seed=derive_seed(config.run.seed, "split")
+    )
+
+
+def held_out_sampling(config: RunConfig) -> SamplingConfig:
+    """How held-out prompts are answered."""
+    if config.evaluation.top_p is None:
+        return config.sampling
+    return config.sampling.model_copy(update={"top_p": config.evaluation.top_p})
+
+
+def make_evaluator(
+    config: RunConfig,
+    prompts: Sequence[Prompt],
+    reference: ReferencePolicy,
+    reward: RewardFunction,
+    judges: Mapping[str, RewardFunction],
+) -> Evaluator:
+    """Measures models on ``prompts`` as the run does."""
+    return Evaluator(
+        prompts=prompts,
+        reference=reference,
+        reward=reward,
+        judges=judges,
+        completions_per_prompt=config.evaluation.completions_per_prompt,
+        batch_size=config.sampling.batch_size,
+        seed=derive_seed(config.run.seed, "evaluate"),
+        retries=config.reward.retries or 0,
+    )
