@@ -120,6 +120,8 @@ def _prepare_process() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Code of the Hub that transformers fetches by itself where the package `kernels` is installed.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
     # Torch's threads spin while they wait for each other; where another process wants the cores too, a
     # spinning thread keeps the very one it waits for from running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
