@@ -98,7 +98,11 @@ def evaluate(
             config,
             Path(model),
             sections=("model", "reward", "evaluation", *(["prompts"] if prompts is None else [])),
-            named=[*(reward or ()), *([] if reference is None else [reference])],
+            named=[
+                *(("reward.name", name) for name in (reward or ())[:1]),
+                *(("evaluation.judges", name) for name in (reward or ())[1:]),
+                *(() if reference is None else [("model.name", reference)]),
+            ],
             allow=allow,
         )
     wanted = quantile or [NONE, *map(str, range(source.num_quantiles))]

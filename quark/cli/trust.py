@@ -28,7 +28,7 @@ def check_reach(
     run: Path,
     *,
     sections: Collection[str],
-    named: Collection[str],
+    named: Collection[tuple[str, str]],
     allow: Collection[str] | None,
 ) -> None:
     """Check that the user allows what the configuration of ``run`` reaches; see ``quark.config.grants.require``.

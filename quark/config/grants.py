@@ -81,7 +81,7 @@ def require(
     reaches: Iterable[Reach],
     run: Path,
     *,
-    named: Collection[str] = (),
+    named: Collection[tuple[str, str]] = (),
     allowed: Collection[str] = (),
 ) -> None:
     """Check that the user has allowed what a run's own configuration reaches; what ``allowed`` names is remembered.
@@ -89,14 +89,14 @@ def require(
     Args:
         reaches: what a command is about to use.
         run: the run directory whose configuration names it.
-        named: what options of this command say of their own; what says the same is allowed.
+        named: what options of this command say of their own: the setting, and the value that they give it.
         allowed: the things that ``--allow`` names.
 
     Raises:
         ConfigError: something was never allowed; names each with its setting, and the options that allow it.
     """
     grants = Grants(run)
-    asked = [reach for reach in reaches if reach.said not in named]
+    asked = [reach for reach in reaches if (reach.key, reach.said) not in named]
     grants.remember(reach for reach in asked if reach.thing in allowed)
     asked = [reach for reach in asked if reach.thing not in allowed and not grants.has(reach)]
     if not asked:
@@ -120,7 +120,9 @@ def _line(reach: Reach) -> str:
 def _state_folder() -> Path | None:
     """Where grants are kept; None without a home."""
     base = os.environ.get("XDG_STATE_HOME", "")
-    if Path(base).is_absolute():  # others are to be ignored, says the XDG base directory specification
+    if Path(
+        base
+    ).is_absolute():  # others are to be ignored, says the XDG base directory specification
         return Path(base) / "quark" / "grants"
     try:
         return Path.home() / ".local" / "state" / "quark" / "grants"

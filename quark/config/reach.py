@@ -158,7 +158,10 @@ def _code(name: str) -> tuple[str, Path | None]:
     if module.endswith(".py"):
         file = Path(os.path.realpath(module))
         return f"{file}:{attribute}", file
-    return name, _module_file(module)
+    words = (*module.split("."), *attribute.split("."))
+    is_plain = all(map(str.isidentifier, words)) and module not in ("hub", "package")
+    # Set apart from what names another kind of thing: a URL has a colon, too.
+    return name if is_plain else f"module {name}", _module_file(module)
 
 
 def _module_file(module: str) -> Path | None:

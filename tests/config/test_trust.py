@@ -89,6 +89,11 @@ def test_every_preset_names_what_it_reaches(run: Path) -> None:
             {"reward": {"name": "classifier", "classifier": {"model": "org/c", "revision": "1"}}},
             {("reward.classifier.model", "NETWORK", "hub:org/c@1")},
         ),
+        ({"pool": {"extra_scores": ["hub:f"]}}, {("pool.extra_scores", "CODE", "module hub:f")}),
+        (
+            {"pool": {"extra_scores": ["https://host/score"]}},
+            {("pool.extra_scores", "CODE", "module https://host/score")},
+        ),
         ({"reward": {"name": "/scorers/mine"}}, {("reward.name", "FILE", "/scorers/mine")}),
         ({"reward": {"name": "/r.py:score"}}, {("reward.name", "CODE", "/r.py:score")}),
         (
@@ -183,7 +188,8 @@ def test_a_grant_is_for_one_thing_of_one_setting_in_one_run(run: Path, state: Pa
 
 def test_an_option_that_names_the_same_allows_it_this_once(run: Path) -> None:
     config = RunConfig.model_validate({"reward": {"name": "/r.py:score"}})
-    assert not asks(reaches(config, run), run, named=["/r.py:score"])
+    assert not asks(reaches(config, run), run, named=[("reward.name", "/r.py:score")])
+    assert asks(reaches(config, run), run, named=[("model.name", "/r.py:score")])
     assert asks(reaches(config, run), run)
 
 
