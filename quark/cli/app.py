@@ -144,6 +144,8 @@ def _prepare_process() -> None:
                 errors="backslashreplace"
             )  # a terminal that lacks a character gets its escape
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Code of the Hub that transformers fetches by itself where the package `kernels` is installed.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
     # Torch's threads spin while they wait for each other; where another process wants the cores too, a
     # spinning thread keeps the very one it waits for from running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
