@@ -10,6 +10,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,27 @@ def number(value: object, digits: int = 3) -> str:
 
 
 def _state(data: RunData) -> str:
-    if data.end is None:
-        return "unfinished: still running, or stopped without saying so"
-    return "interrupted, can be resumed" if data.end.get("interrupted") else "finished"
+    """How far the run is, as well as its directory can tell."""
+    if data.end is not None:
+        return "finished"
+    last = f"the last row of its log is of {_moment(data.last_written)}"
+    if data.is_written:
+        return f"running: a process has its pool open; {last}"
+    if data.stop is not None:
+        where = f"in round {data.stop.get('round')} after {data.stop.get('step')} steps"
+        if data.stop.get("kind") == "interrupted":
+            return f"interrupted {where}, can be resumed"
+        return f"failed {where}: {data.stop.get('reason')}"
+    if data.is_written is None:
+        return f"unfinished: running, or stopped without a word; {last}"
+    return f"stopped without a word, as a killed process does; {last}"
+
+
+def _moment(unix_time: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_time))
+    except (ValueError, OverflowError, OSError):  # missing, or beyond every calendar
+        return "an unknown time"
 
 
 def _headlines(data: RunData) -> list[Headline]:

@@ -149,7 +149,14 @@ def assemble(
         )
 
         def find() -> str | None:
-            found = find_checkpoint(run, checkpoints, fingerprint, listener, exactness)
+            found = find_checkpoint(
+                run,
+                checkpoints,
+                fingerprint,
+                listener,
+                exactness,
+                num_rounds=config.run.num_rounds,
+            )
             # Not before: a start that is refused leaves the run as it was, and it may be another process's.
             record(run, loaded, identity)
             return found.path.name if found is not None else None
