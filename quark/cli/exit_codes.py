@@ -24,6 +24,7 @@ from quark.errors import (
     RunDirectoryError,
     TrainingError,
 )
+from quark.refusals import advice_for, way_on
 
 
 class ExitCode(IntEnum):
@@ -74,7 +75,6 @@ _WAYS_OUT: tuple[tuple[type[BaseException], str], ...] = (
     (PoolVersionError, "use a quark that knows this format"),
     (PoolPoisonedError, "look after the disk, then run the same command again"),
     (PoolCorruptedError, "`quark pool verify PATH` says what is damaged"),
-    (CheckpointError, "`--fresh --force` starts the run again from nothing"),
 )
 
 
@@ -90,4 +90,6 @@ def exit_code_of(error: BaseException) -> ExitCode:
 
 def way_out_of(error: BaseException) -> str | None:
     """What to do about ``error`` where its message cannot know, or None."""
+    if isinstance(error, OSError) and advice_for(error) is not None:
+        return way_on(error)
     return next((text for kind, text in _WAYS_OUT if isinstance(error, kind)), None)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from quark.errors import CheckpointError
 from quark.pool.native import publish_directory
+from quark.refusals import says_nothing_of_the_bytes, way_on
 from quark.training.held_rows import fill
 
 FORMAT_VERSION = 1
@@ -82,7 +83,9 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Pa
     if target.keys() != tensors.keys() or any(
         target[name].shape != value.shape for name, value in tensors.items()
     ):
-        raise CheckpointError(f"{path} holds the weights of another model")
+        raise CheckpointError(
+            f"{path} holds the weights of another model: bring that model back, or choose another --run-dir"
+        )
     for name, value in tensors.items():
         fill(target[name], value)
 
@@ -122,6 +125,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: the disk refused; says how much room is needed. Earlier checkpoints are as they were.
+            OSError: one of that step is there and cannot be read now.
         """
         final = self._folder / f"step-{step:08d}"
         if final.is_dir():
@@ -157,13 +161,17 @@ class Checkpoints:
             shutil.rmtree(staged, ignore_errors=True)
             raise CheckpointError(
                 f"cannot save the checkpoint {final}, which needs {_megabytes(needed)}: {err}. The pool and "
-                "the earlier checkpoints are good; make room and run the same command to resume"
+                f"the earlier checkpoints are good; {way_on(err)} to resume"
             ) from err
         self.prune()
         return final
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that verifies, and why each newer one was rejected."""
+        """The newest checkpoint that verifies, and why each newer one was rejected.
+
+        Raises:
+            OSError: as ``verify``.
+        """
         rejected: list[str] = []
         for path in reversed(self._published()):
             try:
@@ -227,6 +235,7 @@ def verify(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: what is wrong with it.
+        OSError: it cannot be read now, which says nothing of its bytes: no permission, or too many open files.
     """
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
@@ -250,6 +259,8 @@ def verify(path: Path) -> Checkpoint:
             )
         return Checkpoint(path=path, step=int(state["step"]), state=state)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
+        if isinstance(err, OSError) and says_nothing_of_the_bytes(err):
+            raise
         raise CheckpointError(f"{path} is not a whole checkpoint: {err}") from err
 
 

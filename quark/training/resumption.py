@@ -167,4 +167,7 @@ def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
             reason = "has another history than the checkpoint's"
     except ValueError:
         reason = "lacks samples that the checkpoint's training saw"
-    raise CheckpointError(f"{run.pool} {reason}: it was replaced or rolled back")
+    raise CheckpointError(
+        f"{run.pool} {reason}: it was replaced or rolled back. Bring back the pool that the checkpoints were made "
+        "with, or choose another --run-dir"
+    )

@@ -34,6 +34,7 @@ from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization, Sample
 from quark.pool.native import NativePool, publish_directory
 from quark.reference.base import ReferencePolicy
+from quark.refusals import way_on
 from quark.run_directory import RunDirectory
 from quark.text_statistics import distinct_n
 from quark.training.alerts import Alert, Alerts, ControlGap
@@ -655,9 +656,11 @@ class Trainer:
             publish_directory(staged, final)
         except (OSError, SafetensorError) as err:
             shutil.rmtree(staged, ignore_errors=True)
+            if previous.exists() and not final.exists():
+                with contextlib.suppress(OSError):
+                    previous.rename(final)
             raise CheckpointError(
-                f"cannot save the model {final}: {err}. The last checkpoint is good; make room and run "
-                "the same command to finish"
+                f"cannot save the model {final}: {err}. The last checkpoint is good; {way_on(err)} to finish"
             ) from err
         shutil.rmtree(previous, ignore_errors=True)
 
