@@ -33,8 +33,8 @@ from quark.training.cached_reference import CachedReference
 from quark.training.checkpoint import Checkpoints, verify
 from quark.training.devices import autocast_dtype, choose_device, make_autocast
 from quark.training.distributed import Team
-from quark.training.draws import check_scope, column_name
-from quark.training.entry import check_code, enter, record
+from quark.training.draws import REWARD_COLUMN, check_scope, column_name
+from quark.training.entry import check_rewards, clear, enter, record
 from quark.training.events import Progress, Silence, TrainingListener
 from quark.training.exactness import Exactness, make_fingerprint
 from quark.training.exploration import REFERENCE_BLOCK, Explorer
@@ -99,8 +99,8 @@ def assemble(
     extra_rewards = build_judges(config.pool.extra_scores, config.reward) if team.is_lead else {}
     if config.reward.name not in BUILT_IN_REWARDS:
         _say_reward(reward, listener)
-    if team.is_lead:
-        check_code(run, config, reward, identity, exactness)
+    scoring = {REWARD_COLUMN: reward} | {column_name(n): r for n, r in extra_rewards.items()}
+    team.from_lead(lambda: check_rewards(run, config, scoring, identity, is_new=fresh))
     policy = load_policy(
         config.model,
         num_quantiles=config.pool.num_quantiles,
@@ -114,6 +114,12 @@ def assemble(
             "bfloat16 all the same), or train adapters (model.lora.rank)",
             level="warning",
         )
+    prompts = prompts_of(config)
+    for note in prompts.notes:
+        listener.on_message(note, level="warning")
+    if fresh:
+        # Not before: a start that fails leaves the run that is there.
+        team.from_lead(lambda: clear(run, loaded, identity))
     policy.model.eval()  # dropout stays off, as in the published code: it would blur the KL
     fingerprint = make_fingerprint(device, team, policy)
     weights = WholeWeights(policy, team)
@@ -125,9 +131,6 @@ def assemble(
         with weights.whole():
             serving = _serving(run, config, weights.alone, listener) if team.is_lead else None
     reference = weights.place(_reference(config, policy, device))
-    prompts = prompts_of(config)
-    for note in prompts.notes:
-        listener.on_message(note, level="warning")
     pool = open_shared_pool(team, run, config, policy, prompts, identity["run_id"])
     try:
         if config.reference.cache == "hidden":
@@ -346,7 +349,7 @@ def prompts_of(config: RunConfig) -> PromptSet:
 
 def _say_reward(reward: RewardFunction, listener: TrainingListener) -> None:
     """Name the code, files or server that score."""
-    details = {k: v for k, v in reward_provenance(reward).items() if k != "name"}
+    details = {k: v for k, v in reward_provenance(reward).items() if k not in ("name", "files")}
     if details:
         listener.on_message(
             f"reward {reward.name}: "

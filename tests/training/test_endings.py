@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quark.errors import ConfigError, TrainingError
+from quark.errors import ConfigError, QuarkError, TrainingError
 from quark.run_directory import RunDirectory
 from quark.training.metrics import MetricLog
 from tests.full_disk import file_size_limit
@@ -181,3 +181,28 @@ def test_a_constant_reward_ends_the_run_where_alerts_do(config: Path, tmp_path: 
     with pytest.raises(TrainingError, match=r"alerts\.stop is set .*the reward is constant"):
         train(config, tmp_path / "run", overrides=overrides)
     assert last_row(tmp_path / "run")["reason"].startswith("TrainingError: alerts.stop is set")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.name='/no/such/model'", "prompts.source='/no/such.jsonl'", "reward.name='./no.py:f'"],
+)
+def test_a_run_that_is_to_make_way_stays_where_the_new_one_cannot_begin(
+    config: Path, expected: dict[str, Any], tmp_path: Path, override: str
+) -> None:
+    run_dir = tmp_path / "run"
+    train(config, run_dir)
+    with pytest.raises((QuarkError, FileNotFoundError), match="no"):
+        train(config, run_dir, overrides=(override,), fresh=True, force=True)
+    assert fingerprint_of(run_dir) == expected
+    assert train(config, run_dir).rounds == NUM_ROUNDS
+    assert fingerprint_of(run_dir) == expected
+
+
+def test_what_a_start_that_failed_left_is_taken_over_by_a_fresh_one(
+    config: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.toml").write_text("")
+    assert train(config, run_dir, fresh=True).rounds == NUM_ROUNDS
