@@ -117,6 +117,10 @@ def _prepare_process() -> None:
             reconfigure(
                 errors="backslashreplace"
             )  # a terminal that lacks a character gets its escape
+    from quark.cli.console import columns_asked_for
+
+    if columns_asked_for() is None:
+        os.environ.pop("COLUMNS", None)  # libraries would take "0" for a width, too
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -81,6 +81,7 @@ def render_report(data: RunData, *, relative_to: Path) -> str:
     )
     environment.filters.update(
         shown=lambda text: printable(str(text), limit=_SHOWN_CHARACTERS),
+        completed=_completed,
         num=number,
         count=lambda value: f"{value:,}",
     )
@@ -98,6 +99,14 @@ def render_report(data: RunData, *, relative_to: Path) -> str:
         links=list(_links(data.directory, relative_to)),
         version=__version__,
     )
+
+
+def _completed(text: object) -> str:
+    """A completion, or a mark where there is nothing to see."""
+    shown = str(text)
+    if not shown.strip():
+        return " (blank)" if shown else " (empty)"
+    return printable(shown, limit=_SHOWN_CHARACTERS)
 
 
 def number(value: object, digits: int = 3) -> str:
