@@ -143,6 +143,10 @@ def _prepare_process() -> None:
             reconfigure(
                 errors="backslashreplace"
             )  # a terminal that lacks a character gets its escape
+    from quark.cli.console import columns_asked_for
+
+    if columns_asked_for() is None:
+        os.environ.pop("COLUMNS", None)  # libraries would take "0" for a width, too
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Code of the Hub that transformers fetches by itself where the package `kernels` is installed.
     os.environ.setdefault("USE_HUB_KERNELS", "NO")

@@ -25,6 +25,7 @@ from quark.errors import (
     TrainingError,
     UnsafeFileError,
 )
+from quark.refusals import advice_for, way_on
 
 
 class ExitCode(IntEnum):
@@ -76,7 +77,6 @@ _WAYS_OUT: tuple[tuple[type[BaseException], str], ...] = (
     (PoolVersionError, "use a quark that knows this format"),
     (PoolPoisonedError, "look after the disk, then run the same command again"),
     (PoolCorruptedError, "`quark pool verify PATH` says what is damaged"),
-    (CheckpointError, "`--fresh --force` starts the run again from nothing"),
 )
 
 
@@ -92,4 +92,6 @@ def exit_code_of(error: BaseException) -> ExitCode:
 
 def way_out_of(error: BaseException) -> str | None:
     """What to do about ``error`` where its message cannot know, or None."""
+    if isinstance(error, OSError) and advice_for(error) is not None:
+        return way_on(error)
     return next((text for kind, text in _WAYS_OUT if isinstance(error, kind)), None)

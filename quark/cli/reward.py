@@ -127,6 +127,7 @@ def check(
     import math
 
     from quark.cli.console import (
+        completed,
         figures,
         foreign,
         grid,
@@ -159,7 +160,7 @@ def check(
             table.add_row(
                 prose(number(sample.score), "dim" if math.isnan(sample.score) else "bold"),
                 foreign(sample.prompt, limit=200, style="dim"),
-                foreign(sample.completion.strip(" "), limit=400),
+                completed(sample.completion, limit=400),
             )
         console.print(table)
         console.print()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from quark.errors import PoolError, RunDirectoryError, UnsafeFileError
 from quark.pool.base import Quantization, Sample, SamplePool
 from quark.pool.scope import Scope
+from quark.pool.writer_lock import has_writer
 from quark.run_directory import RunDirectory
 from quark.safe_files import lines, read_text
 
@@ -81,6 +82,13 @@ class RunData:
     control_curves: tuple[Row, ...]
     alerts: tuple[Row, ...]
     end: Row | None
+    """The result, of a run that came to its end."""
+    stop: Row | None
+    """How the run was left where it did not, and nothing was logged since."""
+    last_written: float
+    """Unix time of the last row of the log; NaN without one."""
+    is_written: bool | None
+    """Whether a process holds the pool's writer lock; None where that cannot be known."""
     num_bad_lines: int
     """Lines of ``metrics.jsonl`` that are not complete JSON objects."""
     pool: PoolView | None
@@ -155,6 +163,9 @@ def load_run(path: Path) -> RunData:
             "text",
         ),
         end=by_event["end"][-1] if "end" in by_event else None,
+        stop=rows[-1] if rows and rows[-1].get("event") == "stop" else None,
+        last_written=figure(rows[-1] if rows else None, "unix_time"),
+        is_written=has_writer(directory.pool),
         num_bad_lines=num_bad_lines,
         pool=None,
         pool_problem=None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ def render_report(data: RunData, *, relative_to: Path) -> str:
     )
     environment.filters.update(
         shown=lambda text: printable(str(text), limit=_SHOWN_CHARACTERS),
+        completed=_completed,
         num=number,
         count=lambda value: f"{value:,}",
     )
@@ -100,6 +102,14 @@ def render_report(data: RunData, *, relative_to: Path) -> str:
     )
 
 
+def _completed(text: object) -> str:
+    """A completion, or a mark where there is nothing to see."""
+    shown = str(text)
+    if not shown.strip():
+        return " (blank)" if shown else " (empty)"
+    return printable(shown, limit=_SHOWN_CHARACTERS)
+
+
 def number(value: object, digits: int = 3) -> str:
     """A figure for people; anything that is not a finite number is a dash."""
     figure = number_in(value)
@@ -109,9 +119,27 @@ def number(value: object, digits: int = 3) -> str:
 
 
 def _state(data: RunData) -> str:
-    if data.end is None:
-        return "unfinished: still running, or stopped without saying so"
-    return "interrupted, can be resumed" if data.end.get("interrupted") else "finished"
+    """How far the run is, as well as its directory can tell."""
+    if data.end is not None:
+        return "finished"
+    last = f"the last row of its log is of {_moment(data.last_written)}"
+    if data.is_written:
+        return f"running: a process has its pool open; {last}"
+    if data.stop is not None:
+        where = f"in round {data.stop.get('round')} after {data.stop.get('step')} steps"
+        if data.stop.get("kind") == "interrupted":
+            return f"interrupted {where}, can be resumed"
+        return f"failed {where}: {data.stop.get('reason')}"
+    if data.is_written is None:
+        return f"unfinished: running, or stopped without a word; {last}"
+    return f"stopped without a word, as a killed process does; {last}"
+
+
+def _moment(unix_time: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_time))
+    except (ValueError, OverflowError, OSError):  # missing, or beyond every calendar
+        return "an unknown time"
 
 
 def _headlines(data: RunData) -> list[Headline]:

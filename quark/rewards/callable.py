@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from quark.errors import RewardError
+from quark.rewards.source_files import hashes, source_files
 from quark.types import Json
 
 
@@ -65,6 +66,10 @@ class CallableReward:
             hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path else None
         )
         """SHA-256 of that file when it was loaded."""
+        self.files: Mapping[str, str] = (
+            hashes(source_files(self.path)[1:], self.path.parent) if self.path else {}
+        )
+        """SHA-256 of the modules of yours that it imports from its folder, by name."""
 
     @property
     def name(self) -> str:
@@ -78,6 +83,7 @@ class CallableReward:
             "reference": self._reference,
             "path": str(self.path) if self.path else None,
             "sha256": self.sha256,
+            **({"files": dict(self.files)} if self.files else {}),
         }
 
     def __call__(

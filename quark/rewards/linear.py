@@ -27,6 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 from quark.errors import RewardError
 from quark.rewards.hashed_features import NgramIndices, TextBatch, character_ngrams, word_ngrams
+from quark.rewards.source_files import hashes
 from quark.safe_files import check_tree, read_text
 from quark.settings import Settings
 from quark.types import Json
@@ -176,6 +177,7 @@ class LinearReward:
         self._scorer = scorer
         self._folder = folder
         self._sha256 = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+        self._files = hashes([folder / SETTINGS_FILE], folder)
 
     @classmethod
     def load(cls, folder: Path) -> LinearReward:
@@ -188,8 +190,8 @@ class LinearReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """Where the weights come from and what they hash to."""
-        return {"folder": str(self._folder), "sha256": self._sha256}
+        """Where the weights come from, and what they and the settings hash to."""
+        return {"folder": str(self._folder), "sha256": self._sha256, "files": dict(self._files)}
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         del prompts  # the score is a property of the completion

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from quark.errors import CheckpointError, UnsafeFileError
 from quark.pool.native import publish_directory
+from quark.refusals import says_nothing_of_the_bytes, way_on
 from quark.safe_files import contained, read_bytes
 from quark.training.held_rows import fill
 
@@ -83,7 +84,9 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Pa
     if target.keys() != tensors.keys() or any(
         target[name].shape != value.shape for name, value in tensors.items()
     ):
-        raise CheckpointError(f"{path} holds the weights of another model")
+        raise CheckpointError(
+            f"{path} holds the weights of another model: bring that model back, or choose another --run-dir"
+        )
     for name, value in tensors.items():
         fill(target[name], value)
 
@@ -123,6 +126,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: the disk refused; says how much room is needed. Earlier checkpoints are as they were.
+            OSError: one of that step is there and cannot be read now.
         """
         final = self._folder / f"step-{step:08d}"
         if final.is_dir():
@@ -158,13 +162,17 @@ class Checkpoints:
             shutil.rmtree(staged, ignore_errors=True)
             raise CheckpointError(
                 f"cannot save the checkpoint {final}, which needs {_megabytes(needed)}: {err}. The pool and "
-                "the earlier checkpoints are good; make room and run the same command to resume"
+                f"the earlier checkpoints are good; {way_on(err)} to resume"
             ) from err
         self.prune()
         return final
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that verifies, and why each newer one was rejected."""
+        """The newest checkpoint that verifies, and why each newer one was rejected.
+
+        Raises:
+            OSError: as ``verify``.
+        """
         rejected: list[str] = []
         for path in reversed(self._published()):
             try:
@@ -228,6 +236,7 @@ def verify(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: what is wrong with it.
+        OSError: it cannot be read now, which says nothing of its bytes: no permission, or too many open files.
     """
     try:
         contained(path, path.parent)
@@ -260,6 +269,8 @@ def verify(path: Path) -> Checkpoint:
         OverflowError,
         RecursionError,
     ) as err:
+        if isinstance(err, OSError) and says_nothing_of_the_bytes(err):
+            raise
         raise CheckpointError(f"{path} is not a whole checkpoint: {err}") from err
 
 

@@ -14,6 +14,7 @@ from quark.data.prompts import source_file
 from quark.errors import PoolError, RunDirectoryError
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
+from quark.safe_files import read_bytes
 from quark.types import Prompt
 
 
@@ -65,9 +66,10 @@ def read_held_out(run: RunDirectory) -> HeldOut | None:
 
     Raises:
         RunDirectoryError: the file is damaged; names the line.
+        UnsafeFileError: it is a link out of the run directory, or not a plain file.
     """
     try:
-        lines = run.held_out.read_bytes().splitlines()
+        lines = read_bytes(run.held_out, run.path).splitlines()
     except FileNotFoundError:
         return None
     except OSError as err:

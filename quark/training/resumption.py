@@ -7,7 +7,13 @@ from typing import Any
 
 from quark.config.schema import RunConfig
 from quark.data.prompts import PromptSet
-from quark.errors import CheckpointError, DataError, RunDirectoryError, TrainingError
+from quark.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RunDirectoryError,
+    TrainingError,
+)
 from quark.models.policy import Policy
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
@@ -55,6 +61,8 @@ def find_checkpoint(
     fingerprint: Mapping[str, str],
     listener: TrainingListener,
     exactness: Exactness,
+    *,
+    num_rounds: int,
 ) -> Checkpoint | None:
     """The one to go on from, None for a new run. It fits the pool; what keeps the rest from being exact is said.
 
@@ -64,8 +72,10 @@ def find_checkpoint(
         fingerprint: of this process, as ``make_fingerprint`` says.
         listener: is told.
         exactness: is told what is different from then.
+        num_rounds: that the run is to have.
 
     Raises:
+        ConfigError: it has begun more rounds than that.
         CheckpointError: none of them verifies; or pool or model are not those it was made with.
     """
     found, rejected = checkpoints.newest()
@@ -80,9 +90,15 @@ def find_checkpoint(
         return None
     state = found.state
     _check_pool(run, state["pool"])
-    listener.on_message(
-        f"continuing from the checkpoint of step {state['step']} (round {state['position']['round']})"
-    )
+    done, steps_beyond = state["position"]["round"], state["position"]["step_in_round"]
+    if num_rounds < done + (steps_beyond > 0):
+        begun = " and another one has begun" if steps_beyond else ""
+        raise ConfigError(
+            f"run.num_rounds is {num_rounds}, but {done} rounds of {run.path} are done{begun}: set it to at least "
+            f"{done + (steps_beyond > 0)}, or choose another --run-dir"
+        )
+    place = f"in round {done}" if done < num_rounds else "after the last round"
+    listener.on_message(f"continuing from the checkpoint of step {state['step']}, {place}")
     if state["fingerprint"].get(FROZEN_WEIGHTS) != fingerprint.get(FROZEN_WEIGHTS):
         raise CheckpointError(
             f"the weights below the adapters are not those of the checkpoint of step {state['step']}: "
@@ -164,4 +180,7 @@ def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
             reason = "has another history than the checkpoint's"
     except ValueError:
         reason = "lacks samples that the checkpoint's training saw"
-    raise CheckpointError(f"{run.pool} {reason}: it was replaced or rolled back")
+    raise CheckpointError(
+        f"{run.pool} {reason}: it was replaced or rolled back. Bring back the pool that the checkpoints were made "
+        "with, or choose another --run-dir"
+    )

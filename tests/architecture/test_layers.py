@@ -26,6 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "http_client",
             "text_statistics",
             "printable",
+            "refusals",
             "assets",
             "_pool_rs",
         }
@@ -138,7 +139,7 @@ def test_help_imports_nothing_heavy() -> None:
     ours = [
         name for name in loaded if name.startswith("quark.") and not name.startswith("quark.cli")
     ]
-    assert set(ours) <= {"quark.errors", "quark.printable"}
+    assert set(ours) <= {"quark.errors", "quark.printable", "quark.refusals"}
 
 
 def test_importing_quark_loads_nothing_else_of_it() -> None:
