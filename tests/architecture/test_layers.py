@@ -23,6 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "settings",
             "run_directory",
             "http_client",
+            "http_deadline",
             "text_statistics",
             "printable",
             "assets",
