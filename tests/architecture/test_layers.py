@@ -25,6 +25,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "http_client",
             "http_deadline",
             "text_statistics",
+            "bounded_files",
+            "parquet_sizes",
             "printable",
             "assets",
             "_pool_rs",
