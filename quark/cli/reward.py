@@ -192,17 +192,16 @@ def reward_config(name: str, overrides: Sequence[str]) -> RewardConfig:
 
 
 def _read_samples(path: Path) -> list[tuple[str, str]]:
-    import json
-
+    from quark.bounded_files import parse_json
     from quark.data.prompts import text_lines
     from quark.errors import DataError
 
     pairs = []
     for number, line in text_lines(path):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             prompt, completion = row.get("prompt", ""), row["completion"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise DataError(
                 f"{path}:{number}: a JSON object with `prompt` and `completion` is needed"
             ) from err
