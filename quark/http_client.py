@@ -143,7 +143,7 @@ class JsonClient:
                 asked = _retry_after_s(answer.retry_after)
             if attempt == self._retries:
                 raise self._error(
-                    f"{self.url} gave no {self._wanted} in {attempt + 1} attempts; last: {failure}"
+                    f"{self.url} gave no {self._wanted} in {attempt + 1} attempt{'s' if attempt else ''}; last: {failure}"
                 ) from cause
             time.sleep(self._wait_s(attempt, asked))
         raise AssertionError("the last attempt returns or raises")

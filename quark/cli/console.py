@@ -58,8 +58,15 @@ def foreign(text: str, *, limit: int | None = None, style: str = "") -> Text:
 def continued(prompt: str, completion: str) -> Text:
     """A prompt, dimmed, and the completion that goes on from it, as one text."""
     return foreign(prompt, limit=_SHOWN_CHARACTERS, style="dim").append_text(
-        foreign(completion, limit=_SHOWN_CHARACTERS)
+        answer(completion, limit=_SHOWN_CHARACTERS)
     )
+
+
+def answer(completion: str, *, limit: int, is_stripped: bool = False) -> Text:
+    """A completion, with or without the spaces around it; a mark in place of one that would show as nothing."""
+    if text := completion.strip(" "):
+        return foreign(text if is_stripped else completion, limit=limit)
+    return foreign(" (only spaces)" if completion else " (empty)", style="dim italic")
 
 
 def prose(text: str, style: str = "") -> Text:

@@ -160,6 +160,7 @@ def _require_run(run_dir: Path) -> None:
 def _dry_run(loaded: LoadedConfig, display: RunDisplay, *, as_json: bool) -> None:
     from quark.cli.config import values_table
     from quark.cli.console import (
+        answer,
         count,
         figures,
         foreign,
@@ -212,7 +213,7 @@ def _dry_run(loaded: LoadedConfig, display: RunDisplay, *, as_json: bool) -> Non
         table.add_row(
             prose(number(prompt.reward), "bold"),
             foreign(prompt.text, limit=400),
-            foreign(prompt.completion.strip(" "), limit=400),
+            answer(prompt.completion, limit=400, is_stripped=True),
         )
     table.columns[1].no_wrap = table.columns[2].no_wrap = False
     console.print(table)

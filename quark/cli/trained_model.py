@@ -127,16 +127,15 @@ def overridden(settings: _Settings, values: Mapping[str, object]) -> _Settings:
     """
     from pydantic import ValidationError
 
+    from quark.settings import misfits
+
     replaced = settings.model_dump()
     for key, value in values.items():
         replaced[key] = replaced[key] | value if isinstance(value, dict) else value
     try:
         return type(settings).model_validate(replaced)
     except ValidationError as err:
-        first = err.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{key} = {first['input']!r}: {message}") from err
+        raise ConfigError("\n".join(str(misfit) for misfit in misfits(err))) from err
 
 
 def open_model(name: str) -> TrainedModel:

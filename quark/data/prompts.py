@@ -83,6 +83,7 @@ class PromptSet:
     """What a person should know: prompts truncated or skipped."""
 
 
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
 _TRAINED_ON = (None, "", "train")
 _HELD_OUT = ("eval", "validation")
 """What ``split`` may say of a row; None is a row that has none."""
@@ -217,7 +218,22 @@ def _tokenize(
     return tuple(prompts)
 
 
-def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterator[_Row]:
+def check_sources(config: PromptConfig) -> None:
+    """Check that the files with prompts are there, without reading them.
+
+    Raises:
+        FileNotFoundError: one is not.
+        DataError: one is not a file of prompts, by its name.
+    """
+    for said_by, source in (
+        ("prompts.source", config.source),
+        ("prompts.evaluation_source", config.evaluation_source),
+    ):
+        if source is not None:
+            _path_of(source, config.where, said_by=said_by)
+
+
+def _path_of(source: str, where: str | None, *, said_by: str) -> Path:
     if source.startswith("embedded:"):
         path = asset_path("prompts", source.removeprefix("embedded:")).with_suffix(".jsonl")
     else:
@@ -226,21 +242,25 @@ def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterat
         raise FileNotFoundError(f"there is no prompt file {path.absolute()}: check {said_by}")
     if not path.is_file():
         raise DataError(f"{path} is not a file: {said_by} names a .jsonl, .txt or .parquet file")
+    suffix = path.suffix.lower()
+    if suffix == ".txt" and where is not None:
+        raise DataError(f"{path}: lines of text have no numbers for prompts.where: unset it")
+    if suffix not in (*_JSON_LINES, ".txt", ".parquet"):
+        raise DataError(f"{path}: prompts come from .jsonl, .txt or .parquet files, not {suffix!r}")
+    return path
+
+
+def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterator[_Row]:
+    path = _path_of(source, where, said_by=said_by)
     fits = _everything if where is None else _condition(where)
     match path.suffix.lower():
-        case ".jsonl" | ".ndjson" | ".json":
-            yield from _read_jsonl(path, field, fits)
-        case ".txt" if where is not None:
-            raise DataError(f"{path}: lines of text have no numbers for prompts.where: unset it")
         case ".txt":
             for number, line in text_lines(path):
                 yield _row(f"{path}:{number}", line, None, {})
         case ".parquet":
             yield from _read_parquet(path, field, fits)
-        case suffix:
-            raise DataError(
-                f"{path}: prompts come from .jsonl, .txt or .parquet files, not {suffix!r}"
-            )
+        case _:
+            yield from _read_jsonl(path, field, fits)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -30,6 +30,7 @@ from transformers import (
 
 from quark.assets import asset_path
 from quark.errors import ModelError
+from quark.installing import install_command
 from quark.models.activations import fuse_activations
 from quark.models.lora import LoraConfig, add_adapter
 from quark.models.policy import (
@@ -314,7 +315,9 @@ def _converted(file: Path, cache: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{file} is a GGUF file: pip install 'quark-rl[gguf]' to read it")
+        raise ModelError(
+            f"{file} is a GGUF file, and the package that reads it is not installed: {install_command('gguf')}"
+        )
     from transformers import GgufConfig
 
     cache.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 from quark.errors import RewardError
 from quark.rewards.hashed_features import NgramIndices, TextBatch, character_ngrams, word_ngrams
-from quark.settings import Settings
+from quark.settings import Settings, misfits
 from quark.types import Json
 
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -85,7 +85,12 @@ class LinearScorer:
                 (folder / SETTINGS_FILE).read_text(encoding="utf-8")
             )
             tensors = load_file(folder / WEIGHTS_FILE)
-        except (OSError, ValidationError, SafetensorError, ValueError) as err:
+        except ValidationError as err:
+            problems = "; ".join(str(misfit) for misfit in misfits(err))
+            raise RewardError(
+                f"{folder} does not hold a linear scorer: {SETTINGS_FILE}: {problems}"
+            ) from err
+        except (OSError, SafetensorError, ValueError) as err:
             raise RewardError(f"{folder} does not hold a linear scorer: {err}") from err
         if settings.format != _FORMAT:
             raise RewardError(

@@ -15,6 +15,7 @@ from quark.training.assemble import prompts_of
 from quark.training.devices import choose_device, make_autocast
 from quark.training.draws import check_scope
 from quark.training.events import Progress, TrainingListener
+from quark.training.preflight import preflight
 from quark.training.seeds import derive_seed
 from quark.types import Prompt
 
@@ -45,6 +46,7 @@ class DryRun:
 def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
     """Load model, tokenizer and reward, answer and score three prompts; nothing is written."""
     config = loaded.config
+    preflight(config)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = choose_device(config.run.device)
     check_scope(config.pool)

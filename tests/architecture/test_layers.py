@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "run_directory",
             "http_client",
             "http_deadline",
+            "installing",
             "text_statistics",
             "bounded_files",
             "parquet_sizes",
