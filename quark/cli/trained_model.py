@@ -146,7 +146,12 @@ def open_model(name: str) -> TrainedModel:
         ModelError: the model cannot be loaded.
     """
     from quark.config.load import load_config
-    from quark.models.loading import load_base_model, load_saved_policy, load_tokenizer
+    from quark.models.loading import (
+        check_padding,
+        load_base_model,
+        load_saved_policy,
+        load_tokenizer,
+    )
     from quark.models.reward_tokens import REWARD_TOKENS_FILE
     from quark.run_directory import RunDirectory
     from quark.training.devices import choose_device
@@ -174,11 +179,14 @@ def open_model(name: str) -> TrainedModel:
             is_run=run.is_run(),
         )
     config = loaded.config.model.model_copy(update={"name": name})
+    tokenizer = load_tokenizer(config)
+    model = load_base_model(config, device=device)
+    check_padding(model, tokenizer)
     return TrainedModel(
         name=name,
         policy=None,
-        model=load_base_model(config, device=device),
-        tokenizer=load_tokenizer(config),
+        model=model,
+        tokenizer=tokenizer,
         device=device,
         config=loaded.config,
         is_run=False,

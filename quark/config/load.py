@@ -23,6 +23,8 @@ from quark.types import Json
 Table = dict[str, Any]
 MAX_CONFIG_BYTES = 1 << 16
 """Of a configuration file."""
+MAX_DOTS = 256
+"""Of a line in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,11 +143,25 @@ def _parsed(path: Path) -> Table:
             f"{path} has more than {MAX_CONFIG_BYTES:,} bytes: it is no configuration"
         )
     try:
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except RecursionError as err:
-        raise ConfigError(f"{path}: tables or lists are nested too deeply") from err
-    except ValueError as err:  # too many digits, not UTF-8, or not TOML
+        return parse_toml(content.decode("utf-8-sig"))
+    except ValueError as err:
         raise ConfigError(f"{path}: not valid TOML: {err}") from err
+
+
+def parse_toml(text: str) -> Table:
+    """``tomllib.loads`` in bounded time.
+
+    Raises:
+        ValueError: it is not TOML, nested too deeply, or a line has more than ``MAX_DOTS`` dots.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        # The parser's time grows with the square of the parts of a dotted key.
+        if line.count(".") > MAX_DOTS:
+            raise ValueError(f"line {number} has more than {MAX_DOTS} dots")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as err:
+        raise ValueError("tables or lists are nested too deeply") from err
 
 
 def _preset(name: str) -> Table:

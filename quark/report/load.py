@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.config.load import parse_toml
 from quark.errors import PoolError, RunDirectoryError
 from quark.pool.base import Quantization, Sample, SamplePool
 from quark.pool.scope import Scope
@@ -283,7 +283,7 @@ def _read_identity(path: Path) -> Row:
 def read_config(path: Path) -> Row:
     """The effective configuration of a run as it stands in its file; empty without one. Raises RunDirectoryError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as err:

@@ -213,7 +213,7 @@ def _score(path: Path) -> float | None:
     """The score that a checkpoint was saved with; None where it has none or cannot be read."""
     try:
         score = json.loads((path / "state.json").read_bytes())["score"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return float(score) if isinstance(score, int | float) else None
 
