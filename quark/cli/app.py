@@ -98,6 +98,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app(args=list(arguments), prog_name="quark")
     except SystemExit as leave:
+        if isinstance(leave.__context__, BrokenPipeError):  # Typer's way to leave
+            return ExitCode.UNREAD
         return leave.code if isinstance(leave.code, int) else ExitCode.OK
     except BaseException as error:  # the outermost frame: nothing may pass it unseen
         return _report_error(error, with_traceback=_wants_traceback(arguments))
@@ -107,7 +109,15 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """The console script."""
     _quiet_libraries()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            # The interpreter flushes once more on its way out, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or ExitCode.UNREAD
+    sys.exit(code)
 
 
 def _quiet_libraries() -> None:
@@ -180,6 +190,8 @@ def _report_error(error: BaseException, *, with_traceback: bool) -> int:
     from quark.printable import printable_lines
 
     code = exit_code_of(error)
+    if code is ExitCode.UNREAD:
+        return code
     if code is ExitCode.KILLED:
         error_line("quit")
         return code

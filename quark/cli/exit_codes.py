@@ -38,6 +38,7 @@ class ExitCode(IntEnum):
     STATE = 4
     INTERRUPTED = 75
     KILLED = 130
+    UNREAD = 141
 
 
 MEANINGS: dict[ExitCode, str] = {
@@ -48,6 +49,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.STATE: "pool, checkpoint, run directory or disk is in the way or damaged",
     ExitCode.INTERRUPTED: "interrupted cleanly; the same command resumes",
     ExitCode.KILLED: "quit at once (second Ctrl-C)",
+    ExitCode.UNREAD: "whoever read the output has closed it",
 }
 
 _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
@@ -66,6 +68,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (IsADirectoryError, ExitCode.INPUT),
     (NotADirectoryError, ExitCode.INPUT),
     (KeyboardInterrupt, ExitCode.KILLED),
+    (BrokenPipeError, ExitCode.UNREAD),
 )
 
 _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT})

@@ -30,6 +30,7 @@ from transformers import (
 
 from quark.assets import asset_path
 from quark.errors import ModelError
+from quark.installing import install_command
 from quark.models.activations import fuse_activations
 from quark.models.folders import (
     check_configuration,
@@ -38,7 +39,7 @@ from quark.models.folders import (
     offline,
 )
 from quark.models.lora import LoraConfig, add_adapter
-from quark.models.policy import PLAIN_TOKENIZER_FILE, Policy
+from quark.models.policy import PLAIN_TOKENIZER_FILE, Policy, pad_id
 from quark.models.positions import give_reward_token_its_own_position
 from quark.models.progress import without_progress_bars
 from quark.models.recomputation import recompute_layers
@@ -141,6 +142,7 @@ def load_policy(
     source = _locate(config)
     model = _read_model(source, device=device, dtype=dtype or config.torch_dtype)
     tokenizer = _read_tokenizer(source)
+    check_padding(model, tokenizer)
     has_own_position = False
     if config.shift_positions is not False:
         has_own_position = give_reward_token_its_own_position(model)
@@ -286,7 +288,14 @@ def _check_weights(folder: Path, *, is_installed: bool) -> None:
     if index.is_file():
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as err:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OSError,
+            RecursionError,
+        ) as err:
             raise ModelError(f"{index} cannot be read: {err!r}") from err
         for shard in sorted(shards, key=str):
             if not (isinstance(shard, str) and _is_plain_name(shard)) or not shard.endswith(
@@ -324,7 +333,9 @@ def _converted(file: Path, cache: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{file} is a GGUF file: pip install 'quark-rl[gguf]' to read it")
+        raise ModelError(
+            f"{file} is a GGUF file, and the package that reads it is not installed: {install_command('gguf')}"
+        )
     from transformers import GgufConfig
 
     cache.mkdir(parents=True, exist_ok=True)
@@ -367,6 +378,9 @@ def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
             trust_remote_code=False,
             local_files_only=source.is_local,
         )
+    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
+        # Without files the library makes one of its class's special tokens alone.
+        raise ModelError(_without_tokenizer(source.name))
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
             f"{source.name}: its tokenizer ({type(tokenizer).__name__}) has no fast form, which quark needs"
@@ -411,8 +425,34 @@ def _translated(name: str) -> Iterator[None]:
         raise ModelError(_explain(name, err)) from err
 
 
+def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the model has a row for the token that fills up batches.
+
+    Raises:
+        ModelError: the token's id is beyond the model's vocabulary.
+    """
+    num_rows, filler = model.get_input_embeddings().weight.shape[0], pad_id(tokenizer)
+    if not 0 <= filler < num_rows:
+        raise ModelError(
+            f"{model.name_or_path or 'the model'}: its tokenizer pads with token {filler}, and its vocabulary has "
+            f"{num_rows} rows. Set pad_token in tokenizer_config.json to a token that the model knows, such as its "
+            "eos_token"
+        )
+
+
+def _without_tokenizer(name: str) -> str:
+    return (
+        f"{name} has no tokenizer: put tokenizer.json and tokenizer_config.json of the model that it was made from "
+        "beside its config.json"
+    )
+
+
 def _explain(name: str, err: Exception) -> str:
     text = str(err)
+    if "instantiate the backend tokenizer" in text:
+        return _without_tokenizer(name)
+    if "Padding_idx" in text:
+        return f"{name}: pad_token_id in its config.json is beyond its vocab_size: set it to null, or to a token that it has"
     kinds = {kind.__name__ for e in _chain(err) for kind in type(e).__mro__}
     if "GatedRepoError" in kinds:
         return (

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.config.load import parse_toml
 from quark.errors import PoolError, RunDirectoryError, UnsafeFileError
 from quark.pool.base import Quantization, Sample, SamplePool
 from quark.pool.scope import Scope
@@ -302,7 +302,7 @@ def _read_identity(path: Path) -> Row:
 def read_config(path: Path) -> Row:
     """The effective configuration of a run as it stands in its file; empty without one. Raises RunDirectoryError."""
     try:
-        return tomllib.loads(read_text(path, path.parent))
+        return parse_toml(read_text(path, path.parent))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as err:

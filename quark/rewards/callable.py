@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from quark.errors import RewardError
+from quark.rewards.raised_at import raised_at
 from quark.rewards.source_files import hashes, source_files
 from quark.types import Json
 
@@ -56,7 +57,10 @@ class CallableReward:
             try:
                 target = target()
             except Exception as err:
-                raise RewardError(f"{reference}() failed: {type(err).__name__}: {err}") from err
+                raise RewardError(
+                    f"{reference}() failed: {type(err).__name__}: {err}"
+                    f"{raised_at(err, getattr(module, '__file__', None))}"
+                ) from err
         self._function = _checked(target, reference)
         self._reference = reference
         file = getattr(module, "__file__", None)
@@ -133,7 +137,9 @@ def _load_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as err:
         del sys.modules[name]
-        raise RewardError(f"cannot run {path}: {type(err).__name__}: {err}") from err
+        raise RewardError(
+            f"cannot run {path}: {type(err).__name__}: {err}{raised_at(err, resolved)}"
+        ) from err
     return module
 
 

@@ -29,7 +29,7 @@ from quark.errors import RewardError
 from quark.rewards.hashed_features import NgramIndices, TextBatch, character_ngrams, word_ngrams
 from quark.rewards.source_files import hashes
 from quark.safe_files import check_tree, read_text
-from quark.settings import Settings
+from quark.settings import Settings, misfits
 from quark.types import Json
 
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -89,7 +89,12 @@ class LinearScorer:
             )
             check_tree(folder / WEIGHTS_FILE, folder)
             tensors = load_file(folder / WEIGHTS_FILE)
-        except (OSError, ValidationError, SafetensorError, ValueError) as err:
+        except ValidationError as err:
+            problems = "; ".join(str(misfit) for misfit in misfits(err))
+            raise RewardError(
+                f"{folder} does not hold a linear scorer: {SETTINGS_FILE}: {problems}"
+            ) from err
+        except (OSError, SafetensorError, ValueError) as err:
             raise RewardError(f"{folder} does not hold a linear scorer: {err}") from err
         if settings.format != _FORMAT:
             raise RewardError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +46,7 @@ from quark.training.parts import (
     untrained_policy,
     use_threads,
 )
+from quark.training.preflight import preflight
 from quark.training.published import PublishedWeights
 from quark.training.resumption import find_checkpoint, open_shared_pool
 from quark.training.sharding import ShardedWeights, WholeWeights
@@ -90,9 +92,12 @@ def assemble(
     exactness = Exactness(require_exact, listener)
     exactness.check_device(choose_device(config.run.device))
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
-    identity = team.from_lead(
-        lambda: enter(run, loaded, listener, exactness, fresh=fresh, force=force)
-    )
+
+    def checked_and_entered() -> dict[str, Any]:
+        preflight(config)
+        return enter(run, loaded, listener, exactness, fresh=fresh, force=force)
+
+    identity = team.from_lead(checked_and_entered)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = team.place(choose_device(config.run.device))
     use_threads(config)

@@ -222,7 +222,7 @@ def _score(path: Path) -> float | None:
     """The score that a checkpoint was saved with; None where it has none or cannot be read."""
     try:
         score = json.loads(read_bytes(path / "state.json", path))["score"]
-    except (OSError, UnsafeFileError, ValueError, KeyError, TypeError):
+    except (OSError, UnsafeFileError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return float(score) if isinstance(score, int | float) else None
 

@@ -74,7 +74,7 @@ def enter(
         try:
             identity: dict[str, Any] = json.loads(read_bytes(run.identity, run.path))
             known = identity["format_version"] == RUN_FORMAT and isinstance(identity["run_id"], str)
-        except (ValueError, KeyError, TypeError) as err:
+        except (ValueError, KeyError, TypeError, RecursionError) as err:
             raise RunDirectoryError(f"{run.identity} is damaged: {err}") from err
         if not known:
             raise RunDirectoryError(f"{run.identity} was written by another version of quark")

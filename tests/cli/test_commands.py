@@ -552,7 +552,7 @@ def test_reward_check_judges_a_reward(tmp_path: Path) -> None:
     assert "could not learn" in constant.out
     short = quark("reward", "check", f"{file}:short")
     assert short.code == 3
-    assert "1 scores for" in short.err
+    assert "1 score for" in short.err
     samples = tmp_path / "samples.jsonl"
     samples.write_text('{"prompt": "a", "completion": "good"}\n{"completion": "bad"}\n')
     assert (
