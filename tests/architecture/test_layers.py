@@ -24,6 +24,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "run_directory",
             "http_client",
             "text_statistics",
+            "bounded_files",
+            "parquet_sizes",
             "printable",
             "assets",
             "_pool_rs",
