@@ -239,7 +239,7 @@ def test_what_a_condition_may_not_say_is_refused_in_one_line(where: str, says: s
     assert says in str(caught.value)
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 20  # it took minutes
 
 
 @pytest.mark.parametrize(
