@@ -91,7 +91,8 @@ _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 def parquet_frames(path: Path) -> Iterator[pl.DataFrame]:
     """The rows of a Parquet file in order, at most ``ROWS_AT_ONCE`` rows and ``BYTES_AT_ONCE`` of texts at a time.
 
-    The file is opened once, and one row group or a few small ones are decoded at a time.
+    The file is opened once, and one row group or a few small ones are decoded at a time. A file without rows is one
+    frame without rows.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -117,7 +118,7 @@ def parquet_frames(path: Path) -> Iterator[pl.DataFrame]:
                 rows = pl.scan_parquet(file, glob=False).slice(first, num_rows).collect()
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path} is not a readable Parquet file: {error}") from error
-            yield from frames_within_bounds(path, rows, first + 1)
+            yield from frames_within_bounds(path, rows, first + 1) if num_rows else (rows,)
             first += num_rows
 
 
@@ -201,5 +202,5 @@ def _spans(path: Path, groups: list[RowGroup]) -> Iterator[int]:
             num_rows = num_bytes = 0
         num_rows += group.num_rows
         num_bytes += group.num_bytes
-    if num_rows:
+    if num_rows or not sum(group.num_rows for group in groups):
         yield num_rows
