@@ -586,7 +586,7 @@ impl Storage for Disk {
         let mut inner = self.inner();
         inner.step()?;
         let bytes = inner.file(path).map(|file| inner.contents[file].clone())?;
-        let delay = inner.delay.take_if(|(of, _)| of == path);
+        let delay = inner.delay.take_if(|(of, _)| of.as_path() == path);
         drop(inner);
         if let Some((_, work)) = delay {
             work();

@@ -18,7 +18,7 @@ use quark_pool_rs::verify::verify;
 use serde_json::Value;
 
 use crate::common::disk::Disk;
-use crate::common::{Content, Owned, SOURCE, Step, create, reader, writer};
+use crate::common::{Owned, Step, create, reader, writer};
 
 type Files = Vec<(PathBuf, Vec<u8>)>;
 
@@ -254,7 +254,8 @@ fn bases() -> Vec<(Log, Files, bool)> {
             if has_two_logs && number + 1 == steps.len() {
                 // So long that the next commit begins a new log.
                 let long = format!("{{\"note\":\"{}\"}}", "x".repeat(70_000));
-                pool.draft_scores("long", &long, 0, &[1.0]).unwrap();
+                let first = pool.snapshot().num_removed;
+                pool.draft_scores("long", &long, first, &[1.0]).unwrap();
                 pool.discard_scores("long").unwrap();
             }
             step.apply(&pool).unwrap();
@@ -277,7 +278,9 @@ fn bases() -> Vec<(Log, Files, bool)> {
 
 #[test]
 fn no_name_in_a_manifest_leads_out_of_the_pool() {
-    let folder = tempfile::tempdir().unwrap();
+    // In memory where there is a place for it: nothing here is about syncs.
+    let memory = Path::new("/dev/shm");
+    let folder = tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap();
     let [root, outside, forks] = ["pool", "outside", "forks"].map(|name| folder.path().join(name));
     fs::create_dir(&forks).unwrap();
     let (mut num_manifests, mut num_refused, mut named) = (0, 0, BTreeSet::new());
@@ -292,7 +295,9 @@ fn no_name_in_a_manifest_leads_out_of_the_pool() {
             (log.records[*at].0 as u32, pointer.replace(digits, "0"))
         }));
         let mut is_written = true;
-        let per_slot = 3_500_usize.div_ceil(slots.len());
+        // A pool that opens is used in every way and made anew, which takes longer.
+        let num_cases = if has_newer { 300 } else { 5_000_usize };
+        let per_slot = num_cases.div_ceil(slots.len());
         for (slot, (record, pointer)) in slots.iter().enumerate() {
             for number in 0..per_slot as u64 {
                 let mut log = log.clone();
@@ -375,7 +380,7 @@ fn what_a_log_that_only_older_snapshots_need_names_is_checked_too() {
     let storage = storage(&root);
     let said = "has: \"../victim\"";
     let pool = writer(&storage).unwrap();
-    let error = pool.collect(1, false).map(drop).unwrap_err();
+    let error = pool.collect(1_000, false).map(drop).unwrap_err();
     assert!(error.to_string().contains(said), "{error}");
     let problems = verify(&storage).unwrap().problems;
     assert!(problems.iter().any(|p| p.to_string().contains(said)), "{problems:?}");
@@ -442,6 +447,7 @@ mod links {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use super::*;
+    use crate::common::Content;
     use quark_pool_rs::format::{HEAD, LOCK};
 
     fn make_pipe(path: &Path) {
@@ -472,7 +478,6 @@ mod links {
     #[test]
     fn no_link_in_a_pool_is_followed_and_no_pipe_waited_for() {
         let files = pool_files();
-        let content = Content::after(&steps());
         let mut places: Vec<PathBuf> = files.iter().map(|(path, _)| path.clone()).collect();
         places.extend(["manifest", "segments", "prompts", "runs", "scores"].map(PathBuf::from));
         let listed = places.len();
@@ -505,7 +510,7 @@ mod links {
                 }
                 let before = tree(folder.path(), &root);
                 let pool = storage(&root);
-                let read = { without_hanging(move || read_all(&pool)) };
+                let read = without_hanging(move || read_all(&pool));
                 let pool = storage(&root);
                 let report = without_hanging(move || verify(&pool)).unwrap();
                 let said = format!("{} is damaged at offset 0: it is a ", place.display());
@@ -556,7 +561,7 @@ mod links {
                 }
             }
         }
-        assert!(content.num_samples() == 27 && listed > 20, "{listed}");
+        assert!(listed > 20, "{listed}");
     }
 
     #[test]
@@ -632,19 +637,15 @@ mod links {
                 for (side, root) in [&first, &second].into_iter().enumerate() {
                     let what = format!("round {round}, side {side}, open: {is_open}");
                     let opened = match &open {
-                        Some(_) if side == 0 => None,
-                        // The lock was one with that of the first pool, which is held.
-                        Some(pool) if round == 0 => {
+                        Some(_) if (round, side) == (0, 0) => None,
+                        Some(pool) => {
+                            // The lock of the copy was one with the lock that this one held.
                             pool.close();
                             Some(writer(&storage(root)).unwrap())
                         }
-                        _ => Some(writer(&storage(root)).unwrap()),
+                        None => Some(writer(&storage(root)).unwrap()),
                     };
-                    let pool = match (&opened, &open) {
-                        (Some(pool), _) => pool,
-                        (None, Some(_)) if round > 0 => continue,
-                        (None, open) => open.as_ref().unwrap(),
-                    };
+                    let pool = opened.as_ref().or(open.as_ref()).unwrap();
                     // No two appends are the same.
                     number += 1;
                     let own = Step::Append(Owned::numbered(number, 1 + side as u32));
@@ -694,7 +695,6 @@ mod links {
             fs::remove_dir_all(&root).unwrap();
             write_all(&root, &pool_files());
         }
-        let _ = SOURCE;
     }
 
     #[test]
