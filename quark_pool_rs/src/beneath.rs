@@ -82,12 +82,12 @@ impl Found {
 /// # Errors
 /// `InvalidInput` for a path that leads out of the directory that it begins in.
 fn names(path: &Path) -> io::Result<Vec<&OsStr>> {
-    let name = |component| match component {
-        Component::Normal(name) => Ok(name),
-        _ => {
-            let what = format!("{} leads out of its directory", path.display());
-            Err(io::Error::new(io::ErrorKind::InvalidInput, what))
+    let name = |component| {
+        if let Component::Normal(name) = component {
+            return Ok(name);
         }
+        let what = format!("{} leads out of its directory", path.display());
+        Err(io::Error::new(io::ErrorKind::InvalidInput, what))
     };
     path.components().filter(|component| *component != Component::CurDir).map(name).collect()
 }

@@ -108,13 +108,11 @@ impl Beneath {
     /// Give a plain file a second name; `original` lies in a directory that is not a link, anywhere.
     pub(crate) fn link(&self, original: &Path, path: &Path) -> io::Result<()> {
         let (directory, _) = split(original)?;
-        for (at, refuse) in [
-            (directory, Found::refuse_as_directory as fn(Found, &Path) -> Option<io::Error>),
-            (original, Found::refuse_as_file),
-        ] {
-            if let Some(refusal) = refuse(found(at)?, path) {
-                return Err(refusal);
-            }
+        if let Some(refusal) = found(directory)?.refuse_as_directory(path) {
+            return Err(refusal);
+        }
+        if let Some(refusal) = found(original)?.refuse_as_file(path) {
+            return Err(refusal);
         }
         fs::hard_link(original, self.entry(path)?)
     }

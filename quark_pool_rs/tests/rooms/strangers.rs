@@ -32,21 +32,21 @@ fn tree(folder: &Path, without: &Path) -> BTreeMap<PathBuf, String> {
         }
         let metadata = fs::symlink_metadata(&path).unwrap();
         let kind = metadata.file_type();
-        let mut what = format!("{kind:?}");
+        let mut what = vec![format!("{kind:?}")];
         #[cfg(unix)]
         {
             use std::os::unix::fs::MetadataExt;
-            what += &format!(" {} {}", metadata.mode(), metadata.nlink());
+            what.push(format!("{} {}", metadata.mode(), metadata.nlink()));
         }
         if kind.is_dir() {
             found.extend(tree(&path, without));
         } else {
-            what += &format!(" {:?}", metadata.modified().unwrap());
+            what.push(format!("{:?}", metadata.modified().unwrap()));
         }
         if kind.is_file() {
-            what += &format!(" {:?}", fs::read(&path).unwrap());
+            what.push(format!("{:?}", fs::read(&path).unwrap()));
         }
-        found.insert(path, what);
+        found.insert(path, what.join(" "));
     }
     found
 }
@@ -168,6 +168,10 @@ impl Log {
     }
 }
 
+/// What names are made of by chance.
+const PIECES: [&str; 12] =
+    ["/", "../", "./", "\\", "\0", "-", "0", "f", "segments/", ".arrow", "outside", "victim"];
+
 /// Names for a file that is called `good`, most of which no manifest may list.
 fn hostile(number: u64, good: &str, outside: &Path) -> String {
     let victim = outside.join("victim").to_str().unwrap().to_owned();
@@ -225,8 +229,6 @@ fn hostile(number: u64, good: &str, outside: &Path) -> String {
         return name.clone();
     }
     // By chance: a good name with pieces put in and cut out.
-    const PIECES: [&str; 12] =
-        ["/", "../", "./", "\\", "\0", "-", "0", "f", "segments/", ".arrow", "outside", "victim"];
     let mut drawn = number;
     let mut below = |limit: usize| {
         drawn = mix64(drawn.wrapping_add(1));
@@ -470,7 +472,9 @@ mod links {
     fn pool_files() -> Files {
         let disk = Disk::default();
         let pool = create(&disk.storage()).unwrap();
-        steps().iter().for_each(|step| step.apply(&pool).unwrap());
+        for step in steps() {
+            step.apply(&pool).unwrap();
+        }
         pool.close();
         disk.files()
     }
@@ -529,25 +533,30 @@ mod links {
                 assert_eq!(is_reported, number < listed || !is_optional, "{what}: {report:?}");
 
                 let (at, to) = (root.clone(), forks.clone());
-                let refusals = without_hanging(move || {
+                let (forked, refusals) = without_hanging(move || {
                     let pool = storage(&at);
-                    let forked = reader(&pool).map(|pool| {
+                    let forked = reader(&pool).and_then(|pool| {
                         fork(&pool.snapshot(), &FileStorage::new(&to), Path::new("fork"), "1")
                     });
-                    let is_forked = matches!(forked, Ok(Ok(())));
-                    if is_forked {
+                    if forked.is_ok() {
                         let fork = storage(&to.join("fork"));
                         assert!(verify(&fork).unwrap().problems.is_empty());
                         fs::remove_dir_all(to.join("fork")).unwrap();
                     }
-                    match writer(&pool) {
+                    let refusals = match writer(&pool) {
                         Err(error) => vec![error],
                         Ok(pool) => {
                             write_everywhere(&pool).into_iter().filter_map(Result::err).collect()
                         }
-                    }
+                    };
+                    (forked, refusals)
                 });
                 assert_eq!(tree(folder.path(), &root), before, "{what}");
+                let is_needed = place.extension().is_some_and(|extension| extension == "arrow");
+                if number < listed && is_needed {
+                    let error = forked.expect_err(&what);
+                    assert!(is_said(&error), "{what}: {error}");
+                }
                 let is_directory = number < listed && place.extension().is_none();
                 let is_lock_or_directory = is_directory && place != Path::new(HEAD);
                 if is_lock_or_directory {
