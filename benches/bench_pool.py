@@ -2,7 +2,7 @@
 
 In one run, at each pool size: a durable append of 25,000 samples, the ranking after it, all labels,
 stratified minibatches, opening (warm and evicted from the page cache), bytes on disk, memory; for quark and
-every peer that is installed (`pip install 'quark-rl[bench]'` brings them), interleaved; with the machine's
+every peer that is installed (`pip install '.[bench]'` in a checkout brings them), interleaved; with the machine's
 limits beside. Then each target with what was measured. Above 20 million samples tokens are left at one each,
 and the peers are those that do the work on rewards well. Absolute times depend on the machine and its
 neighbours; the ratios hold.
@@ -116,7 +116,7 @@ def available(names: list[str]) -> list[str]:
         try:
             load(name)
         except ImportError as error:
-            print(f"skipped: {name} ({error}); pip install 'quark-rl[bench]'")
+            print(f"skipped: {name} ({error}); pip install '.[bench]'")
         else:
             found.append(name)
     return found

@@ -1,16 +1,21 @@
 """JSON over HTTP with patience: the one client that talks to somebody's server.
 
 Overload, server errors and lost connections are tried again with exponential back-off and jitter, or after
-what ``Retry-After`` says; any other answer than a success is an error at once. A key comes from an
-environment variable only and is sent as a bearer token; no message ever shows it.
+what ``Retry-After`` says; any other answer than a success is an error at once. An answer has a largest size,
+counted after decompression, and a deadline. A key comes from an environment variable only and is sent as a
+bearer token; no message ever shows it.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
 import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -19,11 +24,16 @@ import httpx2
 from pydantic import Field, field_validator
 
 from quark.errors import QuarkError
+from quark.http_deadline import Deadline
 from quark.settings import Settings
 
 _RETRIED_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _SHOWN = 200
+_DECOMPRESSED_AT_ONCE = 1 << 16
+
+MAX_ANSWER_BYTES: Final = 1 << 24
+"""The largest answer that is read, after decompression. Longer ones hold something else than scores or a completion."""
 
 
 class HttpSettings(Settings):
@@ -44,6 +54,19 @@ class HttpSettings(Settings):
         return plain_url(url)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a server said, whole."""
+
+    status: int
+    retry_after: str | None
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
+
 class JsonClient:
     """Posts JSON to one address.
 
@@ -52,7 +75,7 @@ class JsonClient:
         error: what is raised when there is no answer, or an unfit one.
         wanted: what an answer holds, for messages ("scores").
         retries: how often a request is tried again after the first time.
-        timeout_s: for connecting and for each wait for bytes.
+        timeout_s: for one attempt, from connecting to the last byte of the answer.
         url: another address than that of the settings.
         max_connections: at once.
 
@@ -77,7 +100,9 @@ class JsonClient:
         self._error = error
         self._wanted = wanted
         self._retries = retries
-        headers = {}
+        self._timeout_s = timeout_s
+        # Nothing else that the library would accept: each step of this decompression can be bounded.
+        headers = {"Accept-Encoding": "gzip"}
         if settings.api_key_env is not None:
             parts = httpx2.URL(self.url)
             if parts.scheme != "https" and parts.host not in _LOCAL_HOSTS:
@@ -92,59 +117,62 @@ class JsonClient:
             limits=httpx2.Limits(max_connections=max_connections),
             follow_redirects=False,
         )
+        self._deadline = Deadline()
+        self._deadline.govern(self._client)
 
-    def post(self, body: object) -> httpx2.Response:
+    def post(self, body: object) -> Answer:
         """The answer to one request. May be called by several threads at once.
 
         Raises:
-            QuarkError: as ``error``: the server refused, or did not answer in ``1 + retries`` attempts.
+            QuarkError: as ``error``: the server refused, answered with more than ``MAX_ANSWER_BYTES``, or
+                did not answer in ``1 + retries`` attempts.
         """
         for attempt in range(self._retries + 1):
             cause: Exception | None = None
             asked: float | None = None
             try:
-                response = self._client.post(self.url, json=body)
+                answer = self._asked(body)
             except httpx2.TransportError as err:
                 failure, cause = f"{type(err).__name__}: {err}", err
             else:
-                if response.is_success:
-                    return response
-                failure = f"status {response.status_code}: {self.shown(response)}"
-                if response.status_code not in _RETRIED_STATUSES:
+                if answer.is_success:
+                    return answer
+                failure = f"status {answer.status}: {self.shown(answer)}"
+                if answer.status not in _RETRIED_STATUSES:
                     raise self._error(f"{self.url} answered {failure}")
-                asked = _retry_after_s(response.headers.get("Retry-After"))
+                asked = _retry_after_s(answer.retry_after)
             if attempt == self._retries:
                 raise self._error(
-                    f"{self.url} gave no {self._wanted} in {attempt + 1} attempts; last: {failure}"
+                    f"{self.url} gave no {self._wanted} in {attempt + 1} attempt{'s' if attempt else ''}; last: {failure}"
                 ) from cause
             time.sleep(self._wait_s(attempt, asked))
         raise AssertionError("the last attempt returns or raises")
 
-    def json(self, response: httpx2.Response) -> object:
+    def json(self, answer: Answer) -> object:
         """What an answer says.
 
         Raises:
             QuarkError: as ``error``: it is not JSON.
         """
         try:
-            answer: object = response.json()
+            value: object = json.loads(answer.body)
         except (ValueError, RecursionError) as err:
             raise self._error(
-                f"{self.url} answered something else than JSON: {self.shown(response)}"
+                f"{self.url} answered something else than JSON: {self.shown(answer)}"
             ) from err
-        return answer
+        return value
 
     def is_up(self) -> bool:
         """Whether anything answers at the address, with whatever status."""
         try:
-            self._client.get(self.url)
+            with self._deadline.within(self._timeout_s), self._client.stream("GET", self.url):
+                return True
         except httpx2.TransportError:
             return False
-        return True
 
-    def shown(self, response: httpx2.Response) -> str:
+    def shown(self, answer: Answer) -> str:
         """The beginning of an answer, without the key should the server repeat it."""
-        text = response.text
+        text = answer.body.decode("utf-8", "replace")
         if self._settings.api_key_env is not None:
             _, _, key = str(self._client.headers["Authorization"]).partition(" ")
             text = text.replace(key, "[key]")
@@ -153,6 +181,28 @@ class JsonClient:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    def _asked(self, body: object) -> Answer:
+        """One attempt."""
+        received = bytearray()
+        with (
+            self._deadline.within(self._timeout_s),
+            self._client.stream("POST", self.url, json=body) as response,
+        ):
+            try:
+                for part in _decompressed(response):
+                    received += part
+                    if len(received) > MAX_ANSWER_BYTES:
+                        raise self._error(
+                            f"{self.url} answered with more than {MAX_ANSWER_BYTES} bytes, the most that is read"
+                        )
+            except (ValueError, zlib.error) as err:
+                raise self._error(f"{self.url}: the answer cannot be decompressed: {err}") from err
+            return Answer(
+                status=response.status_code,
+                retry_after=response.headers.get("Retry-After"),
+                body=bytes(received),
+            )
 
     def _wait_s(self, attempt: int, asked: float | None) -> float:
         if asked is not None:
@@ -176,6 +226,29 @@ def plain_url(url: str) -> str:
     if parts.userinfo:
         raise ValueError("must not hold a password: configurations are stored; use api_key_env")
     return url
+
+
+def _decompressed(response: httpx2.Response) -> Iterator[bytes]:
+    """The body in parts of at most 64 KiB or of what one read brings, however far it is compressed.
+
+    Raises:
+        ValueError: it is compressed in another way than was asked for.
+        zlib.error: it is not what its header says.
+    """
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        yield from response.iter_raw()
+        return
+    if encoding != "gzip":
+        raise ValueError(f"its Content-Encoding is {encoding[:_SHOWN]!r}, not gzip")
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)  # with gzip's header
+    for compressed in response.iter_raw():
+        rest = compressed
+        while rest and not inflater.eof:
+            yield inflater.decompress(rest, _DECOMPRESSED_AT_ONCE)
+            rest = inflater.unconsumed_tail
+    if not inflater.eof:
+        raise ValueError("it ends early")
 
 
 def _retry_after_s(header: str | None) -> float | None:

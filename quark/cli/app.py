@@ -98,6 +98,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app(args=list(arguments), prog_name="quark")
     except SystemExit as leave:
+        if isinstance(leave.__context__, BrokenPipeError):  # Typer's way to leave
+            return ExitCode.UNREAD
         return leave.code if isinstance(leave.code, int) else ExitCode.OK
     except BaseException as error:  # the outermost frame: nothing may pass it unseen
         return _report_error(error, with_traceback=_wants_traceback(arguments))
@@ -107,7 +109,15 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """The console script."""
     _quiet_libraries()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            # The interpreter flushes once more on its way out, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or ExitCode.UNREAD
+    sys.exit(code)
 
 
 def _quiet_libraries() -> None:
@@ -143,7 +153,13 @@ def _prepare_process() -> None:
             reconfigure(
                 errors="backslashreplace"
             )  # a terminal that lacks a character gets its escape
+    from quark.cli.console import columns_asked_for
+
+    if columns_asked_for() is None:
+        os.environ.pop("COLUMNS", None)  # libraries would take "0" for a width, too
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Code of the Hub that transformers fetches by itself where the package `kernels` is installed.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
     # Torch's threads spin while they wait for each other; where another process wants the cores too, a
     # spinning thread keeps the very one it waits for from running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -174,6 +190,8 @@ def _report_error(error: BaseException, *, with_traceback: bool) -> int:
     from quark.printable import printable_lines
 
     code = exit_code_of(error)
+    if code is ExitCode.UNREAD:
+        return code
     if code is ExitCode.KILLED:
         error_line("quit")
         return code

@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _LINE_MODE_WIDTH = 100
+_EMPTY, _BLANK = "(empty)", "(blank)"
 _SHOWN_CHARACTERS = 2000
 
 
@@ -40,12 +42,18 @@ def make_console(stream: IO[str] | None = None, *, width: int | None = None) -> 
 
     target = sys.stdout if stream is None else stream
     if width is None and not target.isatty():
-        width = int(os.environ.get("COLUMNS") or _LINE_MODE_WIDTH)
+        width = columns_asked_for() or _LINE_MODE_WIDTH
     elif width is None:
-        width = shutil.get_terminal_size((80, 24)).columns
+        width = shutil.get_terminal_size((80, 24)).columns or _LINE_MODE_WIDTH
     return Console(
         file=target, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False
     )
+
+
+def columns_asked_for() -> int | None:
+    """The width that ``COLUMNS`` asks for; None where it does not say one."""
+    text = os.environ.get("COLUMNS", "")
+    return int(text) if re.fullmatch(r"[1-9][0-9]{0,4}", text) else None
 
 
 def foreign(text: str, *, limit: int | None = None, style: str = "") -> Text:
@@ -57,9 +65,24 @@ def foreign(text: str, *, limit: int | None = None, style: str = "") -> Text:
 
 def continued(prompt: str, completion: str) -> Text:
     """A prompt, dimmed, and the completion that goes on from it, as one text."""
+    if not completion.strip():
+        prompt += " "
     return foreign(prompt, limit=_SHOWN_CHARACTERS, style="dim").append_text(
-        foreign(completion, limit=_SHOWN_CHARACTERS)
+        completed(completion, limit=_SHOWN_CHARACTERS, is_apart=False)
     )
+
+
+def completed(completion: str, *, limit: int | None = None, is_apart: bool = True) -> Text:
+    """A completion, or a mark in its place where there is nothing to see.
+
+    Args:
+        completion: foreign text.
+        limit: characters to show at most.
+        is_apart: it stands by itself, so that the spaces around it say nothing.
+    """
+    if not completion.strip():
+        return foreign(_BLANK if completion else _EMPTY, style="italic dim")
+    return foreign(completion.strip(" ") if is_apart else completion, limit=limit)
 
 
 def prose(text: str, style: str = "") -> Text:

@@ -27,11 +27,11 @@ _REQUIRED = (
     "nltk-vader-sentiment",
 )
 _OPTIONAL = {
-    "gguf": ("models in GGUF files", "pip install 'quark-rl[gguf]'"),
-    "peft": ("low-rank adapters", "pip install 'quark-rl[lora]'"),
-    "tensorboard": ("metrics in TensorBoard", "pip install 'quark-rl[tensorboard]'"),
-    "wandb": ("metrics in Weights & Biases", "pip install 'quark-rl[wandb]'"),
-    "trackio": ("metrics in trackio", "pip install 'quark-rl[trackio]'"),
+    "gguf": "models in GGUF files",
+    "peft": "low-rank adapters",
+    "tensorboard": "metrics in TensorBoard",
+    "wandb": "metrics in Weights & Biases",
+    "trackio": "metrics in trackio",
 }
 _LOW_DISK_BYTES = 2_000_000_000
 
@@ -149,7 +149,7 @@ def _assets() -> list[Finding]:
                 name=f"{kind.removesuffix('s')} {name}",
                 state="ok" if is_there else "broken",
                 detail="embedded" if is_there else "not in the installation",
-                way_out="" if is_there else "reinstall quark-rl",
+                way_out="" if is_there else "install quark again: pip install . in its checkout",
             )
         )
     return findings
@@ -157,6 +157,8 @@ def _assets() -> list[Finding]:
 
 def _packages() -> list[Finding]:
     from importlib.metadata import PackageNotFoundError, version
+
+    from quark.installing import install_command
 
     findings = []
     for name in _REQUIRED:
@@ -169,7 +171,7 @@ def _packages() -> list[Finding]:
                     name=name,
                     state="broken",
                     detail="not installed",
-                    way_out=f"pip install {name}",
+                    way_out=install_command(name),
                 )
             )
     return findings
@@ -178,8 +180,10 @@ def _packages() -> list[Finding]:
 def _optional() -> list[Finding]:
     from importlib.metadata import PackageNotFoundError, version
 
+    from quark.installing import install_command
+
     findings = []
-    for name, (purpose, way_out) in _OPTIONAL.items():
+    for name, purpose in _OPTIONAL.items():
         try:
             findings.append(Finding(group="optional", name=name, state="ok", detail=version(name)))
         except PackageNotFoundError:
@@ -189,7 +193,7 @@ def _optional() -> list[Finding]:
                     name=name,
                     state="missing",
                     detail=f"for {purpose}",
-                    way_out=way_out,
+                    way_out=install_command(name),
                 )
             )
     return findings

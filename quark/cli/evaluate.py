@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quark.cli.trust import AllowOption, check_reach
+
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from quark.cli.trained_model import TrainedModel
     from quark.config.schema import RunConfig
     from quark.evaluation.evaluator import Evaluation
+    from quark.types import Prompt
 
 _COLUMNS = (
     ("reward", "reward_mean", 3),
@@ -64,8 +68,12 @@ def evaluate(
         typer.Option(min=0.0, help="Away from the worst token this strongly. Default: the run's."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the sampling. Default: the run's.")
+        int | None,
+        typer.Option(
+            min=0, help="Draws other completions of the same prompts. Default: the run's."
+        ),
     ] = None,
+    allow: AllowOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
@@ -90,6 +98,18 @@ def evaluate(
     config = _configured(source, rewards=reward or (), reference=reference, num=num, seed=seed)
     if guidance is not None:
         config = overridden(config, {"sampling": {"guidance": guidance}})
+    if source.is_run:
+        check_reach(
+            config,
+            Path(model),
+            sections=("model", "reward", "evaluation", *(["prompts"] if prompts is None else [])),
+            named=[
+                *(("reward.name", name) for name in (reward or ())[:1]),
+                *(("evaluation.judges", name) for name in (reward or ())[1:]),
+                *(() if reference is None else [("model.name", reference)]),
+            ],
+            allow=allow,
+        )
     wanted = quantile or [NONE, *map(str, range(source.num_quantiles))]
     quantiles = list(dict.fromkeys(source.quantile(text) for text in wanted))
     with prints_to_stderr():
@@ -138,13 +158,6 @@ def _configured(
     from quark.errors import ConfigError
 
     config = source.config
-    named = (config.reward.name, *config.evaluation.judges)
-    code = [name for name in named if ":" in name]
-    if not rewards and code:
-        raise ConfigError(
-            f"the run's {'reward' if code[0] == config.reward.name else 'judge'} {code[0]} is Python code, which is "
-            f"never taken from a run directory: say {' '.join(f'--reward {name}' for name in named)} if you trust it"
-        )
     if source.policy is not None and not source.is_run and reference is None:
         raise ConfigError(
             f"{source.name} does not say which model it was trained from: give --reference"
@@ -178,7 +191,6 @@ def _evaluate(
         make_evaluator,
         make_reference,
         make_rewards,
-        prompts_of,
         untrained_policy,
         use_threads,
     )
@@ -188,15 +200,14 @@ def _evaluate(
     policy = source.policy or untrained_policy(config, device)
     is_own = config.model == source.config.model
     reference = (make_reference if is_own else frozen_reference)(config, policy, device)
+    progress = make_console(sys.stderr)
     if prompts is not None:
         chosen = tuple(source.prompts_of(prompts))
     else:
-        tokens_of = source.config.model if source.is_run else config.model
-        chosen = prompts_of(source.config.model_copy(update={"model": tokens_of})).evaluation
+        chosen = _held_out(source, config, progress)
     rewards = make_rewards(config)
     evaluator = make_evaluator(config, chosen, reference, rewards.reward, rewards.judges)
     autocast = make_autocast(config.run.precision, device)
-    progress = make_console(sys.stderr)
     if source.is_run and is_own and config.model.lora.rank and policy.adapter is None:
         progress.print(
             prose(
@@ -222,6 +233,36 @@ def _evaluate(
         evaluations.append(evaluation)
     _require_scores(evaluations, config.reward.name)
     return evaluations
+
+
+def _held_out(source: TrainedModel, config: RunConfig, progress: Console) -> tuple[Prompt, ...]:
+    """The prompts that a run held out, whatever became of its prompt file; those of the default file for a model."""
+    from quark.cli.console import foreign
+    from quark.run_directory import RunDirectory
+    from quark.training.held_out import are_those_of, read_held_out
+    from quark.training.parts import prompts_of
+
+    def warn(text: str) -> None:
+        progress.print(foreign(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+    if not source.is_run:
+        # The run's seed splits, and --seed only samples.
+        return prompts_of(source.config.model_copy(update={"model": config.model})).evaluation
+    run = RunDirectory(Path(source.name))
+    recorded = read_held_out(run)
+    if recorded is not None:
+        if recorded.source_has_changed():
+            warn(
+                f"{recorded.source} has changed since the run began: measuring on the prompts that the run held out"
+            )
+        return recorded.prompts
+    found = prompts_of(source.config).evaluation
+    warn("the run does not record its held-out prompts: its prompt file is split again by its seed")
+    if not are_those_of(run, found):
+        warn(
+            "these are other prompts than it held out, so some may have been trained on: see --prompts"
+        )
+    return found
 
 
 def _require_scores(evaluations: list[Evaluation], reward: str) -> None:

@@ -23,7 +23,9 @@ from quark.errors import (
     RewardError,
     RunDirectoryError,
     TrainingError,
+    UnsafeFileError,
 )
+from quark.refusals import advice_for, way_on
 
 
 class ExitCode(IntEnum):
@@ -36,6 +38,7 @@ class ExitCode(IntEnum):
     STATE = 4
     INTERRUPTED = 75
     KILLED = 130
+    UNREAD = 141
 
 
 MEANINGS: dict[ExitCode, str] = {
@@ -46,6 +49,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.STATE: "pool, checkpoint, run directory or disk is in the way or damaged",
     ExitCode.INTERRUPTED: "interrupted cleanly; the same command resumes",
     ExitCode.KILLED: "quit at once (second Ctrl-C)",
+    ExitCode.UNREAD: "whoever read the output has closed it",
 }
 
 _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
@@ -57,12 +61,14 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (PoolError, ExitCode.STATE),
     (CheckpointError, ExitCode.STATE),
     (RunDirectoryError, ExitCode.STATE),
+    (UnsafeFileError, ExitCode.STATE),
     (QuarkError, ExitCode.INPUT),
     (FileNotFoundError, ExitCode.INPUT),
     (PermissionError, ExitCode.STATE),
     (IsADirectoryError, ExitCode.INPUT),
     (NotADirectoryError, ExitCode.INPUT),
     (KeyboardInterrupt, ExitCode.KILLED),
+    (BrokenPipeError, ExitCode.UNREAD),
 )
 
 _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT})
@@ -74,7 +80,6 @@ _WAYS_OUT: tuple[tuple[type[BaseException], str], ...] = (
     (PoolVersionError, "use a quark that knows this format"),
     (PoolPoisonedError, "look after the disk, then run the same command again"),
     (PoolCorruptedError, "`quark pool verify PATH` says what is damaged"),
-    (CheckpointError, "`--fresh --force` starts the run again from nothing"),
 )
 
 
@@ -90,4 +95,6 @@ def exit_code_of(error: BaseException) -> ExitCode:
 
 def way_out_of(error: BaseException) -> str | None:
     """What to do about ``error`` where its message cannot know, or None."""
+    if isinstance(error, OSError) and advice_for(error) is not None:
+        return way_on(error)
     return next((text for kind, text in _WAYS_OUT if isinstance(error, kind)), None)

@@ -47,7 +47,8 @@ def generate(
         float | None, typer.Option(min=0.0, help="0 is greedy. Default: the run's.")
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Nucleus mass. Default: the run's.")
+        float | None,
+        typer.Option(help="Nucleus mass, above 0 and at most 1. Default: the run's."),
     ] = None,
     guidance: Annotated[
         float | None,

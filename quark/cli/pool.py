@@ -154,7 +154,7 @@ def head(
     """
     import numpy as np
 
-    from quark.cli.console import foreign, grid, make_console, number, print_json, prose
+    from quark.cli.console import completed, foreign, grid, make_console, number, print_json, prose
     from quark.report.load import num_quantiles_of
 
     run = run_configuration(path)
@@ -198,14 +198,14 @@ def head(
     )
     table.columns[5].ratio = 2
     for sample in samples:
-        label = int(labels[sample.id])
+        label, text = int(labels[sample.id]), sample.completion_text
         table.add_row(
             prose(str(sample.id), "dim"),
             prose(str(sample.round), "dim"),
             prose("–" if label < 0 else str(label)),
             prose(number(sample.scores.get(score, math.nan))),
             foreign(sample.prompt_text, limit=200, style="dim"),
-            foreign(sample.completion_text or "", limit=400),
+            foreign("") if text is None else completed(text, limit=400),
         )
     make_console().print(table)
 

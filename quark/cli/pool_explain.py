@@ -88,6 +88,7 @@ def _plain(explanation: Explanation) -> dict[str, Any]:
 
 def _show(explanation: Explanation) -> None:
     from quark.cli.console import (
+        completed,
         count,
         figures,
         foreign,
@@ -103,7 +104,9 @@ def _show(explanation: Explanation) -> None:
     tokens = sample.completion_tokens.tolist()
     text = sample.completion_text
     if text is None:
-        text = "tokens " + " ".join(map(str, tokens))
+        shown = foreign("tokens " + " ".join(map(str, tokens)))
+    else:
+        shown = foreign(text) if text.strip() else completed(text)
     console.print(
         figures(
             [
@@ -112,7 +115,7 @@ def _show(explanation: Explanation) -> None:
                     f"{sample.id} (the pool has had {count(explanation.snapshot.num_samples)})",
                 ),
                 ("prompt", foreign(sample.prompt_text)),
-                ("completion", foreign(text)),
+                ("completion", shown),
                 ("finished by", f"{_finish(sample.finish_reason)}, {len(tokens)} tokens"),
             ]
         )

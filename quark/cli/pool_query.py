@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +15,6 @@ from quark.cli.pool_path import JsonFlag, PoolPath, opened
 if TYPE_CHECKING:
     import polars as pl
 
-_CHANGE = re.compile(
-    r"(?:[\s;]|--[^\n]*|/\*.*?\*/)*(alter|create|delete|drop|insert|truncate|update)\b",
-    re.IGNORECASE | re.DOTALL,
-)
-"""A statement that would change something. polars obeys some of these, on a table that is gone afterwards."""
 _SHOWN_ROWS = 100
 _TABLE_COLUMNS = 8
 """More columns than this are too narrow beside each other."""
@@ -45,6 +39,13 @@ def query(
         typer.Option("--out", "-o", help="Write the rows here: .parquet, .jsonl, .arrow or .csv."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    allow_files: Annotated[
+        bool,
+        typer.Option(
+            "--allow-files",
+            help="Permit every function of polars, also read_csv() and others that open files and URLs.",
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask a pool in SQL, in the dialect of polars.
@@ -52,7 +53,7 @@ def query(
     The table has a row per sample: id, prompt_id, prompt_text, prompt_tokens, prompt_metadata,
     completion_tokens, completion_text, finish_reason, round, chunk, policy_step, reward_token, settings,
     seed, logprob_policy, logprob_reference, key, and every score column under its name. Only what the query
-    needs is read.
+    needs is read, and without `--allow-files` nothing but the pool.
 
     **Examples**
 
@@ -63,14 +64,14 @@ def query(
     from quark.cli.console import make_console, print_json, prose
 
     if out is not None:
-        _write(path, sql, limit, out, is_overwriting=force)
+        _write(path, sql, limit, out, is_overwriting=force, may_open_files=allow_files)
         if as_json:
             print_json({"out": out, "bytes": out.stat().st_size})
         else:
             make_console().print(prose(f"wrote {out}", "green"), soft_wrap=True)
         return
     most = _SHOWN_ROWS if limit is None else limit
-    with _answer(path, sql) as rows:
+    with _answer(path, sql, may_open_files=allow_files) as rows:
         found = rows.limit(most + 1).collect()
     shown, is_complete = found.head(most), found.height <= most
     if as_json:
@@ -86,30 +87,41 @@ def query(
 
 
 @contextmanager
-def _answer(path: Path, sql: str) -> Iterator[pl.LazyFrame]:
+def _answer(path: Path, sql: str, *, may_open_files: bool) -> Iterator[pl.LazyFrame]:
     """What ``sql`` asks for, to be computed inside. Raises ConfigError for what polars does not compute."""
     import polars as pl
 
     from quark.errors import ConfigError
-    from quark.pool.export import reason_of
+    from quark.pool.sql import check_query, reason_of
 
-    if (change := _CHANGE.match(sql)) is not None:
-        raise ConfigError(
-            f"{change[1].upper()} is not a query: this command only reads; begin with SELECT or WITH"
+    try:
+        check_query(sql, may_open_files=may_open_files)
+    except ValueError as error:
+        hint = (
+            "; --allow-files permits every function" if "which is not among" in str(error) else ""
         )
+        raise ConfigError(f"the query {error}{hint}") from error
     with opened(path) as pool:
         try:
             yield pl.SQLContext(pool=pool.scan()).execute(sql, eager=False)
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             reason = reason_of(error)
             hint = "; the table is called pool" if reason.startswith("relation ") else ""
             raise ConfigError(f"the query cannot be run: {reason}{hint}") from error
 
 
-def _write(path: Path, sql: str, limit: int | None, out: Path, *, is_overwriting: bool) -> None:
+def _write(
+    path: Path,
+    sql: str,
+    limit: int | None,
+    out: Path,
+    *,
+    is_overwriting: bool,
+    may_open_files: bool,
+) -> None:
     from quark.pool.export import write_rows
 
-    with _answer(path, sql) as rows:
+    with _answer(path, sql, may_open_files=may_open_files) as rows:
         write_rows(rows if limit is None else rows.limit(limit), out, is_overwriting=is_overwriting)
 
 

@@ -17,7 +17,9 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="File to write. Default: report.html in the run directory."
+            "--output",
+            "-o",
+            help="File to write, or a folder for report.html. Default: the run directory.",
         ),
     ] = None,
     as_json: Annotated[
@@ -32,7 +34,10 @@ def report(
     """
     from quark.cli.console import make_console, print_json, prose
     from quark.report.render import write_report
+    from quark.run_directory import RunDirectory
 
+    if output is not None and output.is_dir():
+        output = output / RunDirectory(run_dir).report.name
     path = write_report(run_dir, None if output is None else place(output))
     if as_json:
         print_json({"report": path, "bytes": path.stat().st_size})

@@ -42,6 +42,9 @@ def train_scorer(
         float, typer.Option(min=0.0, max=0.9, help="Share of the texts that only the figures see.")
     ] = 0.1,
     l2: Annotated[float, typer.Option(min=0.0, help="Strength of the penalty on weights.")] = 1.0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the scorer that is in the folder.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a small linear scorer on labelled texts, to be used as a reward.
@@ -55,6 +58,7 @@ def train_scorer(
     from quark.cli.console import count, figures, make_console, number, print_json, prose, size
     from quark.rewards.linear_training import train_linear_scorer
 
+    _check_output(output, force=force)
     progress = make_console(sys.stderr)
     report = train_linear_scorer(
         data,
@@ -86,6 +90,25 @@ def train_scorer(
             ]
         )
     )
+
+
+def _check_output(folder: Path, *, force: bool) -> None:
+    """Raise ConfigError where a scorer would replace files that the user did not give up."""
+    from quark.errors import ConfigError
+    from quark.rewards.linear import SETTINGS_FILE
+
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: --output takes a folder")
+    if not any(folder.iterdir()):
+        return
+    if not (folder / SETTINGS_FILE).is_file():
+        raise ConfigError(f"{folder} holds files that are not a scorer: choose another folder")
+    if not force:
+        raise ConfigError(
+            f"{folder} holds a scorer: choose another folder, or add --force to replace it"
+        )
 
 
 @app.command()
@@ -127,6 +150,7 @@ def check(
     import math
 
     from quark.cli.console import (
+        completed,
         figures,
         foreign,
         grid,
@@ -159,7 +183,7 @@ def check(
             table.add_row(
                 prose(number(sample.score), "dim" if math.isnan(sample.score) else "bold"),
                 foreign(sample.prompt, limit=200, style="dim"),
-                foreign(sample.completion.strip(" "), limit=400),
+                completed(sample.completion, limit=400),
             )
         console.print(table)
         console.print()
@@ -184,25 +208,30 @@ def check(
 
 def reward_config(name: str, overrides: Sequence[str]) -> RewardConfig:
     """A reward by its name on the command line, with settings. Raises ConfigError."""
-    import json
+    from pydantic import ValidationError
 
     from quark.config.load import load_config
+    from quark.errors import ConfigError
+    from quark.settings import misfits
 
-    return load_config(None, [*overrides, f"reward.name={json.dumps(name)}"]).config.reward
+    settings = load_config(None, overrides).config.reward
+    try:
+        return type(settings).model_validate({**settings.model_dump(), "name": name})
+    except ValidationError as err:
+        raise ConfigError("\n".join(misfit.expected for misfit in misfits(err))) from err
 
 
 def _read_samples(path: Path) -> list[tuple[str, str]]:
-    import json
-
+    from quark.bounded_files import parse_json
     from quark.data.prompts import text_lines
     from quark.errors import DataError
 
     pairs = []
     for number, line in text_lines(path):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             prompt, completion = row.get("prompt", ""), row["completion"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise DataError(
                 f"{path}:{number}: a JSON object with `prompt` and `completion` is needed"
             ) from err

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from quark.cli.console import (
     bar,
+    completed,
     continued,
     count,
     counted,
@@ -92,10 +93,13 @@ class RunDisplay:
         self._progress: Progress | None = None
         self._phase_started = clock()
         self._phase_done = 0
+        self._phase_left = math.nan
+        self._phase_seen = clock()
         self._last_line = clock()
         self._started = clock()
         self._rounds_seen = 0
         self._first_round_ended: float | None = None
+        self._is_first_round_whole = True
         self._seconds_per_round = math.nan
         self._rounds_left = 0
         self._round_started = clock()
@@ -143,6 +147,12 @@ class RunDisplay:
             if before is None or (before.phase, before.round) != (progress.phase, progress.round):
                 self._phase_started = self._clock()
                 self._phase_done = progress.done
+                if progress.phase == "learning" and progress.done > 1 and self._rounds_seen == 0:
+                    self._is_first_round_whole = False
+                if before is None or before.phase == "loading":
+                    self._started = self._clock()  # loading is no part of a round
+            self._phase_seen = self._clock()
+            self._phase_left = self._left_of_phase(progress)
             self._progress = progress
             self._last.update(progress.metrics)
         if not self._is_live and not self._quiet:
@@ -154,7 +164,8 @@ class RunDisplay:
             self._rounds_seen += 1
             if self._first_round_ended is None:
                 self._first_round_ended = now
-                self._seconds_per_round = now - self._started
+                if self._is_first_round_whole:
+                    self._seconds_per_round = now - self._started
             else:
                 self._seconds_per_round = (now - self._first_round_ended) / (self._rounds_seen - 1)
             self._rounds_left = max(summary.num_rounds - summary.round - 1, 0)
@@ -190,9 +201,9 @@ class RunDisplay:
         if progress.total > 1:
             unit = _UNITS[progress.phase]
             parts.append(f"{count(progress.done)}/{count(progress.total)} {unit}".rstrip())
-        left = self._seconds_left(progress)
+        left, of_what = self._seconds_left()
         if math.isfinite(left):
-            parts.append(f"{duration(left)} left")
+            parts.append(f"{duration(left)} left{of_what}")
         return parts + self._latest()
 
     def _latest(self) -> list[str]:
@@ -206,15 +217,25 @@ class RunDisplay:
             shown.append(f"{_thousands(speed)} tok/s")
         return shown
 
-    def _seconds_left(self, progress: Progress) -> float:
+    def _seconds_left(self) -> tuple[float, str]:
+        """Seconds, and of what they are: of the rounds, or of the phase as long as no round was seen whole.
+
+        They count down between events: a guess that is made anew while nothing happens would grow.
+        """
         now = self._clock()
         if math.isfinite(self._seconds_per_round) and self._rounds_left > 0:
             in_round = self._seconds_per_round - (now - self._round_started)
-            return max(in_round, 0.0) + (self._rounds_left - 1) * self._seconds_per_round
+            return max(in_round, 0.0) + (self._rounds_left - 1) * self._seconds_per_round, ""
+        left = self._phase_left
+        if math.isfinite(left):
+            left = max(left - (now - self._phase_seen), 0.0)
+        return left, " in this phase"
+
+    def _left_of_phase(self, progress: Progress) -> float:
         done = progress.done - self._phase_done
         if done <= 0 or progress.total <= progress.done:
             return math.nan
-        return (now - self._phase_started) / done * (progress.total - progress.done)
+        return (self._clock() - self._phase_started) / done * (progress.total - progress.done)
 
     def _live_line(self) -> RenderableType:
         from rich.progress_bar import ProgressBar
@@ -273,7 +294,7 @@ def samples_table(best: Sequence[SampleView], worst: Sequence[SampleView]) -> Ta
                 prose(f"{label} ({sample.quantile})", style),
                 prose(number(sample.reward)),
                 foreign(sample.prompt, limit=200, style="dim"),
-                foreign(sample.completion.strip(" "), limit=400),
+                completed(sample.completion, limit=400),
             )
     return table
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quark.cli.exit_codes import ExitCode
+from quark.cli.trust import AllowOption, check_source, remember
 
 if TYPE_CHECKING:
     from quark.cli.run_display import RunDisplay
@@ -62,6 +63,7 @@ def train(
             help="Load everything, show the configuration and three scored prompts, and stop.",
         ),
     ] = False,
+    allow: AllowOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
     ] = False,
@@ -92,13 +94,17 @@ def train(
     from quark.cli.console import counted, make_console, prints_to_stderr, prose
     from quark.cli.run_display import RunDisplay
     from quark.cli.stopping import StopOnSignal
-    from quark.config.load import load_config
-    from quark.training.distributed import rank_of_process
+    from quark.training.launch import rank_of_process
 
-    loaded = load_config(source if source is not None else "demo", set_ or ())
     is_lead = rank_of_process() == 0
     progress = make_console(sys.stderr) if is_lead else make_console(StringIO())
     with RunDisplay(progress, quiet=quiet) as display:
+        # Before what takes seconds to import.
+        display.on_message("loading torch and transformers")
+        from quark.config.load import load_config
+
+        loaded = load_config(source if source is not None else "demo", set_ or ())
+        check_source(loaded, source, allow)
         if dry_run:
             if is_lead:
                 _dry_run(loaded, display, as_json=as_json)
@@ -116,7 +122,7 @@ def train(
             config = loaded.config
             display.on_message(
                 f"training {config.model.name} on {config.reward.name}, "
-                f"{counted(config.run.num_rounds, 'round')}, in {directory}"
+                f"{counted(config.run.num_rounds, 'round')} (0 to {config.run.num_rounds - 1}), in {directory}"
             )
             trainer = assemble(
                 loaded,
@@ -127,6 +133,8 @@ def train(
                 force=force,
                 require_exact=require_exact,
             )
+            if is_lead:
+                remember(config, directory)
             signals.ask_through(trainer.request_stop)
             result = trainer.run()
             if is_lead:
@@ -160,6 +168,7 @@ def _require_run(run_dir: Path) -> None:
 def _dry_run(loaded: LoadedConfig, display: RunDisplay, *, as_json: bool) -> None:
     from quark.cli.config import values_table
     from quark.cli.console import (
+        completed,
         count,
         figures,
         foreign,
@@ -212,7 +221,7 @@ def _dry_run(loaded: LoadedConfig, display: RunDisplay, *, as_json: bool) -> Non
         table.add_row(
             prose(number(prompt.reward), "bold"),
             foreign(prompt.text, limit=400),
-            foreign(prompt.completion.strip(" "), limit=400),
+            completed(prompt.completion, limit=400),
         )
     table.columns[1].no_wrap = table.columns[2].no_wrap = False
     console.print(table)

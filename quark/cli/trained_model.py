@@ -127,16 +127,15 @@ def overridden(settings: _Settings, values: Mapping[str, object]) -> _Settings:
     """
     from pydantic import ValidationError
 
+    from quark.settings import misfits
+
     replaced = settings.model_dump()
     for key, value in values.items():
         replaced[key] = replaced[key] | value if isinstance(value, dict) else value
     try:
         return type(settings).model_validate(replaced)
     except ValidationError as err:
-        first = err.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{key} = {first['input']!r}: {message}") from err
+        raise ConfigError("\n".join(str(misfit) for misfit in misfits(err))) from err
 
 
 def open_model(name: str, *, exactly: bool = False) -> TrainedModel:
@@ -148,20 +147,26 @@ def open_model(name: str, *, exactly: bool = False) -> TrainedModel:
 
     Raises:
         RunDirectoryError: a run that has no finished model yet.
+        UnsafeFileError: the run or the model folder has a link that leads out of it.
         ModelError: the model cannot be loaded.
     """
     from quark.config.load import load_config
-    from quark.models.loading import load_base_model, load_saved_policy, load_tokenizer
+    from quark.models.loading import (
+        check_padding,
+        load_base_model,
+        load_saved_policy,
+        load_tokenizer,
+    )
     from quark.models.reward_tokens import REWARD_TOKENS_FILE
     from quark.run_directory import RunDirectory
     from quark.training.devices import choose_device
     from quark.training.parts import trained_policy
 
     folder, run = Path(name), RunDirectory(Path(name))
-    loaded: LoadedConfig = load_config(run.config if run.is_run() else None)
+    loaded: LoadedConfig = load_config(run.own(run.config) if run.is_run() else None)
     device = choose_device(loaded.config.run.device)
     if run.is_run():
-        if not (run.model / REWARD_TOKENS_FILE).is_file():
+        if not (run.own(run.model) / REWARD_TOKENS_FILE).is_file():
             raise RunDirectoryError(
                 f"{name} has no finished model yet: `quark train` on it goes on with the run"
             )
@@ -183,11 +188,14 @@ def open_model(name: str, *, exactly: bool = False) -> TrainedModel:
             is_run=run.is_run(),
         )
     config = loaded.config.model.model_copy(update={"name": name})
+    tokenizer = load_tokenizer(config)
+    model = load_base_model(config, device=device)
+    check_padding(model, tokenizer)
     return TrainedModel(
         name=name,
         policy=None,
-        model=load_base_model(config, device=device),
-        tokenizer=load_tokenizer(config),
+        model=model,
+        tokenizer=tokenizer,
         device=device,
         config=loaded.config,
         is_run=False,

@@ -17,9 +17,14 @@ from pydantic import BaseModel, ValidationError
 
 from quark.config.schema import RunConfig
 from quark.errors import ConfigError
+from quark.settings import Misfit, misfits
 from quark.types import Json
 
 Table = dict[str, Any]
+MAX_CONFIG_BYTES = 1 << 16
+"""Of a configuration file."""
+MAX_DOTS = 256
+"""Of a line in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +57,8 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Loa
         overrides: ``section.key=value``, the value in TOML syntax; bare words are strings.
 
     Raises:
-        FileNotFoundError: no such file.
-        ConfigError: not TOML, an unknown key (with the nearest valid one), or a bad value.
+        ConfigError: no such file, more than ``MAX_CONFIG_BYTES``, not TOML, an unknown key (with the nearest
+            valid one), or a bad value.
     """
     values: Table = {}
     origins: dict[str, str] = {}
@@ -109,15 +114,12 @@ def _layers(source: str | Path) -> list[tuple[Table, str]]:
         return [(_preset(str(source)), f"preset {source}")]
     if not path.is_file():
         if path.suffix == ".toml" or len(path.parts) > 1:
-            raise FileNotFoundError(f"there is no configuration file {path}")
+            raise ConfigError(f"there is no configuration file {path}")
         near = _nearest(str(source), preset_names())
         raise ConfigError(
             f"{source!r} is neither a preset nor a file{near}; presets: {', '.join(preset_names())}"
         )
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as err:  # too many digits, too deep, or not TOML
-        raise ConfigError(f"{path}: not valid TOML: {err}") from err
+    table = _parsed(path)
     layers: list[tuple[Table, str]] = []
     preset = table.pop("preset", None)
     if preset is not None:
@@ -128,6 +130,38 @@ def _layers(source: str | Path) -> list[tuple[Table, str]]:
         layers.append((_preset(preset), f"preset {preset}"))
     layers.append((table, f"file {path}"))
     return layers
+
+
+def _parsed(path: Path) -> Table:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot be read: {err.strerror}") from err
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError(
+            f"{path} has more than {MAX_CONFIG_BYTES:,} bytes: it is no configuration"
+        )
+    try:
+        return parse_toml(content.decode("utf-8-sig"))
+    except ValueError as err:
+        raise ConfigError(f"{path}: not valid TOML: {err}") from err
+
+
+def parse_toml(text: str) -> Table:
+    """``tomllib.loads`` in bounded time.
+
+    Raises:
+        ValueError: it is not TOML, nested too deeply, or a line has more than ``MAX_DOTS`` dots.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        # The parser's time grows with the square of the parts of a dotted key.
+        if line.count(".") > MAX_DOTS:
+            raise ValueError(f"line {number} has more than {MAX_DOTS} dots")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as err:
+        raise ValueError("tables or lists are nested too deeply") from err
 
 
 def _preset(name: str) -> Table:
@@ -196,21 +230,19 @@ def _validate(values: Table, origins: _Origins) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as err:
-        raise ConfigError("\n".join(_explain(error, origins) for error in err.errors())) from err
+        raise ConfigError("\n".join(_explain(misfit, origins) for misfit in misfits(err))) from err
 
 
-def _explain(error: Any, origins: _Origins) -> str:  # noqa: ANN401 - pydantic's error details
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
+def _explain(misfit: Misfit, origins: _Origins) -> str:
+    key = misfit.key
     where = origins.place(key)
-    if error["type"] == "extra_forbidden":
+    if misfit.is_unknown:
         known = _known_keys()
         siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
         return f"unknown key {key}{where}{_nearest(key, siblings or known) or _nearest(key, known)}"
-    message: str = error["msg"].removeprefix("Value error, ")
     if not key:
-        return message
-    return f"{key} = {error['input']!r}{where}: {message[:1].lower()}{message[1:]}"
+        return misfit.expected
+    return f"{key} = {misfit.value}{where}: {misfit.expected}"
 
 
 def _known_keys() -> list[str]:

@@ -129,7 +129,8 @@ class OptimizerSection(Settings):
     eps: float = Field(1e-8, gt=0.0)
     """Adam's epsilon."""
     weight_decay: float = Field(0.0, ge=0.0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay of matrices: linear layers, an untied vocabulary head, adapters. Biases, norms and embeddings
+    (with a head that is tied to them, and the reward tokens' vectors) are not decayed."""
     implementation: Literal["auto", "fused", "foreach"] = "auto"
     """Of AdamW: ``fused`` is one kernel, ``foreach`` one operation after the other over all weights at once, which takes
     more memory and works on any device. ``auto`` is fused where the device has it. They differ by rounding."""

@@ -5,7 +5,6 @@ A bad row is an error that names the file, the line and the reason; nothing is s
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import re
@@ -20,13 +19,14 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from quark.assets import asset_path
+from quark.bounded_files import lines_of, parquet_frames, parse_json
 from quark.errors import DataError
 from quark.settings import Settings
 from quark.types import Json, Prompt
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-MAX_LINE_BYTES = 1 << 24
-"""A longer line is not a prompt but a mistake."""
+MAX_PROMPT_BYTES = 1 << 20
+"""Of one prompt, in UTF-8. A tokenizer takes some hundred times that in memory."""
 
 
 class PromptConfig(Settings):
@@ -83,6 +83,7 @@ class PromptSet:
     """What a person should know: prompts truncated or skipped, repeats of held-out ones, few of them."""
 
 
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
 _TRAINED_ON = (None, "", "train")
 _HELD_OUT = ("eval", "validation")
 """What ``split`` may say of a row; None is a row that has none."""
@@ -146,7 +147,7 @@ def load_prompts(
     evaluation = _prompts(evaluation_rows, config, tokens, notes)
     if not train or not evaluation:
         raise DataError(
-            f"{config.source}: {len(train)} prompts to train and {len(evaluation)} to evaluate on; "
+            f"{config.source}: {_counted(len(train))} to train and {len(evaluation)} to evaluate on; "
             "both are needed (at least two different prompts, or an evaluation_source with others)"
             + "".join(f". {note}" for note in notes)
         )
@@ -197,10 +198,14 @@ def _left_out(rows: list[_Row]) -> list[str]:
     """Says which rows belong to neither part: a test set must not be learnt from, and is not for tuning."""
     others = Counter(row.split for row in rows if row.split not in (*_TRAINED_ON, *_HELD_OUT))
     return [
-        f"{count} prompts with split = {split!r} are left out: rows with train, or without a split, are trained "
+        f"{_counted(count)} with split = {split!r} left out: rows with train, or without a split, are trained "
         "on, those with eval or validation are held out"
         for split, count in others.items()
     ]
+
+
+def _counted(count: int) -> str:
+    return "1 prompt" if count == 1 else f"{count:,} prompts"
 
 
 class _Tokens:
@@ -247,7 +252,7 @@ def _prompts(
     for row in rows:
         ids = tokens.of(row)
         if not ids:
-            raise DataError(f"{row.place}: the prompt {row.text!r} has no tokens")
+            raise DataError(f"{row.place}: the prompt {row.text[:40]!r} has no tokens")
         text = row.text
         if len(ids) > config.max_tokens:
             over_long += 1
@@ -264,8 +269,9 @@ def _prompts(
             Prompt(index=len(prompts), text=text, token_ids=tuple(ids), metadata=row.metadata)
         )
     if over_long:
-        verb = "shortened to their last" if config.over_long == "truncate" else "left out: over"
-        notes.append(f"{over_long} prompts {verb} {config.max_tokens} tokens")
+        what = "cut to the last" if config.over_long == "truncate" else "left out: over"
+        most = f"{config.max_tokens} token" + ("" if config.max_tokens == 1 else "s")
+        notes.append(f"{_counted(over_long)} {what} {most}")
     return tuple(prompts)
 
 
@@ -276,27 +282,46 @@ def source_file(source: str) -> Path:
     return Path(source).expanduser()
 
 
-def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterator[_Row]:
+def check_sources(config: PromptConfig) -> None:
+    """Check that the files with prompts are there, without reading them.
+
+    Raises:
+        FileNotFoundError: one is not.
+        DataError: one is not a file of prompts, by its name.
+    """
+    for said_by, source in (
+        ("prompts.source", config.source),
+        ("prompts.evaluation_source", config.evaluation_source),
+    ):
+        if source is not None:
+            _path_of(source, config.where, said_by=said_by)
+
+
+def _path_of(source: str, where: str | None, *, said_by: str) -> Path:
     path = source_file(source)
     if not path.exists():
         raise FileNotFoundError(f"there is no prompt file {path.absolute()}: check {said_by}")
     if not path.is_file():
         raise DataError(f"{path} is not a file: {said_by} names a .jsonl, .txt or .parquet file")
+    suffix = path.suffix.lower()
+    if suffix == ".txt" and where is not None:
+        raise DataError(f"{path}: lines of text have no numbers for prompts.where: unset it")
+    if suffix not in (*_JSON_LINES, ".txt", ".parquet"):
+        raise DataError(f"{path}: prompts come from .jsonl, .txt or .parquet files, not {suffix!r}")
+    return path
+
+
+def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterator[_Row]:
+    path = _path_of(source, where, said_by=said_by)
     fits = _everything if where is None else _condition(where)
     match path.suffix.lower():
-        case ".jsonl" | ".ndjson" | ".json":
-            yield from _read_jsonl(path, field, fits)
-        case ".txt" if where is not None:
-            raise DataError(f"{path}: lines of text have no numbers for prompts.where: unset it")
         case ".txt":
             for number, line in text_lines(path):
                 yield _row(f"{path}:{number}", line, None, {})
         case ".parquet":
             yield from _read_parquet(path, field, fits)
-        case suffix:
-            raise DataError(
-                f"{path}: prompts come from .jsonl, .txt or .parquet files, not {suffix!r}"
-            )
+        case _:
+            yield from _read_jsonl(path, field, fits)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -305,28 +330,19 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: a line that is too long or not UTF-8, by its number.
     """
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise DataError(f"{path}:{number}: a line of more than {MAX_LINE_BYTES} bytes")
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            try:
-                text = line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as err:
-                raise DataError(
-                    f"{path}:{number}: not UTF-8 at byte {err.start} of the line"
-                ) from err
-            if text.strip():
-                yield number, text
+    for number, line in lines_of(path):
+        try:
+            text = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).decode("utf-8")
+        except UnicodeDecodeError as err:
+            raise DataError(f"{path}:{number}: not UTF-8 at byte {err.start} of the line") from err
+        if text.strip():
+            yield number, text
 
 
 def _no_duplicates(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     record = dict(pairs)
     if len(record) != len(pairs):
-        raise ValueError("a key appears twice")
+        raise DataError("a key appears twice")
     return record
 
 
@@ -334,9 +350,9 @@ def _read_jsonl(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
     for number, line in text_lines(path):
         place = f"{path}:{number}"
         try:
-            record = json.loads(line, object_pairs_hook=_no_duplicates)
-        except (ValueError, RecursionError) as err:
-            raise DataError(f"{place}: not a JSON object: {err}") from err
+            record = parse_json(line, object_pairs_hook=_no_duplicates)
+        except (ValueError, DataError) as err:
+            raise DataError(f"{place}: {err}") from err
         if not isinstance(record, dict):
             raise DataError(f"{place}: not a JSON object but a {type(record).__name__}")
         if fits(record):
@@ -344,13 +360,8 @@ def _read_jsonl(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
 
 
 def _read_parquet(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
-    import polars as pl
-
-    try:
-        frame = pl.read_parquet(path, glob=False)
-    except Exception as err:
-        raise DataError(f"{path}: not a readable Parquet file: {err}") from err
-    for number, record in enumerate(frame.iter_rows(named=True)):
+    records = (record for frame in parquet_frames(path) for record in frame.iter_rows(named=True))
+    for number, record in enumerate(records, start=1):
         if fits(record):
             yield _record_row(f"{path}: row {number}", record, field)
 
@@ -398,7 +409,7 @@ def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:
     if isinstance(value, Mapping):
         value = value.get("text")
     if not isinstance(value, str):
-        raise DataError(f"{place}: {field!r} is {value!r}, not a text")
+        raise DataError(f"{place}: {field!r} is {repr(value)[:40]}, not a text")
     split = record.get("split")
     metadata = {
         key: None if isinstance(item, float) and not math.isfinite(item) else item
@@ -427,6 +438,10 @@ def _is_json(item: Json) -> bool:
 def _row(place: str, text: str, split: str | None, metadata: Mapping[str, Json]) -> _Row:
     if not text.strip():
         raise DataError(f"{place}: an empty prompt")
+    if (num_bytes := len(text.encode("utf-8", "replace"))) > MAX_PROMPT_BYTES:
+        raise DataError(
+            f"{place}: the prompt has {num_bytes:,} bytes, the most is {MAX_PROMPT_BYTES:,}: shorten it, or leave it out"
+        )
     if "\0" in text:
         raise DataError(f"{place}: a NUL character in the prompt")
     if _SURROGATE.search(text):

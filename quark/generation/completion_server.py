@@ -34,7 +34,7 @@ class ServerConfig(HttpSettings):
     concurrency: int = Field(64, ge=1)
     """Requests at once. Each is one completion, with a seed of its own; the server makes batches of them."""
     timeout_s: float = Field(300.0, gt=0.0)
-    """Longest wait for one answer, and for a reload, in seconds."""
+    """Longest time for one answer, from the request to its last byte, and for a reload, in seconds."""
     retries: int = Field(4, ge=0)
     """Attempts after the first where the server is overloaded, fails or hangs up."""
     startup_timeout_s: float = Field(900.0, ge=0.0)
@@ -117,13 +117,13 @@ class CompletionServer:
         Raises:
             ModelError: the server did not answer, or not with one choice.
         """
-        response = self._completions.post(request)
-        answer = self._completions.json(response)
-        choices = answer.get("choices") if isinstance(answer, dict) else None
+        answer = self._completions.post(request)
+        value = self._completions.json(answer)
+        choices = value.get("choices") if isinstance(value, dict) else None
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             raise ModelError(
                 f'{self.url} answered without "choices" of one completion: '
-                f"{self._completions.shown(response)}"
+                f"{self._completions.shown(answer)}"
             )
         return choices[0]
 

@@ -10,9 +10,9 @@ import importlib.util
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -30,13 +30,21 @@ from transformers import (
 
 from quark.assets import asset_path
 from quark.errors import ModelError
+from quark.installing import install_command
 from quark.models.activations import fuse_activations
+from quark.models.folders import (
+    check_configuration,
+    check_folder,
+    check_repository,
+    offline,
+)
 from quark.models.lora import LoraConfig, add_adapter
-from quark.models.policy import PLAIN_TOKENIZER_FILE, Policy
+from quark.models.policy import PLAIN_TOKENIZER_FILE, Policy, pad_id
 from quark.models.positions import give_reward_token_its_own_position
 from quark.models.progress import without_progress_bars
 from quark.models.recomputation import recompute_layers
 from quark.models.reward_tokens import add_reward_tokens, begin_from_words, read_reward_tokens
+from quark.safe_files import contained
 from quark.settings import Settings
 
 
@@ -134,6 +142,7 @@ def load_policy(
     source = _locate(config)
     model = _read_model(source, device=device, dtype=dtype or config.torch_dtype)
     tokenizer = _read_tokenizer(source)
+    check_padding(model, tokenizer)
     has_own_position = False
     if config.shift_positions is not False:
         has_own_position = give_reward_token_its_own_position(model)
@@ -173,9 +182,11 @@ def load_saved_policy(
 
     Raises:
         ModelError: the folder is missing or was not written by ``Policy.save``.
+        UnsafeFileError: a link leads out of it, or something in it is neither a file nor a folder.
     """
     if not folder.is_dir():
         raise ModelError(f"there is no folder {folder}")
+    check_folder(folder)
     reward_tokens, num_leading_positions = read_reward_tokens(folder)
     source = _Source(name=str(folder), location=str(folder), revision=None, is_local=True)
     tokenizer = _read_tokenizer(source)
@@ -235,8 +246,10 @@ def _locate(config: ModelConfig) -> _Source:
         file = _hub_file(config, gguf_file) if folder is None else _inside(folder, gguf_file)
         folder = _converted(file, config.cache_dir or _default_cache())
     if folder is None:
+        with _translated(name):
+            check_repository(name, revision=config.revision)
         return _Source(name=name, location=name, revision=config.revision, is_local=False)
-    _check_weights(folder)
+    _check_weights(folder, is_installed=scheme in ("embedded", "package"))
     return _Source(name=name, location=str(folder), revision=None, is_local=True)
 
 
@@ -256,24 +269,33 @@ def _inside(folder: Path, file_name: str) -> Path:
     path = folder / file_name
     if not _is_plain_name(file_name) or not path.is_file():
         raise ModelError(f"{folder} has no file {file_name}")
-    return path
+    return contained(path, folder)
 
 
 def _is_plain_name(name: str) -> bool:
     return name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
 
 
-def _check_weights(folder: Path) -> None:
-    """Refuse folders without safetensors weights, and shard indexes that point outside the folder."""
+def _check_weights(folder: Path, *, is_installed: bool) -> None:
+    """Refuse folders without safetensors weights, and those that lead elsewhere unless a package brought them."""
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} is not a model folder: it has no config.json. For a GGUF file, set gguf_file."
         )
+    if not is_installed:  # installers may link to their own cache
+        check_folder(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as err:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OSError,
+            RecursionError,
+        ) as err:
             raise ModelError(f"{index} cannot be read: {err!r}") from err
         for shard in sorted(shards, key=str):
             if not (isinstance(shard, str) and _is_plain_name(shard)) or not shard.endswith(
@@ -311,14 +333,17 @@ def _converted(file: Path, cache: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{file} is a GGUF file: pip install 'quark-rl[gguf]' to read it")
+        raise ModelError(
+            f"{file} is a GGUF file, and the package that reads it is not installed: {install_command('gguf')}"
+        )
     from transformers import GgufConfig
 
     cache.mkdir(parents=True, exist_ok=True)
     # Made beside its final place and renamed, so that a folder that is there is complete.
-    staged = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
+    staged = cache / f".converting-{uuid.uuid4().hex}"
+    staged.mkdir()
     try:
-        with _translated(str(file)), without_progress_bars():
+        with _translated(str(file)), without_progress_bars(), offline():
             model = AutoModelForCausalLM.from_pretrained(
                 str(file.parent),
                 gguf_file=file.name,
@@ -346,13 +371,16 @@ def _converted(file: Path, cache: Path) -> Path:
 
 
 def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
-    with _translated(source.name), without_progress_bars():
+    with _translated(source.name), without_progress_bars(), _reach_of(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source.location,
             revision=source.revision or "main",
             trust_remote_code=False,
             local_files_only=source.is_local,
         )
+    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
+        # Without files the library makes one of its class's special tokens alone.
+        raise ModelError(_without_tokenizer(source.name))
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
             f"{source.name}: its tokenizer ({type(tokenizer).__name__}) has no fast form, which quark needs"
@@ -364,7 +392,8 @@ def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
 def _read_model(
     source: _Source, *, device: torch.device | None, dtype: torch.dtype
 ) -> PreTrainedModel:
-    with _translated(source.name), without_progress_bars():
+    with _translated(source.name), without_progress_bars(), _reach_of(source):
+        check_configuration(source.location, revision=source.revision, is_local=source.is_local)
         model = AutoModelForCausalLM.from_pretrained(
             source.location,
             revision=source.revision or "main",
@@ -380,6 +409,11 @@ def _read_model(
     return model.eval()
 
 
+def _reach_of(source: _Source) -> AbstractContextManager[None]:
+    """The context to read it in: a local folder needs no network."""
+    return offline() if source.is_local else nullcontext()
+
+
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
     """Turn what the library and the hub raise into a ``ModelError`` that names the model."""
@@ -391,8 +425,34 @@ def _translated(name: str) -> Iterator[None]:
         raise ModelError(_explain(name, err)) from err
 
 
+def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the model has a row for the token that fills up batches.
+
+    Raises:
+        ModelError: the token's id is beyond the model's vocabulary.
+    """
+    num_rows, filler = model.get_input_embeddings().weight.shape[0], pad_id(tokenizer)
+    if not 0 <= filler < num_rows:
+        raise ModelError(
+            f"{model.name_or_path or 'the model'}: its tokenizer pads with token {filler}, and its vocabulary has "
+            f"{num_rows} rows. Set pad_token in tokenizer_config.json to a token that the model knows, such as its "
+            "eos_token"
+        )
+
+
+def _without_tokenizer(name: str) -> str:
+    return (
+        f"{name} has no tokenizer: put tokenizer.json and tokenizer_config.json of the model that it was made from "
+        "beside its config.json"
+    )
+
+
 def _explain(name: str, err: Exception) -> str:
     text = str(err)
+    if "instantiate the backend tokenizer" in text:
+        return _without_tokenizer(name)
+    if "Padding_idx" in text:
+        return f"{name}: pad_token_id in its config.json is beyond its vocab_size: set it to null, or to a token that it has"
     kinds = {kind.__name__ for e in _chain(err) for kind in type(e).__mro__}
     if "GatedRepoError" in kinds:
         return (

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quark.errors import ModelError
+from quark.installing import install_command
 from quark.models.reward_tokens import RewardTokens
 from quark.settings import Settings
 
@@ -37,7 +38,7 @@ class LoraConfig(Settings):
     """Train low-rank adapters instead of all weights (Hu et al. 2021)."""
 
     rank: int = Field(0, ge=0)
-    """Rank of the adapters; 0 trains all weights. Needs ``pip install 'quark-rl[lora]'``."""
+    """Rank of the adapters; 0 trains all weights. Needs the package ``peft``."""
     alpha: float = Field(16.0, gt=0.0)
     """The adapters' output is scaled by ``alpha / rank``."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
@@ -190,7 +191,7 @@ def add_adapter(
     """
     if importlib.util.find_spec("peft") is None:
         raise ModelError(
-            "model.lora.rank is set, and peft is not installed: pip install 'quark-rl[lora]'"
+            "model.lora.rank is set, and peft is not installed: " + install_command("peft")
         )
     import peft
     from peft.tuners.lora import LoraLayer

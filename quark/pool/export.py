@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from quark.errors import ConfigError, DataError
+from quark.pool.sql import condition, reason_of
+from quark.printable import printable
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -59,7 +61,8 @@ def export_pool(
     Args:
         pool: To read.
         path: The file.
-        where: An SQL expression over the columns of a scan; samples for which it does not hold are left out.
+        where: An SQL expression over the columns of a scan, within the bounds of ``quark.pool.sql``; samples for
+            which it does not hold are left out.
         is_overwriting: Whether a file that is there is replaced.
 
     Raises:
@@ -72,12 +75,15 @@ def export_pool(
     rows = pool.scan()
     num_rows = len(pool) - pool.num_removed
     if where is not None:
+        named = f"where = {printable(repr(where), limit=200)}"
         try:
-            rows = rows.filter(pl.sql_expr(where))
+            rows = rows.filter(condition(where, rows.collect_schema().names()))
             num_rows = rows.select(pl.len()).collect().item()
-        except pl.exceptions.PolarsError as error:
+        except ValueError as error:
+            raise ConfigError(f"{named} {error}") from error
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise ConfigError(
-                f"where = {where!r} is no SQL condition on a pool's columns: {reason_of(error)}"
+                f"{named} is no SQL condition on a pool's columns: {reason_of(error)}"
             ) from error
     settings = json.dumps(dataclasses.asdict(pool.settings))
     write_rows(rows, path, is_overwriting=is_overwriting, metadata={SETTINGS_KEY: settings})
@@ -143,11 +149,6 @@ def write_rows(
     finally:
         staged.unlink(missing_ok=True)
     _sync_directory(path.parent)
-
-
-def reason_of(error: pl.exceptions.PolarsError) -> str:
-    """What polars says of a query, without its own plan of it, which follows."""
-    return str(error).split("\n\n", maxsplit=1)[0]
 
 
 class _StagedFile(io.FileIO):

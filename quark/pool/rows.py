@@ -5,7 +5,6 @@ What a file says is checked here, value by value; what is wrong is named with fi
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from quark.bounded_files import BYTES_AT_ONCE, lines_of, parquet_frames, parse_json
 from quark.errors import ConfigError, DataError
 from quark.pool.export import SETTINGS_KEY, RowFormat
 from quark.pool.scan import COLUMNS, SCORE_PREFIX
@@ -75,7 +75,7 @@ def settings_of_file(file: Path) -> Mapping[str, Any]:
         return {}
     text = pl.read_parquet_metadata(file).get(SETTINGS_KEY, "{}")
     try:
-        settings = json.loads(text)
+        settings = parse_json(text)
     except ValueError as error:
         raise DataError(f"{file}: its settings of a pool are not JSON: {error}") from error
     if not isinstance(settings, dict):
@@ -87,7 +87,8 @@ def rows_of_file(file: Path) -> Iterator[Rows]:
     """What ``export_pool`` wrote to a file, or anything with the same columns.
 
     Raises:
-        DataError: The file cannot be read, lacks a column or holds a value that is none of its column.
+        DataError: The file cannot be read, exceeds a bound of ``quark.bounded_files``, lacks a column or holds a
+            value that is none of its column.
         ConfigError: Its name does not say a format that holds samples.
     """
     for rows in _typed_rows(file):
@@ -109,15 +110,21 @@ def _typed_rows(file: Path) -> Iterator[Rows]:
         raise FileNotFoundError(f"there is no file {file}")
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty")
-    scan = pl.scan_parquet if row_format is RowFormat.PARQUET else pl.scan_ipc
+    frames = parquet_frames(file) if row_format is RowFormat.PARQUET else _arrow_frames(file)
+    first = 1
+    for frame in frames:
+        if first == 1:
+            _refuse_columns(str(file), frame.columns)
+        if frame.height:
+            yield _converted(Rows(str(file), first, frame.drop(_OWN, strict=False)))
+        first += frame.height
+
+
+def _arrow_frames(file: Path) -> Iterator[pl.DataFrame]:
     try:
-        rows = scan(file, glob=False)
-        found = rows.collect_schema()
-        _refuse_columns(str(file), found)
-        first = 1
-        for frame in rows.drop(_OWN, strict=False).collect_batches(chunk_size=_ROWS_AT_ONCE):
-            yield _converted(Rows(str(file), first, frame))
-            first += frame.height
+        rows = pl.scan_ipc(file, glob=False)
+        yield pl.DataFrame(schema=rows.collect_schema())
+        yield from rows.collect_batches(chunk_size=_ROWS_AT_ONCE)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 
@@ -179,26 +186,28 @@ def _json_rows(file: Path) -> Iterator[Rows]:
     types: dict[str, pl.DataType] = {}
     values: dict[str, list[Any]] = {}
     first = 1
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            row = _json_object(file, number, line)
-            if not types:
-                _refuse_columns(f"{file}: row 1", row)
-                types = _types(row)
-                values = {name: [] for name in types}
-            for name in row:
-                if name not in types and name not in _OWN:
-                    raise DataError(f"{file}: row {number}, column {name}: the first row has none")
-            for name, dtype in types.items():
-                try:
-                    values[name].append(_json_value(name, row.get(name), dtype))
-                except (ValueError, OverflowError):  # a number that is too large
-                    what = f"{shown(row.get(name))} is not {dtype}"
-                    raise DataError(f"{file}: row {number}, column {name}: {what}") from None
-            if number - first + 1 == _ROWS_AT_ONCE:
-                yield Rows(str(file), first, pl.DataFrame(values, schema=types))
-                values = {name: [] for name in types}
-                first = number + 1
+    num_bytes = 0
+    for number, line in lines_of(file):
+        row = _json_object(file, number, line)
+        if not types:
+            _refuse_columns(f"{file}: row 1", row)
+            types = _types(row)
+            values = {name: [] for name in types}
+        for name in row:
+            if name not in types and name not in _OWN:
+                raise DataError(f"{file}: row {number}, column {name}: the first row has none")
+        for name, dtype in types.items():
+            try:
+                values[name].append(_json_value(name, row.get(name), dtype))
+            except (ValueError, OverflowError):  # a number that is too large
+                what = f"{shown(row.get(name))} is not {dtype}"
+                raise DataError(f"{file}: row {number}, column {name}: {what}") from None
+        num_bytes += len(line)
+        if number - first + 1 == _ROWS_AT_ONCE or num_bytes > BYTES_AT_ONCE:
+            yield Rows(str(file), first, pl.DataFrame(values, schema=types))
+            values = {name: [] for name in types}
+            first = number + 1
+            num_bytes = 0
     if values and values["key"]:
         yield Rows(str(file), first, pl.DataFrame(values, schema=types))
 
@@ -207,16 +216,14 @@ def _json_object(file: Path, number: int, line: bytes) -> dict[str, Any]:
     if not line.strip():
         raise DataError(f"{file}: row {number} is an empty line")
     try:
-        row = json.loads(line, parse_float=_float)
-    except RecursionError as error:
-        raise DataError(f"{file}: row {number} is nested too deeply") from error
-    except json.JSONDecodeError as error:
-        what = f"{error.msg} at character {error.pos + 1}"
-        raise DataError(f"{file}: row {number} is not JSON: {what}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: row {number} is not JSON: {error}") from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise DataError(f"{file}: row {number} has a number that is too large") from error
+        row = parse_json(line, parse_float=_float)
+    except ValueError as error:
+        reason = f"is {error}"
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            reason = f"is not JSON: {error}"
+        elif isinstance(error.__cause__, ValueError) and "digits" in str(error):
+            reason = "has a number that is too large"
+        raise DataError(f"{file}: row {number} {reason}") from error
     if not isinstance(row, dict):
         raise DataError(f"{file}: row {number} is not a JSON object")
     return row

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.printable import printable
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -55,7 +57,7 @@ class Scope:
     """Only samples of the newest so many rounds that the pool has; None for all."""
     where: str | None = None
     """Only samples for which this SQL expression over provenance and score columns holds, for example
-    ``logprob_reference > -60 AND reward_token = 4``."""
+    ``logprob_reference > -60 AND reward_token = 4``. ``quark.pool.sql`` says what it may hold."""
     min_score: float | None = None
     """Only samples whose score, the one that is ranked by, is at least this (as a float32). With one quantile this is
     RAFT (Dong et al. 2023) or a step of ReST (Gulcehre et al. 2023): fine-tuning on what passes a threshold."""
@@ -214,22 +216,24 @@ def condition_of(where: str, score_columns: Sequence[str]) -> tuple[pl.Expr, lis
     """An SQL condition as an expression, and the columns that it names.
 
     Raises:
-        ValueError: no SQL, no column, or one that is neither provenance nor a score.
+        ValueError: ``quark.pool.sql.condition`` refuses it, or it names no column.
     """
-    import polars as pl
+    from quark.pool.sql import condition
 
-    known = (*PROVENANCE_COLUMNS, *score_columns)
     try:
-        condition = pl.sql_expr(where)
-        names = sorted(set(condition.meta.root_names()))
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"where = {where!r} is no SQL expression: {error}") from error
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
+        expression = condition(where, (*PROVENANCE_COLUMNS, *score_columns))
+    except ValueError as error:
+        raise ValueError(f"{_named(where)} {error}") from error
+    names = sorted(set(expression.meta.root_names()))
+    if not names:
         raise ValueError(
-            f"where = {where!r} names {', '.join(unknown) or 'no column'}; there are {', '.join(known)}"
+            f"{_named(where)} names no column; there are {', '.join((*PROVENANCE_COLUMNS, *score_columns))}"
         )
-    return condition, names
+    return expression, names
+
+
+def _named(where: str) -> str:
+    return f"where = {printable(repr(where), limit=200)}"
 
 
 def try_condition(where: str, score_columns: Sequence[str]) -> None:
@@ -269,12 +273,14 @@ def _computed(condition: pl.Expr, frame: pl.DataFrame, where: str) -> pl.Series:
     """Of each row, whether the condition holds. Raises ValueError where that is not what it says."""
     import polars as pl
 
+    from quark.pool.sql import reason_of
+
     try:
         holds = frame.select(condition).to_series()
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"where = {where!r} cannot be computed: {error}") from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise ValueError(f"{_named(where)} cannot be computed: {reason_of(error)}") from error
     if holds.dtype != pl.Boolean or len(holds) != len(frame):
-        raise ValueError(f"where = {where!r} is no condition on a sample")
+        raise ValueError(f"{_named(where)} is no condition on a sample")
     return holds
 
 

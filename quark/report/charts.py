@@ -103,7 +103,7 @@ def reward_by_round(data: RunData) -> Chart | None:
                 baseline, color=_MUTED, linestyle=_DASHES, linewidth=1.4, label="original model"
             )
         _whole_numbers(axes)
-        axes.set_xlabel("round")
+        axes.set_xlabel("round, from 0")
         axes.set_ylabel("mean reward")
         _legend(axes)
 
@@ -201,7 +201,7 @@ def diversity_by_round(data: RunData) -> Chart | None:
             _line(axes, rows, "round", key, color, label, marker="o")
         axes.set_ylim(0, 1.02)
         _whole_numbers(axes)
-        axes.set_xlabel("round")
+        axes.set_xlabel("round, from 0")
         axes.set_ylabel("distinct n-grams (share)")
         _legend(axes)
 
@@ -223,7 +223,7 @@ def perplexity_by_round(data: RunData) -> Chart | None:
             )
         _from_zero(axes)
         _whole_numbers(axes)
-        axes.set_xlabel("round")
+        axes.set_xlabel("round, from 0")
         axes.set_ylabel("perplexity")
         _legend(axes)
 

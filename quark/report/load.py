@@ -6,9 +6,9 @@ but the first to be missing or cut off: a run may be going on or may have crashe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quark.errors import PoolError, RunDirectoryError
+from quark.config.load import parse_toml
+from quark.errors import PoolError, RunDirectoryError, UnsafeFileError
 from quark.pool.base import Quantization, Sample, SamplePool
 from quark.pool.scope import Scope
+from quark.pool.writer_lock import has_writer
 from quark.run_directory import RunDirectory
+from quark.safe_files import lines, read_text
 
 REWARD_COLUMN = "reward"
 SAMPLES_PER_KIND = 2
@@ -79,6 +82,13 @@ class RunData:
     control_curves: tuple[Row, ...]
     alerts: tuple[Row, ...]
     end: Row | None
+    """The result, of a run that came to its end."""
+    stop: Row | None
+    """How the run was left where it did not, and nothing was logged since."""
+    last_written: float
+    """Unix time of the last row of the log; NaN without one."""
+    is_written: bool | None
+    """Whether a process holds the pool's writer lock; None where that cannot be known."""
     num_bad_lines: int
     """Lines of ``metrics.jsonl`` that are not complete JSON objects."""
     pool: PoolView | None
@@ -123,6 +133,7 @@ def load_run(path: Path) -> RunData:
 
     Raises:
         RunDirectoryError: ``path`` is not a run directory, or its ``run.json`` or ``config.toml`` is damaged.
+        UnsafeFileError: a file of it is a link out of it, or not a plain file.
     """
     directory = RunDirectory(path)
     if not directory.is_run():
@@ -152,6 +163,9 @@ def load_run(path: Path) -> RunData:
             "text",
         ),
         end=by_event["end"][-1] if "end" in by_event else None,
+        stop=rows[-1] if rows and rows[-1].get("event") == "stop" else None,
+        last_written=figure(rows[-1] if rows else None, "unix_time"),
+        is_written=has_writer(directory.pool),
         num_bad_lines=num_bad_lines,
         pool=None,
         pool_problem=None,
@@ -258,8 +272,8 @@ def _with_pool(data: RunData) -> RunData:
     if not data.directory.pool.exists():
         return replace(data, pool_problem="there is no pool yet")
     try:
-        pool = NativePool.open(data.directory.pool)
-    except (PoolError, OSError) as error:
+        pool = NativePool.open(data.directory.own(data.directory.pool))
+    except (PoolError, OSError, UnsafeFileError) as error:
         return replace(data, pool_problem=str(error))
     try:
         if len(pool) == 0:
@@ -277,7 +291,7 @@ def _with_pool(data: RunData) -> RunData:
 
 def _read_identity(path: Path) -> Row:
     try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
+        identity = json.loads(read_text(path, path.parent))
     except (OSError, ValueError, RecursionError) as err:
         raise RunDirectoryError(f"{path} cannot be read: {err}") from err
     if not isinstance(identity, dict):
@@ -288,7 +302,7 @@ def _read_identity(path: Path) -> Row:
 def read_config(path: Path) -> Row:
     """The effective configuration of a run as it stands in its file; empty without one. Raises RunDirectoryError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(read_text(path, path.parent))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as err:
@@ -296,22 +310,19 @@ def read_config(path: Path) -> Row:
 
 
 def _read_metrics(path: Path) -> tuple[list[Row], int]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return [], 0
     rows: list[Row] = []
     bad = 0
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            bad += 1
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            bad += 1
+    with contextlib.suppress(FileNotFoundError):
+        for line in lines(path, path.parent):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                bad += 1
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                bad += 1
     return rows, bad
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from quark.printable import printable
 from quark.report import charts
 from quark.report.load import RunData, figure, load_run, number_in
 from quark.run_directory import RunDirectory
+from quark.safe_files import is_contained
 
 _SHOWN_CHARACTERS = 1200
 
@@ -51,18 +53,18 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
 
     Raises:
         RunDirectoryError: ``run_dir`` is not a run directory or is damaged.
+        UnsafeFileError: a file of it is a link out of it, or not a plain file.
         OSError: the file cannot be written.
     """
     path = RunDirectory(run_dir).report if output is None else output
     page = render_report(load_run(run_dir), relative_to=path.parent)
-    handle, staged = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=path.parent)
+    staged = path.with_name(f".report-{uuid.uuid4().hex}.html")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with staged.open("x", encoding="utf-8") as file:
             file.write(page)
-        Path(staged).chmod(0o644)
-        Path(staged).replace(path)
+        staged.replace(path)
     except BaseException:
-        Path(staged).unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
         raise
     return path
 
@@ -80,6 +82,7 @@ def render_report(data: RunData, *, relative_to: Path) -> str:
     )
     environment.filters.update(
         shown=lambda text: printable(str(text), limit=_SHOWN_CHARACTERS),
+        completed=_completed,
         num=number,
         count=lambda value: f"{value:,}",
     )
@@ -99,6 +102,14 @@ def render_report(data: RunData, *, relative_to: Path) -> str:
     )
 
 
+def _completed(text: object) -> str:
+    """A completion, or a mark where there is nothing to see."""
+    shown = str(text)
+    if not shown.strip():
+        return " (blank)" if shown else " (empty)"
+    return printable(shown, limit=_SHOWN_CHARACTERS)
+
+
 def number(value: object, digits: int = 3) -> str:
     """A figure for people; anything that is not a finite number is a dash."""
     figure = number_in(value)
@@ -108,9 +119,27 @@ def number(value: object, digits: int = 3) -> str:
 
 
 def _state(data: RunData) -> str:
-    if data.end is None:
-        return "unfinished: still running, or stopped without saying so"
-    return "interrupted, can be resumed" if data.end.get("interrupted") else "finished"
+    """How far the run is, as well as its directory can tell."""
+    if data.end is not None:
+        return "finished"
+    last = f"the last row of its log is of {_moment(data.last_written)}"
+    if data.is_written:
+        return f"running: a process has its pool open; {last}"
+    if data.stop is not None:
+        where = f"in round {data.stop.get('round')} after {data.stop.get('step')} steps"
+        if data.stop.get("kind") == "interrupted":
+            return f"interrupted {where}, can be resumed"
+        return f"failed {where}: {data.stop.get('reason')}"
+    if data.is_written is None:
+        return f"unfinished: running, or stopped without a word; {last}"
+    return f"stopped without a word, as a killed process does; {last}"
+
+
+def _moment(unix_time: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_time))
+    except (ValueError, OverflowError, OSError):  # missing, or beyond every calendar
+        return "an unknown time"
 
 
 def _headlines(data: RunData) -> list[Headline]:
@@ -207,6 +236,6 @@ def _links(directory: RunDirectory, relative_to: Path) -> Iterator[tuple[str, st
         ("metrics, one JSON object a line", directory.metrics),
         ("what the run resumes from", directory.checkpoints),
     ):
-        if path.exists():
+        if is_contained(path, directory.path) and path.exists():
             target = os.path.relpath(path.resolve(), relative_to.resolve()).replace(os.sep, "/")
             yield f"{path.name}: {title}", quote(target) + ("/" if path.is_dir() else "")

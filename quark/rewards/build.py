@@ -118,3 +118,19 @@ def reward_provenance(reward: RewardFunction) -> Mapping[str, Json]:
     """What identifies the scores' origin: the name, and file, hash or address where the reward has one."""
     details = getattr(reward, "provenance", {})
     return {"name": reward.name, **details}
+
+
+def reward_content(reward: RewardFunction) -> Mapping[str, str]:
+    """SHA-256 of what decides the scores, by file; empty where nothing is known of it (a server, a built-in).
+
+    Two rewards of one provenance give other scores where this differs.
+    """
+    provenance = reward_provenance(reward)
+    files = provenance.get("files")
+    content = (
+        {name: str(digest) for name, digest in files.items()} if isinstance(files, dict) else {}
+    )
+    if isinstance(provenance.get("sha256"), str):
+        main = Path(str(provenance.get("path") or provenance.get("folder"))).name
+        content[main] = str(provenance["sha256"])
+    return content

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 
 from quark.errors import RewardError
+from quark.rewards.raised_at import raised_at
+from quark.rewards.source_files import hashes, source_files
 from quark.types import Json
 
 
@@ -55,7 +57,10 @@ class CallableReward:
             try:
                 target = target()
             except Exception as err:
-                raise RewardError(f"{reference}() failed: {type(err).__name__}: {err}") from err
+                raise RewardError(
+                    f"{reference}() failed: {type(err).__name__}: {err}"
+                    f"{raised_at(err, getattr(module, '__file__', None))}"
+                ) from err
         self._function = _checked(target, reference)
         self._reference = reference
         file = getattr(module, "__file__", None)
@@ -65,6 +70,10 @@ class CallableReward:
             hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path else None
         )
         """SHA-256 of that file when it was loaded."""
+        self.files: Mapping[str, str] = (
+            hashes(source_files(self.path)[1:], self.path.parent) if self.path else {}
+        )
+        """SHA-256 of the modules of yours that it imports from its folder, by name."""
 
     @property
     def name(self) -> str:
@@ -78,6 +87,7 @@ class CallableReward:
             "reference": self._reference,
             "path": str(self.path) if self.path else None,
             "sha256": self.sha256,
+            **({"files": dict(self.files)} if self.files else {}),
         }
 
     def __call__(
@@ -127,7 +137,9 @@ def _load_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as err:
         del sys.modules[name]
-        raise RewardError(f"cannot run {path}: {type(err).__name__}: {err}") from err
+        raise RewardError(
+            f"cannot run {path}: {type(err).__name__}: {err}{raised_at(err, resolved)}"
+        ) from err
     return module
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import Field
 
-from quark.errors import RewardError
+from quark.errors import ModelError, RewardError
+from quark.rewards.source_files import hashes
 from quark.settings import Settings
 from quark.types import Json
 
 _UNLIMITED = 100_000
 _DEFAULT_MAX_LENGTH = 512
+_CONTENT = frozenset({".safetensors", ".json", ".txt", ".model"})
+"""Kinds of files in a model's folder that are read: weights, settings, vocabularies."""
 
 
 class ClassifierConfig(Settings):
@@ -44,20 +49,43 @@ class ClassifierReward:
 
         Raises:
             RewardError: It cannot be loaded, or it has no such label.
+            UnsafeFileError: A link leads out of its folder.
         """
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from quark.models.folders import (
+            check_configuration,
+            check_folder,
+            check_repository,
+            offline,
+        )
+
         if not config.model:
             raise RewardError("reward classifier needs reward.classifier.model")
+        folder = Path(config.model)
+        is_local = folder.is_dir()
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                config.model, revision=config.revision, use_safetensors=True, dtype=torch.float32
-            )
-        except (OSError, ValueError, KeyError) as err:
+            if is_local:
+                check_folder(folder)
+            else:
+                check_repository(config.model, revision=config.revision)
+            with offline() if is_local else nullcontext():
+                check_configuration(config.model, revision=config.revision, is_local=is_local)
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    config.model, revision=config.revision, local_files_only=is_local
+                )
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    config.model,
+                    revision=config.revision,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    local_files_only=is_local,
+                )
+        except (OSError, ValueError, KeyError, ModelError) as err:
             raise RewardError(f"cannot load the classifier {config.model!r}: {err}") from err
         self._config = config
+        self._files = _content(config.model, getattr(model.config, "_commit_hash", None))
         self._label_index = _label_index(model.config, config)
         device = config.device
         if device == "auto":
@@ -82,7 +110,8 @@ class ClassifierReward:
     @property
     def provenance(self) -> Mapping[str, Json]:
         """Which classifier this is, and what of its answer is the score."""
-        return self._config.model_dump(mode="json", exclude={"batch_size", "device"})
+        settings = self._config.model_dump(mode="json", exclude={"batch_size", "device"})
+        return {**settings, "files": dict(self._files)}
 
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str]
@@ -116,6 +145,15 @@ class ClassifierReward:
             values = logits.softmax(dim=-1)
         column: list[float] = values[:, self._label_index].tolist()
         return column
+
+
+def _content(model: str, commit: str | None) -> Mapping[str, str]:
+    """SHA-256 of the files of a folder that decide scores, or the commit of a model from the hub."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return {"commit": commit} if commit else {}
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _CONTENT)
+    return hashes(files, folder)
 
 
 def _label_index(model_config: object, config: ClassifierConfig) -> int:

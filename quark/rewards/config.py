@@ -60,7 +60,7 @@ class RewardConfig(Settings):
     """Attempts after the first, with growing waits between them, before ``on_error`` applies. Unset: 4 for ``http``,
     none for anything else: most errors of a function come again. Judges and extra scores have as many."""
     timeout_s: float | None = Field(default=None, gt=0)
-    """Longest wait, in seconds: for a server's next bytes (unset: 30), or for a function to score a batch (unset: no
+    """Longest wait, in seconds: for a server's whole answer to a batch (unset: 30), or for a function to score a batch (unset: no
     limit, and the function is called in the run's own thread). It is the judges' and the extra scores', too."""
     classifier: ClassifierConfig = ClassifierConfig()
     """Settings of ``classifier``."""

@@ -1,7 +1,8 @@
 """A reward behind HTTP: a batch of texts out, a batch of scores back.
 
 Request (POST, JSON): ``{"prompts": [...], "completions": [...]}``. Response: ``{"scores": [...]}``, a number or
-null per completion. What is tried again, and how a key travels, is said in ``quark.http_client``.
+null per completion. ``quark.http_client`` says what is tried again, how large an answer may be, and how a key
+travels.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class HttpReward:
         Args:
             config: where to.
             retries: how often a batch is tried again after the first time; None is 4 times.
-            timeout_s: for connecting and for each wait for bytes; None is 30 seconds.
+            timeout_s: for the whole answer to a batch; None is 30 seconds.
 
         Raises:
             RewardError: There is no URL, the variable of the key is not set, or the key would travel
@@ -64,12 +65,12 @@ class HttpReward:
             RewardError: The server refused, answered something else than scores, or did not answer in
                 ``1 + retries`` attempts.
         """
-        response = self._client.post({"prompts": list(prompts), "completions": list(completions)})
-        answer = self._client.json(response)
-        scores = answer.get("scores") if isinstance(answer, dict) else None
+        answer = self._client.post({"prompts": list(prompts), "completions": list(completions)})
+        value = self._client.json(answer)
+        scores = value.get("scores") if isinstance(value, dict) else None
         if not isinstance(scores, list):
             raise RewardError(
-                f'{self._client.url} answered without a list "scores": {self._client.shown(response)}'
+                f'{self._client.url} answered without a list "scores": {self._client.shown(answer)}'
             )
         return scores
 

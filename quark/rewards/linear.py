@@ -27,7 +27,9 @@ from safetensors.numpy import load_file, save_file
 
 from quark.errors import RewardError
 from quark.rewards.hashed_features import NgramIndices, TextBatch, character_ngrams, word_ngrams
-from quark.settings import Settings
+from quark.rewards.source_files import hashes
+from quark.safe_files import check_tree, read_text
+from quark.settings import Settings, misfits
 from quark.types import Json
 
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -79,13 +81,20 @@ class LinearScorer:
 
         Raises:
             RewardError: A file is missing, or is not a scorer of this format.
+            UnsafeFileError: A file is a link out of the folder, or not a plain file.
         """
         try:
             settings = LinearScorerSettings.model_validate_json(
-                (folder / SETTINGS_FILE).read_text(encoding="utf-8")
+                read_text(folder / SETTINGS_FILE, folder)
             )
+            check_tree(folder / WEIGHTS_FILE, folder)
             tensors = load_file(folder / WEIGHTS_FILE)
-        except (OSError, ValidationError, SafetensorError, ValueError) as err:
+        except ValidationError as err:
+            problems = "; ".join(str(misfit) for misfit in misfits(err))
+            raise RewardError(
+                f"{folder} does not hold a linear scorer: {SETTINGS_FILE}: {problems}"
+            ) from err
+        except (OSError, SafetensorError, ValueError) as err:
             raise RewardError(f"{folder} does not hold a linear scorer: {err}") from err
         if settings.format != _FORMAT:
             raise RewardError(
@@ -173,6 +182,7 @@ class LinearReward:
         self._scorer = scorer
         self._folder = folder
         self._sha256 = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+        self._files = hashes([folder / SETTINGS_FILE], folder)
 
     @classmethod
     def load(cls, folder: Path) -> LinearReward:
@@ -185,8 +195,8 @@ class LinearReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """Where the weights come from and what they hash to."""
-        return {"folder": str(self._folder), "sha256": self._sha256}
+        """Where the weights come from, and what they and the settings hash to."""
+        return {"folder": str(self._folder), "sha256": self._sha256, "files": dict(self._files)}
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         del prompts  # the score is a property of the completion

@@ -8,7 +8,6 @@ decides how hard the penalty pulls on each; the weighting is folded into the sto
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quark.bounded_files import lines_of, parse_json
 from quark.errors import DataError
 from quark.rewards.hashed_features import NgramIndices, TextBatch, character_ngrams, word_ngrams
 from quark.rewards.linear import WEIGHTS_FILE, LinearScorer, LinearScorerSettings
@@ -110,20 +110,19 @@ def read_labelled_texts(
 ) -> list[LabelledText]:
     """All lines of a JSONL file; errors as in ``train_linear_scorer``."""
     examples = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as err:
-                raise DataError(f"{where}: not a line of JSON: {err}") from err
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: a JSON object is needed, not {type(row).__name__}")
-            if target_field is None:
-                target_field = "label" if "label" in row else "score"
-            examples.append(_labelled_text(row, text_field, target_field, where))
+    for number, line in lines_of(path):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = parse_json(line)
+        except ValueError as err:
+            raise DataError(f"{where}: {err}") from err
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a JSON object is needed, not {type(row).__name__}")
+        if target_field is None:
+            target_field = "label" if "label" in row else "score"
+        examples.append(_labelled_text(row, text_field, target_field, where))
     return examples
 
 
@@ -135,9 +134,11 @@ def _labelled_text(
             raise DataError(f"{where}: no field {field!r}; there is: {', '.join(map(repr, row))}")
     text, target = row[text_field], row[target_field]
     if not isinstance(text, str):
-        raise DataError(f"{where}: {text_field!r} must be a text, not {text!r}")
+        raise DataError(f"{where}: {text_field!r} must be a text, not {repr(text)[:40]}")
     if not isinstance(target, int | float) or not 0 <= target <= 1:
-        raise DataError(f"{where}: {target_field!r} must be a number in [0, 1], not {target!r}")
+        raise DataError(
+            f"{where}: {target_field!r} must be a number in [0, 1], not {repr(target)[:40]}"
+        )
     return LabelledText(text=text, target=float(target))
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quark.errors import RewardError
 from quark.rewards.base import RewardFunction
+from quark.rewards.raised_at import raised_at
 
 OnError = Literal["fail", "nan"]
 
@@ -151,7 +152,7 @@ def _call(
         except (Exception, SystemExit) as err:  # a reward that calls exit() must not end the run
             message = (
                 f"reward {reward.name!r} raised on completions {start} to {start + len(completions) - 1}: "
-                f"{type(err).__name__}: {err}"
+                f"{type(err).__name__}: {err}{raised_at(err, _file_of(reward))}"
             )
             if attempt == retries or isinstance(err, RewardError):
                 tries = f" (attempt {attempt + 1})" if attempt else ""
@@ -159,6 +160,12 @@ def _call(
         on_retry(message)
         time.sleep(min(backoff_s * 2.0**attempt, MAX_BACKOFF_S))
         attempt += 1
+
+
+def _file_of(reward: RewardFunction) -> str | None:
+    """The file with the user's code, where the reward is such code."""
+    file = getattr(reward, "provenance", {}).get("path")
+    return file if isinstance(file, str) else None
 
 
 def _as_list(name: str, returned: object, expected: int) -> list[object]:
@@ -186,7 +193,7 @@ def _as_list(name: str, returned: object, expected: int) -> list[object]:
         )
     if len(values) != expected:
         raise RewardError(
-            f"reward {name!r} returned {len(values)} scores for {expected} completions"
+            f"reward {name!r} returned {_counted(len(values), 'score')} for {_counted(expected, 'completion')}"
         )
     return values
 
@@ -208,6 +215,10 @@ def _as_number(name: str, index: int, value: object) -> float | None:
         return math.inf
     # A float64 that float32 cannot hold would be stored as an infinity.
     return math.copysign(math.inf, number) if abs(number) > _LARGEST else number
+
+
+def _counted(value: int, noun: str) -> str:
+    return f"{value} {noun}" + ("" if value == 1 else "s")
 
 
 def _shown(value: object) -> str:

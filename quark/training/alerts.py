@@ -81,11 +81,34 @@ class Alerts:
             gap: None where it was not measured.
         """
         measured = {
+            **self._varying_reward(figures),
             **self._kl(figures),
             **self._failed_scores(figures),
             **self._distinct_2(figures, baseline),
             **(self._control_gap(gap) if gap is not None and math.isfinite(gap.value) else {}),
         }
+        return self._begun(measured)
+
+    def check_first_rewards(self, rewards: NDArray[np.float32]) -> list[Alert]:
+        """Whether the first exploration gave any difference to learn from; told before anything is learned.
+
+        Args:
+            rewards: [N] of all its samples, NaN = not scored.
+        """
+        scored = rewards[np.isfinite(rewards)]
+        if scored.size < 2 or scored.min() < scored.max():
+            return []
+        value = float(scored[0])
+        alert = Alert(
+            kind="constant_reward",
+            text=f"the reward is constant: all {scored.size} scores of the first exploration are {value:g}. There is "
+            "nothing to learn until scores differ; `quark reward check` tries a reward",
+            value=value,
+        )
+        return self._begun({alert.kind: alert})
+
+    def _begun(self, measured: Mapping[str, Alert | None]) -> list[Alert]:
+        """What is wrong now and was not before; keeps what is."""
         begun = [
             alert
             for kind, alert in measured.items()
@@ -109,6 +132,11 @@ class Alerts:
         self._num_gaps = int(state["num_gaps"])
 
     # Each check gives its kind, with None where all is well, or nothing where it cannot tell.
+
+    def _varying_reward(self, figures: Mapping[str, Any]) -> dict[str, Alert | None]:
+        """Ends the alert of a constant reward; a later round of equal scores may be a success."""
+        varies = _first(figures, "reward_min") < _first(figures, "reward_max")
+        return {"constant_reward": None} if varies else {}
 
     def _kl(self, figures: Mapping[str, Any]) -> dict[str, Alert | None]:
         bound = self._section.kl_above
@@ -167,6 +195,8 @@ class Alerts:
         is_flat = self._largest_gap == 0.0
         if section.flat_evaluations == 0 or self._num_gaps < section.flat_evaluations:
             is_flat = False
+        if "constant_reward" in self._active:
+            is_flat = False  # it has been told why
         flat = Alert(
             kind="control_curve_flat",
             text=f"after {self._num_gaps} evaluations the best reward token gives no clearly better reward "

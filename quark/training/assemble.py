@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,8 +30,8 @@ from quark.training.cached_reference import CachedReference
 from quark.training.checkpoint import Checkpoints, verify
 from quark.training.devices import autocast_dtype, choose_device, make_autocast
 from quark.training.distributed import Team
-from quark.training.draws import check_scope, column_name
-from quark.training.entry import check_code, enter, record
+from quark.training.draws import REWARD_COLUMN, check_scope, column_name
+from quark.training.entry import check_rewards, clear, enter, record
 from quark.training.events import Progress, Silence, TrainingListener
 from quark.training.exactness import Exactness, make_fingerprint
 from quark.training.exploration import REFERENCE_BLOCK, Explorer
@@ -45,6 +46,7 @@ from quark.training.parts import (
     untrained_policy,
     use_threads,
 )
+from quark.training.preflight import preflight
 from quark.training.published import PublishedWeights
 from quark.training.resumption import find_checkpoint, open_shared_pool
 from quark.training.sharding import ShardedWeights, WholeWeights
@@ -90,9 +92,12 @@ def assemble(
     exactness = Exactness(require_exact, listener)
     exactness.check_device(choose_device(config.run.device))
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
-    identity = team.from_lead(
-        lambda: enter(run, loaded, listener, exactness, fresh=fresh, force=force)
-    )
+
+    def checked_and_entered() -> dict[str, Any]:
+        preflight(config)
+        return enter(run, loaded, listener, exactness, fresh=fresh, force=force)
+
+    identity = team.from_lead(checked_and_entered)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = team.place(choose_device(config.run.device))
     use_threads(config)
@@ -101,8 +106,9 @@ def assemble(
     rewards = make_rewards(config) if team.is_lead else _unasked(config)
     if config.reward.name not in BUILT_IN_REWARDS:
         _say_reward(rewards.reward, listener)
-    if team.is_lead:
-        check_code(run, config, rewards.reward, identity, exactness)
+    scoring = {REWARD_COLUMN: rewards.reward}
+    scoring |= {column_name(name): reward for name, reward in rewards.extra.items()}
+    team.from_lead(lambda: check_rewards(run, config, scoring, identity, is_new=fresh))
     policy = untrained_policy(config, device)
     if config.model.dtype != "float32" and policy.adapter is None:
         listener.on_message(
@@ -111,6 +117,12 @@ def assemble(
             "bfloat16 all the same), or train adapters (model.lora.rank)",
             level="warning",
         )
+    prompts = prompts_of(config)
+    for note in prompts.notes:
+        listener.on_message(note, level="warning")
+    if fresh:
+        # Not before: a start that fails leaves the run that is there.
+        team.from_lead(lambda: clear(run, loaded, identity))
     fingerprint = make_fingerprint(device, team, policy)
     weights = WholeWeights(policy, team)
     if team.is_sharded:
@@ -121,9 +133,6 @@ def assemble(
         with weights.whole():
             serving = _serving(run, config, weights.alone, listener) if team.is_lead else None
     reference = weights.place(make_reference(config, policy, device))
-    prompts = prompts_of(config)
-    for note in prompts.notes:
-        listener.on_message(note, level="warning")
     pool = open_shared_pool(team, run, config, policy, prompts, identity["run_id"])
     try:
         if config.reference.cache == "hidden":
@@ -145,7 +154,14 @@ def assemble(
         )
 
         def find() -> str | None:
-            found = find_checkpoint(run, checkpoints, fingerprint, listener, exactness)
+            found = find_checkpoint(
+                run,
+                checkpoints,
+                fingerprint,
+                listener,
+                exactness,
+                num_rounds=config.run.num_rounds,
+            )
             # Not before: a start that is refused leaves the run as it was, and it may be another process's.
             record(run, loaded, identity)
             return found.path.name if found is not None else None
@@ -312,7 +328,7 @@ def _check_share(config: RunConfig, team: Team) -> None:
 
 def _say_reward(reward: RewardFunction, listener: TrainingListener) -> None:
     """Name the code, files or server that score."""
-    details = {k: v for k, v in reward_provenance(reward).items() if k != "name"}
+    details = {k: v for k, v in reward_provenance(reward).items() if k not in ("name", "files")}
     if details:
         listener.on_message(
             f"reward {reward.name}: "

@@ -32,6 +32,7 @@ from quark.models.policy import Policy
 from quark.pool.base import SamplePool
 from quark.reference.base import ReferencePolicy
 from quark.reference.row_files import RowFiles
+from quark.refusals import way_on
 from quark.training.distributed import Team
 from quark.training.draws import chunk_key, first_snapshot_with
 
@@ -191,7 +192,7 @@ class CachedReference(ReferencePolicy):
         except OSError as err:
             raise TrainingError(
                 f"reference.cache: cannot store {computed.nbytes / 1e6:,.1f} MB for {batch.num_sequences} samples: "
-                f"{err}. Pool and checkpoints are good; make room and run the same command"
+                f"{err}. Pool and checkpoints are good; {way_on(err)}"
             ) from err
         rows = self._files.load(origin)
         if rows is None:

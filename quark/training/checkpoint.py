@@ -28,8 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from quark.errors import CheckpointError
+from quark.errors import CheckpointError, UnsafeFileError
 from quark.pool.native import publish_directory
+from quark.refusals import says_nothing_of_the_bytes, way_on
+from quark.safe_files import contained, read_bytes
 from quark.training.held_rows import fill
 
 FORMAT_VERSION = 1
@@ -82,7 +84,9 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Pa
     if target.keys() != tensors.keys() or any(
         target[name].shape != value.shape for name, value in tensors.items()
     ):
-        raise CheckpointError(f"{path} holds the weights of another model")
+        raise CheckpointError(
+            f"{path} holds the weights of another model: bring that model back, or choose another --run-dir"
+        )
     for name, value in tensors.items():
         fill(target[name], value)
 
@@ -122,6 +126,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: the disk refused; says how much room is needed. Earlier checkpoints are as they were.
+            OSError: one of that step is there and cannot be read now.
         """
         final = self._folder / f"step-{step:08d}"
         if final.is_dir():
@@ -157,13 +162,17 @@ class Checkpoints:
             shutil.rmtree(staged, ignore_errors=True)
             raise CheckpointError(
                 f"cannot save the checkpoint {final}, which needs {_megabytes(needed)}: {err}. The pool and "
-                "the earlier checkpoints are good; make room and run the same command to resume"
+                f"the earlier checkpoints are good; {way_on(err)} to resume"
             ) from err
         self.prune()
         return final
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that verifies, and why each newer one was rejected."""
+        """The newest checkpoint that verifies, and why each newer one was rejected.
+
+        Raises:
+            OSError: as ``verify``.
+        """
         rejected: list[str] = []
         for path in reversed(self._published()):
             try:
@@ -212,8 +221,8 @@ class Checkpoints:
 def _score(path: Path) -> float | None:
     """The score that a checkpoint was saved with; None where it has none or cannot be read."""
     try:
-        score = json.loads((path / "state.json").read_bytes())["score"]
-    except (OSError, ValueError, KeyError, TypeError):
+        score = json.loads(read_bytes(path / "state.json", path))["score"]
+    except (OSError, UnsafeFileError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return float(score) if isinstance(score, int | float) else None
 
@@ -227,9 +236,11 @@ def verify(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: what is wrong with it.
+        OSError: it cannot be read now, which says nothing of its bytes: no permission, or too many open files.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
+        contained(path, path.parent)
+        manifest = json.loads(read_bytes(path / "manifest.json", path))
         for name in _FILES:
             expected = manifest[name]
             file = path / name
@@ -243,13 +254,23 @@ def verify(path: Path) -> Checkpoint:
                 raise CheckpointError(
                     f"{file} is damaged: its SHA-256 is not the one it was saved with"
                 )
-        state = json.loads((path / "state.json").read_bytes())
+        state = json.loads(read_bytes(path / "state.json", path))
         if state["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has checkpoint format {state['format_version']}; this is {FORMAT_VERSION}"
             )
         return Checkpoint(path=path, step=int(state["step"]), state=state)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
+    except (
+        OSError,
+        UnsafeFileError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as err:
+        if isinstance(err, OSError) and says_nothing_of_the_bytes(err):
+            raise
         raise CheckpointError(f"{path} is not a whole checkpoint: {err}") from err
 
 

@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from quark.errors import ConfigError, TrainingError
+from quark.training.launch import number_of
 
 BUCKET_ELEMENTS = 1 << 24
 """Gradients are summed in pieces of at most so many numbers, or of one parameter."""
@@ -207,11 +208,6 @@ class Team:
         return group
 
 
-def rank_of_process() -> int:
-    """This process's number as its launcher gave it; 0 without one. Starts nothing."""
-    return _number("RANK", 0) if _number("WORLD_SIZE", 1) > 1 else 0
-
-
 @contextmanager
 def joined(
     *, timeout_s: float, parallel: Literal["data", "sharded"] | None = None
@@ -229,7 +225,7 @@ def joined(
         ConfigError: the environment asks for what there is not.
         TrainingError: the processes do not find each other.
     """
-    size = _number("WORLD_SIZE", 1)
+    size = number_of("WORLD_SIZE", 1)
     if size == 1:
         yield Team()
         return
@@ -247,9 +243,9 @@ def joined(
             "accelerate launch, or unset WORLD_SIZE"
         )
     team = Team(
-        rank=_number("RANK", 0),
+        rank=number_of("RANK", 0),
         size=size,
-        local_rank=_number("LOCAL_RANK", 0),
+        local_rank=number_of("LOCAL_RANK", 0),
         is_sharded=is_sharded,
         timeout_s=timeout_s,
     )
@@ -277,7 +273,7 @@ def _is_sharded(parallel: Literal["data", "sharded"] | None) -> bool:
         if parallel == "sharded":
             _check_torch()
         return parallel == "sharded"
-    if _number("FSDP_VERSION", 1) != 2:
+    if number_of("FSDP_VERSION", 1) != 2:
         raise ConfigError(
             "accelerate is set up for FSDP version 1, and quark shards weights by version 2 alone: set fsdp_version "
             "to 2 in its configuration (--fsdp_version 2), or launch with --multi_gpu"
@@ -302,14 +298,6 @@ def _check_torch() -> None:
 
 def _says_yes(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
-
-
-def _number(name: str, default: int) -> int:
-    text = os.environ.get(name, "") or str(default)
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"the environment's {name} is {text!r}, not a number") from None
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -17,6 +17,7 @@ from quark.training.parts import (
     untrained_policy,
     use_threads,
 )
+from quark.training.preflight import preflight
 from quark.training.seeds import derive_seed
 from quark.types import Prompt
 
@@ -47,6 +48,7 @@ class DryRun:
 def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
     """Load model, tokenizer and reward, answer and score three prompts; nothing is written."""
     config = loaded.config
+    preflight(config)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = choose_device(config.run.device)
     check_scope(config.pool)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from quark.config.load import LoadedConfig, load_config, to_toml
 from quark.config.schema import RunConfig
 from quark.errors import ConfigError, PoolError, PoolLockedError, RunDirectoryError
 from quark.pool.native import NativePool
+from quark.refusals import way_on
 from quark.rewards.base import RewardFunction
-from quark.rewards.build import build_reward, reward_provenance
-from quark.run_directory import RunDirectory
+from quark.rewards.build import build_reward, reward_content, reward_provenance
+from quark.run_directory import RunDirectory, staged
+from quark.safe_files import read_bytes
 from quark.training.checkpoint import Checkpoints
-from quark.training.draws import REWARD_COLUMN
+from quark.training.draws import REWARD_COLUMN, column_name
 from quark.training.events import TrainingListener
 from quark.training.exactness import Exactness
 
@@ -55,68 +59,85 @@ def enter(
 ) -> dict[str, Any]:
     """Make the run directory, or check that it is this run's; returns its identity.
 
+    A run that is to make way stays until ``clear``, when all that the new one needs has been loaded.
+
     Raises:
         RunDirectoryError: it is not a run of ours, or ``fresh`` met a run without ``force``.
+        UnsafeFileError: something in it is a link out of it, or neither a file nor a folder.
         PoolLockedError: ``force`` met a run that another process trains.
         ConfigError: the configuration is not the one that the run was made with.
     """
-    was_cleared = _clear(run, fresh=fresh, force=force)
-    if run.is_run():
+    if run.path.is_dir():
+        run.check()
+    makes_way = fresh and run.is_run()
+    if run.is_run() and not fresh:
         try:
-            identity: dict[str, Any] = json.loads(run.identity.read_bytes())
+            identity: dict[str, Any] = json.loads(read_bytes(run.identity, run.path))
             known = identity["format_version"] == RUN_FORMAT and isinstance(identity["run_id"], str)
-        except (ValueError, KeyError, TypeError) as err:
+        except (ValueError, KeyError, TypeError, RecursionError) as err:
             raise RunDirectoryError(f"{run.identity} is damaged: {err}") from err
         if not known:
             raise RunDirectoryError(f"{run.identity} was written by another version of quark")
         _check_config(run, loaded.config, exactness)
         listener.on_message(f"resuming the run in {run.path}")
     else:
-        if run.path.exists() and not was_cleared and not _is_empty(run):
+        if makes_way:
+            _check_clearable(run, force=force)
+        elif run.path.exists() and not _is_empty(run):
             raise RunDirectoryError(
-                f"{run.path} exists and is not a run of quark: choose another --run-dir"
+                f"{run.path} exists and is not a run of quark: nothing in it is touched; choose another --run-dir"
             )
         identity = {
             "format_version": RUN_FORMAT,
             "run_id": uuid.uuid4().hex,
             "quark_version": quark.__version__,
         }
-    if not run.pool.exists():
+    if not makes_way and not run.pool.exists():
         record(run, loaded, identity)
     return identity
 
 
-def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
-    """Make way for a new run where that was asked for; returns whether a run of ours was deleted."""
-    if not fresh or not run.path.exists():
-        return False
-    if not run.is_run():
-        if any(run.path.iterdir()):
-            raise RunDirectoryError(f"{run.path} is not a run of quark: nothing in it is touched")
-        return False
+def _check_clearable(run: RunDirectory, *, force: bool) -> None:
+    """Raise RunDirectoryError or PoolLockedError where a run may not be deleted."""
     if not force:
         raise RunDirectoryError(
             f"{run.path} holds a run. Leave out --fresh to resume it, choose another --run-dir, or add "
             "--force to delete it"
         )
-    folders = [run.pool, run.model, run.served, run.reference_cache, run.path / "tensorboard"]
-    folders += run.path.glob("model.p*")
-    for path in folders:
+    for path in _folders(run):
         if path.is_symlink():
             raise RunDirectoryError(f"{path} is a link: remove it yourself")
     try:
         NativePool.open(run.pool, writable=True).close()
     except PoolLockedError:
         raise  # another process trains on it
-    except (PoolError, ValueError, OSError):
+    except (PoolError, ValueError, FileNotFoundError):
         pass  # damaged or not there: no reason to keep the run
+
+
+def clear(run: RunDirectory, loaded: LoadedConfig, identity: dict[str, Any]) -> None:
+    """Delete the run that makes way for the one of ``identity``, and nothing else; then record the new one.
+
+    Raises:
+        RunDirectoryError, PoolLockedError: it may not be deleted any more.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if json.loads(read_bytes(run.identity, run.path))["run_id"] == identity["run_id"]:
+            return  # there was none
+    _check_clearable(run, force=True)
     Checkpoints(run.checkpoints, keep_last=2).remove_all()
-    for path in folders:
+    for path in _folders(run):
         if path.exists():
             shutil.rmtree(path)
-    for path in (run.metrics, run.report, run.config, run.identity):
+    for path in (run.metrics, run.report, run.held_out, run.config, run.identity):
         path.unlink(missing_ok=True)
-    return True
+    record(run, loaded, identity)
+
+
+def _folders(run: RunDirectory) -> list[Path]:
+    """What a run keeps in folders, checkpoints aside."""
+    folders = [run.pool, run.model, run.served, run.reference_cache, run.path / "tensorboard"]
+    return [*folders, *run.path.glob("model.p*")]
 
 
 def record(run: RunDirectory, loaded: LoadedConfig, identity: dict[str, Any]) -> None:
@@ -127,27 +148,26 @@ def record(run: RunDirectory, loaded: LoadedConfig, identity: dict[str, Any]) ->
         _replace_text(run.config, to_toml(loaded.config, comments=False))
         _replace_text(run.identity, json.dumps(identity, indent=1) + "\n")
     except OSError as err:
-        raise RunDirectoryError(f"cannot make the run directory {run.path}: {err}") from err
+        raise RunDirectoryError(
+            f"cannot write the run directory {run.path}: {err}; {way_on(err)}"
+        ) from err
 
 
 def _is_empty(run: RunDirectory) -> bool:
     """Whether there is nothing in the directory but what a run that died at its very start left."""
-    leftovers = {run.config, _staged(run.config), _staged(run.identity)}
+    leftovers = {run.config, staged(run.config), staged(run.identity)}
     return run.path.is_dir() and leftovers.issuperset(run.path.iterdir())
-
-
-def _staged(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
 
 
 def _replace_text(path: Path, text: str) -> None:
     """Write a small file that is either the old or the new one, whatever happens."""
-    staged = _staged(path)
-    with staged.open("w", encoding="utf-8") as file:
+    new = staged(path)
+    new.unlink(missing_ok=True)  # a link under this name would be written through
+    with new.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    staged.replace(path)
+    new.replace(path)
 
 
 def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) -> None:
@@ -198,24 +218,77 @@ def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) ->
     exactness.void(voids)
 
 
-def check_code(
+def check_rewards(
     run: RunDirectory,
     config: RunConfig,
-    reward: RewardFunction,
+    rewards: Mapping[str, RewardFunction],
     identity: dict[str, Any],
-    exactness: Exactness,
+    *,
+    is_new: bool = False,
 ) -> None:
-    """Say where a function's file is not the one that scored the samples so far, and keep in ``identity`` which is."""
-    before, now = identity.get("reward_sha256"), reward_provenance(reward).get("sha256")
-    identity["reward_sha256"] = now
-    if before in (None, now) or not run.pool.exists() or _is_rescored(run, config):
+    """Keep in ``identity`` which files score; refuse others than those that scored the samples so far.
+
+    Args:
+        run: whose samples they are.
+        config: with the names of the rewards.
+        rewards: by score column.
+        identity: of the run.
+        is_new: the samples that are there are of a run that makes way.
+
+    Raises:
+        ConfigError: a column would hold scores of two different rewards.
+    """
+    now = {column: dict(reward_content(reward)) for column, reward in rewards.items()}
+    before = identity.get("scored_by", {})
+    if "reward_sha256" in identity:  # as it was kept before imported modules were known
+        sha256 = identity.pop("reward_sha256")
+        is_same = sha256 in (None, reward_provenance(rewards[REWARD_COLUMN]).get("sha256"))
+        before = {} if is_same else {REWARD_COLUMN: {}}
+    identity["scored_by"] = now
+    if is_new or not _has_samples(run):
         return
-    exactness.void(
-        [
-            f"the file of the reward {config.reward.name} was changed, and earlier samples keep their scores "
-            f"(quark pool rescore {run.path} {config.reward.name} makes them anew)"
-        ]
+    names = dict(
+        zip(map(column_name, config.pool.extra_scores), config.pool.extra_scores, strict=True)
     )
+    names[REWARD_COLUMN] = config.reward.name
+    for column, reward in rewards.items():
+        known = before.get(column)
+        if known in (None, now[column]) or _is_scored_anew(run, column, reward):
+            continue
+        files = known.keys() | now[column].keys()
+        changed = sorted(file for file in files if known.get(file) != now[column].get(file))
+        target = "" if column == REWARD_COLUMN else f" --as {column}"
+        raise ConfigError(
+            f"the samples in {run.pool} were scored by {names[column]} before {', '.join(changed)} changed, and two "
+            "scales would be ranked as one. Set it back, or score them anew: "
+            f"quark pool rescore {run.path} {names[column]}{target}"
+        )
+
+
+def _has_samples(run: RunDirectory) -> bool:
+    if not run.pool.exists():
+        return False
+    with NativePool.open(run.pool) as pool:
+        return len(pool) > 0
+
+
+def _source_of(run: RunDirectory, column: str) -> Mapping[str, Any]:
+    """What all scores of a column were made anew by; empty where they were not."""
+    if not run.pool.exists():
+        return {}
+    with NativePool.open(run.pool) as pool:
+        columns = {known.name: known for known in pool.info().score_columns}
+    return dict(columns[column].source or {}) if column in columns else {}
+
+
+def _is_scored_anew(run: RunDirectory, column: str, reward: RewardFunction) -> bool:
+    """Whether all scores of a column were made anew by ``reward`` as it is now."""
+    source = _source_of(run, column)
+    # As it was stored: through JSON.
+    provenance = json.loads(json.dumps(dict(reward_provenance(reward))))
+    if "files" not in source:  # made before they were known
+        provenance.pop("files", None)
+    return bool(source) and source == provenance
 
 
 def _is_rescored(run: RunDirectory, config: RunConfig) -> bool:
@@ -224,20 +297,15 @@ def _is_rescored(run: RunDirectory, config: RunConfig) -> bool:
     Raises:
         ConfigError: they were made anew by another one, so that two rewards would be ranked as one.
     """
-    if not run.pool.exists():
+    source = _source_of(run, REWARD_COLUMN)
+    if not source:
         return False
-    with NativePool.open(run.pool) as pool:
-        columns = {column.name: column for column in pool.info().score_columns}
-    column = columns.get(REWARD_COLUMN)
-    if column is None or not column.source:
-        return False
-    # As it was stored: through JSON.
-    provenance = json.loads(json.dumps(dict(reward_provenance(build_reward(config.reward)))))
-    if provenance != dict(column.source):
-        scored_by = str(column.source.get("name"))
-        if scored_by == provenance["name"]:
+    reward = build_reward(config.reward)
+    if not _is_scored_anew(run, REWARD_COLUMN, reward):
+        scored_by = str(source.get("name"))
+        if scored_by == reward.name:
             # Their difference is in a setting, a file or an address.
-            scored_by += f" with other settings ({json.dumps(dict(column.source))})"
+            scored_by += f" with other settings ({json.dumps(source)})"
         raise ConfigError(
             f"the samples in {run.pool} were scored anew by {scored_by}, and the reward of the "
             f"run is {config.reward.name}: --set reward.name, and its settings, to the former, or score them by the "

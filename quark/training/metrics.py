@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quark.safe_files import lines
 from quark.training.trackers import Tracker
 
 
@@ -34,13 +35,21 @@ class MetricLog:
         self._trackers = trackers
 
     def write(self, event: str, step: int, **fields: object) -> None:
-        """Append one row; it is handed to the operating system before this returns."""
+        """Append one row; it is handed to the operating system before this returns.
+
+        Raises:
+            OSError: the disk refused, and nothing of the row is in the file.
+        """
         row = _plain({"event": event, "step": step, "unix_time": round(time.time(), 3), **fields})
         left = memoryview(json.dumps(row, allow_nan=False).encode() + b"\n")
+        begin = self._file.tell()
         try:
             while left:
                 left = left[self._file.write(left) :]
         except OSError as err:
+            with contextlib.suppress(OSError):
+                self._file.truncate(begin)  # the next row begins on a line of its own
+                self._file.seek(begin)
             raise OSError(err.errno, err.strerror, str(self._path)) from err
         numbers = {
             f"{event}/{key}": float(value)
@@ -81,7 +90,7 @@ def num_steps_logged(path: Path) -> int:
     """
     taken = 0
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():
+        for line in lines(path, path.parent):
             with contextlib.suppress(ValueError, RecursionError):
                 match json.loads(line):
                     case {"event": "step", "step": int(step)}:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quark.config.schema import OptimizerSection
+from quark.models.lora import RewardTokenEmbedding
 from quark.training.held_rows import fill
 
 _FUSED = ("cpu", "cuda", "mps", "xpu")
@@ -15,19 +16,41 @@ _FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
 def make_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW over the model's trainable parameters."""
+    """AdamW over the model's trainable parameters; the weight decay is for those that ``decays`` names."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     has_fused = all(p.device.type in _FUSED for p in parameters)
     is_fused = config.implementation == "fused" or (config.implementation == "auto" and has_fused)
+    decayed = decays(model)
+    groups = [
+        {"params": [p for p in parameters if p in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(
-        parameters,
+        [group for group in groups if group["params"]],
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,
-        weight_decay=config.weight_decay,
         fused=is_fused,
         foreach=not is_fused,
     )
+
+
+def decays(model: nn.Module) -> set[nn.Parameter]:
+    """The trainable matrices that are no embeddings: biases, norms and embeddings are never decayed.
+
+    A head that is tied to the embedding is the embedding. Adapters are matrices.
+    """
+    embedded = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | RewardTokenEmbedding)
+        for parameter in module.parameters()
+    }
+    return {
+        parameter
+        for parameter in model.parameters()
+        if parameter.requires_grad and parameter.ndim >= 2 and id(parameter) not in embedded
+    }
 
 
 def learning_rate(config: OptimizerSection, step: int, num_steps: int) -> float:

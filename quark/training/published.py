@@ -9,6 +9,7 @@ from pathlib import Path
 from quark.errors import ModelError
 from quark.models.policy import Policy
 from quark.pool.native import publish_directory
+from quark.refusals import way_on
 from quark.training.distributed import checksum
 
 INITIAL = "initial"
@@ -58,7 +59,9 @@ class PublishedWeights:
             publish_directory(staged, final)
         except OSError as err:
             shutil.rmtree(staged, ignore_errors=True)
-            raise ModelError(f"cannot write the weights for the server to {final}: {err}") from err
+            raise ModelError(
+                f"cannot write the weights for the server to {final}: {err}. Pool and checkpoints are good; {way_on(err)}"
+            ) from err
 
 
 def _version(policy: Policy) -> str:

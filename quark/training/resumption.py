@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from quark.config.schema import RunConfig
 from quark.data.prompts import PromptSet
-from quark.errors import CheckpointError, DataError, TrainingError
+from quark.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RunDirectoryError,
+    TrainingError,
+)
 from quark.models.policy import Policy
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
@@ -17,8 +21,8 @@ from quark.training.checkpoint import Checkpoint, Checkpoints
 from quark.training.distributed import Team
 from quark.training.events import TrainingListener
 from quark.training.exactness import FROZEN_WEIGHTS, Exactness, differences
+from quark.training.held_out import prompts_digest, write_held_out
 from quark.training.seeds import derive_seed
-from quark.types import Prompt
 
 
 def open_shared_pool(
@@ -57,6 +61,8 @@ def find_checkpoint(
     fingerprint: Mapping[str, str],
     listener: TrainingListener,
     exactness: Exactness,
+    *,
+    num_rounds: int,
 ) -> Checkpoint | None:
     """The one to go on from, None for a new run. It fits the pool; what keeps the rest from being exact is said.
 
@@ -66,8 +72,10 @@ def find_checkpoint(
         fingerprint: of this process, as ``make_fingerprint`` says.
         listener: is told.
         exactness: is told what is different from then.
+        num_rounds: that the run is to have.
 
     Raises:
+        ConfigError: it has begun more rounds than that.
         CheckpointError: none of them verifies; or pool or model are not those it was made with.
     """
     found, rejected = checkpoints.newest()
@@ -82,9 +90,15 @@ def find_checkpoint(
         return None
     state = found.state
     _check_pool(run, state["pool"])
-    listener.on_message(
-        f"continuing from the checkpoint of step {state['step']} (round {state['position']['round']})"
-    )
+    done, steps_beyond = state["position"]["round"], state["position"]["step_in_round"]
+    if num_rounds < done + (steps_beyond > 0):
+        begun = " and another one has begun" if steps_beyond else ""
+        raise ConfigError(
+            f"run.num_rounds is {num_rounds}, but {done} rounds of {run.path} are done{begun}: set it to at least "
+            f"{done + (steps_beyond > 0)}, or choose another --run-dir"
+        )
+    place = f"in round {done}" if done < num_rounds else "after the last round"
+    listener.on_message(f"continuing from the checkpoint of step {state['step']}, {place}")
     if state["fingerprint"].get(FROZEN_WEIGHTS) != fingerprint.get(FROZEN_WEIGHTS):
         raise CheckpointError(
             f"the weights below the adapters are not those of the checkpoint of step {state['step']}: "
@@ -101,9 +115,11 @@ def _open_pool(
 
     Raises:
         DataError: it was filled from other prompts than these, or measured on others.
+        RunDirectoryError: the held-out prompts cannot be recorded.
     """
-    trained, held_out = _digest(prompts.train), _digest(prompts.evaluation)
+    trained, held_out = prompts_digest(prompts.train), prompts_digest(prompts.evaluation)
     if not run.pool.exists():
+        _record(run, config, prompts)
         return NativePool.create(
             run.pool,
             vocab_size=policy.reward_tokens.base_vocab_size,
@@ -124,19 +140,26 @@ def _open_pool(
         changed = f"{config.prompts.evaluation_source or config.prompts.source} that are held out"
     if changed is not None:
         pool.close()
+        way_out = "bring them back, or choose another --run-dir"
+        if not run.held_out.exists():
+            way_out += ". A run that an older quark began cannot go on where its held-out prompts repeat trained ones"
         raise DataError(
-            f"the prompts of {changed} are not those that {run.path} was started with: "
-            "bring them back, or choose another --run-dir"
+            f"the prompts of {changed} are not those that {run.path} was started with: {way_out}"
         )
+    if not run.held_out.exists():
+        try:
+            _record(run, config, prompts)
+        except RunDirectoryError:
+            pool.close()
+            raise
     return pool
 
 
-def _digest(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of the prompts' tokens, in order."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(json.dumps(prompt.token_ids).encode())
-    return digest.hexdigest()
+def _record(run: RunDirectory, config: RunConfig, prompts: PromptSet) -> None:
+    try:
+        write_held_out(run, config, prompts.evaluation)
+    except OSError as err:
+        raise RunDirectoryError(f"cannot write {run.held_out}: {err}") from err
 
 
 def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
@@ -157,4 +180,7 @@ def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
             reason = "has another history than the checkpoint's"
     except ValueError:
         reason = "lacks samples that the checkpoint's training saw"
-    raise CheckpointError(f"{run.pool} {reason}: it was replaced or rolled back")
+    raise CheckpointError(
+        f"{run.pool} {reason}: it was replaced or rolled back. Bring back the pool that the checkpoints were made "
+        "with, or choose another --run-dir"
+    )

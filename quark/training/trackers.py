@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from quark.errors import ConfigError
+from quark.installing import install_command
 
 
 class Tracker(Protocol):
@@ -22,7 +24,7 @@ class TensorBoardTracker:
     """Event files under ``run/tensorboard``."""
 
     def __init__(self, run_dir: Path) -> None:
-        _require("tensorboard", "tensorboard")
+        check_trackers(["tensorboard"])
         module: Any = importlib.import_module("torch.utils.tensorboard")
         self._writer = module.SummaryWriter(log_dir=str(run_dir / "tensorboard"))
 
@@ -46,7 +48,8 @@ class RunTracker:
         run_id: str,
         config: Mapping[str, object],
     ) -> None:
-        module = _require(package, package)
+        check_trackers([package])
+        module: Any = importlib.import_module(package)
         arguments: dict[str, Any] = {
             "project": project,
             "name": run_dir.name,
@@ -76,7 +79,7 @@ def make_trackers(
     """The trackers by name.
 
     Raises:
-        ConfigError: a tracker's package is not installed; says which extra brings it.
+        ConfigError: a tracker's package is not installed; says how to install it.
     """
     return [
         TensorBoardTracker(run_dir)
@@ -86,10 +89,14 @@ def make_trackers(
     ]
 
 
-def _require(package: str, extra: str) -> Any:  # noqa: ANN401 - a module
-    try:
-        return importlib.import_module(package)
-    except ImportError as err:
-        raise ConfigError(
-            f"tracking.trackers names {package!r}, which is not installed: pip install 'quark-rl[{extra}]'"
-        ) from err
+def check_trackers(names: Sequence[str]) -> None:
+    """Check that the trackers' packages are installed, without importing them.
+
+    Raises:
+        ConfigError: one is not; says how to install it.
+    """
+    for package in names:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"tracking.trackers names {package!r}, which is not installed: {install_command(package)}"
+            )

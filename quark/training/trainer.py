@@ -13,6 +13,7 @@ durable, so a run that is killed goes on from there, and nothing that was genera
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shutil
@@ -34,6 +35,7 @@ from quark.pool.base import Quantization, Sample
 from quark.pool.native import NativePool, publish_directory
 from quark.pool.ties import tie_share
 from quark.reference.base import ReferencePolicy
+from quark.refusals import way_on
 from quark.run_directory import RunDirectory
 from quark.text_statistics import distinct_n
 from quark.training.advantages import Advantages
@@ -149,11 +151,13 @@ class Trainer:
         self._started = time.monotonic()
         self._stop_requested = False
         self._is_stopping = False
-        if resume_from is not None:
-            self._restore(resume_from)
+        self._resume_from = resume_from
 
     def request_stop(self) -> None:
-        """Finish the current step or chunk, checkpoint, and return from ``run``. Callable from a signal handler."""
+        """Finish the current step, chunk or evaluation, checkpoint, and return from ``run``.
+
+        Callable from a signal handler. Without effect once the result is published.
+        """
         self._stop_requested = True
 
     def run(self) -> TrainingResult:
@@ -163,26 +167,43 @@ class Trainer:
             RewardError: the reward failed and ``reward.on_error`` is ``fail``.
             TrainingError: too many steps in a row were not finite, memory does not suffice for one sequence,
                 or an alert began and ``alerts.stop`` is set.
-            CheckpointError: a checkpoint cannot be saved.
+            CheckpointError: a checkpoint cannot be saved, or the one to go on from is another model's.
         """
-        here = self._position
         try:
-            # What a killed process left would take the room that the next checkpoint needs.
-            if self._team.is_lead:
-                self._checkpoints.prune()
-            if not here.baseline and not self._should_stop():
-                here.baseline = self._measure_baseline()
-            last: Evaluation | None = None
-            while here.round < self.config.run.num_rounds and not self._should_stop():
-                last = self._run_round()
-            if self._is_stopping and here.round < self.config.run.num_rounds:
-                return self._interrupted()
-            return self._finish(last)
+            result = self._run()
+            if result.interrupted:
+                self._write_stop("interrupted", "asked to stop")
+            return result
+        except BaseException as error:
+            kind = "failed" if isinstance(error, Exception) else "interrupted"
+            self._write_stop(kind, f"{type(error).__name__}: {error}".rstrip(": "))
+            raise
         finally:
             try:
                 self._log.close()
             finally:
                 self._pool.close()
+
+    def _run(self) -> TrainingResult:
+        if self._resume_from is not None:
+            self._restore(self._resume_from)
+        here = self._position
+        # What a killed process left would take the room that the next checkpoint needs.
+        if self._team.is_lead:
+            self._checkpoints.prune()
+        if not here.baseline and not self._should_stop():
+            here.baseline = self._measure_baseline()
+        last: Evaluation | None = None
+        while here.round < self.config.run.num_rounds and not self._should_stop():
+            last = self._run_round()
+        if self._should_stop():
+            return self._interrupted()
+        return self._finish(last)
+
+    @property
+    def _round(self) -> int:
+        """Number of the round under way, from 0; of the last one while the result is made."""
+        return min(self._position.round, self.config.run.num_rounds - 1)
 
     def _should_stop(self) -> bool:
         """Whether any process was asked to stop; all get the same answer, and keep to it."""
@@ -201,6 +222,13 @@ class Trainer:
         self._learns_from = pool.snapshot.generation
         new = range(max(exploration.ids.start, pool.num_removed), exploration.ids.stop)
         quantization = self._quantize(pool)
+        alerts: list[Alert] = []
+        if here.round == 0:
+            alerts = self._alerts.check_first_rewards(
+                pool.scores(REWARD_COLUMN)[new.start : new.stop]
+            )
+            for alert in alerts:
+                self._alert(alert)
         self._learn(quantization, pool)
         if here.step_in_round < self.config.run.steps_per_round:
             return None
@@ -219,7 +247,7 @@ class Trainer:
         if gap is not None:
             metrics["control_gap"] = gap.value
         self._report_round(pool, new, quantization, metrics)
-        alerts = self._check_alerts(metrics, gap)
+        alerts += self._check_alerts(metrics, gap)
         here.begin_round(here.round + 1)
         self._learns_from = None
         is_stopped = bool(alerts) and self.config.alerts.stop and not is_last
@@ -372,9 +400,7 @@ class Trainer:
 
     def _measure_baseline(self) -> dict[str, Any]:
         """Figures of the original model without a token, with the answers that the end compares."""
-        self._listener.on_progress(
-            Progress(phase="evaluating", round=self._position.round, done=0, total=1)
-        )
+        self._listener.on_progress(Progress(phase="evaluating", round=self._round, done=0, total=1))
         with _memory_for_evaluation(), self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate_first, self._policy, quantile=None)
         self._say_failures(evaluation)
@@ -389,9 +415,7 @@ class Trainer:
         }
 
     def _evaluate_quantile(self, quantile: int, *, is_logged: bool = False) -> Evaluation:
-        self._listener.on_progress(
-            Progress(phase="evaluating", round=self._position.round, done=0, total=1)
-        )
+        self._listener.on_progress(Progress(phase="evaluating", round=self._round, done=0, total=1))
         with _memory_for_evaluation(), self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate, self._policy, quantile=quantile)
         self._say_failures(evaluation)
@@ -409,13 +433,13 @@ class Trainer:
 
     def _say_failures(self, evaluation: Evaluation) -> None:
         for failure in evaluation.failures:
-            self._listener.on_message(f"round {self._position.round}: {failure}", level="warning")
+            self._listener.on_message(f"round {self._round}: {failure}", level="warning")
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         self._log.write(
             "evaluation",
             self._position.step,
-            round=self._position.round,
+            round=self._round,
             quantile=evaluation.quantile,
             **evaluation.metrics,
             judges=evaluation.judges,
@@ -441,7 +465,7 @@ class Trainer:
 
     def _alert(self, alert: Alert) -> None:
         here = self._position
-        self._log.write("alert", here.step, round=here.round, **dataclasses.asdict(alert))
+        self._log.write("alert", here.step, round=self._round, **dataclasses.asdict(alert))
         self._listener.on_message(alert.text, level="warning")
 
     def _round_metrics(
@@ -521,7 +545,7 @@ class Trainer:
     def _save(self, *, score: float | None = None) -> None:
         """Make a checkpoint; ``score`` is the held-out reward of just these weights."""
         here = self._position
-        self._listener.on_progress(Progress(phase="saving", round=here.round, done=0, total=1))
+        self._listener.on_progress(Progress(phase="saving", round=self._round, done=0, total=1))
         model = self._policy.model
         weights = self._weights.gather(model_tensors(model))
         optimizer = self._weights.gather(optimizer_tensors(self._learner.optimizer, model))
@@ -571,32 +595,39 @@ class Trainer:
     # End
 
     def _interrupted(self) -> TrainingResult:
-        if self._position.baseline:
+        here = self._position
+        if here.baseline:
             self._save()
+        where = f"in round {here.round}"
+        if here.round == self.config.run.num_rounds:
+            where = "before the result was published"
         self._listener.on_message(
-            f"stopped in round {self._position.round} after {self._position.step} steps; "
-            "the same command resumes"
+            f"stopped {where} after {here.step} steps; the same command resumes"
         )
         return self._result(None, [], interrupted=True)
 
     def _finish(self, best: Evaluation | None) -> TrainingResult:
-        """Control curve, the saved model, and the closing row."""
+        """Control curve, the saved model, and the closing row; or an interruption before the model is published."""
         num_quantiles = self.config.pool.num_quantiles
         if best is None:
             # Killed between the last checkpoint and this: the log has this evaluation's row already.
             best = self._evaluate_quantile(num_quantiles - 1, is_logged=True)
         curve: list[float] = []
         if self.config.evaluation.control_curve:
-            lower = [self._evaluate_quantile(k) for k in range(num_quantiles - 1)]
+            lower: list[Evaluation] = []
+            for quantile in range(num_quantiles - 1):
+                if self._should_stop():
+                    return self._interrupted()
+                lower.append(self._evaluate_quantile(quantile))
             curve = [evaluation.metrics["reward_mean"] for evaluation in (*lower, best)]
             self._log.write(
-                "control_curve", self._position.step, round=self._position.round, reward_mean=curve
+                "control_curve", self._position.step, round=self._round, reward_mean=curve
             )
             if lower:
                 self._check_alerts({}, ControlGap.between(best.rewards, lower[0].rewards))
-        self._listener.on_progress(
-            Progress(phase="saving", round=self._position.round, done=0, total=1)
-        )
+        self._listener.on_progress(Progress(phase="saving", round=self._round, done=0, total=1))
+        if self._should_stop():
+            return self._interrupted()
         result = self._result(best, curve, interrupted=False)
         with self._weights.whole():
             if self._team.is_lead:
@@ -604,6 +635,15 @@ class Trainer:
         self._log.write("end", self._position.step, **dataclasses.asdict(result))
         self._log.sync()
         return result
+
+    def _write_stop(self, kind: str, reason: str) -> None:
+        """Close the log of a run that does not come to its end; a resume cuts this row off."""
+        # A full disk refuses this row, too, and is told by the error that ends the run.
+        with contextlib.suppress(Exception):
+            self._log.write(
+                "stop", self._position.step, round=self._round, kind=kind, reason=reason
+            )
+            self._log.sync()
 
     def _save_model(self, result: TrainingResult) -> None:
         """Write ``run/model`` beside itself and swap it in."""
@@ -621,9 +661,11 @@ class Trainer:
             publish_directory(staged, final)
         except (OSError, SafetensorError) as err:
             shutil.rmtree(staged, ignore_errors=True)
+            if previous.exists() and not final.exists():
+                with contextlib.suppress(OSError):
+                    previous.rename(final)
             raise CheckpointError(
-                f"cannot save the model {final}: {err}. The last checkpoint is good; make room and run "
-                "the same command to finish"
+                f"cannot save the model {final}: {err}. The last checkpoint is good; {way_on(err)} to finish"
             ) from err
         shutil.rmtree(previous, ignore_errors=True)
 

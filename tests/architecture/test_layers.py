@@ -22,9 +22,15 @@ LAYERS: tuple[frozenset[str], ...] = (
             "types",
             "settings",
             "run_directory",
+            "safe_files",
             "http_client",
+            "http_deadline",
+            "installing",
             "text_statistics",
+            "bounded_files",
+            "parquet_sizes",
             "printable",
+            "refusals",
             "assets",
             "_pool_rs",
         }
@@ -137,7 +143,7 @@ def test_help_imports_nothing_heavy() -> None:
     ours = [
         name for name in loaded if name.startswith("quark.") and not name.startswith("quark.cli")
     ]
-    assert set(ours) <= {"quark.errors", "quark.printable"}
+    assert set(ours) <= {"quark.errors", "quark.printable", "quark.refusals"}
 
 
 def test_importing_quark_loads_nothing_else_of_it() -> None:

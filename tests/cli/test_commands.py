@@ -213,7 +213,11 @@ def test_generate_reads_prompt_files_and_other_models(run_dir: Path, tmp_path: P
     assert refused.code == 2
     assert "no reward tokens" in refused.err
     assert "top_p" in quark("generate", run_dir, "-p", "a", "--top-p", "0").err
-    assert quark("generate", run_dir, "-p", "a", "--top-p", "0").code == 2
+    for refused in ("0", "1.5", "nan"):
+        assert quark("generate", run_dir, "-p", "a", "--top-p", refused).code == 2
+    option = " ".join(quark("generate", "--help").out.split("--top-p")[1][:400].split())
+    assert "above 0" in option
+    assert "0.0<=" not in option
     assert "is not UTF-8" in quark("generate", run_dir, "-p", "\udce9").err
     for prompt in ("<|reward_4|>a", ""):
         refused = quark("generate", run_dir, "-p", prompt)
@@ -336,7 +340,7 @@ def test_code_named_by_a_run_directory_is_not_run(run_dir: Path, tmp_path: Path)
         for command in (["evaluate", copy], ["generate", copy, "-p", "a"], ["report", copy]):
             quark(*command)
         assert not proof.exists()
-        assert "--reward" in quark("evaluate", copy).err
+        assert f"--allow {module}:reward" in quark("evaluate", copy).err
     trusted = quark("evaluate", copy, "--reward", f"{module}:reward", "-q", "best", "--json")
     assert trusted.code == 0, trusted.err
     assert proof.exists()
@@ -548,7 +552,7 @@ def test_reward_check_judges_a_reward(tmp_path: Path) -> None:
     assert "could not learn" in constant.out
     short = quark("reward", "check", f"{file}:short")
     assert short.code == 3
-    assert "1 scores for" in short.err
+    assert "1 score for" in short.err
     samples = tmp_path / "samples.jsonl"
     samples.write_text('{"prompt": "a", "completion": "good"}\n{"completion": "bad"}\n')
     assert (

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from tests.cli.commands import TINY_RUN, quark
 
@@ -88,3 +89,92 @@ def test_the_seed_draws_other_completions_of_the_same_prompts(run_dir: Path) -> 
         quark("evaluate", run_dir, "-q", "none", "--seed", seed, "--json") for seed in ("0", "1")
     )
     assert same.json["evaluations"] != other.json["evaluations"]
+
+
+ASKED = """
+import json
+
+
+def asked(*, prompts, completions):
+    with open({path!r}, "a") as file:
+        file.write("".join(json.dumps(prompt) + chr(10) for prompt in prompts))
+    return [float(len(text)) for text in completions]
+"""
+
+
+@pytest.fixture
+def own_run(tmp_path: Path) -> tuple[Path, Path]:
+    """A run on prompts of one's own, of which a seeded part is held out, and the file of prompts."""
+    file, run_dir = tmp_path / "prompts.txt", tmp_path / "run"
+    file.write_text("".join(f"the thing number {i}\n" for i in range(30)))
+    settings = ("--set", f"prompts.source={file}", "--set", "run.seed=5")
+    assert quark("train", "--run-dir", run_dir, *TINY_RUN, *settings).code == 0
+    return run_dir, file
+
+
+def evaluated(run_dir: Path, *options: str) -> tuple[list[str], Any, str]:
+    """The prompts that one evaluation is about, its figures, and what it says."""
+    path, reward = run_dir.parent / "asked.jsonl", run_dir.parent / "asked.py"
+    path.unlink(missing_ok=True)
+    reward.write_text(ASKED.format(path=str(path)))
+    command = ("evaluate", run_dir, "-q", "best", "-n", "1", "--reward", f"{reward}:asked")
+    outcome = quark(*command, *options, "--json")
+    assert outcome.code == 0, outcome.err
+    prompts = [json.loads(line) for line in path.read_text().splitlines()]
+    return prompts, outcome.json["evaluations"], outcome.err
+
+
+def test_only_prompts_that_the_run_held_out_are_measured(own_run: tuple[Path, Path]) -> None:
+    run_dir, file = own_run
+    with NativePool.open(RunDirectory(run_dir).pool) as pool:
+        trained = {sample.prompt_text for sample in pool.samples(range(len(pool)))}
+    prompts, figures, said = evaluated(run_dir)
+    assert len(set(prompts)) == 8
+    assert trained.isdisjoint(prompts)
+    assert "warning" not in said
+    for seed in ("1", "2"):
+        again, others, _ = evaluated(run_dir, "--seed", seed)
+        assert again == prompts
+        assert others != figures
+
+    file.write_text("".join(f"something else {i}\n" for i in range(30)))
+    again, unchanged, said = evaluated(run_dir)
+    assert (again, unchanged) == (prompts, figures)
+    assert f"{file} has changed since the run began" in said
+    file.unlink()
+    assert evaluated(run_dir)[:2] == (prompts, figures)
+
+
+def test_a_run_without_a_record_is_split_again_by_its_own_seed(own_run: tuple[Path, Path]) -> None:
+    run_dir, file = own_run
+    prompts, figures, _ = evaluated(run_dir)
+    RunDirectory(run_dir).held_out.unlink()
+    again, unchanged, said = evaluated(run_dir)
+    assert (again, unchanged) == (prompts, figures)
+    assert "does not record its held-out prompts" in said
+    assert "other prompts than it held out" not in said
+    assert evaluated(run_dir, "--seed", "1")[0] == prompts
+    file.write_text("".join(f"the thing number {i}\n" for i in range(29)))
+    assert "other prompts than it held out" in evaluated(run_dir)[2]
+
+
+@pytest.mark.parametrize("damage", ["", "[]\n", '{"prompt": "a"}\n', "{"])
+def test_a_damaged_record_of_held_out_prompts_is_named(
+    run_dir: Path, tmp_path: Path, damage: str
+) -> None:
+    copy = RunDirectory(shutil.copytree(run_dir, tmp_path / "copy"))
+    copy.held_out.write_text(damage)
+    refused = quark("evaluate", copy.path)
+    assert refused.code == 4
+    assert "held_out.jsonl" in refused.err
+    assert "--prompts" in refused.err
+
+
+def test_the_record_is_a_prompt_file(run_dir: Path) -> None:
+    record = RunDirectory(run_dir).held_out
+    assert len(record.read_text().splitlines()) == 8
+    by_itself, named = (
+        quark("evaluate", run_dir, "-q", "best", *options, "--json")
+        for options in ((), ("--prompts", record))
+    )
+    assert by_itself.json["evaluations"] == named.json["evaluations"]

@@ -121,7 +121,7 @@ def test_the_rows_of_a_query_go_to_a_file(pool: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sql", "says"),
     [
-        ("SELEC 1", "an SQL statement"),
+        ("SELEC 1", "SELEC is not a query"),
         ("SELECT rewrad FROM pool", '"rewrad"'),
         ("SELECT 1 FROM samples", "'samples' was not found"),
         ("SELECT prompt_text + 1 FROM pool", "the query cannot be run"),

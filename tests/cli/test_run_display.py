@@ -4,6 +4,8 @@ import dataclasses
 import io
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from quark.training.events import (
     SampleView,
     TrainingResult,
 )
+from tests.cli.commands import ROOT, quark
 from tests.hostile_text import HOSTILE
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
@@ -142,11 +145,97 @@ def test_time_left_follows_the_phase_and_then_the_rounds() -> None:
     display.on_progress(Progress(phase="learning", round=0, done=0, total=10))
     now[0] = 20.0
     display.on_progress(Progress(phase="learning", round=0, done=5, total=10))
-    assert "20 s left" in stream.getvalue()
+    assert "20 s left in this phase" in stream.getvalue()
     now[0] = 100.0
     display.on_round(summary())
     display.on_progress(Progress(phase="exploring", round=1, done=0, total=10))
     assert "3:20 min left" in stream.getvalue()
+    assert "3:20 min left in" not in stream.getvalue()
+
+
+def seconds_left(line: str) -> float:
+    found = re.search(r"(?:(\d+):)?(\d+) (?:s|min) left", line)
+    assert found is not None, line
+    return 60.0 * float(found[1] or 0) + float(found[2])
+
+
+def test_time_left_shrinks_while_nothing_happens() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    display = display_on(stream, heartbeat_s=0.0, clock=lambda: now[0])
+    display.on_progress(Progress(phase="exploring", round=0, done=0, total=10))
+    now[0] = 20.0
+    display.on_progress(Progress(phase="exploring", round=0, done=5, total=10))
+    for moment in (25.0, 30.0, 60.0):
+        now[0] = moment
+        display.heartbeat()
+    lines = [line for line in stream.getvalue().splitlines() if " left" in line]
+    assert [seconds_left(line) for line in lines] == [20, 15, 10, 0]
+
+
+def test_a_round_that_was_resumed_in_its_middle_is_no_measure_of_the_others() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    display = display_on(stream, heartbeat_s=0.0, clock=lambda: now[0])
+    display.on_progress(Progress(phase="learning", round=0, done=9, total=10))
+    now[0] = 5.0
+    display.on_round(summary())
+    display.on_progress(Progress(phase="exploring", round=1, done=0, total=10))
+    assert "left" not in stream.getvalue()
+    now[0] = 65.0
+    display.on_round(summary(round=1))
+    display.on_progress(Progress(phase="exploring", round=2, done=0, total=10))
+    assert "1:00 min left" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("text", "mark"), [("", "(empty)"), (" \n", "(blank)")])
+def test_a_completion_without_anything_to_see_is_marked(text: str, mark: str) -> None:
+    stream = io.StringIO()
+    console = make_console(stream, width=100)
+    RunDisplay(console).on_round(summary(text))
+    assert stream.getvalue().count(mark) == 2
+    pair = BeforeAfter(prompt="Pros:", before=text, before_reward=0.1, after=text, after_reward=0.9)
+    print_result(console, dataclasses.replace(result(), before_after=[pair]))
+    assert stream.getvalue().count(f"Pros: {mark}") == 2
+
+
+@pytest.mark.parametrize("columns", ["abc", "0", "-5", "", "²", "1e3", "9" * 5000])
+def test_a_width_that_is_none_is_not_asked_for(
+    columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = quark("config", "list")
+    assert shown.code == 0, shown.err
+    assert "demo" in shown.out
+    assert make_console(io.StringIO()).width == 100
+
+
+def test_a_width_that_is_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    assert make_console(io.StringIO()).width == 70
+
+
+def test_a_run_says_something_before_it_loads_what_takes_long() -> None:
+    """What is said first is said before torch is imported."""
+    script = (
+        "import sys\n"
+        "from quark.cli.app import run\n"
+        "class Stream:\n"
+        "    def __init__(self): self.said = None\n"
+        "    def isatty(self): return False\n"
+        "    def flush(self): pass\n"
+        "    def write(self, text):\n"
+        "        if self.said is None and text.strip(): self.said = (text, 'torch' in sys.modules)\n"
+        "        return len(text)\n"
+        "sys.stderr = stream = Stream()\n"
+        "run(['train', 'no-such-preset'])\n"
+        "print(stream.said)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.startswith("('loading torch and transformers")
+    assert done.stdout.strip().endswith("False)")
 
 
 def test_off_terminal_there_are_no_escape_sequences() -> None:

@@ -73,3 +73,39 @@ def wait_for_steps(run_dir: Path, more_than: int = 0) -> None:
             return
         pause.wait(0.1)
     raise AssertionError("the run took no step within a minute")
+
+
+@pytest.mark.parametrize(
+    "call", [4, 8], ids=["the last evaluation", "the end of the control curve"]
+)
+def test_a_signal_in_the_tail_leaves_with_75_and_without_a_model(call: int, tmp_path: Path) -> None:
+    """A judge sends it: the original model is its first call, the control curve its last ones."""
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        "import os, pathlib, signal\n"
+        f"counter = pathlib.Path({str(tmp_path / 'calls')!r})\n"
+        "def f(prompts, completions):\n"
+        "    number = int(counter.read_text()) + 1 if counter.exists() else 1\n"
+        "    counter.write_text(str(number))\n"
+        f"    if number == {call}:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return [0.0] * len(completions)\n"
+    )
+    run_dir = tmp_path / "run"
+    command = [
+        "train",
+        "--run-dir",
+        run_dir,
+        *TINY_RUN,
+        "--set",
+        f"evaluation.judges=['{judge}:f']",
+    ]
+    process = start(*command)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 75, err
+    assert "before the result was published" in " ".join(err.split())
+    assert not RunDirectory(run_dir).model.exists()
+    assert '"event": "stop"' in RunDirectory(run_dir).metrics.read_text().splitlines()[-1]
+    finished = quark(*command)
+    assert finished.code == 0, finished.err
+    assert RunDirectory(run_dir).model.exists()

@@ -71,7 +71,7 @@ def test_the_defaults_round_trip_and_every_key_has_its_comment(tmp_path: Path) -
             "[objective]\nreduction = 'sum'\n",
             ["objective.reduction", "'sum'", "my.toml, line 2", "sequence_sum"],
         ),
-        ("[run]\nnum_rounds = 0\n", ["run.num_rounds", "0", "greater than or equal to 1"]),
+        ("[run]\nnum_rounds = 0\n", ["run.num_rounds", "0", "must be at least 1"]),
         ("[reward]\nname = 'sentimnt'\n", ["reward.name", "did you mean 'sentiment'"]),
         ("[reward.regex]\npattern = '('\n", ["reward.regex.pattern", "not a regular expression"]),
         ("[run\n", ["my.toml", "line 1"]),
@@ -190,7 +190,7 @@ def test_a_wrong_key_in_set_says_that_it_was_there() -> None:
 def test_an_unknown_source_names_the_nearest_preset() -> None:
     with pytest.raises(ConfigError, match="did you mean demo"):
         load_config("dem")
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
+    with pytest.raises(ConfigError, match=r"no configuration file nowhere\.toml"):
         load_config("nowhere.toml")
 
 

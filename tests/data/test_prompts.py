@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from quark.data.prompts import PromptConfig, PromptSet, load_prompts
+from quark.data.prompts import MAX_PROMPT_BYTES, PromptConfig, PromptSet, load_prompts
 from quark.errors import DataError
 from tests.shared_data import shared_data
 from tests.tiny import byte_tokenizer
@@ -54,11 +56,11 @@ def test_other_splits_are_neither_learnt_from_nor_evaluated_on(tmp_path: Path) -
     prompts = load(write(tmp_path, lines(*rows, {"prompt": "p6"})))
     assert texts(prompts.train) == ["p0", "p3", "p6"]
     assert texts(prompts.evaluation) == ["p1"]
-    assert [note.split(" are left out")[0] for note in prompts.notes] == [
+    assert [note.split(" left out")[0] for note in prompts.notes] == [
         "2 prompts with split = 'test'",
-        "1 prompts with split = 'dev'",
+        "1 prompt with split = 'dev'",
     ]
-    with pytest.raises(DataError, match=r"0 prompts to train.*split = 'test' are left out"):
+    with pytest.raises(DataError, match=r"0 prompts to train.*split = 'test' left out"):
         load(write(tmp_path, lines(rows[2], rows[4])))
 
 
@@ -247,7 +249,8 @@ def test_long_prompts_may_be_left_out_or_refused(tmp_path: Path) -> None:
         (b'{"prompt": "a", "prompt": "b"}', "twice"),
         (b'{"prompt": "a", "note": "\\ud800"}', "'note' is .* leave it out"),
         (b'{"prompt": "\xff"}', "UTF-8"),
-        (b"[" * 100_000, "JSON"),
+        (b"[" * 100_000, "nested more than 64 levels"),
+        (b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", "too many digits"),
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_reason(
@@ -264,7 +267,38 @@ def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "huge.txt"
     with path.open("wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(DataError, match=r"huge\.txt:1"):
+    with pytest.raises(DataError, match=r"huge\.txt: line 1 has more than 16,777,216 bytes"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["long.txt", "long.jsonl", "long.parquet"])
+def test_a_prompt_that_no_tokenizer_should_take_is_named(tmp_path: Path, name: str) -> None:
+    # Of three bytes a character: the bound is one of bytes.
+    path, fits, long = (
+        tmp_path / name,
+        "€" * (MAX_PROMPT_BYTES // 3),
+        "€" * (MAX_PROMPT_BYTES // 3 + 1),
+    )
+    if name.endswith(".parquet"):
+        pl.DataFrame({"prompt": ["a", long]}).write_parquet(path)
+    elif name.endswith(".jsonl"):
+        write(tmp_path, lines({"prompt": "a"}, {"prompt": long}), name)
+    else:
+        write(tmp_path, f"a\n{long}\n", name)
+    place = r"row 2" if name.endswith(".parquet") else "2"
+    with pytest.raises(DataError, match=rf"{name}:\s?{place}: the prompt has 1,048,578 bytes"):
+        load(path)
+    assert len(load(write(tmp_path, f"{fits}\n{fits}\n", "fits.txt")).train) == 1
+
+
+def test_a_parquet_file_that_decodes_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.parquet"
+    part = pa.table({"prompt": ["x" * 2**19] * 40})
+    with pq.ParquetWriter(path, part.schema, compression="zstd", use_dictionary=False) as writer:
+        for _ in range(60):
+            writer.write_table(part)
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(DataError, match=r"bomb\.parquet has .* bytes and decodes to"):
         load(path)
 
 

@@ -175,5 +175,5 @@ def test_modules_that_cannot_have_an_adapter_are_refused(tmp_path, target, messa
 
 def test_without_peft_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(lora.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"quark-rl\[lora\]"):
+    with pytest.raises(ModelError, match=r"pip install 'peft>="):
         adapted(tmp_path)

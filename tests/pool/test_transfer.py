@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
@@ -19,6 +21,7 @@ from quark.pool import rows
 from quark.pool.export import RowFormat, export_pool, write_rows
 from quark.pool.ingest import import_file, merge_pools
 from quark.pool.native import NativePool
+from quark.pool.rows import rows_of_file
 from quark.pool.segments import segments_of
 from tests.pool.batches import VOCAB_SIZE, fields, make_batch
 
@@ -268,11 +271,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("d.jsonl", b"\xff\n", "row 1 is not JSON"),
         ("d.jsonl", b" \n", "row 1 is an empty line$"),
         ("d.jsonl", b'{"a" 1}\n', "row 1 is not JSON: Expecting ':' delimiter at character 6$"),
-        ("d.jsonl", b"[" * 100_000, "row 1 is nested too deeply"),
+        ("d.jsonl", b"[" * 100_000, "row 1 is nested more than 64 levels deep"),
         ("d.jsonl", b'{"seed": ' + b"9" * 5000 + b"}", "row 1 has a number that is too large$"),
         ("e.parquet", b"", "e.parquet is empty$"),
         ("f.arrow", b"", "f.arrow is empty$"),
-        ("e.parquet", b"PAR1", "cannot be read"),
+        ("e.parquet", b"PAR1", "not a readable Parquet file"),
         ("f.arrow", b"ARROW1", "cannot be read"),
     ]:
         (tmp_path / name).write_bytes(content)
@@ -296,6 +299,39 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         )
         with pytest.raises(DataError, match=says):
             import_file(tmp_path / "b", tmp_path / "s.parquet")
+
+
+def test_a_file_that_expands_without_end_makes_no_pool(tmp_path: Path) -> None:
+    part = pa.table({"key": ["a"] * 200, "completion_text": ["x" * 2**20] * 200})
+    bomb = tmp_path / "bomb.parquet"
+    with pq.ParquetWriter(bomb, part.schema, compression="zstd", use_dictionary=False) as writer:
+        for _ in range(13):
+            writer.write_table(part)
+    assert bomb.stat().st_size < 1_000_000
+    long = tmp_path / "long.jsonl"
+    long.write_bytes(b'{"key": "' + b"x" * (1 << 24) + b'"}\n')
+    for file, says in ((bomb, "a file may decode to"), (long, "line 1 has more than 16,777,216")):
+        with pytest.raises(DataError, match=says):
+            import_file(tmp_path / "new", file, vocab_size=VOCAB_SIZE)
+        assert not (tmp_path / "new").exists()
+
+
+def test_long_rows_come_in_small_frames(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path)
+    for number, row in enumerate(rows):
+        row["completion_text"] = chr(ord("a") + number) * 12_000_000
+    frame = pl.DataFrame(rows * 4)
+    for name in ("x.jsonl", "x.parquet"):
+        if name == "x.jsonl":
+            frame.write_ndjson(tmp_path / name)
+        else:
+            frame.write_parquet(tmp_path / name, compression="uncompressed")
+        parts = list(rows_of_file(tmp_path / name))
+        assert len(parts) > 1
+        assert max(part.frame["completion_text"].str.len_bytes().sum() for part in parts) < 1 << 27
+        assert [part.first for part in parts][:2] == [1, 1 + parts[0].frame.height]
+        joined = pl.concat([part.frame for part in parts])
+        assert joined["completion_text"].to_list() == frame["completion_text"].to_list()
 
 
 def test_numbers_of_other_widths_are_taken_as_they_are(tmp_path: Path) -> None:

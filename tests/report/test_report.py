@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import socket
+from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 
 from quark.errors import RunDirectoryError
+from quark.pool.native import NativePool
+from quark.pool.writer_lock import has_writer
 from quark.report import charts
 from quark.report.load import PoolView, QuantileView, load_run
 from quark.report.render import render_report, write_report
@@ -150,9 +154,60 @@ def test_a_run_that_is_going_on_can_be_shown(tmp_path: Path) -> None:
     metrics = RunDirectory(path).metrics
     metrics.write_text(metrics.read_text(encoding="utf-8") + '{"event": "st', encoding="utf-8")
     page = write_report(path).read_text(encoding="utf-8")
-    assert "unfinished" in page
+    assert "stopped without a word" in page
     assert "1 incomplete lines" in page
     assert "0.50 → 0.80" in page  # from the evaluations, as there is no last word
+
+
+@pytest.mark.parametrize(
+    ("last_row", "is_written", "says"),
+    [
+        (
+            None,
+            True,
+            "running: a process has its pool open; the last row of its log is of 2026-11-29",
+        ),
+        (None, False, "stopped without a word, as a killed process does; the last row of its log"),
+        (
+            {"kind": "interrupted", "reason": "asked to stop"},
+            False,
+            "interrupted in round 2 after 11 steps, can be",
+        ),
+        (
+            {"kind": "failed", "reason": "OSError: <b>full</b>"},
+            False,
+            "failed in round 2 after 11 steps: OSError: &lt;b",
+        ),
+        (
+            {"kind": "failed", "reason": "OSError: full"},
+            True,
+            "running: a process has its pool open",
+        ),
+    ],
+)
+def test_the_page_says_how_a_run_ended_as_well_as_it_can_be_known(
+    tmp_path: Path, last_row: dict[str, str] | None, is_written: bool, says: str
+) -> None:
+    path = write_run(tmp_path / "run", ended=False)
+    row = {"event": "step", "step": 11, "round": 2, "unix_time": 1795960000.0}
+    if last_row is not None:
+        row |= {"event": "stop"} | last_row
+    with RunDirectory(path).metrics.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    writer = (
+        NativePool.open(RunDirectory(path).pool, writable=True) if is_written else nullcontext()
+    )
+    with writer:
+        assert says in write_report(path).read_text(encoding="utf-8")
+
+
+def test_looking_for_a_writer_keeps_none_away(tmp_path: Path) -> None:
+    pool = RunDirectory(write_run(tmp_path / "run")).pool
+    assert has_writer(pool) is False
+    with NativePool.open(pool, writable=True):
+        assert has_writer(pool) is True
+    NativePool.open(pool, writable=True).close()
+    assert has_writer(tmp_path / "no pool") is False
 
 
 def test_a_run_without_pool_metrics_or_config_can_be_shown(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from quark.errors import RewardError
-from quark.rewards.build import build_reward, reward_provenance
+from quark.rewards.build import build_reward, reward_content, reward_provenance
 from quark.rewards.callable import CallableReward
 from quark.rewards.config import RewardConfig
+from quark.rewards.source_files import source_files
 
 SOURCE = """
 from dataclasses import dataclass
@@ -141,3 +142,32 @@ def test_a_file_that_fails_is_named(tmp_path):
 def test_a_reference_needs_both_parts(reference):
     with pytest.raises(RewardError, match="is not module:function"):
         CallableReward(reference)
+
+
+def test_modules_of_its_folder_belong_to_it_and_installed_ones_do_not(tmp_path, monkeypatch):
+    package = tmp_path / "scales"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "inner.py").write_text("import scales.deepest\nfrom ..outside import nothing\n")
+    (package / "deepest.py").write_text("this is not python\n")
+    (tmp_path / "beside.py").write_text("import numpy\n")
+    (tmp_path / "unused.py").write_text("")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import json, numpy.linalg, quark.errors\n"
+        "def f(prompts, completions):\n    import beside\n    from scales import inner\n    import no_such_module\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ["beside.py", "scales/__init__.py", "scales/deepest.py", "scales/inner.py"]
+    reward = build_reward(RewardConfig(name=f"{file}:f"))
+    assert sorted(reward_provenance(reward)["files"]) == names
+    assert sorted(reward_content(reward)) == sorted([*names, "mine.py"])
+    assert source_files(file) == [file.resolve(), *(tmp_path.resolve() / name for name in names)]
+
+
+def test_a_file_beside_it_that_python_does_not_find_is_not_its_own(tmp_path):
+    (tmp_path / "json.py").write_text("")
+    (tmp_path / "beside.py").write_text("")
+    file = tmp_path / "mine.py"
+    file.write_text("import json\ntry:\n    import beside\nexcept ImportError:\n    pass\n")
+    assert source_files(file) == [file.resolve()]

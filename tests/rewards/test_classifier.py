@@ -1,5 +1,7 @@
 """A sequence classifier as a reward, against transformers called directly."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -12,6 +14,7 @@ from transformers import (
 )
 
 from quark.errors import RewardError
+from quark.rewards.build import reward_content
 from quark.rewards.classifier import ClassifierConfig, ClassifierReward
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "camera", "phone", "very"]
@@ -86,6 +89,17 @@ def test_logits_and_labels_by_index(tmp_path):
         for settings in ({"label": 0}, {"label": 1}, {"label": 1, "output": "logit"})
     ]
     assert all(known.count(found) == 1 for found in known)
+
+
+def test_a_file_of_the_folder_that_is_edited_makes_it_another_classifier(tmp_path):
+    folder = save_classifier(tmp_path)
+    config = ClassifierConfig(device="cpu", model=folder, label=0)
+    before = reward_content(ClassifierReward(config))
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= before.keys()
+    settings = Path(folder) / "config.json"
+    settings.write_text(settings.read_text() + "\n")
+    after = reward_content(ClassifierReward(config))
+    assert {name for name in before if before[name] != after[name]} == {"config.json"}
 
 
 def test_many_labels_at_once_use_the_sigmoid(tmp_path):

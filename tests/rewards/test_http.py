@@ -148,7 +148,7 @@ def test_an_answer_without_scores_is_an_error(text):
 def test_too_few_scores_are_an_error():
     with (
         reward_on((200, {}, '{"scores": [1]}')) as (reward, _),
-        pytest.raises(RewardError, match="1 scores for 2"),
+        pytest.raises(RewardError, match="1 score for 2"),
     ):
         score(reward, ["a", "b"], ["x", "y"])
 

@@ -131,9 +131,9 @@ def test_scores_as_targets_and_other_field_names(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "not a line of JSON"),
-        ('{"text": "\udcff", "label": 1}', "not a line of JSON"),
-        ("[" * 100_000, "not a line of JSON"),
+        ("{", "not JSON"),
+        ('{"text": "\udcff", "label": 1}', "not UTF-8"),
+        ("[" * 100_000, "nested more than 64 levels"),
         ("[1]", "a JSON object is needed"),
         ('{"label": 1}', "no field 'text'"),
         ('{"text": "a"}', "no field 'score'"),

@@ -20,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +224,7 @@ def run_trials(folder: Path, *, num_trials: int, seed: int) -> bool:
         num_killed_twice += len(deaths) > 1
         problem = f"status {life.status}" if life.status else ""
         if not problem:
-            problem = difference(
-                expected, in_fork(folder, lambda path=run_dir: fingerprint_of(path))
-            )
+            problem = difference(expected, in_fork(folder, partial(fingerprint_of, run_dir)))
         if problem:
             print(f"trial {trial} (seed {seed}): {problem}; deaths: {deaths}", flush=True)
             print(log.read_text()[-2000:], file=sys.stderr, flush=True)

@@ -25,7 +25,8 @@ from quark.cli.exit_codes import ExitCode
 from quark.errors import ConfigError
 from quark.run_directory import RunDirectory
 from quark.training.checkpoint import verify
-from quark.training.distributed import Team, joined, rank_of_process
+from quark.training.distributed import Team, joined
+from quark.training.launch import rank_of_process
 from tests.training.tiny_run import (
     NUM_ROUNDS,
     STEPS_PER_ROUND,

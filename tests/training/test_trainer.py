@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import resource
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +21,7 @@ from quark.training.checkpoint import Checkpoints
 from quark.training.draws import column_name
 from quark.training.dry_run import dry_run
 from quark.training.trainer import Trainer
+from tests.full_disk import file_size_limit
 from tests.training.tiny_run import (
     NUM_ROUNDS,
     STEPS_PER_ROUND,
@@ -337,19 +336,6 @@ def test_judges_and_extra_scores_have_the_settings_of_their_kind(
     (tmp_path / "My.py").write_text("def F(prompts, completions): return [1.0] * len(prompts)\n")
     metrics = train(config, tmp_path / "run", overrides=overrides).metrics
     assert 0 < metrics["regex_after"] <= 1
-
-
-@contextmanager
-def file_size_limit(num_bytes: int) -> Iterator[None]:
-    """Writing past this many bytes of any file fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, previous)
 
 
 @pytest.mark.parametrize("num_bytes", [50_000, 7_000, 2_000])

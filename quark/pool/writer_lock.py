@@ -1,0 +1,29 @@
+"""Whether somebody writes a pool, asked without opening it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LOCK_FILE = "LOCK"
+"""The file in a pool's directory that its writer holds a lock on (quark_pool_rs/FORMAT.md)."""
+
+
+def has_writer(pool: Path) -> bool | None:
+    """Whether a process has ``pool`` open for writing; None where the system does not tell.
+
+    The lock is taken for a moment, shared and on a descriptor for reading: nothing is written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return None
+    try:
+        with (pool / LOCK_FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False

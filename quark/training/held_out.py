@@ -1,0 +1,119 @@
+"""The prompts that a run held out, kept in its directory: what `quark evaluate` measures it on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quark.config.schema import RunConfig
+from quark.data.prompts import source_file
+from quark.errors import PoolError, RunDirectoryError
+from quark.pool.native import NativePool
+from quark.run_directory import RunDirectory
+from quark.safe_files import read_bytes
+from quark.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """What a run recorded."""
+
+    prompts: tuple[Prompt, ...]
+    source: str
+    """``prompts.evaluation_source``, or else ``prompts.source``."""
+    source_sha256: str
+    """Of that file when the run began."""
+
+    def source_has_changed(self) -> bool:
+        """Whether the file is another one by now, or gone."""
+        try:
+            return _sha256(source_file(self.source)) != self.source_sha256
+        except OSError:
+            return True
+
+
+def write_held_out(run: RunDirectory, config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Record the held-out prompts, one JSON object a line, all or none; quark reads the file as a prompt file too.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    source = config.prompts.evaluation_source or config.prompts.source
+    digest = _sha256(source_file(source))
+    staged = run.held_out.with_name(f"{run.held_out.name}.partial")
+    staged.unlink(missing_ok=True)
+    with staged.open("x", encoding="utf-8") as file:
+        for prompt in prompts:
+            row = {
+                "prompt": prompt.text,
+                "token_ids": prompt.token_ids,
+                "metadata": dict(prompt.metadata),
+                "source": source,
+                "source_sha256": digest,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(run.held_out)
+
+
+def read_held_out(run: RunDirectory) -> HeldOut | None:
+    """What the run recorded; None where it was made before runs recorded it.
+
+    Raises:
+        RunDirectoryError: the file is damaged; names the line.
+        UnsafeFileError: it is a link out of the run directory, or not a plain file.
+    """
+    try:
+        lines = read_bytes(run.held_out, run.path).splitlines()
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise RunDirectoryError(f"cannot read {run.held_out}: {err}") from err
+    prompts, source, digest = [], "", ""
+    for index, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            text, source, digest = row["prompt"], row["source"], row["source_sha256"]
+            ids, metadata = row["token_ids"], row["metadata"]
+            is_sound = all(isinstance(value, str) for value in (text, source, digest))
+            is_sound &= isinstance(metadata, dict) and isinstance(ids, list) and bool(ids)
+            is_sound = is_sound and all(type(i) is int and i >= 0 for i in ids)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            is_sound = False
+        if not is_sound:
+            raise RunDirectoryError(
+                f"{run.held_out}:{index + 1} is damaged: give the prompts to evaluate on by --prompts"
+            )
+        prompts.append(Prompt(index=index, text=text, token_ids=tuple(ids), metadata=metadata))
+    if not prompts:
+        raise RunDirectoryError(
+            f"{run.held_out} is empty: give the prompts to evaluate on by --prompts"
+        )
+    return HeldOut(prompts=tuple(prompts), source=source, source_sha256=digest)
+
+
+def are_those_of(run: RunDirectory, prompts: Sequence[Prompt]) -> bool:
+    """Whether ``prompts`` are those that the run held out, as far as its pool says."""
+    try:
+        with NativePool.open(run.pool) as pool:
+            return pool.info().metadata.get("held_out_prompts") in (None, prompts_digest(prompts))
+    except (PoolError, OSError):
+        return True
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of the prompts' tokens, in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps(prompt.token_ids).encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
