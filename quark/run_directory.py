@@ -20,6 +20,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from quark import safe_files
+
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
@@ -80,15 +82,39 @@ class RunDirectory:
                 return outer
         return run
 
+    def own(self, path: Path) -> Path:
+        """``path`` of this run as it is.
+
+        Raises:
+            UnsafeFileError: a link leads from it out of the run directory.
+        """
+        return safe_files.contained(path, self.path)
+
+    def check(self) -> None:
+        """Check every file and folder here, but for the inside of the pool, which checks itself, and of W&B's folder.
+
+        Raises:
+            UnsafeFileError: a link leads out of the run directory, or something is neither a file nor a folder.
+        """
+        for path in self.path.iterdir():
+            if path.name in (self.pool.name, "wandb"):
+                self.own(path)
+            else:
+                safe_files.check_tree(path, self.path)
+
     def oldest_snapshot_needed(self) -> int | None:
-        """The oldest pool snapshot from which a checkpoint goes on; None without checkpoints."""
+        """The oldest pool snapshot from which a checkpoint goes on; None without checkpoints.
+
+        Raises:
+            UnsafeFileError: a link leads from the checkpoints out of the run directory.
+        """
         generations = []
-        for state in self.checkpoints.glob("step-*/state.json"):
+        for state in self.own(self.checkpoints).glob("step-*/state.json"):
             # One that cannot be read cannot be resumed from either.
             with contextlib.suppress(
                 OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError
             ):
-                pool = json.loads(state.read_bytes())["pool"]
+                pool = json.loads(safe_files.read_bytes(state, self.path))["pool"]
                 generations.append(int(pool["generation"]))
                 if pool.get("learns_from") is not None:
                     generations.append(int(pool["learns_from"]))
@@ -97,3 +123,8 @@ class RunDirectory:
     def is_run(self) -> bool:
         """Whether this directory holds a run of ours."""
         return self.identity.is_file()
+
+
+def staged(path: Path) -> Path:
+    """Where a small file is written before it takes the place of ``path``."""
+    return path.with_name(f"{path.name}.partial")

@@ -7,9 +7,11 @@ transformers and polars wait until a command runs, so that ``quark --help`` is i
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -104,7 +106,31 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The console script."""
+    _quiet_libraries()
     sys.exit(run(sys.argv[1:]))
+
+
+def _quiet_libraries() -> None:
+    """Keep the warnings and progress bars of libraries off the terminal, except where the user asks for them.
+
+    Python's ``-W`` and ``PYTHONWARNINGS`` and each library's own variable bring them back. The warnings of a
+    reward's own file are shown.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings(
+            "default", module="_quark_reward_"
+        )  # rewards/callable.py names them so
+    if logging.lastResort is not None:
+        logging.lastResort.setLevel(logging.ERROR)
+    for variable, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TQDM_DISABLE", "1"),
+        ("TORCH_CPP_LOG_LEVEL", "ERROR"),
+    ):
+        os.environ.setdefault(variable, value)
 
 
 def _prepare_process() -> None:
@@ -117,9 +143,9 @@ def _prepare_process() -> None:
             reconfigure(
                 errors="backslashreplace"
             )  # a terminal that lacks a character gets its escape
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Code of the Hub that transformers fetches by itself where the package `kernels` is installed.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
     # Torch's threads spin while they wait for each other; where another process wants the cores too, a
     # spinning thread keeps the very one it waits for from running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quark.cli.trust import AllowOption, check_reach
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -71,6 +73,7 @@ def evaluate(
             min=0, help="Draws other completions of the same prompts. Default: the run's."
         ),
     ] = None,
+    allow: AllowOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
@@ -95,6 +98,18 @@ def evaluate(
     config = _configured(source, rewards=reward or (), reference=reference, num=num, seed=seed)
     if guidance is not None:
         config = overridden(config, {"sampling": {"guidance": guidance}})
+    if source.is_run:
+        check_reach(
+            config,
+            Path(model),
+            sections=("model", "reward", "evaluation", *(["prompts"] if prompts is None else [])),
+            named=[
+                *(("reward.name", name) for name in (reward or ())[:1]),
+                *(("evaluation.judges", name) for name in (reward or ())[1:]),
+                *(() if reference is None else [("model.name", reference)]),
+            ],
+            allow=allow,
+        )
     wanted = quantile or [NONE, *map(str, range(source.num_quantiles))]
     quantiles = list(dict.fromkeys(source.quantile(text) for text in wanted))
     with prints_to_stderr():
@@ -143,13 +158,6 @@ def _configured(
     from quark.errors import ConfigError
 
     config = source.config
-    named = (config.reward.name, *config.evaluation.judges)
-    code = [name for name in named if ":" in name]
-    if not rewards and code:
-        raise ConfigError(
-            f"the run's {'reward' if code[0] == config.reward.name else 'judge'} {code[0]} is Python code, which is "
-            f"never taken from a run directory: say {' '.join(f'--reward {name}' for name in named)} if you trust it"
-        )
     if source.policy is not None and not source.is_run and reference is None:
         raise ConfigError(
             f"{source.name} does not say which model it was trained from: give --reference"

@@ -23,6 +23,7 @@ from quark.errors import (
     RewardError,
     RunDirectoryError,
     TrainingError,
+    UnsafeFileError,
 )
 
 
@@ -57,6 +58,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (PoolError, ExitCode.STATE),
     (CheckpointError, ExitCode.STATE),
     (RunDirectoryError, ExitCode.STATE),
+    (UnsafeFileError, ExitCode.STATE),
     (QuarkError, ExitCode.INPUT),
     (FileNotFoundError, ExitCode.INPUT),
     (PermissionError, ExitCode.STATE),

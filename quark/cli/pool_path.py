@@ -22,11 +22,18 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on
 
 
 def pool_path(path: Path) -> Path:
-    """The pool at ``path``, or in the run directory that ``path`` is."""
+    """The pool at ``path``, or in the run directory that ``path`` is.
+
+    Raises:
+        UnsafeFileError: it is the pool of a run, and a link out of the run.
+    """
     from quark.run_directory import RunDirectory
 
     run = RunDirectory(path)
-    return run.pool if run.is_run() else path
+    if run.is_run():
+        return run.own(run.pool)
+    outer = RunDirectory(path.absolute().parent)
+    return outer.own(path) if outer.is_run() else path
 
 
 def place(path: Path) -> Path:

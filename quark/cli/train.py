@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quark.cli.exit_codes import ExitCode
+from quark.cli.trust import AllowOption, check_source, remember
 
 if TYPE_CHECKING:
     from quark.cli.run_display import RunDisplay
@@ -62,6 +63,7 @@ def train(
             help="Load everything, show the configuration and three scored prompts, and stop.",
         ),
     ] = False,
+    allow: AllowOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
     ] = False,
@@ -96,6 +98,7 @@ def train(
     from quark.training.distributed import rank_of_process
 
     loaded = load_config(source if source is not None else "demo", set_ or ())
+    check_source(loaded, source, allow)
     is_lead = rank_of_process() == 0
     progress = make_console(sys.stderr) if is_lead else make_console(StringIO())
     with RunDisplay(progress, quiet=quiet) as display:
@@ -127,6 +130,8 @@ def train(
                 force=force,
                 require_exact=require_exact,
             )
+            if is_lead:
+                remember(config, directory)
             signals.ask_through(trainer.request_stop)
             result = trainer.run()
             if is_lead:

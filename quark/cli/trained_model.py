@@ -148,6 +148,7 @@ def open_model(name: str, *, exactly: bool = False) -> TrainedModel:
 
     Raises:
         RunDirectoryError: a run that has no finished model yet.
+        UnsafeFileError: the run or the model folder has a link that leads out of it.
         ModelError: the model cannot be loaded.
     """
     from quark.config.load import load_config
@@ -158,10 +159,10 @@ def open_model(name: str, *, exactly: bool = False) -> TrainedModel:
     from quark.training.parts import trained_policy
 
     folder, run = Path(name), RunDirectory(Path(name))
-    loaded: LoadedConfig = load_config(run.config if run.is_run() else None)
+    loaded: LoadedConfig = load_config(run.own(run.config) if run.is_run() else None)
     device = choose_device(loaded.config.run.device)
     if run.is_run():
-        if not (run.model / REWARD_TOKENS_FILE).is_file():
+        if not (run.own(run.model) / REWARD_TOKENS_FILE).is_file():
             raise RunDirectoryError(
                 f"{name} has no finished model yet: `quark train` on it goes on with the run"
             )

@@ -10,9 +10,9 @@ import importlib.util
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -31,12 +31,19 @@ from transformers import (
 from quark.assets import asset_path
 from quark.errors import ModelError
 from quark.models.activations import fuse_activations
+from quark.models.folders import (
+    check_configuration,
+    check_folder,
+    check_repository,
+    offline,
+)
 from quark.models.lora import LoraConfig, add_adapter
 from quark.models.policy import PLAIN_TOKENIZER_FILE, Policy
 from quark.models.positions import give_reward_token_its_own_position
 from quark.models.progress import without_progress_bars
 from quark.models.recomputation import recompute_layers
 from quark.models.reward_tokens import add_reward_tokens, begin_from_words, read_reward_tokens
+from quark.safe_files import contained
 from quark.settings import Settings
 
 
@@ -173,9 +180,11 @@ def load_saved_policy(
 
     Raises:
         ModelError: the folder is missing or was not written by ``Policy.save``.
+        UnsafeFileError: a link leads out of it, or something in it is neither a file nor a folder.
     """
     if not folder.is_dir():
         raise ModelError(f"there is no folder {folder}")
+    check_folder(folder)
     reward_tokens, num_leading_positions = read_reward_tokens(folder)
     source = _Source(name=str(folder), location=str(folder), revision=None, is_local=True)
     tokenizer = _read_tokenizer(source)
@@ -235,8 +244,10 @@ def _locate(config: ModelConfig) -> _Source:
         file = _hub_file(config, gguf_file) if folder is None else _inside(folder, gguf_file)
         folder = _converted(file, config.cache_dir or _default_cache())
     if folder is None:
+        with _translated(name):
+            check_repository(name, revision=config.revision)
         return _Source(name=name, location=name, revision=config.revision, is_local=False)
-    _check_weights(folder)
+    _check_weights(folder, is_installed=scheme in ("embedded", "package"))
     return _Source(name=name, location=str(folder), revision=None, is_local=True)
 
 
@@ -256,19 +267,21 @@ def _inside(folder: Path, file_name: str) -> Path:
     path = folder / file_name
     if not _is_plain_name(file_name) or not path.is_file():
         raise ModelError(f"{folder} has no file {file_name}")
-    return path
+    return contained(path, folder)
 
 
 def _is_plain_name(name: str) -> bool:
     return name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
 
 
-def _check_weights(folder: Path) -> None:
-    """Refuse folders without safetensors weights, and shard indexes that point outside the folder."""
+def _check_weights(folder: Path, *, is_installed: bool) -> None:
+    """Refuse folders without safetensors weights, and those that lead elsewhere unless a package brought them."""
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} is not a model folder: it has no config.json. For a GGUF file, set gguf_file."
         )
+    if not is_installed:  # installers may link to their own cache
+        check_folder(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -316,9 +329,10 @@ def _converted(file: Path, cache: Path) -> Path:
 
     cache.mkdir(parents=True, exist_ok=True)
     # Made beside its final place and renamed, so that a folder that is there is complete.
-    staged = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
+    staged = cache / f".converting-{uuid.uuid4().hex}"
+    staged.mkdir()
     try:
-        with _translated(str(file)), without_progress_bars():
+        with _translated(str(file)), without_progress_bars(), offline():
             model = AutoModelForCausalLM.from_pretrained(
                 str(file.parent),
                 gguf_file=file.name,
@@ -346,7 +360,7 @@ def _converted(file: Path, cache: Path) -> Path:
 
 
 def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
-    with _translated(source.name), without_progress_bars():
+    with _translated(source.name), without_progress_bars(), _reach_of(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source.location,
             revision=source.revision or "main",
@@ -364,7 +378,8 @@ def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
 def _read_model(
     source: _Source, *, device: torch.device | None, dtype: torch.dtype
 ) -> PreTrainedModel:
-    with _translated(source.name), without_progress_bars():
+    with _translated(source.name), without_progress_bars(), _reach_of(source):
+        check_configuration(source.location, revision=source.revision, is_local=source.is_local)
         model = AutoModelForCausalLM.from_pretrained(
             source.location,
             revision=source.revision or "main",
@@ -378,6 +393,11 @@ def _read_model(
     fuse_activations(model)
     model.to(device or torch.device("cpu"))
     return model.eval()
+
+
+def _reach_of(source: _Source) -> AbstractContextManager[None]:
+    """The context to read it in: a local folder needs no network."""
+    return offline() if source.is_local else nullcontext()
 
 
 @contextmanager

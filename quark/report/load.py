@@ -6,6 +6,7 @@ but the first to be missing or cut off: a run may be going on or may have crashe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tomllib
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quark.errors import PoolError, RunDirectoryError
+from quark.errors import PoolError, RunDirectoryError, UnsafeFileError
 from quark.pool.base import Quantization, Sample, SamplePool
 from quark.pool.scope import Scope
 from quark.run_directory import RunDirectory
+from quark.safe_files import lines, read_text
 
 REWARD_COLUMN = "reward"
 SAMPLES_PER_KIND = 2
@@ -123,6 +125,7 @@ def load_run(path: Path) -> RunData:
 
     Raises:
         RunDirectoryError: ``path`` is not a run directory, or its ``run.json`` or ``config.toml`` is damaged.
+        UnsafeFileError: a file of it is a link out of it, or not a plain file.
     """
     directory = RunDirectory(path)
     if not directory.is_run():
@@ -258,8 +261,8 @@ def _with_pool(data: RunData) -> RunData:
     if not data.directory.pool.exists():
         return replace(data, pool_problem="there is no pool yet")
     try:
-        pool = NativePool.open(data.directory.pool)
-    except (PoolError, OSError) as error:
+        pool = NativePool.open(data.directory.own(data.directory.pool))
+    except (PoolError, OSError, UnsafeFileError) as error:
         return replace(data, pool_problem=str(error))
     try:
         if len(pool) == 0:
@@ -277,7 +280,7 @@ def _with_pool(data: RunData) -> RunData:
 
 def _read_identity(path: Path) -> Row:
     try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
+        identity = json.loads(read_text(path, path.parent))
     except (OSError, ValueError, RecursionError) as err:
         raise RunDirectoryError(f"{path} cannot be read: {err}") from err
     if not isinstance(identity, dict):
@@ -288,7 +291,7 @@ def _read_identity(path: Path) -> Row:
 def read_config(path: Path) -> Row:
     """The effective configuration of a run as it stands in its file; empty without one. Raises RunDirectoryError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path, path.parent))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as err:
@@ -296,22 +299,19 @@ def read_config(path: Path) -> Row:
 
 
 def _read_metrics(path: Path) -> tuple[list[Row], int]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return [], 0
     rows: list[Row] = []
     bad = 0
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            bad += 1
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            bad += 1
+    with contextlib.suppress(FileNotFoundError):
+        for line in lines(path, path.parent):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                bad += 1
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                bad += 1
     return rows, bad
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from quark.printable import printable
 from quark.report import charts
 from quark.report.load import RunData, figure, load_run, number_in
 from quark.run_directory import RunDirectory
+from quark.safe_files import is_contained
 
 _SHOWN_CHARACTERS = 1200
 
@@ -51,18 +52,18 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
 
     Raises:
         RunDirectoryError: ``run_dir`` is not a run directory or is damaged.
+        UnsafeFileError: a file of it is a link out of it, or not a plain file.
         OSError: the file cannot be written.
     """
     path = RunDirectory(run_dir).report if output is None else output
     page = render_report(load_run(run_dir), relative_to=path.parent)
-    handle, staged = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=path.parent)
+    staged = path.with_name(f".report-{uuid.uuid4().hex}.html")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with staged.open("x", encoding="utf-8") as file:
             file.write(page)
-        Path(staged).chmod(0o644)
-        Path(staged).replace(path)
+        staged.replace(path)
     except BaseException:
-        Path(staged).unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
         raise
     return path
 
@@ -207,6 +208,6 @@ def _links(directory: RunDirectory, relative_to: Path) -> Iterator[tuple[str, st
         ("metrics, one JSON object a line", directory.metrics),
         ("what the run resumes from", directory.checkpoints),
     ):
-        if path.exists():
+        if is_contained(path, directory.path) and path.exists():
             target = os.path.relpath(path.resolve(), relative_to.resolve()).replace(os.sep, "/")
             yield f"{path.name}: {title}", quote(target) + ("/" if path.is_dir() else "")

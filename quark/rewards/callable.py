@@ -6,12 +6,14 @@ current folder is not searched in secret. A file is named by its path, and exact
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +25,7 @@ class CallableReward:
     """Calls ``function(prompts=..., completions=...)`` and passes on what it returns, unchecked.
 
     ``function`` may also be an object whose ``__call__`` takes these two, or a class without required
-    arguments, of which one such object is made.
+    arguments, of which one such object is made. An ``async`` function runs in an event loop of its own.
     """
 
     def __init__(self, reference: str) -> None:
@@ -81,7 +83,20 @@ class CallableReward:
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str]
     ) -> Sequence[float | None]:
-        return self._function(prompts=prompts, completions=completions)
+        scores = self._function(prompts=prompts, completions=completions)
+        return _awaited(scores) if inspect.iscoroutine(scores) else scores
+
+
+def _awaited(scores: Coroutine[None, None, Sequence[float | None]]) -> Sequence[float | None]:
+    """The scores of an ``async`` function, in an event loop of their own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(scores)
+    with ThreadPoolExecutor(
+        max_workers=1
+    ) as thread:  # a thread that runs a loop cannot start another
+        return thread.submit(asyncio.run, scores).result()
 
 
 def _is_offered(name: str, value: object) -> bool:

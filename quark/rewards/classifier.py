@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import Field
 
-from quark.errors import RewardError
+from quark.errors import ModelError, RewardError
 from quark.settings import Settings
 from quark.types import Json
 
@@ -44,18 +46,40 @@ class ClassifierReward:
 
         Raises:
             RewardError: It cannot be loaded, or it has no such label.
+            UnsafeFileError: A link leads out of its folder.
         """
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from quark.models.folders import (
+            check_configuration,
+            check_folder,
+            check_repository,
+            offline,
+        )
+
         if not config.model:
             raise RewardError("reward classifier needs reward.classifier.model")
+        folder = Path(config.model)
+        is_local = folder.is_dir()
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                config.model, revision=config.revision, use_safetensors=True, dtype=torch.float32
-            )
-        except (OSError, ValueError, KeyError) as err:
+            if is_local:
+                check_folder(folder)
+            else:
+                check_repository(config.model, revision=config.revision)
+            with offline() if is_local else nullcontext():
+                check_configuration(config.model, revision=config.revision, is_local=is_local)
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    config.model, revision=config.revision, local_files_only=is_local
+                )
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    config.model,
+                    revision=config.revision,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    local_files_only=is_local,
+                )
+        except (OSError, ValueError, KeyError, ModelError) as err:
             raise RewardError(f"cannot load the classifier {config.model!r}: {err}") from err
         self._config = config
         self._label_index = _label_index(model.config, config)

@@ -27,6 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 from quark.errors import RewardError
 from quark.rewards.hashed_features import NgramIndices, TextBatch, character_ngrams, word_ngrams
+from quark.safe_files import check_tree, read_text
 from quark.settings import Settings
 from quark.types import Json
 
@@ -79,11 +80,13 @@ class LinearScorer:
 
         Raises:
             RewardError: A file is missing, or is not a scorer of this format.
+            UnsafeFileError: A file is a link out of the folder, or not a plain file.
         """
         try:
             settings = LinearScorerSettings.model_validate_json(
-                (folder / SETTINGS_FILE).read_text(encoding="utf-8")
+                read_text(folder / SETTINGS_FILE, folder)
             )
+            check_tree(folder / WEIGHTS_FILE, folder)
             tensors = load_file(folder / WEIGHTS_FILE)
         except (OSError, ValidationError, SafetensorError, ValueError) as err:
             raise RewardError(f"{folder} does not hold a linear scorer: {err}") from err

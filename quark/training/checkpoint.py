@@ -28,8 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from quark.errors import CheckpointError
+from quark.errors import CheckpointError, UnsafeFileError
 from quark.pool.native import publish_directory
+from quark.safe_files import contained, read_bytes
 from quark.training.held_rows import fill
 
 FORMAT_VERSION = 1
@@ -212,8 +213,8 @@ class Checkpoints:
 def _score(path: Path) -> float | None:
     """The score that a checkpoint was saved with; None where it has none or cannot be read."""
     try:
-        score = json.loads((path / "state.json").read_bytes())["score"]
-    except (OSError, ValueError, KeyError, TypeError):
+        score = json.loads(read_bytes(path / "state.json", path))["score"]
+    except (OSError, UnsafeFileError, ValueError, KeyError, TypeError):
         return None
     return float(score) if isinstance(score, int | float) else None
 
@@ -229,7 +230,8 @@ def verify(path: Path) -> Checkpoint:
         CheckpointError: what is wrong with it.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
+        contained(path, path.parent)
+        manifest = json.loads(read_bytes(path / "manifest.json", path))
         for name in _FILES:
             expected = manifest[name]
             file = path / name
@@ -243,13 +245,21 @@ def verify(path: Path) -> Checkpoint:
                 raise CheckpointError(
                     f"{file} is damaged: its SHA-256 is not the one it was saved with"
                 )
-        state = json.loads((path / "state.json").read_bytes())
+        state = json.loads(read_bytes(path / "state.json", path))
         if state["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has checkpoint format {state['format_version']}; this is {FORMAT_VERSION}"
             )
         return Checkpoint(path=path, step=int(state["step"]), state=state)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
+    except (
+        OSError,
+        UnsafeFileError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as err:
         raise CheckpointError(f"{path} is not a whole checkpoint: {err}") from err
 
 

@@ -16,7 +16,8 @@ from quark.errors import ConfigError, PoolError, PoolLockedError, RunDirectoryEr
 from quark.pool.native import NativePool
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_reward, reward_provenance
-from quark.run_directory import RunDirectory
+from quark.run_directory import RunDirectory, staged
+from quark.safe_files import read_bytes
 from quark.training.checkpoint import Checkpoints
 from quark.training.draws import REWARD_COLUMN
 from quark.training.events import TrainingListener
@@ -57,13 +58,16 @@ def enter(
 
     Raises:
         RunDirectoryError: it is not a run of ours, or ``fresh`` met a run without ``force``.
+        UnsafeFileError: something in it is a link out of it, or neither a file nor a folder.
         PoolLockedError: ``force`` met a run that another process trains.
         ConfigError: the configuration is not the one that the run was made with.
     """
+    if run.path.is_dir():
+        run.check()
     was_cleared = _clear(run, fresh=fresh, force=force)
     if run.is_run():
         try:
-            identity: dict[str, Any] = json.loads(run.identity.read_bytes())
+            identity: dict[str, Any] = json.loads(read_bytes(run.identity, run.path))
             known = identity["format_version"] == RUN_FORMAT and isinstance(identity["run_id"], str)
         except (ValueError, KeyError, TypeError) as err:
             raise RunDirectoryError(f"{run.identity} is damaged: {err}") from err
@@ -101,7 +105,7 @@ def _clear(run: RunDirectory, *, fresh: bool, force: bool) -> bool:
         )
     folders = [run.pool, run.model, run.served, run.reference_cache, run.path / "tensorboard"]
     folders += run.path.glob("model.p*")
-    for path in folders:
+    for path in folders:  # a link within the run
         if path.is_symlink():
             raise RunDirectoryError(f"{path} is a link: remove it yourself")
     try:
@@ -132,22 +136,19 @@ def record(run: RunDirectory, loaded: LoadedConfig, identity: dict[str, Any]) ->
 
 def _is_empty(run: RunDirectory) -> bool:
     """Whether there is nothing in the directory but what a run that died at its very start left."""
-    leftovers = {run.config, _staged(run.config), _staged(run.identity)}
+    leftovers = {run.config, staged(run.config), staged(run.identity)}
     return run.path.is_dir() and leftovers.issuperset(run.path.iterdir())
-
-
-def _staged(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
 
 
 def _replace_text(path: Path, text: str) -> None:
     """Write a small file that is either the old or the new one, whatever happens."""
-    staged = _staged(path)
-    with staged.open("w", encoding="utf-8") as file:
+    new = staged(path)
+    new.unlink(missing_ok=True)  # a link under this name would be written through
+    with new.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    staged.replace(path)
+    new.replace(path)
 
 
 def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) -> None:

@@ -19,6 +19,7 @@ from quark.pool.base import Quantization, Sample, SamplePool, Snapshot
 from quark.pool.native import NativePool
 from quark.pool.segments import segments_of
 from quark.run_directory import RunDirectory
+from quark.safe_files import read_bytes
 from quark.training.draws import (
     REWARD_COLUMN,
     first_snapshot_with,
@@ -98,11 +99,12 @@ def explain(path: Path, sample_id: int, *, num_quantiles: int | None = None) -> 
     Raises:
         IndexError: the pool has no such sample, or retention removed it.
         RunDirectoryError: the run's identity or configuration cannot be read.
+        UnsafeFileError: one of these, or the pool, is a link out of the run.
         FileNotFoundError: there is no pool.
         PoolCorruptedError: what has to be read is damaged.
     """
     run = _run_around(path)
-    with NativePool.open(path if run is None else run.directory.pool) as pool:
+    with NativePool.open(path if run is None else run.directory.own(run.directory.pool)) as pool:
         if not 0 <= sample_id < len(pool):
             raise IndexError(
                 f"the pool has no sample {sample_id}; it holds {len(pool)} samples, numbered from 0"
@@ -135,11 +137,11 @@ def _run_around(path: Path) -> _Run | None:
     if not directory.is_run():
         return None
     try:
-        run_id = str(json.loads(directory.identity.read_bytes())["run_id"])
+        run_id = str(json.loads(read_bytes(directory.identity, directory.path))["run_id"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
         raise RunDirectoryError(f"{directory.identity} is damaged: {err}") from err
     try:
-        config = load_config(directory.config).config
+        config = load_config(directory.own(directory.config)).config
     except (OSError, ConfigError) as err:
         raise RunDirectoryError(f"{directory.config} cannot be read: {err}") from err
     return _Run(directory=directory, id=run_id, config=config)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quark.safe_files import lines
 from quark.training.trackers import Tracker
 
 
@@ -81,7 +82,7 @@ def num_steps_logged(path: Path) -> int:
     """
     taken = 0
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():
+        for line in lines(path, path.parent):
             with contextlib.suppress(ValueError, RecursionError):
                 match json.loads(line):
                     case {"event": "step", "step": int(step)}:

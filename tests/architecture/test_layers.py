@@ -22,6 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "types",
             "settings",
             "run_directory",
+            "safe_files",
             "http_client",
             "text_statistics",
             "printable",

@@ -340,7 +340,7 @@ def test_code_named_by_a_run_directory_is_not_run(run_dir: Path, tmp_path: Path)
         for command in (["evaluate", copy], ["generate", copy, "-p", "a"], ["report", copy]):
             quark(*command)
         assert not proof.exists()
-        assert "--reward" in quark("evaluate", copy).err
+        assert f"--allow {module}:reward" in quark("evaluate", copy).err
     trusted = quark("evaluate", copy, "--reward", f"{module}:reward", "-q", "best", "--json")
     assert trusted.code == 0, trusted.err
     assert proof.exists()

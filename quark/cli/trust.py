@@ -1,0 +1,86 @@
+"""What a command does before it uses what a run directory's own configuration reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from quark.config.load import LoadedConfig
+    from quark.config.schema import RunConfig
+
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="THING",
+        help="A file, address, variable or code that the run's own configuration may reach. Remembered for this run.",
+        show_default=False,
+    ),
+]
+
+
+def check_reach(
+    config: RunConfig,
+    run: Path,
+    *,
+    sections: Collection[str],
+    named: Collection[tuple[str, str]],
+    allow: Collection[str] | None,
+) -> None:
+    """Check that the user allows what the configuration of ``run`` reaches; see ``quark.config.grants.require``.
+
+    Raises:
+        ConfigError: he has not.
+    """
+    from quark.config.grants import require
+    from quark.config.reach import reaches
+
+    require(reaches(config, run, sections=sections), run, named=named, allowed=allow or ())
+
+
+def check_source(loaded: LoadedConfig, source: str | None, allow: Collection[str] | None) -> None:
+    """Check the reach of a configuration that is a run's own file: passing it is no word for what a stranger wrote.
+
+    Values of ``--set`` are the user's own.
+
+    Raises:
+        ConfigError: he has not allowed it.
+    """
+    from quark.cli.config import origin_of
+    from quark.config.grants import require
+    from quark.config.reach import reaches
+
+    run = _run_of(source)
+    if run is not None:
+        asked = [
+            reach
+            for reach in reaches(loaded.config, run)
+            if origin_of(loaded, reach.key) != "--set"
+        ]
+        require(asked, run, allowed=allow or ())
+
+
+def remember(config: RunConfig, run: Path) -> None:
+    """Allow ``run`` what a configuration of the user's own reaches, so that using the run asks nothing."""
+    from quark.config.grants import Grants
+    from quark.config.reach import reaches
+
+    Grants(run).remember(reaches(config, run))
+
+
+def _run_of(source: str | None) -> Path | None:
+    """The run directory whose own configuration ``source`` is."""
+    from quark.run_directory import RunDirectory
+
+    if source is None:
+        return None
+    path = Path(source).expanduser()
+    for place in (path, path.resolve()):
+        run = RunDirectory(place.parent)
+        if run.is_run() and run.config.name == place.name:
+            return run.path
+    return None

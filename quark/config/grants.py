@@ -1,0 +1,130 @@
+"""What a user has allowed a run's configuration to reach, and the question where he has not.
+
+A grant is for one thing, named by one setting, in one run directory; of code, for the content of its file, too. Grants
+are kept in the user's state folder, one small JSON file each, where nothing that comes with a run can write them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import uuid
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from quark.config.reach import Kind, Reach
+from quark.errors import ConfigError, UnsafeFileError
+from quark.safe_files import read_bytes
+
+_FORMAT = 1
+
+
+class Grants:
+    """The remembered grants of one run directory.
+
+    Args:
+        run: the run directory; by its real path, so that a run that was moved is asked for again.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = os.path.realpath(run)
+        self._folder = _state_folder()
+
+    def has(self, reach: Reach) -> bool:
+        """Whether exactly this was allowed."""
+        if self._folder is None:
+            return False
+        record = self._record(reach)
+        try:
+            return read_bytes(self._path(record), self._folder) == record
+        except (OSError, UnsafeFileError):
+            return False
+
+    def remember(self, reaches: Iterable[Reach]) -> None:
+        """Allow ``reaches`` from now on. Where the state folder cannot be written, nothing is remembered."""
+        if self._folder is None:
+            return
+        for reach in reaches:
+            record = self._record(reach)
+            path = self._path(record)
+            new = path.with_name(f".{uuid.uuid4().hex}")
+            with contextlib.suppress(OSError):
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                try:
+                    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                    with os.fdopen(descriptor, "wb") as file:
+                        file.write(record)
+                    new.replace(path)
+                finally:
+                    new.unlink(missing_ok=True)
+
+    def _record(self, reach: Reach) -> bytes:
+        record = {
+            "format_version": _FORMAT,
+            "run": self._run,
+            "key": reach.key,
+            "kind": reach.kind.value,
+            "thing": reach.thing,
+            "sha256": reach.sha256,
+        }
+        return json.dumps(record, indent=1).encode() + b"\n"
+
+    def _path(self, record: bytes) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{hashlib.sha256(record).hexdigest()}.json"
+
+
+def require(
+    reaches: Iterable[Reach],
+    run: Path,
+    *,
+    named: Collection[tuple[str, str]] = (),
+    allowed: Collection[str] = (),
+) -> None:
+    """Check that the user has allowed what a run's own configuration reaches; what ``allowed`` names is remembered.
+
+    Args:
+        reaches: what a command is about to use.
+        run: the run directory whose configuration names it.
+        named: what options of this command say of their own: the setting, and the value that they give it.
+        allowed: the things that ``--allow`` names.
+
+    Raises:
+        ConfigError: something was never allowed; names each with its setting, and the options that allow it.
+    """
+    grants = Grants(run)
+    asked = [reach for reach in reaches if (reach.key, reach.said) not in named]
+    grants.remember(reach for reach in asked if reach.thing in allowed)
+    asked = [reach for reach in asked if reach.thing not in allowed and not grants.has(reach)]
+    if not asked:
+        return
+    things = dict.fromkeys(reach.thing for reach in asked)
+    options = shlex.join(word for thing in things for word in ("--allow", thing))
+    raise ConfigError(
+        f"the configuration in {run} reaches beyond the run, and you have not allowed it yet:\n"
+        + "".join(f"  {_line(reach)}\n" for reach in asked)
+        + f"If you trust where it comes from, add: {options}"
+    )
+
+
+def _line(reach: Reach) -> str:
+    line = f"{reach.key}: {reach.kind.value} {reach.thing}"
+    if reach.kind is Kind.CODE and reach.sha256 is not None:
+        line += f" (sha256 {reach.sha256[:16]})"
+    return line
+
+
+def _state_folder() -> Path | None:
+    """Where grants are kept; None without a home."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if Path(
+        base
+    ).is_absolute():  # others are to be ignored, says the XDG base directory specification
+        return Path(base) / "quark" / "grants"
+    try:
+        return Path.home() / ".local" / "state" / "quark" / "grants"
+    except RuntimeError:
+        return None
