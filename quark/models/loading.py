@@ -32,6 +32,7 @@ from quark.assets import asset_path
 from quark.errors import ModelError
 from quark.installing import install_command
 from quark.models.activations import fuse_activations
+from quark.models.gguf_header import check_gguf
 from quark.models.lora import LoraConfig, add_adapter
 from quark.models.policy import (
     PLAIN_TOKENIZER_FILE,
@@ -327,6 +328,7 @@ def _converted(file: Path, cache: Path) -> Path:
         raise ModelError(
             f"{file} is a GGUF file, and the package that reads it is not installed: {install_command('gguf')}"
         )
+    check_gguf(file)
     from transformers import GgufConfig
 
     cache.mkdir(parents=True, exist_ok=True)
