@@ -160,7 +160,7 @@ class NativePool:
 
         Raises:
             FileExistsError: Something is at ``path``.
-            PoolCorruptedError: A file of the snapshot is missing.
+            PoolCorruptedError: A file of the snapshot is missing, or is not a plain file.
             PoolSnapshotError: A collection has given the snapshot up.
             OSError: The disk refused; nothing is at ``path``.
         """
@@ -245,6 +245,7 @@ class NativePool:
 
         Raises:
             FileNotFoundError: There is no pool.
+            OSError: The disk does not say whether there is one.
         """
         try:
             generation, num_samples, num_files, num_bytes, problems = _pool_rs.verify(path)
@@ -557,11 +558,11 @@ def publish_directory(staged: Path, final: Path) -> None:
     """Sync every file in ``staged`` and the directory, rename it to ``final``, sync the parent.
 
     On return ``final`` survives a power cut with all that was in ``staged``; before the rename nothing is
-    visible under that name. Both must lie on one file system.
+    visible under that name. Both must lie in one directory.
 
     Raises:
         FileExistsError: ``final`` exists.
-        ValueError: ``staged`` holds something that is neither a file nor a directory.
+        ValueError: ``staged`` lies elsewhere, or holds something that is neither a file nor a directory.
     """
     _pool_rs.publish_directory(staged, final)
 

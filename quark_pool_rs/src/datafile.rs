@@ -17,14 +17,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::checksum::{CheckedBlocks, block_sums, sum64};
 use crate::error::{PoolError, Result};
-use crate::format::{BLOCK_BYTES, is_data_name};
+use crate::format::BLOCK_BYTES;
 use crate::mapping::Region;
 use crate::storage::Storage;
 
 /// What the manifest knows of a data file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// Name with its directory.
+    /// Name with its directory, of the form that `manifest` has checked.
     pub name: String,
     /// Length of the file.
     pub length: u64,
@@ -200,13 +200,9 @@ impl DataFile {
     ) -> Result<Self> {
         let name = &entry.name;
         let damaged = |offset, what: String| PoolError::corrupted(name, offset, what);
-        if !is_data_name(name) {
-            return Err(damaged(0, "the manifest lists a name that no pool has".to_owned()));
-        }
         let path = Path::new(name);
         let region = storage.map(path).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => damaged(0, "the file is missing".to_owned()),
-            std::io::ErrorKind::InvalidInput => damaged(0, "it is not a plain file".to_owned()),
             _ => PoolError::io("map", storage.locate(path))(source),
         })?;
         if region.len() as u64 != entry.length {

@@ -3,7 +3,7 @@
 //! A variant is a thing that a caller would do differently. Our own mistakes are panics, not values.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What went wrong, in a sentence with the numbers in it.
 #[derive(Debug, thiserror::Error)]
@@ -128,8 +128,46 @@ impl PoolError {
         Self::Corrupted { file: file.into(), offset, what: what.into() }
     }
 
-    /// For `map_err` on system calls.
+    /// For `map_err` on system calls; what stands in another thing's place is damage.
     pub fn io(action: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, path, source }
+        move |source| match Misplaced::of(&source) {
+            Some(misplaced) => {
+                Self::corrupted(misplaced.entry.to_string_lossy(), 0, misplaced.what.clone())
+            }
+            None => Self::Io { action, path, source },
+        }
+    }
+}
+
+/// What stands in a pool where something else belongs. Its [`io::Error`] is an `InvalidInput`.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct Misplaced {
+    /// Where, relative to the pool.
+    entry: PathBuf,
+    what: String,
+}
+
+impl Misplaced {
+    /// A link.
+    pub fn link(entry: &Path) -> Self {
+        let what = "it is a link, and nothing in a pool may be one: put what it leads to in its place, or open a \
+                    copy of the pool made with `cp -rL`";
+        Self { entry: entry.to_owned(), what: what.to_owned() }
+    }
+
+    /// Anything else.
+    pub fn other(entry: &Path, found: &str, expected: &str) -> Self {
+        Self { entry: entry.to_owned(), what: format!("it is {found}, not {expected}") }
+    }
+
+    fn of(error: &io::Error) -> Option<&Self> {
+        error.get_ref().and_then(|inner| inner.downcast_ref())
+    }
+}
+
+impl From<Misplaced> for io::Error {
+    fn from(misplaced: Misplaced) -> Self {
+        Self::new(io::ErrorKind::InvalidInput, misplaced)
     }
 }

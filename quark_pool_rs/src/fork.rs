@@ -11,7 +11,7 @@ use crate::format::{
 };
 use crate::manifest::{Kind, State, encode_head, encode_record};
 use crate::snapshot::Snapshot;
-use crate::storage::{Storage, publish_directory};
+use crate::storage::{Output, Storage, publish_directory};
 use crate::writer::to_json;
 
 const DIRECTORIES: [&str; 5] = [MANIFEST_DIR, SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR];
@@ -22,7 +22,8 @@ const DIRECTORIES: [&str; 5] = [MANIFEST_DIR, SEGMENT_DIR, PROMPT_DIR, RUN_DIR, 
 /// the new pool survives a power cut; before, there is none at `to`.
 ///
 /// # Errors
-/// `Exists`, `Invalid` for a path without a name, `Corrupted` if a file of the snapshot is missing, `Io`.
+/// `Exists`, `Invalid` for a path without a name, `Corrupted` if a file of the snapshot is missing or is no plain
+/// file, `Io`.
 pub fn fork(snapshot: &Snapshot, storage: &dyn Storage, to: &Path, uuid: &str) -> Result<()> {
     let Some(name) = to.file_name().and_then(|name| name.to_str()) else {
         return Err(PoolError::invalid(format!("{} is no name for a pool", to.display())));
@@ -32,77 +33,100 @@ pub fn fork(snapshot: &Snapshot, storage: &dyn Storage, to: &Path, uuid: &str) -
     if entries.iter().any(|entry| entry.name == name) {
         return Err(PoolError::Exists { path: storage.locate(to) });
     }
-    // The new pool's own name, so that no two forks meet and nothing that is there is ever removed.
-    let staged = to.with_file_name(format!("{name}.partial-{uuid}"));
-    let mut names = Vec::new();
-    let result = build(snapshot, storage, &staged, uuid, &mut names)
-        .and_then(|()| publish_directory(storage, &staged, to));
+    // The new pool's own name, so that no two forks meet.
+    let mut staged = Staged {
+        storage,
+        path: to.with_file_name(format!("{name}.partial-{uuid}")),
+        files: Vec::new(),
+        directories: Vec::new(),
+    };
+    let result =
+        staged.build(snapshot, uuid).and_then(|()| publish_directory(storage, &staged.path, to));
     if result.is_err() {
-        for name in &names {
-            let _ = storage.remove(name);
-        }
-        for directory in DIRECTORIES {
-            let _ = storage.remove_dir(&staged.join(directory));
-        }
-        let _ = storage.remove_dir(&staged);
+        staged.undo();
     }
     result
 }
 
-/// Everything that the new pool consists of, not yet durable.
-fn build(
-    snapshot: &Snapshot,
-    storage: &dyn Storage,
-    staged: &Path,
-    uuid: &str,
-    names: &mut Vec<PathBuf>,
-) -> Result<()> {
-    let create_dir = |path: &Path| {
-        storage.create_dir(path).map_err(PoolError::io("create", storage.locate(path)))
-    };
-    create_dir(staged)?;
-    for directory in DIRECTORIES {
-        create_dir(&staged.join(directory))?;
-    }
-    for file in snapshot.files() {
-        let path = staged.join(&file.name);
-        names.push(path.clone());
-        share(snapshot.storage(), Path::new(&file.name), storage, &path)?;
-    }
-
-    let state = snapshot.to_state();
-    let pool = PoolSettings { uuid: uuid.to_owned(), ..state.pool };
-    let state = State { pool, oldest: snapshot.generation, ..state };
-    let payload = to_json(&state)?;
-    // The empty pool's digest covers its settings; any later one is that of the commit it repeats.
-    let is_empty = snapshot.generation == 0;
-    let previous = if is_empty { [0; 32] } else { snapshot.digest };
-    let (record, digest) = encode_record(Kind::State, snapshot.generation, &previous, &payload);
-    let digest = if is_empty { digest } else { previous };
-    let log = staged.join(log_name(snapshot.generation));
-    names.push(log.clone());
-    let created = storage.create(&log).and_then(|mut output| output.write_all(&record));
-    created.map_err(PoolError::io("write", storage.locate(&log)))?;
-    let head = staged.join(HEAD);
-    names.push(head.clone());
-    storage
-        .overwrite(&head, &encode_head(snapshot.generation, &digest))
-        .map_err(PoolError::io("write", storage.locate(&head)))
+/// A pool in the making, which knows what is its own.
+struct Staged<'a> {
+    storage: &'a dyn Storage,
+    path: PathBuf,
+    files: Vec<PathBuf>,
+    directories: Vec<PathBuf>,
 }
 
-/// A second name for a file, or a copy where the system refuses that.
-fn share(from: &dyn Storage, name: &Path, storage: &dyn Storage, path: &Path) -> Result<()> {
-    if storage.link(&from.locate(name), path).is_ok() {
-        return Ok(());
-    }
-    let bytes = from.map(name).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => {
-            PoolError::corrupted(name.to_string_lossy(), 0, "the file is missing")
+impl Staged<'_> {
+    /// Everything that the new pool consists of, not yet durable.
+    fn build(&mut self, snapshot: &Snapshot, uuid: &str) -> Result<()> {
+        self.make_directory("")?;
+        for directory in DIRECTORIES {
+            self.make_directory(directory)?;
         }
-        _ => PoolError::io("read", from.locate(name))(source),
-    })?;
-    let copied = storage
-        .create(path)
-        .and_then(|mut output| output.write_all(&bytes).and_then(|()| output.seal()));
-    copied.map_err(PoolError::io("copy", storage.locate(path)))
+        for file in snapshot.files() {
+            self.share(snapshot.storage(), &file.name)?;
+        }
+
+        let state = snapshot.to_state();
+        let pool = PoolSettings { uuid: uuid.to_owned(), ..state.pool };
+        let state = State { pool, oldest: snapshot.generation, ..state };
+        let payload = to_json(&state)?;
+        // The empty pool's digest covers its settings; any later one is that of the commit it repeats.
+        let is_empty = snapshot.generation == 0;
+        let previous = if is_empty { [0; 32] } else { snapshot.digest };
+        let (record, digest) = encode_record(Kind::State, snapshot.generation, &previous, &payload);
+        let digest = if is_empty { digest } else { previous };
+        self.write("write", &log_name(snapshot.generation), |log| log.write_all(&record))?;
+        let head = encode_head(snapshot.generation, &digest);
+        self.write("write", HEAD, |file| file.write_all(&head))
+    }
+
+    fn make_directory(&mut self, name: &str) -> Result<()> {
+        let path = if name.is_empty() { self.path.clone() } else { self.path.join(name) };
+        let made = self.storage.create_dir(&path);
+        if !made.map_err(PoolError::io("create", self.storage.locate(&path)))? {
+            return Err(PoolError::Exists { path: self.storage.locate(&path) });
+        }
+        self.directories.push(path);
+        Ok(())
+    }
+
+    /// A second name for a file of a pool, or a copy where the system refuses that.
+    fn share(&mut self, from: &dyn Storage, name: &str) -> Result<()> {
+        let (original, path) = (Path::new(name), self.path.join(name));
+        if self.storage.link(&from.locate(original), &path).is_ok() {
+            self.files.push(path);
+            return Ok(());
+        }
+        let bytes = from.map(original).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => PoolError::corrupted(name, 0, "the file is missing"),
+            _ => PoolError::io("read", from.locate(original))(source),
+        })?;
+        self.write("copy", name, |copy| copy.write_all(&bytes).and_then(|()| copy.seal()))
+    }
+
+    /// Make a file that is not there.
+    fn write(
+        &mut self,
+        action: &'static str,
+        name: &str,
+        write: impl FnOnce(&mut dyn Output) -> std::io::Result<()>,
+    ) -> Result<()> {
+        let path = self.path.join(name);
+        let io = || PoolError::io(action, self.storage.locate(&path));
+        let mut output = self.storage.create(&path).map_err(io())?;
+        let written = write(&mut *output).map_err(io());
+        self.files.push(path);
+        written
+    }
+
+    /// Remove what was made here, and nothing else.
+    fn undo(&self) {
+        for file in &self.files {
+            let _ = self.storage.remove(file);
+        }
+        for directory in self.directories.iter().rev() {
+            let _ = self.storage.remove_dir(directory);
+        }
+    }
 }

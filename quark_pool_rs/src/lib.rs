@@ -24,13 +24,15 @@
 //! parts                                       what that is made of
 //! segment  manifest                           columns | records
 //! datafile                                    an Arrow file with checksums
-//! storage                                     the only file-system room
+//! storage                                     what the pool asks of a disk
+//! beneath                                     the only file-system room
 //! mapping  checksum  rng  threads             maps | sums | counter-based randomness | what computes together
 //! format  processor  error                    limits | loops in the processor's widest vectors
 //! ```
 
 mod aging;
 pub mod batch;
+mod beneath;
 mod bucketing;
 pub mod checksum;
 pub mod compaction;

@@ -5,11 +5,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use crate::checksum::{Digest256, sha256, sum64};
 use crate::datafile::FileEntry;
-use crate::format::{MAX_PAYLOAD_BYTES, PoolSettings};
+use crate::format::{
+    MAX_PAYLOAD_BYTES, PROMPT_DIR, PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR, is_data_name,
+};
 
 /// Length of a record before its payload.
 pub const HEADER_BYTES: usize = 96;
@@ -201,6 +203,45 @@ pub fn decode_head(bytes: &[u8]) -> Option<(u64, Digest256)> {
     })
 }
 
+/// A file of one kind. Here alone is decided which names a manifest may list: whoever has a [`FileEntry`] that was
+/// read can use its name as a path in the pool.
+fn file_in<'de, D: Deserializer<'de>>(
+    directory: &str,
+    deserializer: D,
+) -> Result<FileEntry, D::Error> {
+    let file = FileEntry::deserialize(deserializer)?;
+    let is_there = file.name.strip_prefix(directory).is_some_and(|name| name.starts_with('/'));
+    if is_there && is_data_name(&file.name) {
+        return Ok(file);
+    }
+    // Bounded, since a stranger chose it.
+    let shown: String = file.name.chars().take(100).collect();
+    Err(D::Error::custom(format!("a name that no file in {directory} has: {shown:?}")))
+}
+
+fn segment_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<FileEntry, D::Error> {
+    file_in(SEGMENT_DIR, deserializer)
+}
+
+fn prompt_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<FileEntry, D::Error> {
+    file_in(PROMPT_DIR, deserializer)
+}
+
+fn merged_run_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<FileEntry, D::Error> {
+    file_in(RUN_DIR, deserializer)
+}
+
+fn score_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<FileEntry>, D::Error> {
+    /// Present or null.
+    struct Scores(FileEntry);
+    impl<'de> Deserialize<'de> for Scores {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            file_in(SCORE_DIR, deserializer).map(Self)
+        }
+    }
+    Ok(Option::<Scores>::deserialize(deserializer)?.map(|Scores(file)| file))
+}
+
 /// A segment and the append that made it, or the appends whose segments it took the place of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -221,6 +262,7 @@ pub struct SegmentEntry {
     /// Score columns in the file, in its order.
     pub scores: Vec<String>,
     /// The file.
+    #[serde(deserialize_with = "segment_file")]
     pub file: FileEntry,
 }
 
@@ -263,6 +305,7 @@ pub struct PromptEntry {
     /// Prompts.
     pub count: u32,
     /// The file.
+    #[serde(deserialize_with = "prompt_file")]
     pub file: FileEntry,
 }
 
@@ -277,7 +320,7 @@ pub struct ExtentEntry {
     /// Those of them whose score is not NaN.
     pub scored: u64,
     /// Where the values lie if they came after their samples; else in the segment that begins at `first`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "score_file")]
     pub file: Option<FileEntry>,
 }
 
@@ -288,6 +331,7 @@ pub enum RunSource {
     /// The order column of the extent that begins at this id.
     Extent(u64),
     /// A merged run.
+    #[serde(deserialize_with = "merged_run_file")]
     File(FileEntry),
 }
 

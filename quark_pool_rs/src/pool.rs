@@ -4,6 +4,7 @@
 //! append. How a commit is written: `writer`.
 
 use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -20,7 +21,7 @@ use crate::parts::{Column, Home};
 use crate::recovery::{needed_since, recover, tidy};
 use crate::retention::Limits;
 use crate::snapshot::Snapshot;
-use crate::storage::{Lock, Storage};
+use crate::storage::{Entry, Lock, Storage};
 use crate::writer::{NewFiles, Writer, lock, to_json};
 
 /// How to open a pool.
@@ -63,14 +64,24 @@ impl Pool {
         let io = |action, path: &str| PoolError::io(action, disk.locate(Path::new(path)));
         // What an unfinished creation leaves: samples are none of it, even where no log tells of them any more.
         let data = [SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR];
-        let is_ours = |name: &str| [LOCK, MANIFEST_DIR].contains(&name) || data.contains(&name);
-        let exists = || PoolError::Exists { path: disk.locate(root) };
-        let has = |directory: &str, is_other: &dyn Fn(&str) -> bool| {
-            let entries = disk.list(Path::new(directory)).unwrap_or_default();
-            entries.iter().any(|entry| is_other(&entry.name))
+        let is_ours = |entry: &Entry| match &*entry.name {
+            LOCK => entry.is_file,
+            name => entry.is_dir && (name == MANIFEST_DIR || data.contains(&name)),
         };
-        if has("", &|name| !is_ours(name)) || data.iter().any(|directory| has(directory, &|_| true))
-        {
+        let exists = || PoolError::Exists { path: disk.locate(root) };
+        let list = |directory: &str| match disk.list(Path::new(directory)) {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                Ok(Vec::new())
+            }
+            listed => listed.map_err(io("list", directory)),
+        };
+        let mut is_empty = list("")?.iter().all(is_ours);
+        for directory in data {
+            is_empty = is_empty && list(directory)?.is_empty();
+        }
+        if !is_empty {
             return Err(exists());
         }
         disk.create_dir(root).map_err(io("create", ""))?;
@@ -149,7 +160,7 @@ impl Pool {
         self.is_writable
     }
 
-    /// Move a reader to the newest commit. A writer is always there.
+    /// Move a reader to the newest commit, and never back. A writer is always there.
     ///
     /// # Errors
     /// As [`Pool::open`].
@@ -159,7 +170,12 @@ impl Pool {
         }
         let (snapshot, _) = recover(&self.storage, None)?;
         snapshot.adopt_open_files(&self.snapshot());
-        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Shown::new(snapshot);
+        let found = Shown::new(snapshot);
+        let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have found a newer commit since this one looked.
+        if found.snapshot.generation >= shown.snapshot.generation {
+            *shown = found;
+        }
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use crate::manifest::{
 };
 use crate::parts::Home;
 use crate::snapshot::Snapshot;
-use crate::storage::Storage;
+use crate::storage::{Output, Storage};
 
 /// The log that the next commit goes to.
 #[derive(Debug, Clone)]
@@ -145,7 +145,7 @@ fn recover_once(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot
 }
 
 /// First generations of the logs, ascending.
-fn log_starts(storage: &dyn Storage) -> Result<Vec<u64>> {
+pub(crate) fn log_starts(storage: &dyn Storage) -> Result<Vec<u64>> {
     let directory = Path::new(MANIFEST_DIR);
     match storage.list(directory) {
         Ok(entries) => Ok(entries.iter().filter_map(|e| parse_log_name(&e.name)).collect()),
@@ -163,7 +163,6 @@ fn read_log(storage: &dyn Storage, first: u64) -> Result<Log> {
     let path = Path::new(&name);
     let bytes = storage.read(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => PoolError::corrupted(&name, 0, "the file is missing"),
-        io::ErrorKind::InvalidInput => PoolError::corrupted(&name, 0, "it is not a plain file"),
         _ => PoolError::io("read", storage.locate(path))(source),
     })?;
     Ok(Log { name, first, bytes })
@@ -368,26 +367,8 @@ pub fn tidy(storage: &dyn Storage, snapshot: &Snapshot, end: &LogEnd) -> Result<
         let path = Path::new(directory);
         storage.create_dir(path).map_err(io("create", path))?;
     }
-    let log = Path::new(&end.name);
-    let fresh_name = format!("{}.new", end.name);
-    let fresh = Path::new(&fresh_name);
     if !end.is_acknowledged {
-        // What an earlier attempt left must be gone for good, or the renaming below could be of that.
-        if storage.remove(fresh).is_ok() {
-            let directory = Path::new(MANIFEST_DIR);
-            storage.sync_dir(directory).map_err(io("sync", directory))?;
-        }
-        let mut bytes = storage.read(log).map_err(io("read", log))?;
-        bytes.truncate(end.valid_bytes as usize);
-        let mut output = storage.create(fresh).map_err(io("create", fresh))?;
-        let written = output.write_all(&bytes).map_err(io("write", fresh));
-        let synced = written.and_then(|()| output.sync().map_err(io("sync", fresh)));
-        drop(output);
-        if let Err(error) = synced {
-            let _ = storage.remove(fresh);
-            return Err(error);
-        }
-        storage.rename(fresh, log).map_err(io("rename", fresh))?;
+        copy_log(storage, end)?.replace(storage)?;
     }
     for directory in [MANIFEST_DIR, ""] {
         let directory = Path::new(directory);
@@ -405,6 +386,52 @@ pub fn tidy(storage: &dyn Storage, snapshot: &Snapshot, end: &LogEnd) -> Result<
         }
     }
     Ok(())
+}
+
+/// The valid part of a log, durable under another name and ready to take the log's place.
+pub(crate) struct LogCopy {
+    /// Of the copy, under whatever name it has.
+    pub(crate) output: Box<dyn Output>,
+    name: String,
+    log: String,
+}
+
+impl LogCopy {
+    /// Put the copy in the place of its log; durable once the directory was synced.
+    ///
+    /// # Errors
+    /// `Io`; nobody knows then which of the two is there after a crash.
+    pub(crate) fn replace(self, storage: &dyn Storage) -> Result<Box<dyn Output>> {
+        let (fresh, log) = (Path::new(&self.name), Path::new(&self.log));
+        storage.rename(fresh, log).map_err(PoolError::io("rename", storage.locate(fresh)))?;
+        Ok(self.output)
+    }
+}
+
+/// Write the valid part of a log anew, beside it.
+///
+/// # Errors
+/// `Io`; the log is as it was.
+pub(crate) fn copy_log(storage: &dyn Storage, end: &LogEnd) -> Result<LogCopy> {
+    let io = |action, path: &Path| PoolError::io(action, storage.locate(path));
+    let (log, name) = (Path::new(&end.name), format!("{}.new", end.name));
+    let fresh = Path::new(&name);
+    // What an earlier attempt left must be gone for good, or the renaming to come could be of that.
+    if storage.remove(fresh).is_ok() {
+        let directory = Path::new(MANIFEST_DIR);
+        storage.sync_dir(directory).map_err(io("sync", directory))?;
+    }
+    let mut bytes = storage.read(log).map_err(io("read", log))?;
+    bytes.truncate(end.valid_bytes as usize);
+    let mut output = storage.create(fresh).map_err(io("create", fresh))?;
+    let written = output.write_all(&bytes).map_err(io("write", fresh));
+    let synced = written.and_then(|()| output.sync().map_err(io("sync", fresh)));
+    if let Err(error) = synced {
+        drop(output);
+        let _ = storage.remove(fresh);
+        return Err(error);
+    }
+    Ok(LogCopy { output, log: end.name.clone(), name })
 }
 
 /// Whether a data file is of a generation that the pool has not reached.

@@ -1,13 +1,13 @@
-//! The only room that touches the file system.
+//! The disk as the pool sees it; how its files are reached is told in `beneath`.
 //!
 //! [`Storage`] has just the operations whose order the commit argument of FORMAT.md speaks of, so that a
 //! fake disk can cut the power between any two of them. Paths are relative to the storage's root.
-#![expect(clippy::disallowed_methods, reason = "this is the room")]
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use crate::beneath::{Access, Beneath, Found, is_shared};
 use crate::error::{PoolError, Result};
 use crate::mapping::Region;
 
@@ -33,6 +33,11 @@ pub trait Output: Send {
     /// # Errors
     /// The system's.
     fn seal(&mut self) -> io::Result<()>;
+    /// Whether the file has another name, too, under which what is written here is seen.
+    ///
+    /// # Errors
+    /// The system's.
+    fn is_shared(&self) -> io::Result<bool>;
 }
 
 /// An entry of a directory.
@@ -53,11 +58,11 @@ pub trait Lock: Send + Sync {}
 pub trait Storage: Send + Sync {
     /// Where this is, for messages.
     fn locate(&self, path: &Path) -> PathBuf;
-    /// Make one directory; it may be there.
+    /// Make one directory; it may be there. Whether it was not.
     ///
     /// # Errors
-    /// The system's.
-    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// `InvalidInput` for a link in its place, or the system's.
+    fn create_dir(&self, path: &Path) -> io::Result<bool>;
     /// Make a file that must not be there.
     ///
     /// # Errors
@@ -68,10 +73,11 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// `NotFound`, `InvalidInput` for what is not a plain file, or the system's.
     fn append(&self, path: &Path) -> io::Result<Box<dyn Output>>;
-    /// Write over the beginning of a file, making it if need be; not durable.
+    /// Write over the beginning of a file, not durably. One that is not there is made, and one that has another
+    /// name, too, is replaced.
     ///
     /// # Errors
-    /// The system's.
+    /// `InvalidInput` for what is not a plain file, or the system's.
     fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// A whole plain file.
     ///
@@ -117,7 +123,7 @@ pub trait Storage: Send + Sync {
     /// Give a file that never changes again a second name; `original` is as [`Storage::locate`] says.
     ///
     /// # Errors
-    /// The system's: not every file system has links, and none has them across devices.
+    /// `InvalidInput` for what is not a plain file. The system's: not every file system has links, and none has them across devices.
     fn link(&self, original: &Path, path: &Path) -> io::Result<()>;
     /// Remove a file's name.
     ///
@@ -129,32 +135,38 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The system's.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
-    /// Take the writer's lock and leave `message` in it.
+    /// Take the writer's lock and leave `message` in it. A file that has another name, too, is replaced first.
     ///
     /// # Errors
-    /// `WouldBlock`, with the holder's message, if another holds it; else the system's.
+    /// `WouldBlock`, with the holder's message, if another holds it; `InvalidInput` for what is not a plain
+    /// file; else the system's.
     fn lock(&self, path: &Path, message: &str) -> io::Result<Box<dyn Lock>>;
 }
 
-/// A directory of the file system.
+/// A directory of the file system. No link beneath it is followed.
 #[derive(Debug)]
 pub struct FileStorage {
-    root: PathBuf,
+    root: Beneath,
 }
 
 impl FileStorage {
-    /// `root` need not exist yet.
+    /// `root` need not exist yet, and may be reached through links.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: Beneath::new(root.into()) }
     }
 
-    /// Opens only what is a plain file by its own name, so that neither a link nor a pipe is followed.
-    fn open(&self, path: &Path, options: &OpenOptions) -> io::Result<File> {
-        let path = self.root.join(path);
-        if !fs::symlink_metadata(&path)?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a plain file"));
+    /// Put a file in the place of another. It has its name only when it is whole: a process may die in between.
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let fresh = path.with_extension("new");
+        let _ = self.root.remove(&fresh);
+        let mut file = self.root.create(&fresh)?;
+        let written = file.write_all(bytes);
+        drop(file);
+        let named = written.and_then(|()| self.root.rename(&fresh, path));
+        if named.is_err() {
+            let _ = self.root.remove(&fresh);
         }
-        options.open(path)
+        named
     }
 }
 
@@ -178,11 +190,30 @@ impl Output for FileOutput {
         permissions.set_readonly(true);
         self.0.set_permissions(permissions)
     }
+
+    fn is_shared(&self) -> io::Result<bool> {
+        is_shared(&self.0)
+    }
 }
 
 struct FileLock {
     file: File,
     process: u32,
+}
+
+impl FileLock {
+    /// Lock an open file, or say what its holder has left in it.
+    fn take(file: File) -> io::Result<Self> {
+        match file.try_lock() {
+            Ok(()) => Ok(Self { file, process: std::process::id() }),
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.take(1024).read_to_string(&mut holder);
+                Err(io::Error::new(io::ErrorKind::WouldBlock, holder))
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
 }
 
 impl Lock for FileLock {}
@@ -199,143 +230,106 @@ impl Drop for FileLock {
 
 impl Storage for FileStorage {
     fn locate(&self, path: &Path) -> PathBuf {
-        self.root.join(path)
+        self.root.path().join(path)
     }
 
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        let path = self.root.join(path);
-        let mut builder = fs::DirBuilder::new();
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        match builder.create(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-            result => result,
-        }
+    fn create_dir(&self, path: &Path) -> io::Result<bool> {
+        self.root.create_directory(path)
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
-        let mut options = private();
-        options.append(true).create_new(true);
-        Ok(Box::new(FileOutput(options.open(self.root.join(path))?)))
+        Ok(Box::new(FileOutput(self.root.create(path)?)))
     }
 
     fn append(&self, path: &Path) -> io::Result<Box<dyn Output>> {
-        Ok(Box::new(FileOutput(self.open(path, OpenOptions::new().append(true))?)))
+        Ok(Box::new(FileOutput(self.root.open(path, Access::Append)?)))
     }
 
     fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        match self.open(path, OpenOptions::new().write(true)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // Under its name only when it is whole: a process may die in between.
-                let name = self.root.join(path);
-                let fresh = name.with_extension("new");
-                let _ = fs::remove_file(&fresh);
-                let created = private().write(true).create_new(true).open(&fresh);
-                let written = created
-                    .and_then(|mut file| file.write_all(bytes))
-                    .and_then(|()| fs::rename(&fresh, name));
-                if written.is_err() {
-                    let _ = fs::remove_file(&fresh);
-                }
-                written
-            }
-            result => result?.write_all(bytes),
+        match self.root.open(path, Access::Write) {
+            Ok(mut file) if !is_shared(&file)? => file.write_all(bytes),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.replace(path, bytes),
         }
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.open(path, OpenOptions::new().read(true))?.read_to_end(&mut bytes)?;
+        self.root.open(path, Access::Read)?.read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
     fn map(&self, path: &Path) -> io::Result<Region> {
-        Region::map(&mut self.open(path, OpenOptions::new().read(true))?)
+        Region::map(&mut self.root.open(path, Access::Read)?)
     }
 
     fn file_len(&self, path: &Path) -> io::Result<u64> {
-        Ok(self.open(path, OpenOptions::new().read(true))?.metadata()?.len())
+        Ok(self.root.open(path, Access::Read)?.metadata()?.len())
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(self.root.join(path))? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            entries.push(Entry { name, is_dir: kind.is_dir(), is_file: kind.is_file() });
-        }
+        let entry = |(name, found)| Entry {
+            name,
+            is_dir: found == Found::Directory,
+            is_file: found == Found::File,
+        };
+        let mut entries: Vec<_> = self.root.entries(path)?.into_iter().map(entry).collect();
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {
-        self.open(path, OpenOptions::new().read(true))?.sync_all()
+        self.root.open(path, Access::Read)?.sync_all()
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        // Windows has no handle of a directory to sync; its names are journaled.
-        if cfg!(windows) {
-            return Ok(());
-        }
-        let path = self.root.join(path);
-        File::open(if path.as_os_str().is_empty() { Path::new(".") } else { &path })?.sync_all()
+        self.root.sync_directory(path)
     }
 
     fn sync_parent(&self) -> io::Result<()> {
-        let root = std::path::absolute(&self.root)?;
-        root.parent().map_or(Ok(()), |parent| self.sync_dir(parent))
+        self.root.sync_parent()
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(self.root.join(from), self.root.join(to))
+        self.root.rename(from, to)
     }
 
     fn link(&self, original: &Path, path: &Path) -> io::Result<()> {
-        fs::hard_link(original, self.root.join(path))
+        self.root.link(original, path)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(self.root.join(path))
+        self.root.remove(path)
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir(self.root.join(path))
+        self.root.remove_directory(path)
     }
 
     fn lock(&self, path: &Path, message: &str) -> io::Result<Box<dyn Lock>> {
-        let full = self.root.join(path);
-        let mut options = private();
-        options.read(true).write(true);
-        let mut file = match options.clone().create_new(true).open(&full) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.open(path, &options)?
+        let mut is_replaced = false;
+        loop {
+            match self.root.create(path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                // Opened below, whoever made it.
+                _ => {}
             }
-            result => result?,
-        };
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = file.take(1024).read_to_string(&mut holder);
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, holder));
+            let mut held = FileLock::take(self.root.open(path, Access::Write)?)?;
+            if !self.root.is_at(path, &held.file)? {
+                // Its holder put another file in its place, as here, and let go.
+                continue;
             }
-            Err(TryLockError::Error(error)) => return Err(error),
+            if is_shared(&held.file)? && !is_replaced {
+                // The other name is that of the lock of a copy, or of a file that nobody meant.
+                self.replace(path, &[])?;
+                is_replaced = true;
+                continue;
+            }
+            // What is in the file is only a message for people, so losing it is no error.
+            let _ = held.file.set_len(0).and_then(|()| held.file.write_all(message.as_bytes()));
+            return Ok(Box::new(held));
         }
-        // What is in the file is only a message for people, so losing it is no error.
-        let _ = file
-            .set_len(0)
-            .and_then(|()| file.seek(SeekFrom::Start(0)))
-            .and_then(|_| file.write_all(message.as_bytes()));
-        Ok(Box::new(FileLock { file, process: std::process::id() }))
     }
-}
-
-fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
 }
 
 /// Publish a finished directory under its final name: sync everything in it, rename, sync the parent.
@@ -346,8 +340,18 @@ fn private() -> OpenOptions {
 /// # Errors
 /// `NotFound`, `Exists`, `Invalid` for something that is neither file nor directory, `Io`.
 pub fn publish_directory(storage: &dyn Storage, staged: &Path, finished: &Path) -> Result<()> {
-    if storage.list(finished).is_ok() {
-        return Err(PoolError::Exists { path: storage.locate(finished) });
+    match storage.list(finished) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // A file, or a link.
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput
+            ) =>
+        {
+            return Err(PoolError::io("list", storage.locate(finished))(error));
+        }
+        _ => return Err(PoolError::Exists { path: storage.locate(finished) }),
     }
     sync_tree(storage, staged)?;
     storage.rename(staged, finished).map_err(PoolError::io("rename", storage.locate(staged)))?;

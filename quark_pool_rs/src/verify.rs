@@ -1,19 +1,22 @@
 //! Read every byte of a pool and say everything that is wrong.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::datafile::{ColumnSpec, DataFile, FileEntry};
 use crate::error::{PoolError, Result};
-use crate::format::{HEAD, MANIFEST_DIR, PoolSettings, log_name, parse_log_name};
+use crate::format::{
+    HEAD, LOCK, MANIFEST_DIR, PROMPT_DIR, PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR, log_name,
+};
 use crate::manifest::{
-    Chain, ColumnCut, ColumnState, Commit, ExtentEntry, Kind, MergeEntry, PromptEntry, RunEntry,
-    RunSource, ScoreChange, SegmentEntry, State, Upkeep, decode_head, read_chain,
+    Chain, ColumnCut, ColumnState, Commit, ExtentEntry, Kind, MergeEntry, PromptEntry, Record,
+    RunEntry, RunSource, ScoreChange, SegmentEntry, State, Upkeep, decode_head, read_chain,
 };
 use crate::parts::{Column, RunPlace};
 use crate::ranking::{OwnRun, merge_runs, score_key, tie_hash};
-use crate::recovery::{read_settled, recover};
+use crate::recovery::{log_starts, read_settled, recover};
 use crate::segment::{
     Tokens, column, prompt_column, prompt_columns, run_columns, score_columns, segment_columns,
 };
@@ -38,7 +41,7 @@ pub struct Report {
 /// Check a pool without changing it.
 ///
 /// # Errors
-/// `NotFound` if there is no pool; everything else is in the report.
+/// `NotFound` if there is no pool, `Io` if that cannot be told; everything else is in the report.
 pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
     let is_sound =
         |report: &Result<Report>| report.as_ref().is_ok_and(|report| report.problems.is_empty());
@@ -53,15 +56,14 @@ fn verify_once(storage: &Arc<dyn Storage>) -> Result<Report> {
         num_bytes: 0,
         problems: Vec::new(),
     };
-    match storage.read(Path::new(HEAD)) {
-        Ok(bytes) if decode_head(&bytes).is_none() => {
-            report.problems.push(PoolError::corrupted(HEAD, 0, "it does not match its sum"));
-        }
-        _ => {}
-    }
+    check_places(&**storage, &mut report)?;
     let recovered = recover(storage, None);
     let oldest = recovered.as_ref().map_or(0, |(snapshot, _)| snapshot.oldest);
-    let mut superseded = check_logs(&**storage, oldest, &mut report)?;
+    let mut superseded = match check_logs(&**storage, oldest, &mut report) {
+        // Said above.
+        Err(PoolError::Corrupted { .. }) => Vec::new(),
+        result => result?,
+    };
     let snapshot = match recovered {
         Ok((snapshot, _)) => snapshot,
         Err(error @ PoolError::NotFound { .. }) if report.problems.is_empty() => return Err(error),
@@ -115,17 +117,41 @@ fn count(file: &FileEntry, report: &mut Report) {
     report.num_bytes += file.length;
 }
 
+/// What stands where a pool has its directories and the two files that are written in place.
+fn check_places(storage: &dyn Storage, report: &mut Report) -> Result<()> {
+    let io = |action, path| PoolError::io(action, storage.locate(path));
+    for directory in [MANIFEST_DIR, SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR].map(Path::new) {
+        match storage.list(directory).map_err(io("list", directory)) {
+            Ok(_) => {}
+            // An interrupted creation leaves some out.
+            Err(PoolError::Io { source, .. })
+                if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+            Err(problem @ PoolError::Corrupted { .. }) => report.problems.push(problem),
+            Err(error) => return Err(error),
+        }
+    }
+    for file in [HEAD, LOCK] {
+        let path = Path::new(file);
+        match storage.read(path).map_err(io("read", path)) {
+            Ok(bytes) if file == HEAD && decode_head(&bytes).is_none() => {
+                let what = "it does not match its sum";
+                report.problems.push(PoolError::corrupted(HEAD, 0, what));
+            }
+            Err(PoolError::Io { source, .. })
+                if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+            Ok(_) => {}
+            Err(problem) => report.problems.push(problem),
+        }
+    }
+    Ok(())
+}
+
 /// A file that a record names, its rows and its columns.
 type Named = (FileEntry, u64, Vec<ColumnSpec>);
 
 /// Every record of every log that a snapshot needs; returns all merged runs and files of scores that they name.
 fn check_logs(storage: &dyn Storage, oldest: u64, report: &mut Report) -> Result<Vec<Named>> {
-    let directory = Path::new(MANIFEST_DIR);
-    let entries = storage
-        .list(directory)
-        .map_err(|_| PoolError::NotFound { path: storage.locate(Path::new("")) })?;
-    let mut starts: Vec<u64> = entries.iter().filter_map(|e| parse_log_name(&e.name)).collect();
-    starts.sort_unstable();
+    let mut starts = log_starts(storage)?;
     // What is before that is left over from a collection that did not finish.
     starts.drain(..starts.partition_point(|&first| first <= oldest).saturating_sub(1));
     let mut named = Vec::new();
@@ -143,7 +169,7 @@ fn check_logs(storage: &dyn Storage, oldest: u64, report: &mut Report) -> Result
         report.num_files += 1;
         report.num_bytes += bytes.len() as u64;
         let chain = read_chain(&bytes, first);
-        collect_named(&chain, oldest, &mut named);
+        collect_named(&chain, &name, oldest, &mut named, report);
         let is_newest = i + 1 == starts.len();
         if let Some((offset, what)) = chain.broken
             && (!is_newest || chain.survivor.is_some())
@@ -184,60 +210,83 @@ fn collect_state(state: &State, named: &mut Vec<Named>) {
     }
 }
 
-fn collect_named(chain: &Chain<'_>, oldest: u64, named: &mut Vec<Named>) {
-    // Every log begins with a state, which says how the pool's files look.
-    let state = chain.records.first().map(|record| serde_json::from_slice::<State>(record.payload));
-    let Some(Ok(State { pool: settings, .. })) = &state else { return };
-    for record in chain.records.iter().filter(|record| record.generation > oldest) {
-        match record.kind {
-            Kind::State => {
-                if let Ok(state) = serde_json::from_slice::<State>(record.payload) {
-                    collect_state(&state, named);
-                }
-            }
-            Kind::Commit => {
-                if let Ok(commit) = serde_json::from_slice::<Commit>(record.payload) {
-                    named.push(named_segment(&commit.segment, settings));
-                    named.extend(commit.prompts.iter().map(|p| named_prompts(p, settings)));
-                    commit
-                        .scores
-                        .iter()
-                        .for_each(|score| collect_merges(&score.merges, settings, named));
-                }
-            }
-            Kind::Upkeep => match serde_json::from_slice(record.payload) {
-                Ok(Upkeep::MergeSegments { segment, columns, .. }) => {
-                    named.push(named_segment(&segment, settings));
-                    for column in &columns {
-                        collect_merges(&column.merges, settings, named);
-                    }
-                }
-                Ok(Upkeep::MergePrompts { prompts, .. }) => {
-                    named.push(named_prompts(&prompts, settings));
-                }
-                Ok(Upkeep::Retain { segment, columns, drafts, .. }) => {
-                    named.extend(segment.iter().map(|segment| named_segment(segment, settings)));
-                    for ColumnCut { extent, run, .. } in columns.into_iter().chain(drafts) {
-                        if let Some(extent) = extent {
-                            collect_extent(&extent, settings, named);
-                        }
-                        if let Some(run) = run {
-                            collect_run(&run, settings, named);
-                        }
-                    }
-                }
-                Ok(Upkeep::GiveUp { .. }) | Err(_) => {}
-            },
-            Kind::Scores => {
-                if let Ok(ScoreChange::Draft { extent, merges, .. }) =
-                    serde_json::from_slice(record.payload)
-                {
-                    collect_extent(&extent, settings, named);
-                    collect_merges(&merges, settings, named);
-                }
-            }
+fn collect_named(
+    chain: &Chain<'_>,
+    log: &str,
+    oldest: u64,
+    named: &mut Vec<Named>,
+    report: &mut Report,
+) {
+    let mut settings = None;
+    for (at, record) in chain.records.iter().enumerate() {
+        // Every log begins with a state, which says how the pool's files look.
+        if at > 0 && record.generation <= oldest {
+            continue;
+        }
+        let is_needed = record.generation > oldest;
+        if let Err(source) = collect_record(record, is_needed, &mut settings, named) {
+            let kind = if record.kind == Kind::State { "state" } else { "commit" };
+            let what = format!("a {kind} does not parse: {source}");
+            report.problems.push(PoolError::corrupted(log, record.offset as u64, what));
         }
     }
+}
+
+fn collect_record(
+    record: &Record<'_>,
+    is_needed: bool,
+    of_log: &mut Option<PoolSettings>,
+    named: &mut Vec<Named>,
+) -> serde_json::Result<()> {
+    if record.kind == Kind::State {
+        let state: State = serde_json::from_slice(record.payload)?;
+        if is_needed {
+            collect_state(&state, named);
+        }
+        *of_log = Some(state.pool);
+        return Ok(());
+    }
+    let Some(settings) = of_log else { return Ok(()) };
+    match record.kind {
+        Kind::State => {}
+        Kind::Commit => {
+            let commit: Commit = serde_json::from_slice(record.payload)?;
+            named.push(named_segment(&commit.segment, settings));
+            named.extend(commit.prompts.iter().map(|p| named_prompts(p, settings)));
+            for score in &commit.scores {
+                collect_merges(&score.merges, settings, named);
+            }
+        }
+        Kind::Upkeep => match serde_json::from_slice(record.payload)? {
+            Upkeep::MergeSegments { segment, columns, .. } => {
+                named.push(named_segment(&segment, settings));
+                for column in &columns {
+                    collect_merges(&column.merges, settings, named);
+                }
+            }
+            Upkeep::MergePrompts { prompts, .. } => named.push(named_prompts(&prompts, settings)),
+            Upkeep::Retain { segment, columns, drafts, .. } => {
+                named.extend(segment.iter().map(|segment| named_segment(segment, settings)));
+                for ColumnCut { extent, run, .. } in columns.into_iter().chain(drafts) {
+                    if let Some(extent) = extent {
+                        collect_extent(&extent, settings, named);
+                    }
+                    if let Some(run) = run {
+                        collect_run(&run, settings, named);
+                    }
+                }
+            }
+            Upkeep::GiveUp { .. } => {}
+        },
+        Kind::Scores => match serde_json::from_slice(record.payload)? {
+            ScoreChange::Draft { extent, merges, .. } => {
+                collect_extent(&extent, settings, named);
+                collect_merges(&merges, settings, named);
+            }
+            ScoreChange::Publish { .. } | ScoreChange::Discard { .. } => {}
+        },
+    }
+    Ok(())
 }
 
 fn collect_column(column: &ColumnState, settings: &PoolSettings, named: &mut Vec<Named>) {

@@ -21,7 +21,7 @@ use crate::manifest::{
 };
 use crate::parts::{Column, RunPlace};
 use crate::ranking::{OwnRun, merge_runs, plan_merge, sort_scores};
-use crate::recovery::LogEnd;
+use crate::recovery::{LogEnd, copy_log};
 use crate::segment::{SegmentRows, encode_prompts, encode_run, encode_scores, encode_segment};
 use crate::snapshot::Snapshot;
 use crate::storage::{Lock, Output, Storage};
@@ -476,6 +476,7 @@ impl Writer {
         generation: u64,
         payload: &[u8],
     ) -> Result<Digest256> {
+        self.own_log(storage)?;
         let (record, digest) = encode_record(kind, generation, &self.end.digest, payload);
         let path = storage.locate(Path::new(&self.end.name));
         if let Err(error) = self.log.write_all(&record) {
@@ -491,6 +492,18 @@ impl Writer {
         // HEAD is only a lower bound: the commit is durable without it.
         let _ = storage.overwrite(Path::new(HEAD), &encode_head(generation, &digest));
         Ok(digest)
+    }
+
+    /// Have a log that no copy of the pool shares: a record that is written here must not come to be there.
+    fn own_log(&mut self, storage: &dyn Storage) -> Result<()> {
+        let log = storage.locate(Path::new(&self.end.name));
+        if !self.log.is_shared().map_err(PoolError::io("look at", log))? {
+            return Ok(());
+        }
+        let copy = copy_log(storage, &self.end)?;
+        let replaced = copy.replace(storage);
+        self.log = self.poison_on_error(replaced)?;
+        self.sync_directories(storage, &[MANIFEST_DIR])
     }
 
     /// Begin a new log where the old one costs more to read than the state.

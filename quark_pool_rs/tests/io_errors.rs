@@ -411,3 +411,55 @@ fn a_compaction_goes_on_where_a_failing_operation_stopped_it() {
     }
     assert!(num_failed > 20, "only {num_failed} faults were felt");
 }
+
+#[test]
+fn what_the_system_refuses_is_not_said_to_be_missing() {
+    let prepared = || {
+        let disk = Disk::default();
+        let pool = create(&disk.storage()).unwrap();
+        for batch in batches() {
+            batch.append(&pool).unwrap();
+        }
+        pool.close();
+        disk
+    };
+    let disk = prepared();
+    let begin = disk.num_calls();
+    assert!(verify(&disk.storage()).unwrap().problems.is_empty());
+    let end = disk.num_calls();
+    goals::report(5, &[("runs", faults().len() * 2 * (end - begin))]);
+    let mut num_felt = 0;
+    for fault in [Fault::NoDescriptor, Fault::Io] {
+        for from_then_on in [false, true] {
+            for at in begin + 1..=end {
+                let what = format!("{fault:?} at {at}, from then on: {from_then_on}");
+                let is_told = |error: &PoolError| matches!(error, PoolError::Io { .. });
+                disk.set_fault(at, from_then_on, fault);
+                disk.set_calls(begin);
+                match verify(&disk.storage()) {
+                    Ok(report) => {
+                        assert!(report.problems.iter().all(is_told), "{what}: {report:?}");
+                        num_felt += usize::from(!report.problems.is_empty());
+                    }
+                    Err(error) => {
+                        assert!(is_told(&error), "{what}: {error}");
+                        num_felt += 1;
+                    }
+                }
+                disk.set_calls(begin);
+                if let Err(error) = reader(&disk.storage()) {
+                    assert!(is_told(&error), "{what}: {error}");
+                }
+                // Nor is what cannot be seen taken for nothing.
+                disk.set_calls(begin);
+                let before = disk.files();
+                match create(&disk.storage()).map(drop).unwrap_err() {
+                    PoolError::Exists { .. } => {}
+                    error => assert!(is_told(&error), "{what}: {error}"),
+                }
+                assert!(disk.files() == before, "{what}");
+            }
+        }
+    }
+    assert!(num_felt > 2 * (end - begin), "only {num_felt} faults were felt");
+}

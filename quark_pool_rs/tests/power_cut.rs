@@ -11,6 +11,7 @@ use common::disk::{Disk, Fault};
 use common::{Content, Owned, Step, create, goals, history, reader, retained, writer};
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
+use quark_pool_rs::manifest::{decode_head, read_chain};
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::storage::publish_directory;
@@ -63,6 +64,11 @@ fn assert_caught(mutants: &[Mutant], mut find: impl FnMut(Mutant) -> Option<Stri
 
 /// Create a pool and take steps; with long settings a new log begins on the way.
 fn run(steps: Vec<Step>, mutant: Option<Mutant>) -> Workload {
+    run_beside(steps, mutant, |_, _| {})
+}
+
+/// The same, with something that happens to the disk before each step.
+fn run_beside(steps: Vec<Step>, mutant: Option<Mutant>, before: impl Fn(&Disk, usize)) -> Workload {
     let disk = Disk::default();
     if let Some(mutant) = mutant {
         mutant.infect(&disk);
@@ -71,7 +77,8 @@ fn run(steps: Vec<Step>, mutant: Option<Mutant>) -> Workload {
     let pool = create(&storage).unwrap();
     let created = disk.num_ops();
     let mut acked = Vec::new();
-    for step in &steps {
+    for (number, step) in steps.iter().enumerate() {
+        before(&disk, number);
         step.apply(&pool).unwrap();
         acked.push(disk.num_ops());
     }
@@ -278,6 +285,35 @@ fn a_new_log_survives_every_power_cut() {
         workload.disk.files().iter().filter(|(path, _)| path.starts_with("manifest")).count();
     assert!(logs > 1, "no new log");
     assert_eq!(workload.enumerate(false).1, None);
+}
+
+/// A copy by hard links before each step: the log and HEAD have a second name.
+fn run_copied(mutant: Option<Mutant>) -> Workload {
+    let steps = (0..5).map(|i| Step::Append(Owned::numbered(i, 2))).collect();
+    run_beside(steps, mutant, |disk, number| {
+        for name in ["HEAD", "manifest/00000000000000000000.log"] {
+            let copy = format!("copy-{number}-{}", name.len());
+            disk.storage().link(Path::new(name), Path::new(&copy)).unwrap();
+        }
+    })
+}
+
+#[test]
+fn a_pool_whose_log_is_copied_by_hard_links_survives_every_power_cut() {
+    let workload = run_copied(None);
+    let files = workload.disk.files();
+    for number in 0..5_u64 {
+        let copy = |len| {
+            let name = format!("copy-{number}-{len}");
+            &files.iter().find(|(path, _)| *path == Path::new(&name)).unwrap().1
+        };
+        // Each has what was there then, and nothing that came later.
+        assert_eq!(read_chain(copy(33), 0).records.last().unwrap().generation, number);
+        assert_eq!(decode_head(copy(4)).unwrap().0, number);
+    }
+    assert_eq!(workload.enumerate(true).1, None);
+    let mutants = [Mutant::without("manifest", false), Mutant::without("manifest", true)];
+    assert_caught(&mutants, |mutant| run_copied(Some(mutant)).enumerate(false).1);
 }
 
 #[test]

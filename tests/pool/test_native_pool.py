@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -204,8 +206,50 @@ def test_a_link_in_place_of_a_file_is_refused(path: Path) -> None:
     victim = sorted(path.glob("segments/*"))[0]
     victim.rename(path.parent / "elsewhere")
     victim.symlink_to(path.parent / "elsewhere")
-    with pytest.raises(errors.PoolCorruptedError, match="not a plain file"):
+    with pytest.raises(errors.PoolCorruptedError, match=r"segments/seg-.* it is a link"):
         NativePool.open(path).samples([0])
+
+
+def test_a_link_in_place_of_a_directory_is_refused(path: Path) -> None:
+    filled(path).close()
+    shutil.copytree(path, path.parent / "other")
+    other = {file: file.read_bytes() for file in (path.parent / "other").rglob("*.*")}
+    shutil.rmtree(path / "segments")
+    (path / "segments").symlink_to(path.parent / "other" / "segments")
+    named = "^segments is damaged at offset 0: it is a link"
+    with pytest.raises(errors.PoolCorruptedError, match=named):
+        NativePool.open(path, writable=True)
+    with NativePool.open(path) as pool:
+        with pytest.raises(errors.PoolCorruptedError, match=named):
+            pool.samples([0])
+        with pytest.raises(errors.PoolCorruptedError, match=named):
+            pool.scan().collect()
+        with pytest.raises(errors.PoolCorruptedError, match=named):
+            pool.fork(path.parent / "fork")
+    assert not (path.parent / "fork").exists()
+    problems = NativePool.verify(path).problems
+    assert ("segments", 0) in {(problem.file, problem.offset) for problem in problems}
+    assert other == {file: file.read_bytes() for file in (path.parent / "other").rglob("*.*")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of descriptors")
+def test_a_check_without_a_descriptor_says_so(path: Path) -> None:
+    filled(path).close()
+    script = (
+        "import os, resource, sys\n"
+        "from quark.pool.native import NativePool\n"
+        "NativePool.verify(sys.argv[1])\n"
+        "used = len(os.listdir('/dev/fd')) - 1\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))\n"
+        "try:\n"
+        "    NativePool.verify(sys.argv[1])\n"
+        "except OSError as error:\n"
+        "    print(error.errno)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == errno.EMFILE
 
 
 def test_a_pool_without_text_stores_none(path: Path) -> None:

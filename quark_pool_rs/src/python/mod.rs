@@ -5,7 +5,7 @@ mod errors;
 mod pool;
 mod sampler;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyo3::prelude::*;
@@ -37,12 +37,22 @@ fn verify(py: Python<'_>, path: PathBuf) -> PyResult<ReportTuple> {
     Ok((report.generation, report.num_samples, report.num_files, report.num_bytes, problems))
 }
 
-/// Sync everything in `staged`, rename it to `final`, sync the parent.
+/// Sync everything in `staged`, rename it to `finished`, which lies in the same directory, sync that.
 #[pyfunction]
 #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
 fn publish_directory(py: Python<'_>, staged: PathBuf, finished: PathBuf) -> PyResult<()> {
     errors::detached(py, || {
-        crate::storage::publish_directory(&FileStorage::new(""), &staged, &finished)
+        let (Some(from), Some(to)) = (staged.file_name(), finished.file_name()) else {
+            return Err(PoolError::invalid("a directory without a name cannot be published"));
+        };
+        if staged.parent() != finished.parent() {
+            let (staged, finished) = (staged.display(), finished.display());
+            let what = format!("{staged} and {finished} do not lie in the same directory");
+            return Err(PoolError::invalid(what));
+        }
+        // How that is reached is its user's affair.
+        let storage = FileStorage::new(staged.parent().unwrap_or(Path::new("")));
+        crate::storage::publish_directory(&storage, from.as_ref(), to.as_ref())
     })
 }
 

@@ -1,7 +1,7 @@
 //! The classes. Each method takes what it needs, releases the interpreter and calls the core.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytemuck::Pod;
@@ -99,7 +99,12 @@ impl PyPool {
     #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
     fn fork(&self, py: Python<'_>, path: PathBuf, uuid: &str) -> PyResult<()> {
         let snapshot = self.0.snapshot();
-        detached(py, || fork(&snapshot, &FileStorage::new(""), &path, uuid))
+        detached(py, || {
+            // How the directory is reached is its user's affair.
+            let name = path.file_name().map_or(Path::new(".."), Path::new);
+            let parent = path.parent().unwrap_or(Path::new(""));
+            fork(&snapshot, &FileStorage::new(parent), name, uuid)
+        })
     }
 
     /// Per append: its file, the first id in that file, key, first id, samples, round, chunk.

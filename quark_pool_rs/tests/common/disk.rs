@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use quark_pool_rs::checksum::sum128;
+use quark_pool_rs::error::Misplaced;
 use quark_pool_rs::mapping::Region;
 use quark_pool_rs::storage::{Entry, Lock, Output, Storage};
 
@@ -112,6 +113,8 @@ struct Inner {
     failed: HashSet<usize>,
     /// So many reads from now.
     interruption: Option<(usize, Box<dyn FnOnce() + Send>)>,
+    /// After a file was read, before its reader goes on.
+    delay: Option<(PathBuf, Box<dyn FnOnce() + Send>)>,
 }
 
 /// The disk; clones share it.
@@ -140,6 +143,11 @@ impl Disk {
     /// Let operation number `at`, or all from it on, fail.
     pub fn set_fault(&self, at: usize, from_then_on: bool, fault: Fault) {
         self.inner().fault = Some((at, from_then_on, fault));
+    }
+
+    /// Count as if there had been so many operations.
+    pub fn set_calls(&self, calls: usize) {
+        self.inner().calls = calls;
     }
 
     /// Clear a fault that has struck.
@@ -173,6 +181,11 @@ impl Disk {
     /// Whether that is still to come.
     pub fn is_to_be_interrupted(&self) -> bool {
         self.inner().interruption.is_some()
+    }
+
+    /// Do something after a file was read, before its reader goes on.
+    pub fn delay_after(&self, path: impl Into<PathBuf>, work: impl FnOnce() + Send + 'static) {
+        self.inner().delay = Some((path.into(), Box::new(work)));
     }
 
     fn before_read(&self) {
@@ -384,9 +397,13 @@ impl Inner {
     fn file(&self, path: &Path) -> io::Result<usize> {
         match self.names.get(path) {
             Some(Some(file)) => Ok(*file),
-            Some(None) => Err(io::ErrorKind::InvalidInput.into()),
+            Some(None) => Err(Misplaced::other(path, "a directory", "a plain file").into()),
             None => Err(io::ErrorKind::NotFound.into()),
         }
+    }
+
+    fn num_names(&self, file: usize) -> usize {
+        self.names.values().filter(|named| **named == Some(file)).count()
     }
 
     fn check_parent(&self, path: &Path) -> io::Result<()> {
@@ -491,6 +508,12 @@ impl Output for FakeOutput {
     fn seal(&mut self) -> io::Result<()> {
         self.disk.inner().step()
     }
+
+    fn is_shared(&self) -> io::Result<bool> {
+        let mut inner = self.disk.inner();
+        inner.step()?;
+        Ok(inner.num_names(self.file) > 1)
+    }
 }
 
 struct FakeLock(Disk, PathBuf);
@@ -508,14 +531,15 @@ impl Storage for Disk {
         path.to_path_buf()
     }
 
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
+    fn create_dir(&self, path: &Path) -> io::Result<bool> {
         let mut inner = self.inner();
         inner.step()?;
         inner.check_parent(path)?;
-        if !path.as_os_str().is_empty() && !inner.names.contains_key(path) {
+        let is_new = !path.as_os_str().is_empty() && !inner.names.contains_key(path);
+        if is_new {
             inner.link(path, Node::Dir);
         }
-        Ok(())
+        Ok(is_new)
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
@@ -539,12 +563,21 @@ impl Storage for Disk {
     fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut inner = self.inner();
         inner.step()?;
-        let file = match inner.file(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => inner.new_file(path),
+        match inner.file(path) {
+            Ok(file) if inner.num_names(file) == 1 => inner.write(file, 0, bytes),
+            Ok(_) => {
+                let fresh = path.with_extension("new");
+                let file = inner.new_file(&fresh);
+                inner.write(file, 0, bytes);
+                rename(&mut inner.names, &fresh, path);
+                inner.log(Op::Rename { from: fresh, to: path.to_path_buf() });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let file = inner.new_file(path);
+                inner.write(file, 0, bytes);
+            }
             Err(error) => return Err(error),
-        };
-        inner.write(file, 0, bytes);
+        }
         Ok(())
     }
 
@@ -552,7 +585,13 @@ impl Storage for Disk {
         self.before_read();
         let mut inner = self.inner();
         inner.step()?;
-        inner.file(path).map(|file| inner.contents[file].clone())
+        let bytes = inner.file(path).map(|file| inner.contents[file].clone())?;
+        let delay = inner.delay.take_if(|(of, _)| of.as_path() == path);
+        drop(inner);
+        if let Some((_, work)) = delay {
+            work();
+        }
+        Ok(bytes)
     }
 
     fn map(&self, path: &Path) -> io::Result<Region> {
@@ -679,7 +718,7 @@ impl Storage for Below {
         self.at(path)
     }
 
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
+    fn create_dir(&self, path: &Path) -> io::Result<bool> {
         self.disk.create_dir(&self.at(path))
     }
 

@@ -258,7 +258,7 @@ impl Storage for Panicking {
     fn locate(&self, path: &Path) -> PathBuf {
         self.0.locate(path)
     }
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
+    fn create_dir(&self, path: &Path) -> io::Result<bool> {
         self.0.create_dir(path)
     }
     fn append(&self, path: &Path) -> io::Result<Box<dyn Output>> {
@@ -333,4 +333,21 @@ fn after_a_panic_in_an_append_a_writer_is_to_be_reopened() {
     batches[1].append(&pool).unwrap();
     assert!(check_content(&pool.snapshot(), &batches).unwrap());
     assert!(!reader(&storage).unwrap().is_writable());
+}
+
+#[test]
+fn a_refresh_never_leads_back() {
+    let disk = Disk::default();
+    let pool = create(&disk.storage()).unwrap();
+    Owned::numbered(0, 2).append(&pool).unwrap();
+    let shared = Arc::new(reader(&disk.storage()).unwrap());
+    // While this thread has read the log and looks at what it says, another one is faster.
+    let other = shared.clone();
+    disk.delay_after("manifest/00000000000000000000.log", move || {
+        Owned::numbered(1, 2).append(&pool).unwrap();
+        other.refresh().unwrap();
+        assert_eq!(other.snapshot().generation, 2);
+    });
+    shared.refresh().unwrap();
+    assert_eq!((shared.snapshot().generation, shared.find("run/1")), (2, Some(2..4)));
 }

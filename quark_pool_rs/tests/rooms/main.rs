@@ -15,3 +15,4 @@ mod file_system;
 mod gathering;
 mod ranking;
 mod sampling;
+mod strangers;
