@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quark.cli.trust import AllowOption, check_reach
+from quark.cli.trust import AllowOption, check_reach, may_read_prompts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,7 +102,7 @@ def evaluate(
         check_reach(
             config,
             Path(model),
-            sections=("model", "reward", "evaluation", *(["prompts"] if prompts is None else [])),
+            sections=("model", "reward", "evaluation", *_prompt_sections(source, prompts)),
             named=[
                 *(("reward.name", name) for name in (reward or ())[:1]),
                 *(("evaluation.judges", name) for name in (reward or ())[1:]),
@@ -143,6 +143,14 @@ def evaluate(
         console.print()
         console.print(heading("Reward when asked for each quantile"))
         console.print(control_curve_chart(curve, width=console.width // 3))
+
+
+def _prompt_sections(source: TrainedModel, prompts: Path | None) -> list[str]:
+    """What of the configuration says where prompts are, if that is needed: a run has a record of its own."""
+    from quark.run_directory import RunDirectory
+
+    is_needed = prompts is None and not RunDirectory(Path(source.name)).held_out.exists()
+    return ["prompts"] if is_needed else []
 
 
 def _configured(
@@ -251,7 +259,8 @@ def _held_out(source: TrainedModel, config: RunConfig, progress: Console) -> tup
     run = RunDirectory(Path(source.name))
     recorded = read_held_out(run)
     if recorded is not None:
-        if recorded.source_has_changed():
+        # A file that the user has not allowed is not looked at: the record may be a stranger's.
+        if may_read_prompts(config, run.path, recorded.source) and recorded.source_has_changed():
             warn(
                 f"{recorded.source} has changed since the run began: measuring on the prompts that the run held out"
             )

@@ -64,6 +64,17 @@ def check_source(loaded: LoadedConfig, source: str | None, allow: Collection[str
         require(asked, run, allowed=allow or ())
 
 
+def may_read_prompts(config: RunConfig, run: Path, source: str) -> bool:
+    """Whether ``source`` is a prompt file of the run's configuration that ships with quark or was allowed before."""
+    from quark.config.grants import Grants
+    from quark.config.reach import reaches
+
+    if source not in (config.prompts.source, config.prompts.evaluation_source):
+        return False
+    grants = Grants(run)
+    return all(grants.has(reach) for reach in reaches(config, run, sections=("prompts",)))
+
+
 def remember(config: RunConfig, run: Path) -> None:
     """Allow ``run`` what a configuration of the user's own reaches, so that using the run asks nothing."""
     from quark.config.grants import Grants

@@ -38,6 +38,7 @@ from quark.models.folders import (
     check_repository,
     offline,
 )
+from quark.models.gguf_header import check_gguf
 from quark.models.lora import LoraConfig, add_adapter
 from quark.models.policy import PLAIN_TOKENIZER_FILE, Policy, pad_id
 from quark.models.positions import give_reward_token_its_own_position
@@ -336,6 +337,7 @@ def _converted(file: Path, cache: Path) -> Path:
         raise ModelError(
             f"{file} is a GGUF file, and the package that reads it is not installed: {install_command('gguf')}"
         )
+    check_gguf(file)
     from transformers import GgufConfig
 
     cache.mkdir(parents=True, exist_ok=True)

@@ -110,13 +110,17 @@ class NativePool:
             PoolLockedError: Another process is making a pool there.
         """
         path = Path(path).absolute()
+        try:
+            text = json.dumps(dict(metadata or {}), allow_nan=False)
+        except RecursionError:
+            raise ValueError("metadata is nested too deeply") from None
         pool = _pool_rs.Pool.create(
             path,
             uuid=uuid.uuid4().hex,
             vocab_size=bounded("vocab_size", vocab_size, 32),
             store_text=store_text,
             tie_seed=bounded("tie_seed", tie_seed, 64),
-            metadata=json.dumps(dict(metadata or {}), allow_nan=False),
+            metadata=text,
             holder=_holder(),
         )
         return cls(path, pool)
@@ -459,6 +463,21 @@ class NativePool:
             if not 0 <= id < size:
                 raise IndexError(f"sample {id} is not in the pool, which holds {size} samples")
         return [Sample(**fields) for fields in self._pool.samples(ids)]
+
+    @reads
+    def arrow_rows(self, spans: Sequence[range], columns: Sequence[str]) -> bytes:
+        """An Arrow file with columns of the segments, copied after their bytes were checked.
+
+        Args:
+            spans: Ids; one row for each, in their order.
+            columns: Names of columns in the segment files (``quark_pool_rs/FORMAT.md``), no scores.
+
+        Raises:
+            IndexError: An id that the snapshot lacks.
+            ValueError: A column that segments lack.
+            PoolCorruptedError: The samples are damaged.
+        """
+        return self._pool.rows([(span.start, span.stop) for span in spans], list(columns))
 
     @reads
     def gather(

@@ -8,16 +8,13 @@ A query reads what it needs and no more. Ids, keys, rounds, chunks and scores ar
 read, and policy steps from one sample of each append, so the parts of the predicate that speak of these alone
 decide which segments are; of those, only the columns that the query names.
 
-Damage is reported here too, never served. Numbers, texts and tokens are read by polars from the segment
-files, after the extension was asked for at least one row in every 4096-byte block that holds them, so that
-it has checked the block; prompts, settings and scores come from the extension itself.
+Damage is reported here too, never served. Every value comes from the extension, copied from the bytes that it
+checked. Only the extension opens files, so a file that is replaced afterwards changes no answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +77,6 @@ _LOOKED_UP = {
 }
 """Column -> the segment files' column with the number of the thing, which is stored once."""
 
-_BLOCK_BYTES = 4096
 _ROWS_AT_ONCE = 32_768
 
 
@@ -103,18 +99,6 @@ def scan(pool: NativePool) -> pl.LazyFrame:
 def score_column(name: str) -> str:
     """The name of a score column in a scan."""
     return SCORE_PREFIX + name if name in COLUMNS else name
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Rows of one segment."""
-
-    segment: Segment
-    rows: range
-
-    @property
-    def ids(self) -> range:
-        return range(self.segment.first + self.rows.start, self.segment.first + self.rows.stop)
 
 
 class _Source:
@@ -155,7 +139,7 @@ class _Source:
             for name, score in self._score_names.items()
             if name in needed
         }
-        files = _SegmentFiles(self._pool, [name for name in needed if name not in known])
+        unknown = [name for name in needed if name not in known]
 
         first, end = self._pool.num_removed, len(self._pool)
         end = end if n_rows is None else min(first + n_rows, end)
@@ -164,25 +148,46 @@ class _Source:
             ids = range(start, min(start + step, end))
             facts = self._known(ids, [name for name in needed if name in known], of_appends, scores)
             kept = _kept(facts, early, len(ids))
-            pieces = [
-                piece
-                for piece in (_narrowed(piece, kept, start) for piece in self._pieces(ids))
-                if piece is not None
+            spans = [
+                span
+                for span in (_narrowed(part, kept, start) for part in self._by_segment(ids))
+                if span is not None
             ]
-            if not pieces:
+            if not spans:
                 continue
-            read = pl.concat([files.read(piece) for piece in pieces])
-            rows = np.concatenate([np.arange(p.ids.start, p.ids.stop) for p in pieces]) - start
+            rows = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+            read = self._read(spans, rows, unknown)
+            rows -= start
             frame = pl.concat([facts[rows], read], how="horizontal")
             yield (frame if predicate is None else frame.filter(predicate)).select(wanted)
 
-    def _pieces(self, ids: range) -> Iterator[_Piece]:
+    def _by_segment(self, ids: range) -> Iterator[range]:
         at = int(np.searchsorted(self._starts, ids.start, side="right")) - 1
         while at < len(self._segments) and self._segments[at].first < ids.stop:
             segment = self._segments[at]
-            start, stop = ids.start - segment.first, ids.stop - segment.first
-            yield _Piece(segment, range(max(start, 0), min(stop, segment.count)))
+            yield range(max(ids.start, segment.first), min(ids.stop, segment.first + segment.count))
             at += 1
+
+    def _read(
+        self, spans: Sequence[range], ids: NDArray[np.int64], names: Sequence[str]
+    ) -> pl.DataFrame:
+        """Columns that only the segments know, of the ids of some spans. Raises PoolCorruptedError."""
+        if not names:
+            return pl.DataFrame()
+        stored = list(dict.fromkeys(_IN_SEGMENT.get(name) or _LOOKED_UP[name] for name in names))
+        rows = pl.read_ipc(self._pool.arrow_rows(spans, stored))
+        looked_up = {
+            number: self._samples(rows[number], ids)
+            for number in {_LOOKED_UP[name] for name in names if name in _LOOKED_UP}
+        }
+        return pl.DataFrame([_column(name, rows, looked_up) for name in names])
+
+    def _samples(
+        self, numbers: pl.Series, ids: NDArray[np.int64]
+    ) -> tuple[list[Sample], NDArray[np.intp]]:
+        """One sample for each distinct number, and which of them stands for which row."""
+        _, rows, of_row = np.unique(numbers.to_numpy(), return_index=True, return_inverse=True)
+        return self._pool.samples(ids[rows].tolist()), of_row
 
     def _of_appends(self, *, with_policy_step: bool) -> pl.DataFrame:
         """One row per segment: what all its samples share, because they came in one append."""
@@ -218,73 +223,20 @@ class _Source:
         return pl.DataFrame(columns)
 
 
-class _SegmentFiles:
-    """Columns of segments, checked; the one that was read last stays open."""
-
-    def __init__(self, pool: NativePool, needed: Sequence[str]) -> None:
-        self._pool = pool
-        self._needed = needed
-        stored = (_IN_SEGMENT.get(name) or _LOOKED_UP[name] for name in needed)
-        self._stored = list(dict.fromkeys(stored))
-        self._open: tuple[Path, pl.DataFrame] | None = None
-
-    def read(self, piece: _Piece) -> pl.DataFrame:
-        """The needed columns of some rows. Raises PoolCorruptedError."""
-        if not self._needed:
-            return pl.DataFrame()
-        # The places of the variable-sized values must be right before anything follows them.
-        self._check(piece, range(0, len(piece.rows), _BLOCK_BYTES // 8))
-        try:
-            begin = piece.segment.offset
-            rows = self._file(piece.segment.file)[
-                begin + piece.rows.start : begin + piece.rows.stop
-            ]
-        except pl.exceptions.PolarsError:
-            # Damage elsewhere in the file can keep polars from reading it: let the extension name it.
-            for segment in segments_of(self._pool):
-                if segment.file == piece.segment.file:
-                    self._pool.samples(range(segment.first, segment.first + segment.count))
-            raise
-        for column in rows.get_columns():
-            if (sizes := _byte_sizes(column)) is not None:
-                self._check(piece, _one_per_block(sizes))
-        looked_up = {
-            number: self._samples(rows[number], piece.ids)
-            for number in {_LOOKED_UP[name] for name in self._needed if name in _LOOKED_UP}
-        }
-        return pl.DataFrame([self._column(name, rows, looked_up) for name in self._needed])
-
-    def _file(self, path: Path) -> pl.DataFrame:
-        if self._open is None or self._open[0] != path:
-            with path.open("rb") as file:  # a path would be taken for a pattern
-                self._open = path, pl.read_ipc(file, columns=self._stored)
-        return self._open[1]
-
-    def _check(self, piece: _Piece, rows: Sequence[int]) -> None:
-        """Have the blocks checked that some rows, and the last one, lie in."""
-        ids = piece.ids
-        self._pool.samples([*(ids[row] for row in rows), ids[-1]])
-
-    def _samples(self, numbers: pl.Series, ids: range) -> tuple[list[Sample], NDArray[np.intp]]:
-        """One sample for each distinct number, and which of them stands for which row."""
-        _, rows, of_row = np.unique(numbers.to_numpy(), return_index=True, return_inverse=True)
-        return self._pool.samples([ids[row] for row in rows]), of_row
-
-    def _column(
-        self,
-        name: str,
-        rows: pl.DataFrame,
-        looked_up: dict[str, tuple[list[Sample], NDArray[np.intp]]],
-    ) -> pl.Series:
-        dtype = SCANNED[name]
-        if name in _LOOKED_UP:
-            samples, of_row = looked_up[_LOOKED_UP[name]]
-            values = [getattr(sample, name) for sample in samples]
-            if name == "prompt_tokens":
-                values = [tokens.tolist() for tokens in values]
-            return pl.Series(name, values, dtype=dtype)[of_row]
-        column = rows[_IN_SEGMENT[name]].alias(name).cast(dtype)
-        return column.fill_nan(None) if dtype == pl.Float32 else column
+def _column(
+    name: str,
+    rows: pl.DataFrame,
+    looked_up: dict[str, tuple[list[Sample], NDArray[np.intp]]],
+) -> pl.Series:
+    dtype = SCANNED[name]
+    if name in _LOOKED_UP:
+        samples, of_row = looked_up[_LOOKED_UP[name]]
+        values = [getattr(sample, name) for sample in samples]
+        if name == "prompt_tokens":
+            values = [tokens.tolist() for tokens in values]
+        return pl.Series(name, values, dtype=dtype)[of_row]
+    column = rows[_IN_SEGMENT[name]].alias(name).cast(dtype)
+    return column.fill_nan(None) if dtype == pl.Float32 else column
 
 
 def _conjuncts(predicate: pl.Expr) -> list[pl.Expr]:
@@ -306,33 +258,9 @@ def _kept(facts: pl.DataFrame, conditions: Sequence[pl.Expr], size: int) -> NDAr
     return fulfilled.get_column("").to_numpy()
 
 
-def _narrowed(piece: _Piece, kept: NDArray[np.bool_], start: int) -> _Piece | None:
-    """The span of a piece's kept rows, None without any; ``kept`` begins at the id ``start``."""
-    rows = np.flatnonzero(kept[piece.ids.start - start : piece.ids.stop - start])
+def _narrowed(ids: range, kept: NDArray[np.bool_], start: int) -> range | None:
+    """The span of the ids that are kept, None without any; ``kept`` begins at the id ``start``."""
+    rows = np.flatnonzero(kept[ids.start - start : ids.stop - start])
     if rows.size == 0:
         return None
-    first = piece.rows.start
-    return _Piece(piece.segment, range(first + int(rows[0]), first + int(rows[-1]) + 1))
-
-
-def _byte_sizes(column: pl.Series) -> NDArray[np.int64] | None:
-    """Bytes of each value of a column of texts or tokens, None for one of fixed width."""
-    if column.dtype == pl.String:
-        return column.str.len_bytes().to_numpy().astype(np.int64)
-    if column.dtype == pl.List(pl.UInt16) or column.dtype == pl.List(pl.UInt32):
-        width = 2 if column.dtype == pl.List(pl.UInt16) else 4
-        return column.list.len().to_numpy().astype(np.int64) * width
-    return None
-
-
-def _one_per_block(sizes: NDArray[np.int64]) -> list[int]:
-    """Rows such that each block of values that lie one after another is touched.
-
-    The values of the rows that reach over a multiple of the block size hold one byte of each whole block;
-    the first and the last value that are not empty lie in what is left of a block on either side.
-    """
-    ends = np.cumsum(sizes)
-    begins = ends - sizes
-    crossing = np.flatnonzero(begins // _BLOCK_BYTES != ends // _BLOCK_BYTES)
-    filled = np.flatnonzero(sizes)
-    return [*crossing.tolist(), *filled[:1].tolist(), *filled[-1:].tolist()]
+    return ids[int(rows[0]) : int(rows[-1]) + 1]

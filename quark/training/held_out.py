@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quark import safe_files
 from quark.config.schema import RunConfig
 from quark.data.prompts import source_file
 from quark.errors import PoolError, RunDirectoryError
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
-from quark.safe_files import read_bytes
 from quark.types import Prompt
 
 
@@ -31,8 +31,10 @@ class HeldOut:
     def source_has_changed(self) -> bool:
         """Whether the file is another one by now, or gone."""
         try:
-            return _sha256(source_file(self.source)) != self.source_sha256
-        except OSError:
+            file = source_file(self.source)
+            # The run may come from somebody else: opening a named pipe or a device could wait, or never end.
+            return not file.is_file() or _sha256(file) != self.source_sha256
+        except (OSError, ValueError):
             return True
 
 
@@ -66,10 +68,10 @@ def read_held_out(run: RunDirectory) -> HeldOut | None:
 
     Raises:
         RunDirectoryError: the file is damaged; names the line.
-        UnsafeFileError: it is a link out of the run directory, or not a plain file.
+        UnsafeFileError: it is a link out of the run, or no plain file.
     """
     try:
-        lines = read_bytes(run.held_out, run.path).splitlines()
+        lines = safe_files.read_bytes(run.held_out, run.path).splitlines()
     except FileNotFoundError:
         return None
     except OSError as err:

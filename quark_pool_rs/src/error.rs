@@ -12,6 +12,14 @@ pub enum PoolError {
     /// An argument does not fit.
     #[error("{0}")]
     Invalid(String),
+    /// More memory than the system gives.
+    #[error("{what}: it takes {bytes} bytes of memory, more than the system gives")]
+    Memory {
+        /// The argument that asks for it.
+        what: String,
+        /// How many.
+        bytes: u128,
+    },
     /// No such score column.
     #[error("the pool has no score column {name:?}; it has {known}")]
     UnknownColumn {

@@ -10,6 +10,7 @@ use bytemuck::Pod;
 
 use crate::datafile::DataFile;
 use crate::error::{PoolError, Result};
+use crate::memory::ensure;
 use crate::processor::{self, Kernel};
 use crate::segment::{column, prompt_column};
 use crate::snapshot::Snapshot;
@@ -224,6 +225,9 @@ pub struct Located<'a> {
     pub completions: TokenLists<'a>,
 }
 
+/// What finding a sample's token ids takes, and their lengths or offsets.
+const BYTES_PER_PLACE: u128 = 128;
+
 /// Find the token ids of some samples.
 ///
 /// # Errors
@@ -231,6 +235,7 @@ pub struct Located<'a> {
 pub fn locate<'a>(snapshot: &'a Snapshot, ids: &[u64]) -> Result<Located<'a>> {
     let home = &snapshot.home;
     let finder = snapshot.finder();
+    ensure(ids.len() as u128 * BYTES_PER_PLACE, || format!("a batch of {} samples", ids.len()))?;
     let mut rows = Vec::with_capacity(ids.len());
     for &id in ids {
         snapshot.check_id(id)?;
@@ -294,6 +299,11 @@ pub struct Gathered {
 /// `UnknownSample`, `Corrupted`, `Io`.
 pub fn gather(snapshot: &Snapshot, ids: &[u64], pad_id: i64) -> Result<Gathered> {
     let Located { prompts, completions } = locate(snapshot, ids)?;
+    let cells = |lists: &TokenLists<'_>| ids.len() as u128 * lists.width() as u128;
+    ensure(8 * (cells(&prompts) + cells(&completions)), || {
+        let (prompts, completions) = (prompts.width(), completions.width());
+        format!("a batch of {} samples, padded to {prompts} and {completions} tokens", ids.len())
+    })?;
     let padded = |lists: &TokenLists<'_>, padding| {
         let mut out = vec![0; ids.len() * lists.width()];
         lists.pad_into(padding, pad_id, &mut out)?;
@@ -329,6 +339,9 @@ pub struct Packed {
 /// `UnknownSample`, `Corrupted`, `Io`.
 pub fn pack(snapshot: &Snapshot, ids: &[u64]) -> Result<Packed> {
     let Located { prompts, completions } = locate(snapshot, ids)?;
+    ensure(8 * (prompts.total() as u128 + completions.total() as u128), || {
+        format!("a packed batch of {} samples", ids.len())
+    })?;
     let packed = |lists: &TokenLists<'_>| {
         let (mut out, mut offsets) = (vec![0; lists.total()], vec![0; ids.len() + 1]);
         lists.pack_into(&mut out, &mut offsets)?;

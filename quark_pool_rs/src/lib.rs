@@ -19,7 +19,7 @@
 //! gather  schedule                            padded or packed batches | whose turn a slot is
 //! quantization  selection  ranking            quantiles | cuts of values | cuts of sorted runs
 //! recovery                                    from a directory to a snapshot
-//! lookup                                      samples, prompts and scores by id
+//! lookup  rows                                samples, prompts and scores by id | columns of some samples
 //! snapshot                                    what a reader sees
 //! parts                                       what that is made of
 //! segment  manifest                           columns | records
@@ -27,7 +27,7 @@
 //! storage                                     what the pool asks of a disk
 //! beneath                                     the only file-system room
 //! mapping  checksum  rng  threads             maps | sums | counter-based randomness | what computes together
-//! format  processor  error                    limits | loops in the processor's widest vectors
+//! format  processor  memory  error            limits | loops in the processor's widest vectors | whether there is memory
 //! ```
 
 mod aging;
@@ -46,6 +46,7 @@ mod interning;
 pub mod lookup;
 pub mod manifest;
 pub mod mapping;
+mod memory;
 pub mod parts;
 pub mod pool;
 mod processor;
@@ -56,6 +57,7 @@ pub mod ranking;
 pub mod recovery;
 pub mod retention;
 pub mod rng;
+pub mod rows;
 pub mod sampler;
 mod schedule;
 pub mod segment;

@@ -211,11 +211,15 @@ impl Quantization {
             match piece {
                 Piece::Slice { run, start } => {
                     let view = view(runs.as_ref(), *run);
-                    if let Some((key, known)) = view.entry(start + offset)? {
-                        (*id, *score) = (known, key_score(key));
-                        continue;
+                    match view.entry(start + offset)? {
+                        // Both zeros have one key; the sign is with the score.
+                        Some((key, known)) if key == score_key(0.0) => *id = known,
+                        Some((key, known)) => {
+                            (*id, *score) = (known, key_score(key));
+                            continue;
+                        }
+                        None => *id = view.id(start + offset)?,
                     }
-                    *id = view.id(start + offset)?;
                 }
                 Piece::Ids { ids, start, .. } => *id = ids[start + offset],
             }

@@ -10,6 +10,7 @@ use crate::aging::Aged;
 use crate::bucketing::{Draw, deal};
 use crate::error::{PoolError, Result};
 use crate::gather::completion_lengths;
+use crate::memory::ensure;
 use crate::quantization::{Place, Quantization};
 use crate::rng::{below, hash};
 use crate::schedule::{Schedule, Walk};
@@ -99,6 +100,9 @@ impl Settings {
         Ok(())
     }
 }
+
+/// What a slot takes while it is drawn, scored and dealt.
+const BYTES_PER_SLOT: u128 = 256;
 
 /// Streams of randomness that must not meet.
 #[derive(Clone, Copy)]
@@ -253,6 +257,11 @@ impl Sampler {
 
     /// Some slots: every `stride`-th from `skip` on.
     fn drawn(&self, slots: Range<u128>, skip: usize, stride: usize) -> Result<Drawn> {
+        let Settings { batch_size, bucket_window, .. } = self.settings;
+        ensure((slots.end - slots.start) * BYTES_PER_SLOT, || match bucket_window {
+            1 => format!("batch_size is {batch_size}"),
+            _ => format!("batch_size is {batch_size} and bucket_window {bucket_window}"),
+        })?;
         if !self.aged.is_empty() {
             return self.scored(self.drawn_by_age(slots, skip, stride));
         }

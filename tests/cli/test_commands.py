@@ -131,7 +131,7 @@ def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path: Path) -> None:
         (["--set", "objective.kl_ceof=0.1"], 2, "objective.kl_coef"),
         (["--set", "run.num_rounds=-1"], 2, "run.num_rounds"),
         (["no-such-preset"], 2, "demo"),
-        (["no/such/file.toml"], 3, "no/such/file.toml"),
+        (["no/such/file.toml"], 2, "no/such/file.toml"),
         (["--set", "model.name=/no/such/model"], 3, "/no/such/model"),
         (["--set", "prompts.source=/no/such/prompts.jsonl"], 3, "/no/such/prompts.jsonl"),
         (["--set", "reward.name=no_such_module_x:reward"], 3, "no_such_module_x"),

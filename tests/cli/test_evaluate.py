@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -168,6 +169,23 @@ def test_a_damaged_record_of_held_out_prompts_is_named(
     assert refused.code == 4
     assert "held_out.jsonl" in refused.err
     assert "--prompts" in refused.err
+
+
+def test_the_record_of_a_stranger_leads_nowhere(run_dir: Path, tmp_path: Path) -> None:
+    copy = RunDirectory(shutil.copytree(run_dir, tmp_path / "copy"))
+    secret, pipe = tmp_path / "secret.jsonl", tmp_path / "pipe"
+    shutil.copy(copy.held_out, secret)
+    os.mkfifo(pipe)
+    rows = [json.loads(line) for line in copy.held_out.read_text().splitlines()]
+    copy.held_out.write_text(
+        "".join(json.dumps(row | {"source": str(pipe)}) + "\n" for row in rows)
+    )
+    followed = quark("evaluate", copy.path, "-q", "none", "--json")
+    assert followed.code == 0, followed.err
+    assert "has changed" not in followed.err, "a file that nobody allowed was looked at"
+    copy.held_out.unlink()
+    copy.held_out.symlink_to(secret)
+    assert quark("evaluate", copy.path, "-q", "none").code == 4
 
 
 def test_the_record_is_a_prompt_file(run_dir: Path) -> None:

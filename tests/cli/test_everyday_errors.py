@@ -52,9 +52,9 @@ def test_what_is_expected_of_a_setting_is_said_in_plain_words(setting: str, expe
 
 def test_an_option_that_does_not_fit_is_said_in_plain_words(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model")
-    outcome = quark("generate", folder, "-p", "a", "--guidance", "nan")
+    outcome = quark("generate", folder, "-p", "a", "--guidance", "inf")
     assert outcome.code == 2
-    assert "guidance = nan: must be" in outcome.err
+    assert "guidance = inf: must be a finite number" in outcome.err
     assert not LIBRARY_WORDS.search(outcome.err)
 
 
@@ -62,7 +62,7 @@ def test_an_unknown_reward_is_not_blamed_on_a_setting(tmp_path: Path) -> None:
     outcome = quark("pool", "rescore", tmp_path, "nosuch")
     assert outcome.code == 2
     assert outcome.err.startswith("error: no reward 'nosuch'; there is sentiment")
-    assert quark("reward", "check", "length", "--set", "reward.length.maximum=0").code == 2
+    assert quark("reward", "check", "length", "--set", "reward.length.maximum=x").code == 2
 
 
 def test_a_configuration_that_is_missing_too_large_or_hostile_is_wrong_usage(
@@ -230,4 +230,4 @@ def test_a_reader_that_leaves_ends_a_command_quietly(command: list[str]) -> None
     finally:
         os.close(writing)
     assert not process.stderr
-    assert process.returncode == (2 if command == ["no-such"] else 141)
+    assert process.returncode == 141

@@ -336,6 +336,7 @@ def test_a_pool_is_not_pickled(path: Path) -> None:
     ("kind", "error"),
     [
         ("invalid", ValueError),
+        ("memory", MemoryError),
         ("unknown_column", KeyError),
         ("unknown_sample", IndexError),
         ("unknown_snapshot", ValueError),

@@ -359,3 +359,15 @@ def test_a_full_disk_names_the_path_and_leaves_the_last_checkpoint_good(
     assert (after.step, rejected) == (before.step, [])
     train(config, run_dir)
     assert fingerprint_of(run_dir) == expected
+
+
+def test_a_run_on_batches_of_one_has_finite_figures(config: Path, tmp_path: Path) -> None:
+    """Warnings are errors here, those about the spread of a single value too."""
+    ones = ("run.chunk_size", "run.completions_per_prompt", "run.steps_per_round")
+    ones += ("optimizer.batch_size", "evaluation.completions_per_prompt", "sampling.batch_size")
+    counts = ("run.prompts_first_round=3", "run.prompts_per_round=1", "run.num_rounds=2")
+    settings = (*(f"{key}=1" for key in ones), *counts, "optimizer.micro_batch_size=1")
+    result = train(config, tmp_path / "run", overrides=settings)
+    assert result.samples == 4
+    assert math.isfinite(result.reward_after)
+    assert math.isfinite(result.kl_policy_to_reference)

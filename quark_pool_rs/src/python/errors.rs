@@ -4,7 +4,8 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pyo3::exceptions::{
-    PyFileExistsError, PyFileNotFoundError, PyIndexError, PyKeyError, PyOSError, PyValueError,
+    PyFileExistsError, PyFileNotFoundError, PyIndexError, PyKeyError, PyMemoryError, PyOSError,
+    PyValueError,
 };
 use pyo3::prelude::*;
 
@@ -15,6 +16,7 @@ pub(super) fn to_python(py: Python<'_>, error: PoolError) -> PyErr {
     let message = error.to_string();
     match error {
         PoolError::Invalid(_) | PoolError::UnknownSnapshot { .. } => PyValueError::new_err(message),
+        PoolError::Memory { .. } => PyMemoryError::new_err(message),
         PoolError::UnknownColumn { .. } => PyKeyError::new_err(message),
         PoolError::UnknownSample { .. } => PyIndexError::new_err(message),
         PoolError::NotFound { .. } => PyFileNotFoundError::new_err(message),
@@ -69,6 +71,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 pub(super) fn raise_for_test(py: Python<'_>, kind: &str) -> PyResult<()> {
     let error = match kind {
         "invalid" => PoolError::invalid("x"),
+        "memory" => PoolError::Memory { what: "x".into(), bytes: 1 },
         "unknown_column" => PoolError::UnknownColumn { name: "x".into(), known: "none".into() },
         "unknown_sample" => PoolError::UnknownSample { id: 1, num_removed: 0, num_samples: 1 },
         "unknown_snapshot" => PoolError::UnknownSnapshot { generation: 2, oldest: 0, newest: 1 },

@@ -8,7 +8,7 @@ use bytemuck::Pod;
 use numpy::{Element, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 
 use super::batch::{
     BatchArrays, BufferArrays, GatheredArrays, PackedArrays, to_arrays, to_packed_arrays,
@@ -20,11 +20,13 @@ use crate::fork::fork;
 use crate::format::PoolSettings;
 use crate::gather::{gather, pack};
 use crate::manifest::AppendEntry;
+use crate::memory::ensure;
 use crate::parts::{Column, Segment};
 use crate::pool::{OpenOptions, Pool};
 use crate::quantization::Quantization;
 use crate::ranking::{RemainderRule, TieRule};
 use crate::retention::Limits;
+use crate::rows::rows;
 use crate::segment::column;
 use crate::snapshot::Snapshot;
 use crate::storage::{FileStorage, Storage};
@@ -241,6 +243,22 @@ impl PyPool {
             .collect()
     }
 
+    /// Columns of the segments for the ids of some spans, as an Arrow file.
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn rows<'py>(
+        &self,
+        py: Python<'py>,
+        spans: Vec<(u64, u64)>,
+        names: Vec<String>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let snapshot = self.0.snapshot();
+        let bytes = detached(py, || {
+            let spans: Vec<_> = spans.into_iter().map(|(start, end)| start..end).collect();
+            rows(&snapshot, &spans, &names)
+        })?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
     /// Some samples, padded.
     #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
     fn gather<'py>(
@@ -401,6 +419,7 @@ impl PyView {
     fn scores<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let snapshot = &self.0;
         let scores = detached(py, || {
+            ensure_all::<f32>(snapshot)?;
             let mut scores = vec![0.0; snapshot.num_samples as usize];
             snapshot.copy_scores(snapshot.column(name)?, &mut scores)?;
             Ok(scores)
@@ -434,6 +453,13 @@ fn remainder_rule(name: &str) -> PyResult<RemainderRule> {
     }
 }
 
+/// Refuse a column of all samples that memory does not hold.
+fn ensure_all<T>(snapshot: &Snapshot) -> crate::error::Result<()> {
+    let count = snapshot.num_samples;
+    let bytes = u128::from(count) * size_of::<T>() as u128;
+    ensure(bytes, || format!("a column of {count} samples"))
+}
+
 /// A fixed-width column of all segments as an array; `blank` for what was removed.
 fn copied<'py, T: Element + Pod + Send + Sync>(
     py: Python<'py>,
@@ -442,6 +468,7 @@ fn copied<'py, T: Element + Pod + Send + Sync>(
     blank: T,
 ) -> PyResult<Bound<'py, PyAny>> {
     let values = detached(py, || {
+        ensure_all::<T>(snapshot)?;
         let mut values = vec![blank; snapshot.num_samples as usize];
         snapshot.copy_column(position, &mut values)?;
         Ok(values)
