@@ -22,6 +22,7 @@ from torch import Tensor, distributed
 
 from quark.cli.app import run
 from quark.pool.base import PoolBatch
+from quark.training.advantages import Advantages
 from quark.training.events import TrainingResult
 from quark.training.held_rows import held, whole
 from quark.training.learner import Learner, Step
@@ -34,10 +35,12 @@ def arrange(plan: dict[str, Any]) -> None:
     step, run_loop = Learner.step, Trainer.run
     is_struck = plan.get("rank") == int(os.environ["RANK"])
 
-    def stepping(self: Learner, samples: PoolBatch, position: Position) -> Step:
+    def stepping(
+        self: Learner, samples: PoolBatch, position: Position, advantages: Advantages | None
+    ) -> Step:
         if is_struck and position.step == plan["step"]:
             befall(self, plan["mishap"])
-        taken = step(self, samples, position)
+        taken = step(self, samples, position, advantages)
         Path(plan["held"]).with_suffix(f".{os.environ['RANK']}").write_text(str(bytes_held()))
         return taken
 
