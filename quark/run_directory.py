@@ -10,6 +10,7 @@ run/
   reference_cache/  what `reference.cache` keeps of the original model; may be deleted
   served/           weights for a server that samples (sampling.backend = "http")
   model/            the newest finished model, loadable with plain transformers
+  frontier.json     reward against drift, where `quark frontier` measured it
   report.html       the report
 """
 
@@ -64,6 +65,10 @@ class RunDirectory:
     @property
     def served(self) -> Path:
         return self.path / "served"
+
+    @property
+    def frontier(self) -> Path:
+        return self.path / "frontier.json"
 
     @property
     def report(self) -> Path:

@@ -82,7 +82,7 @@ def generate(
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
-        "guidance": guidance,
+        "guidance": guidance if guidance is not None else _picked_guidance(source),
     }
     sampling = overridden(
         source.config.sampling, {key: value for key, value in given.items() if value is not None}
@@ -119,6 +119,17 @@ def generate(
             console.print()
         text = continued(completion.prompt.text, completion.text)
         console.print(text, soft_wrap=not console.is_terminal)
+
+
+def _picked_guidance(source: TrainedModel) -> float | None:
+    """The strength that `quark frontier --pick` kept in a run; None where none was."""
+    if not source.is_run:
+        return None
+    from quark.evaluation.frontier_file import FrontierFile
+    from quark.run_directory import RunDirectory
+
+    kept = FrontierFile.read(RunDirectory(Path(source.name)))
+    return None if kept is None else kept.picked
 
 
 def _tokenized(source: TrainedModel, text: str) -> Prompt:

@@ -260,6 +260,11 @@ class RunDisplay:
         return line
 
 
+def drift(metrics: Mapping[str, float], result: TrainingResult) -> float:
+    """KL of what is sampled to the original model, nats per token; of the policy in runs that did not measure it."""
+    return metrics.get("kl_sampled_to_reference_after", result.kl_policy_to_reference)
+
+
 def round_line(summary: RoundSummary) -> str:
     """One round in one line."""
     metrics = summary.metrics
@@ -267,7 +272,15 @@ def round_line(summary: RoundSummary) -> str:
     for label, keys, digits in (
         ("reward", ("reward_mean",), 3),
         ("held-out", ("evaluation_reward_mean",), 3),
-        ("KL", ("kl_policy_to_reference", "kl_policy_to_reference_mean"), 3),
+        (
+            "KL",
+            (
+                "evaluation_kl_sampled_to_reference",
+                "kl_policy_to_reference",
+                "kl_policy_to_reference_mean",
+            ),
+            3,
+        ),
         ("distinct-2", ("distinct_2",), 2),
     ):
         value = next((metrics[key] for key in keys if key in metrics), None)
@@ -340,8 +353,8 @@ def print_result(console: Console, result: TrainingResult) -> None:
     rows += [
         (
             "KL to the original",
-            f"{number(result.kl_policy_to_reference)} nats per token"
-            f"   (the other way: {number(result.kl_reference_to_policy)})",
+            f"{number(drift(metrics, result))} nats per token"
+            f"   ({number(metrics.get('kl_sampled_per_completion_after', math.nan), 1)} per completion)",
         ),
         (
             "run",

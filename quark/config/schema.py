@@ -158,8 +158,8 @@ class AlertsSection(Settings):
     stop: bool = False
     """Write a checkpoint and end the run at the first alert of a round; otherwise alerts only warn."""
     kl_above: float = Field(2.0, ge=0.0)
-    """KL(policy || original) in nats per token: under the best token on held-out prompts, or over the round's steps
-    where there was no evaluation. 0 never warns, also below."""
+    """KL(sampled || original) in nats per token: under the best token on held-out prompts, or KL(policy || original)
+    over the round's steps where there was no evaluation. 0 never warns, also below."""
     failed_share_above: float = Field(0.05, ge=0.0, le=1.0)
     """Share of a round's new samples that got no score; 1 never warns."""
     distinct_2_below: float = Field(0.5, ge=0.0, le=1.0)

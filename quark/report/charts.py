@@ -147,6 +147,56 @@ def control_curve(data: RunData) -> Chart | None:
     return _svg("control", "Mean reward by reward token: the control curve", draw)
 
 
+def reward_against_drift(data: RunData) -> Chart | None:
+    """What `quark frontier` measured: mean reward over drift, from no guidance to a lot of it, with intervals."""
+    if data.frontier is None:
+        return None
+    points = [p for p in data.frontier.points if math.isfinite(p.reward.mean)]
+    best = max((p.quantile for p in points if p.quantile is not None), default=None)
+    curve = sorted(
+        (p for p in points if p.quantile is not None and p.quantile == best),
+        key=lambda point: point.guidance,
+    )
+    if best is None or not curve:
+        return None
+    others = [p for p in points if p.quantile != best]
+
+    def draw(axes: Axes) -> None:
+        drifts, rewards = ([getattr(p, k).mean for p in curve] for k in ("drift", "reward"))
+        below = [p.reward.mean - p.reward.low for p in curve]
+        above = [p.reward.high - p.reward.mean for p in curve]
+        axes.errorbar(
+            drifts,
+            rewards,
+            yerr=[below, above],
+            fmt="-o",
+            color=TEAL,
+            capsize=3,
+            label="best token",
+        )
+        for point in curve:
+            axes.annotate(
+                f"{point.guidance:g}",
+                (point.drift.mean, point.reward.mean),
+                xytext=(5, -12),
+                textcoords="offset points",
+                fontsize=9,
+            )
+        if others:
+            axes.plot(
+                [p.drift.mean for p in others],
+                [p.reward.mean for p in others],
+                "o",
+                color=_MUTED,
+                label="original and other tokens",
+            )
+        axes.set_xlabel("KL of what is sampled to the original, nats per completion")
+        axes.set_ylabel("mean reward")
+        _legend(axes)
+
+    return _svg("frontier", "Reward against drift, by strength of guidance", draw)
+
+
 def kl_by_step(data: RunData) -> Chart | None:
     """Both directions of the token-level KL between policy and original model."""
     if not data.steps:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from quark.config.load import parse_toml
 from quark.errors import PoolError, RunDirectoryError, UnsafeFileError
+from quark.evaluation.frontier_file import FrontierFile
 from quark.pool.base import Quantization, Sample, SamplePool
 from quark.pool.scope import Scope
 from quark.pool.writer_lock import has_writer
@@ -89,6 +90,8 @@ class RunData:
     """Unix time of the last row of the log; NaN without one."""
     is_written: bool | None
     """Whether a process holds the pool's writer lock; None where that cannot be known."""
+    frontier: FrontierFile | None
+    """Reward against drift, where it was measured and can be read."""
     num_bad_lines: int
     """Lines of ``metrics.jsonl`` that are not complete JSON objects."""
     pool: PoolView | None
@@ -166,11 +169,18 @@ def load_run(path: Path) -> RunData:
         stop=rows[-1] if rows and rows[-1].get("event") == "stop" else None,
         last_written=figure(rows[-1] if rows else None, "unix_time"),
         is_written=has_writer(directory.pool),
+        frontier=_frontier(directory),
         num_bad_lines=num_bad_lines,
         pool=None,
         pool_problem=None,
     )
     return _with_pool(data)
+
+
+def _frontier(directory: RunDirectory) -> FrontierFile | None:
+    with contextlib.suppress(RunDirectoryError, UnsafeFileError):
+        return FrontierFile.read(directory)
+    return None
 
 
 def figure(row: Row | None, key: str) -> float:

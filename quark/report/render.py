@@ -148,7 +148,9 @@ def _headlines(data: RunData) -> list[Headline]:
     after = figure(data.end, "reward_after")
     before = before if math.isfinite(before) else figure(data.baseline, "reward_mean")
     after = after if math.isfinite(after) else figure(best, "reward_mean")
-    kl = figure(data.end, "kl_policy_to_reference")
+    kl = figure(best, "kl_sampled_to_reference")
+    if not math.isfinite(kl):
+        kl = figure(data.end, "kl_policy_to_reference")
     if not math.isfinite(kl):
         kl = figure(data.steps[-1] if data.steps else None, "kl_policy_to_reference")
     lines = [
@@ -158,7 +160,7 @@ def _headlines(data: RunData) -> list[Headline]:
             note="held-out prompts: original model → best reward token",
         ),
         Headline(
-            name="KL to the original", value=number(kl), note="nats per token, policy to original"
+            name="KL to the original", value=number(kl), note="nats per token, of what is sampled"
         ),
     ]
     distinct_before, distinct_after = (
@@ -192,6 +194,7 @@ def _charts(data: RunData) -> list[charts.Chart]:
     drawn = (
         charts.reward_by_round(data),
         charts.control_curve(data),
+        charts.reward_against_drift(data),
         charts.kl_by_step(data),
         charts.loss_by_step(data),
         charts.diversity_by_round(data),

@@ -140,12 +140,17 @@ class Alerts:
 
     def _kl(self, figures: Mapping[str, Any]) -> dict[str, Alert | None]:
         bound = self._section.kl_above
-        value = _first(figures, "evaluation_kl_policy_to_reference", "kl_policy_to_reference_mean")
+        value = _first(
+            figures,
+            "evaluation_kl_sampled_to_reference",
+            "evaluation_kl_policy_to_reference",
+            "kl_policy_to_reference_mean",
+        )
         if bound == 0 or math.isnan(value):
             return {}
         alert = Alert(
             kind="kl",
-            text=f"KL(policy || original) is {value:.2f} nats per token, above alerts.kl_above = {bound:g}: "
+            text=f"KL(sampled || original) is {value:.2f} nats per token, above alerts.kl_above = {bound:g}: "
             "a larger objective.kl_coef or a smaller optimizer.learning_rate holds it down",
             value=value,
             bound=bound,

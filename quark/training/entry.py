@@ -129,7 +129,7 @@ def clear(run: RunDirectory, loaded: LoadedConfig, identity: dict[str, Any]) -> 
     for path in _folders(run):
         if path.exists():
             shutil.rmtree(path)
-    for path in (run.metrics, run.report, run.held_out, run.config, run.identity):
+    for path in (run.metrics, run.report, run.frontier, run.held_out, run.config, run.identity):
         path.unlink(missing_ok=True)
     record(run, loaded, identity)
 

@@ -16,6 +16,7 @@ def card_section(config: RunConfig, result: TrainingResult) -> str:
         *(
             (label, result.metrics[f"{name}_before"], result.metrics[f"{name}_after"])
             for label, name in (
+                ("KL(sampled || original), nats a completion", "kl_sampled_per_completion"),
                 ("perplexity under the original", "perplexity_reference"),
                 ("distinct-2", "distinct_2"),
                 *(

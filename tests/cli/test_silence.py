@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ COMMANDS = {
     "train": ["train", *TINY_RUN, "--run-dir", "{new}", "--quiet"],
     "generate": ["generate", "{run}", "--prompt", "The battery"],
     "evaluate": ["evaluate", "{run}", "--quantile", "best"],
+    "frontier": ["frontier", "{copy}", "--guidance", "1"],
     "report": ["report", "{run}"],
     "init": ["init", "{new}.toml"],
     "doctor": ["doctor"],
@@ -51,6 +53,7 @@ COMMANDS = {
 """How each command is run here; ``{new}`` is a name that is not taken."""
 PROGRESS = {
     "evaluate": ("  evaluating ",),
+    "frontier": ("  evaluating ",),
     "pool rescore": ("60 of 60 samples",),
     "reward train": ("hashing ", "fitting ", "scoring "),
     "selftest": ("testing that ",),
@@ -100,6 +103,7 @@ def places(run_dir: Path, tmp_path: Path) -> dict[str, str]:
     reward.write_text(NOISY_REWARD, encoding="utf-8")
     return {
         "run": str(run_dir),
+        "copy": str(shutil.copytree(run_dir, tmp_path / "copy")),
         "pool": str(pool),
         "exported": str(exported),
         "labelled": str(labelled),

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "train": (("RUN/config.toml", "--run-dir", "RUN"), 2),
     "generate": (("RUN", "-p", "a", "--max-new-tokens", "2"), 0),
     "evaluate": (("RUN",), 2),
+    "frontier": (("RUN",), 2),
     "report": (("RUN",), 0),
     "pool info": (("RUN",), 0),
     "pool head": (("RUN", "--best"), 0),
@@ -132,7 +133,9 @@ def test_a_strangers_run_reaches_nothing(
     allowed = [tmp_path / "run", out, tmp_path / "state"]
     ours = [path for path in reached.files if path.is_relative_to(tmp_path)]
     assert [p for p in ours if not any(p.is_relative_to(folder) for folder in allowed)] == [
-        path for path in ours if command in ("train", "evaluate") and path.name == "planted.py"
+        path
+        for path in ours
+        if command in ("train", "evaluate", "frontier") and path.name == "planted.py"
     ], "code is read for its hash, where it is asked for, and nothing else"
     assert not (tmp_path / "wishes" / "it-ran").exists()
     if code:

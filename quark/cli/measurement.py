@@ -1,0 +1,215 @@
+"""Measuring a trained model as its run did: what `quark evaluate` and `quark frontier` share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from quark.cli.trust import check_reach, may_read_prompts
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from quark.cli.trained_model import TrainedModel
+    from quark.config.schema import RunConfig
+    from quark.evaluation.evaluator import Evaluation
+    from quark.models.policy import Policy
+    from quark.reference.base import ReferencePolicy
+    from quark.training.parts import Rewards
+    from quark.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """A policy, the original model, held-out prompts and scorers, loaded once for any number of evaluations."""
+
+    config: RunConfig
+    policy: Policy
+    reference: ReferencePolicy
+    prompts: Sequence[Prompt]
+    rewards: Rewards
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[object]]
+    progress: Console
+
+    @classmethod
+    def of(cls, source: TrainedModel, config: RunConfig, prompts: Path | None) -> Self:
+        """Load what ``config`` says, with the prompts of a file or those that the run held out."""
+        from quark.cli.console import make_console, prose
+        from quark.training.devices import make_autocast
+        from quark.training.parts import (
+            frozen_reference,
+            make_reference,
+            make_rewards,
+            untrained_policy,
+            use_threads,
+        )
+
+        use_threads(config)
+        policy = source.policy or untrained_policy(config, source.device)
+        is_own = config.model == source.config.model
+        make = make_reference if is_own else frozen_reference
+        reference = make(config, policy, source.device)
+        progress = make_console(sys.stderr)
+        if prompts is not None:
+            chosen = tuple(source.prompts_of(prompts))
+        else:
+            chosen = _held_out(source, config, progress)
+        if source.is_run and is_own and config.model.lora.rank and policy.adapter is None:
+            text = "  no checkpoint has this model's adapters: measuring it with them merged, which rounds"
+            progress.print(prose(text, "dim"))
+        return cls(
+            config=config,
+            policy=policy,
+            reference=reference,
+            prompts=chosen,
+            rewards=make_rewards(config),
+            device=source.device,
+            autocast=make_autocast(config.run.precision, source.device),
+            progress=progress,
+        )
+
+    def evaluate(self, guidance: float, quantile: int | None) -> Evaluation:
+        """The figures under the token of ``quantile``, or of the original model where it is None."""
+        from quark.cli.console import foreign, number, prose
+        from quark.generation.transformers_generator import TransformersGenerator
+        from quark.training.parts import held_out_sampling, make_evaluator
+
+        sampling = self.config.sampling.model_copy(update={"guidance": guidance})
+        config = self.config.model_copy(update={"sampling": sampling})
+        name = "the original model" if quantile is None else f"quantile {quantile}"
+        if guidance and quantile:
+            name += f" with guidance {number(guidance, 2)}"
+        self.progress.print(prose(f"  evaluating {name} on {len(self.prompts)} prompts", "dim"))
+        evaluator = make_evaluator(
+            config, self.prompts, self.reference, self.rewards.reward, self.rewards.judges
+        )
+        generator = TransformersGenerator(
+            self.reference.causal if quantile is None else self.policy,
+            self.policy.tokenizer,
+            self.policy.reward_tokens,
+            held_out_sampling(config),
+            self.device,
+        )
+        with self.autocast():
+            evaluation = evaluator.evaluate(generator, self.policy, quantile=quantile)
+        for failure in evaluation.failures:
+            text = foreign(f"warning: {failure}", style="yellow")
+            self.progress.print(text, soft_wrap=True)
+        return evaluation
+
+
+def check_run(
+    source: TrainedModel,
+    config: RunConfig,
+    *,
+    prompts: Path | None,
+    rewards: Sequence[str] | None,
+    reference: str | None,
+    allow: Collection[str] | None,
+) -> None:
+    """Check that the user allows what the configuration of a run reaches, but for what options of the command name.
+
+    Raises:
+        ConfigError: he has not.
+    """
+    if not source.is_run:
+        return
+    named = [
+        *(("reward.name", name) for name in (rewards or ())[:1]),
+        *(("evaluation.judges", name) for name in (rewards or ())[1:]),
+        *(() if reference is None else [("model.name", reference)]),
+    ]
+    sections = ("model", "reward", "evaluation", *_prompt_sections(source, prompts))
+    check_reach(config, Path(source.name), sections=sections, named=named, allow=allow)
+
+
+def _prompt_sections(source: TrainedModel, prompts: Path | None) -> list[str]:
+    """What of the configuration says where prompts are, if that is needed: a run has a record of its own."""
+    from quark.run_directory import RunDirectory
+
+    is_needed = prompts is None and not RunDirectory(Path(source.name)).held_out.exists()
+    return ["prompts"] if is_needed else []
+
+
+def configured(
+    source: TrainedModel,
+    *,
+    rewards: tuple[str, ...] | list[str],
+    reference: str | None,
+    num: int | None,
+    seed: int | None,
+) -> RunConfig:
+    """The source's configuration with the command line's wishes."""
+    from quark.cli.trained_model import overridden
+    from quark.errors import ConfigError
+
+    config = source.config
+    if source.policy is not None and not source.is_run and reference is None:
+        raise ConfigError(
+            f"{source.name} does not say which model it was trained from: give --reference"
+        )
+    if source.policy is None:
+        reference = source.name
+    values: dict[str, dict[str, object]] = {"evaluation": {}, "reward": {}, "model": {}, "run": {}}
+    if rewards:
+        values["reward"]["name"] = rewards[0]
+        values["evaluation"]["judges"] = tuple(rewards[1:])
+    if num is not None:
+        values["evaluation"]["completions_per_prompt"] = num
+    if reference is not None:
+        values["model"]["name"] = reference
+    if seed is not None:
+        values["run"]["seed"] = seed
+    return overridden(config, values)
+
+
+def _held_out(source: TrainedModel, config: RunConfig, progress: Console) -> tuple[Prompt, ...]:
+    """The prompts that a run held out, whatever became of its prompt file; those of the default file for a model."""
+    from quark.cli.console import foreign
+    from quark.run_directory import RunDirectory
+    from quark.training.held_out import are_those_of, read_held_out
+    from quark.training.parts import prompts_of
+
+    def warn(text: str) -> None:
+        progress.print(foreign(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+    if not source.is_run:
+        # The run's seed splits, and --seed only samples.
+        return prompts_of(source.config.model_copy(update={"model": config.model})).evaluation
+    run = RunDirectory(Path(source.name))
+    recorded = read_held_out(run)
+    if recorded is not None:
+        # A file that the user has not allowed is not looked at: the record may be a stranger's.
+        if may_read_prompts(config, run.path, recorded.source) and recorded.source_has_changed():
+            warn(
+                f"{recorded.source} has changed since the run began: measuring on the prompts that the run held out"
+            )
+        return recorded.prompts
+    found = prompts_of(source.config).evaluation
+    warn("the run does not record its held-out prompts: its prompt file is split again by its seed")
+    if not are_those_of(run, found):
+        warn(
+            "these are other prompts than it held out, so some may have been trained on: see --prompts"
+        )
+    return found
+
+
+def require_scores(evaluations: list[Evaluation], reward: str) -> None:
+    """Raise RewardError where no completion at all got a score."""
+    import numpy as np
+
+    from quark.errors import RewardError
+
+    if all(np.isnan(evaluation.rewards).all() for evaluation in evaluations):
+        num_completions = sum(len(evaluation.completions) for evaluation in evaluations)
+        reasons = next((e.failures[0] for e in evaluations if e.failures), "every score is NaN")
+        raise RewardError(
+            f"the reward {reward} scored none of {num_completions} completions: {reasons}. "
+            f"`quark reward check {reward}` tries it alone"
+        )

@@ -1,0 +1,118 @@
+"""The curve of reward against drift that a run keeps: what `quark frontier` measured, and the strength that was picked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Self
+
+from quark.errors import RunDirectoryError
+from quark.evaluation.frontier import Interval, Point
+from quark.run_directory import RunDirectory, staged
+from quark.safe_files import read_bytes
+
+_FORMAT = 1
+_LARGEST = 1e30
+"""Beyond it no figure is plausible, and no chart has room."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierFile:
+    """What ``frontier.json`` of a run says."""
+
+    reward: str
+    num_prompts: int
+    points: tuple[Point, ...]
+    picked: float | None
+    """The guidance that `quark generate` takes where the command gives none; None leaves the run's."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; NaN is null."""
+        said = {
+            "format_version": _FORMAT,
+            "reward": self.reward,
+            "num_prompts": self.num_prompts,
+            "points": [dataclasses.asdict(point) for point in self.points],
+            "picked": self.picked,
+        }
+        return {key: _without_nan(value) for key, value in said.items()}
+
+    def write(self, run: RunDirectory) -> None:
+        """Replace the run's file by this one, all or nothing.
+
+        Raises:
+            RunDirectoryError: the disk refused.
+        """
+        new = staged(run.frontier)
+        try:
+            new.unlink(missing_ok=True)
+            with new.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(run.frontier)
+        except OSError as err:
+            raise RunDirectoryError(f"cannot write {run.frontier}: {err}") from err
+
+    @classmethod
+    def read(cls, run: RunDirectory) -> Self | None:
+        """What the run keeps; None where no frontier was measured.
+
+        Raises:
+            RunDirectoryError: the file is damaged.
+            UnsafeFileError: it is a link out of the run, or not a plain file.
+        """
+        try:
+            said = json.loads(read_bytes(run.frontier, run.path))
+            if said["format_version"] != _FORMAT:
+                raise ValueError(f"format {said['format_version']} is not known here")
+            picked = said["picked"]
+            return cls(
+                reward=str(said["reward"]),
+                num_prompts=int(said["num_prompts"]),
+                points=tuple(map(_point, said["points"])),
+                picked=None if picked is None else float(picked),
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
+            raise RunDirectoryError(
+                f"{run.frontier} is damaged ({err}): measure it again with `quark frontier {run.path}`"
+            ) from err
+
+
+def _point(said: dict[str, Any]) -> Point:
+    values = dict(said)
+    for name in ("reward", "drift"):
+        values[name] = _interval(said[name])
+    values["judges"] = {str(name): _interval(value) for name, value in said["judges"].items()}
+    for name in ("guidance", "drift_per_token", "distinct_2", "length", "perplexity"):
+        values[name] = _number(said[name])
+    if said["quantile"] is not None:
+        values["quantile"] = int(said["quantile"])
+    return Point(**values)
+
+
+def _interval(said: dict[str, Any]) -> Interval:
+    return Interval(**{name: _number(said[name]) for name in ("mean", "low", "high")})
+
+
+def _number(said: float | None) -> float:
+    if said is None:
+        return math.nan
+    if isinstance(said, bool) or not isinstance(said, int | float) or abs(said) > _LARGEST:
+        raise ValueError(f"{said!r} is no figure of a frontier")
+    return float(said)
+
+
+def _without_nan(value: Any) -> Any:  # noqa: ANN401 - any plain value
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
