@@ -58,7 +58,7 @@ def frontier(
 
     * `quark frontier runs/demo --guidance 0,0.1,0.2,0.4 --pick "kl<=3"`
     """
-    from quark.cli.console import make_console, print_json, prints_to_stderr
+    from quark.cli.console import make_console, print_json, prints_to_stderr, prose
     from quark.cli.measurement import Measurement, check_run, configured, require_scores
     from quark.cli.trained_model import open_model
     from quark.errors import ConfigError
@@ -105,9 +105,9 @@ def frontier(
         return
     console = make_console()
     console.print(_table(points, best, tuple(config.evaluation.judges), picked))
+    note = "drift: KL(sampled || original), nats per completion; ±: 95 % over prompts"
+    console.print(prose(note, "dim"), soft_wrap=True)
     if picked is not None:
-        from quark.cli.console import prose
-
         text = f"`quark generate {run}` takes guidance {picked.guidance:g} from now on"
         console.print(prose(text, "green"), soft_wrap=True)
 
@@ -136,12 +136,12 @@ def _most_drift(text: str) -> float:
 def _table(points: list[Point], best: int, judges: tuple[str, ...], picked: Point | None) -> Table:
     from quark.cli.console import foreign, grid, number, prose
 
-    titles = ("guidance", "reward", "nats per text", "nats per token", *judges)
+    titles = ("guidance", "reward", "drift", *judges)
     table = grid(
-        "token", *titles, "perplexity", "distinct-2", "length", right=range(1, 8 + len(judges))
+        "token", *titles, "perplexity", "distinct-2", "length", right=range(1, 7 + len(judges))
     )
     for point in points:
-        name = "none (original)" if point.quantile is None else str(point.quantile)
+        name = "original" if point.quantile is None else str(point.quantile)
         name += " (best)" if point.quantile == best else " (worst)" if point.quantile == 0 else ""
         style = "bold green" if point is picked else "dim" if point.quantile is None else ""
         table.add_row(
@@ -149,7 +149,6 @@ def _table(points: list[Point], best: int, judges: tuple[str, ...], picked: Poin
             prose(f"{point.guidance:g}", style),
             _interval(point.reward, 3),
             _interval(point.drift, 2),
-            prose(number(point.drift_per_token, 3)),
             *(foreign(number(point.judges[judge].mean, 3)) for judge in judges),
             prose(number(point.perplexity, 1)),
             prose(number(point.distinct_2, 2)),
@@ -161,5 +160,5 @@ def _table(points: list[Point], best: int, judges: tuple[str, ...], picked: Poin
 def _interval(interval: Interval, digits: int) -> Any:  # noqa: ANN401 - a rich text, imported late
     from quark.cli.console import number, prose
 
-    shown = number(interval.mean, digits)
-    return prose(f"{shown} [{number(interval.low, digits)}, {number(interval.high, digits)}]")
+    spread = max(interval.high - interval.mean, interval.mean - interval.low)
+    return prose(f"{number(interval.mean, digits)} ± {number(spread, digits)}")
