@@ -116,8 +116,7 @@ def test_a_dry_run_and_a_run_check_cheap_things_before_they_load_a_model(
     def loads(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    for module in ("assemble", "dry_run"):
-        monkeypatch.setattr(f"quark.training.{module}.load_policy", loads)
+    monkeypatch.setattr("quark.training.parts.load_policy", loads)
     tracker = ["--set", 'tracking.trackers=["wandb"]']
     prompts = ["--set", f"prompts.evaluation_source={tmp_path / 'none.jsonl'}"]
     reward = ["--set", f"reward.name={tmp_path / 'none.py'}:f"]
@@ -201,12 +200,12 @@ def test_a_report_into_a_folder_is_a_file_in_it(run_dir: Path, tmp_path: Path) -
 
 
 def test_a_completion_that_shows_nothing_is_marked() -> None:
-    from quark.cli.console import answer, continued
+    from quark.cli.console import completed, continued
 
     assert continued("Pros:", "").plain == "Pros: (empty)"
-    assert continued("Pros:", "  ").plain == "Pros: (only spaces)"
+    assert continued("Pros:", "  ").plain == "Pros: (blank)"
     assert continued("Pros:", " easy ").plain == "Pros: easy "
-    assert answer(" easy ", limit=9, is_stripped=True).plain == "easy"
+    assert completed(" easy ", limit=9).plain == "easy"
 
 
 @pytest.mark.parametrize(

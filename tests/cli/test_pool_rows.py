@@ -158,7 +158,7 @@ def test_damage_is_reported_by_queries_and_exports(pool: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".arrow", ".csv"])
-def test_a_full_disk_is_one_line(pool: Path, tmp_path: Path, ending: str) -> None:
+def test_a_full_disk_is_one_line_and_the_way_out(pool: Path, tmp_path: Path, ending: str) -> None:
     target = tmp_path / f"x{ending}"
     commands = {"query": ["SELECT id FROM pool", "--out", target], "export": [target]}
     for command, arguments in commands.items():
@@ -167,8 +167,9 @@ def test_a_full_disk_is_one_line(pool: Path, tmp_path: Path, ending: str) -> Non
         (tmp_path / f".x.{os.getpid()}{ending}").symlink_to("/dev/full")
         outcome = quark("pool", command, pool, *arguments)
         assert outcome.code == 4, outcome.err
-        assert outcome.err.count("\n") == 1
-        assert f"No space left on device: {target}" in outcome.err
+        error, way_out = outcome.err.splitlines()
+        assert f"No space left on device: {target}" in error
+        assert way_out == "  try: make room and run the same command"
         assert not target.exists()
 
 

@@ -151,7 +151,7 @@ def test_what_waits_for_its_scores_is_not_lost_by_a_generator_that_fails(
 def test_being_asked_to_stop_commits_what_was_generated(config: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     lives = 1
-    while train(config, run_dir, overrides=settings(True), stop_at=5).interrupted:
+    while train(config, run_dir, overrides=settings(True), stop_at=7).interrupted:
         lives += 1
         assert lives < 50
     assert lives > 2
