@@ -36,8 +36,9 @@ lint: env  ## Formats, lints and types, Rust and Python
 test-rust: env
 	cargo test --workspace --release
 
+# One thread each, on as many processes as there are cores: the models of the tests are small.
 test-python: env
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 test-newest: RESOLUTION := highest
 test-oldest: RESOLUTION := lowest-direct
