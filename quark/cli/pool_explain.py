@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,12 +51,16 @@ def explain(
 
 
 def _plain(explanation: Explanation) -> dict[str, Any]:
+    from quark.pool.info import stored_json
+
     sample = explanation.sample
     return {
         "id": sample.id,
         "prompt": sample.prompt_text,
         "prompt_tokens": sample.prompt_tokens,
-        "prompt_metadata": json.loads(sample.prompt_metadata),
+        "prompt_metadata": stored_json(
+            sample.prompt_metadata, f"the metadata of sample {sample.id}'s prompt"
+        ),
         "completion": sample.completion_text,
         "completion_tokens": sample.completion_tokens,
         "finish_reason": _finish(sample.finish_reason),
@@ -70,7 +73,7 @@ def _plain(explanation: Explanation) -> dict[str, Any]:
             "policy_step": sample.policy_step,
             "reward_token": sample.reward_token,
             "seed": sample.seed,
-            "settings": json.loads(sample.settings),
+            "settings": stored_json(sample.settings, f"the settings of sample {sample.id}"),
         },
         "snapshot": dataclasses.asdict(explanation.snapshot),
         "num_quantiles": explanation.num_quantiles,

@@ -197,7 +197,7 @@ def read_reward_tokens(folder: Path) -> tuple[RewardTokens, int]:
             f"{folder} was not saved by quark: it has no {REWARD_TOKENS_FILE}. "
             "Give the model/ folder of a run."
         ) from err
-    except (ValueError, KeyError, TypeError, OSError) as err:
+    except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as err:
         raise ModelError(f"{path} cannot be read: {err!r}") from err
     if len(ids) != len(texts) or len(ids) < 1 or num_leading_positions not in (0, 1):
         raise ModelError(f"{path} cannot be read: {len(ids)} ids for {len(texts)} texts")

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from quark.errors import PoolCorruptedError
 from quark.pool.base import Snapshot
 from quark.types import Json
+
+
+def stored_json(text: str, what: str) -> Any:  # noqa: ANN401 - any JSON value
+    """What a pool keeps as JSON, which may be a stranger's.
+
+    Raises:
+        PoolCorruptedError: it is not JSON, or nested too deeply; ``what`` says what it is of.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise PoolCorruptedError(f"{what} is nested too deeply to be read") from None
+    except ValueError as error:
+        raise PoolCorruptedError(f"{what} is not JSON: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

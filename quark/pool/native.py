@@ -45,6 +45,7 @@ from quark.pool.info import (
     PoolSettings,
     ScoreColumnInfo,
     VerifyReport,
+    stored_json,
 )
 from quark.pool.origin import Origin, reads
 from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
@@ -294,7 +295,7 @@ class NativePool:
             vocab_size=vocab_size,
             store_text=store_text,
             tie_seed=tie_seed,
-            metadata=json.loads(metadata),
+            metadata=stored_json(metadata, "the pool's metadata"),
         )
 
     @property
@@ -519,7 +520,7 @@ class NativePool:
             vocab_size=vocab_size,
             store_text=store_text,
             tie_seed=tie_seed,
-            metadata=json.loads(metadata),
+            metadata=stored_json(metadata, "the pool's metadata"),
             snapshot=snapshot_of(facts["snapshot"]),
             num_removed=facts["num_removed"],
             num_prompts=facts["num_prompts"],
@@ -529,7 +530,7 @@ class NativePool:
                 ScoreColumnInfo(
                     name=name,
                     version=version,
-                    source=json.loads(source or "{}"),
+                    source=stored_json(source or "{}", f"the source of {name}"),
                     num_scored=scored,
                     num_unscored=unscored,
                     num_runs=runs,
@@ -548,7 +549,7 @@ class NativePool:
             drafts=tuple(
                 DraftInfo(
                     name=name,
-                    source=json.loads(source),
+                    source=stored_json(source, f"the source of {name}"),
                     num_covered=end - facts["num_removed"],
                 )
                 for name, source, end in facts["drafts"]

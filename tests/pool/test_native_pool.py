@@ -22,6 +22,7 @@ import pyarrow as pa
 import pytest
 
 from quark import _pool_rs, errors
+from quark.errors import PoolCorruptedError
 from quark.pool.base import PromptColumns, TieRule
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool, publish_directory
@@ -527,3 +528,24 @@ def test_a_child_forked_in_the_middle_of_an_append_does_not_wait_for_it(path: Pa
     is_over.set()
     thread.join()
     assert all(are_refused)
+
+
+@pytest.mark.parametrize("metadata", ["[" * 100_000 + "]" * 100_000, "nonsense", '{"a": 1e400'])
+def test_metadata_that_is_no_readable_json_is_refused_at_the_door_and_named_where_it_is_there(
+    tmp_path: Path, metadata: str
+) -> None:
+    from quark import _pool_rs
+    from quark.pool.info import stored_json
+
+    with pytest.raises(ValueError, match="metadata"):
+        _pool_rs.Pool.create(
+            tmp_path / "pool",
+            uuid="0" * 32,
+            vocab_size=9,
+            store_text=False,
+            tie_seed=0,
+            metadata=metadata,
+            holder="a stranger",
+        )
+    with pytest.raises(PoolCorruptedError, match="the pool's metadata is "):
+        stored_json(metadata, "the pool's metadata")
