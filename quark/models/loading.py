@@ -326,6 +326,21 @@ def _hub_file(config: ModelConfig, file_name: str) -> Path:
         return Path(hf_hub_download(config.name, file_name, revision=config.revision))
 
 
+def _dequantized() -> dict[str, object]:
+    """The argument that asks transformers for plain weights.
+
+    Raises:
+        ModelError: this version of transformers reads tokenizers of GGUF files wrongly.
+    """
+    try:
+        from transformers import GgufConfig
+    except ImportError as err:
+        raise ModelError(
+            "GGUF files need a newer transformers: pip install 'transformers>=5.17,<6'"
+        ) from err
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
 def _converted(file: Path, cache: Path) -> Path:
     """The folder with the dequantized float32 model of a GGUF file, made on first use."""
     with file.open("rb") as stream:
@@ -338,8 +353,6 @@ def _converted(file: Path, cache: Path) -> Path:
             f"{file} is a GGUF file, and the package that reads it is not installed: {install_command('gguf')}"
         )
     check_gguf(file)
-    from transformers import GgufConfig
-
     cache.mkdir(parents=True, exist_ok=True)
     # Made beside its final place and renamed, so that a folder that is there is complete.
     staged = cache / f".converting-{uuid.uuid4().hex}"
@@ -349,7 +362,7 @@ def _converted(file: Path, cache: Path) -> Path:
             model = AutoModelForCausalLM.from_pretrained(
                 str(file.parent),
                 gguf_file=file.name,
-                quantization_config=GgufConfig(dequantize=True),
+                **_dequantized(),
                 dtype=torch.float32,
                 trust_remote_code=False,
                 local_files_only=True,

