@@ -336,7 +336,7 @@ def _dequantized() -> dict[str, object]:
         from transformers import GgufConfig
     except ImportError as err:
         raise ModelError(
-            "GGUF files need a newer transformers: pip install 'transformers>=5.17,<6'"
+            "GGUF files need a newer transformers: pip install 'transformers>=5.17'"
         ) from err
     return {"quantization_config": GgufConfig(dequantize=True)}
 

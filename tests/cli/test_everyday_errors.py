@@ -86,8 +86,14 @@ def test_a_configuration_that_is_missing_too_large_or_hostile_is_wrong_usage(
 def test_a_remedy_names_the_package_in_the_versions_that_are_asked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for name in ("gguf", "lora", "tensorboard", "wandb", "trackio"):
-        (requirement,) = extras[name]
+    for name in (
+        "gguf",
+        "lora",
+        "tensorboard",
+        "wandb",
+        "trackio",
+    ):  # the package that each is named for
+        requirement = extras[name][0]
         package = re.match(r"[\w-]+", requirement)[0]  # type: ignore[index]
         assert install_command(package) == f"pip install '{requirement}'"
     assert install_command("torch") == f"pip install '{project['dependencies'][0]}'"
