@@ -15,6 +15,7 @@ from quark.errors import RunDirectoryError
 from quark.pool.base import PoolBatch, PromptRecord
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
+from quark.training.advantages import Advantages
 from quark.training.explain import Explanation, explain
 from quark.training.learner import Learner
 from quark.training.metrics import num_steps_logged
@@ -38,9 +39,11 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     batches: Record = {}
     learn = Learner.step
 
-    def recording(learner: Learner, samples: PoolBatch, position: Position) -> object:
+    def recording(
+        learner: Learner, samples: PoolBatch, position: Position, advantages: Advantages | None
+    ) -> object:
         batches[position.step] = samples
-        return learn(learner, samples, position)
+        return learn(learner, samples, position, advantages)
 
     monkeypatch.setattr(Learner, "step", recording)
     return batches
