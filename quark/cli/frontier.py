@@ -88,11 +88,6 @@ def frontier(
     picked = None
     if most_drift is not None:
         picked = best_within(curve, most_drift=most_drift)
-        if picked is None:
-            least = min(point.drift.mean for point in curve)
-            raise ConfigError(
-                f'--pick "{pick}": every strength drifts farther; the least is {least:.2f} nats per completion'
-            )
     kept = FrontierFile(
         reward=config.reward.name,
         num_prompts=len(measurement.prompts),
@@ -100,6 +95,12 @@ def frontier(
         picked=None if picked is None else picked.guidance,
     )
     kept.write(RunDirectory(Path(run)))
+    if most_drift is not None and picked is None:
+        least = min(point.drift.mean for point in curve)
+        raise ConfigError(
+            f'--pick "{pick}": every strength drifts farther; the least is {least:.2f} nats per completion. '
+            f"The curve is kept, and `quark report {run}` draws it"
+        )
     if as_json:
         print_json({"run": run, **kept.to_json()})
         return

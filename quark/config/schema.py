@@ -225,6 +225,11 @@ class RunConfig(Settings):
                 'objective.lm_softmax = "enlarged" trains the vocabulary head\'s columns of the reward tokens, '
                 'which stay as they are with model.lora.rank: leave it at "base"'
             )
+        if self.objective.contrast_coef and self.pool.num_quantiles == 1:
+            raise ValueError(
+                "objective.contrast_coef compares reward tokens, and pool.num_quantiles = 1 leaves one: "
+                "give more quantiles, or set it to 0"
+            )
         if self.pool.per_prompt and self.pool.remainder is not RemainderRule.SPREAD:
             raise ValueError("pool.remainder has no meaning with pool.per_prompt: leave it out")
         if (

@@ -84,3 +84,11 @@ def test_a_model_that_is_no_run_is_refused() -> None:
     refused = quark("frontier", "embedded:reviews")
     assert refused.code == 2
     assert "is not a run directory" in refused.err
+
+
+def test_a_pick_that_nothing_fits_is_told_and_the_curve_is_kept(measured: Path) -> None:
+    RunDirectory(measured).frontier.unlink()
+    told = quark("frontier", measured, "--guidance", "1", "--pick", "kl<=0")
+    assert told.code == 2
+    assert "every strength drifts farther" in told.err
+    assert json.loads(RunDirectory(measured).frontier.read_text())["picked"] is None

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from quark.config.schema import RunConfig
 from quark.objectives.quark import (
     KLDirection,
     KLTokens,
@@ -204,3 +205,5 @@ def test_settings_that_do_not_fit_are_refused():
         QuarkObjectiveConfig(lm_coef=0.0)
     with pytest.raises(ValueError, match="lm_softmax"):
         QuarkObjectiveConfig(contrast_coef=1.0, lm_softmax=LMSoftmax.ENLARGED)
+    with pytest.raises(ValueError, match="num_quantiles = 1 leaves one"):
+        RunConfig(objective={"contrast_coef": 1.0}, pool={"num_quantiles": 1})
