@@ -91,6 +91,13 @@ def quantize(pool: SamplePool, section: PoolSection, *, score: str = REWARD_COLU
         raise ConfigError(f"pool: {error}") from error
 
 
+def settling_sampler(quantization: Quantization, config: RunConfig) -> Sampler:
+    """The minibatches of the settling steps: step s shifts the tokens by batch s."""
+    return quantization.sampler(
+        batch_size=config.optimizer.batch_size, seed=derive_seed(config.run.seed, "settling")
+    )
+
+
 def round_sampler(quantization: Quantization, config: RunConfig, round: int) -> Sampler:
     """The minibatches of a round: its optimizer step s learns from batch s.
 

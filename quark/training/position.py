@@ -24,6 +24,8 @@ class Position:
     totalled_steps: int = 0
     seconds: float = 0.0
     """Time spent before this process."""
+    are_tokens_settled: bool = False
+    """Whether the settling steps before the first round's own were made."""
     baseline: dict[str, Any] = field(default_factory=dict)
     """Figures of the original model on the held-out prompts."""
 

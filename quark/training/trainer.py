@@ -42,7 +42,13 @@ from quark.training.advantages import Advantages
 from quark.training.alerts import Alert, Alerts, ControlGap
 from quark.training.checkpoint import Checkpoint, Checkpoints, model_tensors
 from quark.training.distributed import Team
-from quark.training.draws import REWARD_COLUMN, first_snapshot_with, quantize, round_sampler
+from quark.training.draws import (
+    REWARD_COLUMN,
+    first_snapshot_with,
+    quantize,
+    round_sampler,
+    settling_sampler,
+)
 from quark.training.events import (
     BeforeAfter,
     Progress,
@@ -364,6 +370,7 @@ class Trainer:
         advantages = None
         if objective.advantage_coef:
             advantages = Advantages.of(pool, objective.advantage_scope)
+        self._settle(quantization)
         sampler = round_sampler(quantization, self.config, here.round)
         while here.step_in_round < self.config.run.steps_per_round and not self._should_stop():
             begin = time.monotonic()
@@ -395,6 +402,21 @@ class Trainer:
                 )
             )
         self._weights.require_equal(step=here.step)
+
+    def _settle(self, quantization: Quantization) -> None:
+        """The settling steps, where they are to be made and were not."""
+        here = self._position
+        num_steps = self.config.optimizer.settling_steps
+        if here.are_tokens_settled or here.step > 0 or num_steps == 0:
+            return
+        sampler = settling_sampler(quantization, self.config)
+        costs = self._learner.settle(
+            [sampler.batch(i, pad_id=self._policy.pad_id) for i in range(num_steps)], here
+        )
+        here.are_tokens_settled = True
+        self._log.write(
+            "settling", here.step, round=here.round, time_s=self._elapsed(), kl_by_step=costs
+        )
 
     # Evaluate
 
