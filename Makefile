@@ -20,8 +20,11 @@ export PIP_QUIET := 1
 help:  ## What there is
 	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-demo: env  ## Train the embedded model on the embedded reward, offline, in about two minutes
+demo: env  ## Train the embedded model on the embedded reward, offline, in about a minute
 	@$(BIN)/quark train demo --run-dir $(RUN_DIR)
+	@echo; echo "The trade-off of reward and drift, by strength of guidance:"
+	@$(BIN)/quark frontier $(RUN_DIR) --guidance 0,0.25,0.5,1
+	@$(BIN)/quark report $(RUN_DIR)
 	@echo; echo "The command quark lies in $(BIN); to have it at hand: source $(BIN)/activate"
 
 test: lint test-rust test-python  ## Everything that has to pass

@@ -44,7 +44,7 @@ def load_within(source: str, overrides: Sequence[str], *, budget: int) -> Loaded
         )
     num_prompts = budget // per_prompt
     wanted = max(SMALLEST_ROUND, budget // NUM_EXPLORATIONS)
-    prompts = min(num_prompts, max(1, round(wanted / per_prompt)))
+    prompts = min(num_prompts, max(1, wanted // per_prompt))
     num_rounds = num_prompts // prompts
     steps = max(1, round(USES * prompts * per_prompt / config.optimizer.batch_size))
     chosen = {

@@ -179,7 +179,7 @@ def test_rules_of_drawing_that_contradict_each_other_are_refused(
     overrides: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config("demo", overrides)
+        load_config("demo-paper", overrides)
 
 
 def test_a_wrong_key_in_set_says_that_it_was_there() -> None:
