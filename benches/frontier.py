@@ -272,12 +272,14 @@ class Meter:
 
         from quark.config.load import load_config
         from quark.training import parts
+        from quark.training.devices import make_autocast
 
         self.task = task
         self.config = load_config("demo", tuple(overrides)).config
         self.device = torch.device("cpu")
         self.policy = parts.untrained_policy(self.config, self.device)
         self.reference = parts.frozen_reference(self.config, self.policy, self.device)
+        self.autocast = make_autocast(self.config.run.precision, self.device)
         self.rewards = parts.make_rewards(self.config)
         self.prompts = parts.prompts_of(self.config)
 
@@ -306,9 +308,10 @@ class Meter:
             )
             if not is_conditioned:
                 generator = Unconditioned(generator)
-            found = evaluator.evaluate(
-                generator, policy, quantile=policy.reward_tokens.num_quantiles - 1
-            ).metrics
+            with self.autocast():
+                found = evaluator.evaluate(
+                    generator, policy, quantile=policy.reward_tokens.num_quantiles - 1
+                ).metrics
             yield Point(
                 method=self.task.contender.method,
                 settings=" ".join(self.task.contender.settings),
@@ -490,7 +493,8 @@ def best_of_n_points(task: Task, folder: Path) -> Iterator[Point]:
     for n in (1, 2, 4, 8, 16, 32, 64):
         begin = time.process_time()
         prompts = [p for p in meter.prompts.evaluation for _ in range(2 * n)]
-        found = generator.generate(prompts, quantile=None, seed=task.seed)
+        with meter.autocast():
+            found = generator.generate(prompts, quantile=None, seed=task.seed)
         texts = [c.text for c in found]
         scores = np.array(
             meter.rewards.reward(prompts=[p.text for p in prompts], completions=texts), dtype=float
