@@ -64,3 +64,5 @@ class Completion:
     """Sum of the sampling policy's log-probabilities over the completion, in nats; NaN = not computed."""
     logprob_reference: float = float("nan")
     """The same under the reference policy."""
+    logprob_sampled: float = float("nan")
+    """The same under the distribution that the tokens were drawn from, guided, tempered and truncated; NaN = not known."""

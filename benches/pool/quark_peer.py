@@ -72,6 +72,7 @@ class Quark(Peer[SampleBatch]):
             seeds=np.zeros(size, np.uint64),
             logprob_policy=unknown,
             logprob_reference=unknown,
+            logprob_sampled=unknown,
             scores={"reward": rows.rewards},
         )
 

@@ -107,6 +107,7 @@ def generate(
                         "finish_reason": completion.finish_reason.name.lower(),
                         "num_tokens": len(completion.token_ids),
                         "logprob_policy": completion.logprob_policy,
+                        "logprob_sampled": completion.logprob_sampled,
                     }
                     for completion in completions
                 ],

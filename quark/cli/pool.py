@@ -187,6 +187,7 @@ def head(
                         "scores": dict(sample.scores),
                         "logprob_policy": sample.logprob_policy,
                         "logprob_reference": sample.logprob_reference,
+                        "logprob_sampled": sample.logprob_sampled,
                     }
                     for sample in samples
                 ]

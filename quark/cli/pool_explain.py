@@ -66,6 +66,7 @@ def _plain(explanation: Explanation) -> dict[str, Any]:
         "finish_reason": _finish(sample.finish_reason),
         "logprob_policy": sample.logprob_policy,
         "logprob_reference": sample.logprob_reference,
+        "logprob_sampled": sample.logprob_sampled,
         "origin": {
             "round": sample.round,
             "chunk": sample.chunk,
@@ -136,6 +137,7 @@ def _show(explanation: Explanation) -> None:
                 ("reward token", token),
                 ("log-probability", f"{number(sample.logprob_policy)} nats under the policy"),
                 ("", f"{number(sample.logprob_reference)} nats under the reference"),
+                ("", f"{number(sample.logprob_sampled)} nats as it was sampled"),
                 ("seed", str(sample.seed)),
                 ("settings", foreign(sample.settings)),
             ]

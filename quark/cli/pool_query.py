@@ -52,8 +52,8 @@ def query(
 
     The table has a row per sample: id, prompt_id, prompt_text, prompt_tokens, prompt_metadata,
     completion_tokens, completion_text, finish_reason, round, chunk, policy_step, reward_token, settings,
-    seed, logprob_policy, logprob_reference, key, and every score column under its name. Only what the query
-    needs is read, and without `--allow-files` nothing but the pool.
+    seed, logprob_policy, logprob_reference, logprob_sampled, key, and every score column under its name. Only
+    what the query needs is read, and without `--allow-files` nothing but the pool.
 
     **Examples**
 

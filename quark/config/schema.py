@@ -82,7 +82,8 @@ class PoolSection(Settings):
     """Rank and train on samples of the newest so many rounds alone; unset takes the whole pool."""
     where: str | None = None
     """Rank and train on samples for which this SQL expression holds, over score columns and ``round``, ``chunk``,
-    ``policy_step``, ``reward_token``, ``finish_reason``, ``logprob_policy``, ``logprob_reference``, ``prompt_id``."""
+    ``policy_step``, ``reward_token``, ``finish_reason``, ``logprob_policy``, ``logprob_reference``, ``logprob_sampled``,
+    ``prompt_id``."""
     min_score: float | None = None
     """Rank and train on samples alone whose reward is at least this. With ``num_quantiles = 1`` that is RAFT (Dong et
     al. 2023) or ReST (Gulcehre et al. 2023): likelihood training on what passes a threshold."""

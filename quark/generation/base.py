@@ -54,11 +54,15 @@ class SamplingConfig(Settings):
     @property
     def is_plain(self) -> bool:
         """Whether completions are drawn from the policy's own distribution, unchanged."""
+        return self.guidance == 0.0 and self.is_plain_unguided
+
+    @property
+    def is_plain_unguided(self) -> bool:
+        """Whether that is so of completions that are not guided, such as those without a reward token."""
         return (
             self.temperature == 1.0
             and self.top_p == 1.0
             and self.top_k == 0
-            and self.guidance == 0.0
             and self.min_new_tokens == 0
         )
 

@@ -69,12 +69,19 @@ def probabilities_of(allowed: Tensor, config: SamplingConfig) -> Tensor:
     return probabilities
 
 
-def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
-    """Invert the cumulative distribution of each row [B, W] at ``numbers`` [B] in [0, 1): ids [B]."""
+def draw(probabilities: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Invert the cumulative distribution of each row [B, W] at ``numbers`` [B] in [0, 1).
+
+    Returns:
+        Ids [B], and their log-probabilities, float64 [B] in nats, under the normalized ``probabilities``.
+    """
     # float64: in float32 the tail of a large vocabulary would be lost in rounding.
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    place = torch.searchsorted(cumulative, numbers.unsqueeze(1) * cumulative[:, -1:], right=True)
-    return place.clamp_(max=cumulative.shape[1] - 1).squeeze(1)
+    total = cumulative[:, -1:]
+    place = torch.searchsorted(cumulative, numbers.unsqueeze(1) * total, right=True)
+    place.clamp_(max=cumulative.shape[1] - 1)
+    logprobs = probabilities.gather(1, place).double().log() - total.log()
+    return place.squeeze(1), logprobs.squeeze(1)
 
 
 def divergence(probabilities: Tensor, log_reference: Tensor) -> Tensor:

@@ -123,6 +123,8 @@ class HttpGenerator:
                 reward_quantile=quantile,
                 seed=seed,
                 logprob_policy=float(row.sum()),
+                # The server does not say what it has tempered and truncated to.
+                logprob_sampled=float(row.sum()) if self._config.is_plain else math.nan,
             )
             for prompt, answer, text, row in zip(prompts, answers, texts, logprobs, strict=True)
         ]

@@ -35,7 +35,8 @@ class TransformersGenerator:
 
     Completions carry ``logprob_policy``: the sum of their log-probabilities under the untruncated
     distribution at temperature 1 over the base vocabulary, whatever was sampled from (guided or not); so it is
-    the same figure that training computes. ``logprob_reference`` stays NaN.
+    the same figure that training computes. ``logprob_sampled`` is the same sum under the distribution that the
+    tokens were drawn from. ``logprob_reference`` stays NaN.
 
     Args:
         policy_or_model: a ``Policy``, a plain causal LM, or one that is already wrapped (the reference's).
@@ -161,7 +162,7 @@ class TransformersGenerator:
         positions = self._causal.positions(mask, is_conditioned=reward_token is not None)
 
         tokens = torch.full((num_rows, num_steps), self._pad_id, dtype=torch.int64, device=home)
-        logprobs = torch.zeros(num_rows, dtype=torch.float64, device=home)
+        logprobs, drawn_logprobs = torch.zeros(2, num_rows, dtype=torch.float64, device=home)
         counts = torch.zeros(num_rows, dtype=torch.int64, device=home)
         stopped = torch.zeros(num_rows, dtype=torch.bool, device=home)
         numbers = torch.from_numpy(uniforms).to(home)
@@ -174,7 +175,7 @@ class TransformersGenerator:
         for step in range(num_steps):
             logits, cache = self._causal.next_logits(new_ids, mask, new_positions, cache)
             logits = logits[:, : self._width].float().to(home)
-            sampled, token_logprobs = self._pick(
+            sampled, token_logprobs, token_drawn_logprobs = self._pick(
                 logits[: len(rows)],
                 numbers[rows, step],
                 step,
@@ -183,6 +184,7 @@ class TransformersGenerator:
             live = rows[alive]
             tokens[live, step] = sampled[alive]
             logprobs[live] += token_logprobs[alive]
+            drawn_logprobs[live] += token_drawn_logprobs[alive]
             counts[live] += 1
             ends = torch.isin(sampled, self._stop_ids) & alive
             stopped[rows[ends]] = True
@@ -217,12 +219,13 @@ class TransformersGenerator:
             counts=counts.cpu().numpy(),
             stopped=stopped.cpu().numpy(),
             logprobs=logprobs.cpu().numpy(),
+            drawn_logprobs=drawn_logprobs.cpu().numpy(),
         )
 
     def _pick(
         self, logits: Tensor, numbers: Tensor, step: int, *, away: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Sampled ids [B] and their log-probabilities [B] before any guidance and truncation.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sampled ids [B], and their log-probabilities [B] before any guidance and truncation and [B] as drawn.
 
         Args:
             logits: float32 [B, W].
@@ -235,9 +238,14 @@ class TransformersGenerator:
         allowed = allowed_logits(logits, config, away=away, forbidden=self._forbidden(step))
         if config.temperature == 0.0:
             sampled = allowed.argmax(-1)
+            drawn_logprobs = torch.zeros_like(log_z)
         else:
-            sampled = draw(probabilities_of(allowed, config), numbers)
-        return sampled, logits.gather(1, sampled.unsqueeze(1)).squeeze(1) - log_z
+            sampled, drawn_logprobs = draw(probabilities_of(allowed, config), numbers)
+        logprobs = logits.gather(1, sampled.unsqueeze(1)).squeeze(1) - log_z
+        if away is None and config.is_plain_unguided:
+            # The same by definition; here to the last bit.
+            drawn_logprobs = logprobs
+        return sampled, logprobs, drawn_logprobs
 
     def _forbidden(self, step: int) -> Tensor | None:
         """Tokens that may not be the completion's token ``step``: bool [1, W]; None where all may."""
@@ -269,6 +277,7 @@ class TransformersGenerator:
                 reward_quantile=quantile,
                 seed=seed,
                 logprob_policy=float(sampled.logprobs[i]),
+                logprob_sampled=float(sampled.drawn_logprobs[i]),
             )
 
 
@@ -281,7 +290,9 @@ class _Sampled:
     stopped: NDArray[np.bool_]
     """[B] whether the last one is an end-of-sequence token."""
     logprobs: NDArray[np.float64]
-    """[B] sums in nats."""
+    """[B] sums in nats, before any guidance and truncation."""
+    drawn_logprobs: NDArray[np.float64]
+    """[B] sums in nats under what was drawn from."""
 
 
 @contextmanager

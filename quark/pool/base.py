@@ -167,6 +167,8 @@ class SampleBatch:
     """[N] nats, NaN = not computed."""
     logprob_reference: NDArray[np.float32]
     """[N] nats, NaN = not computed."""
+    logprob_sampled: NDArray[np.float32]
+    """[N] nats under the distribution that the completion was drawn from, NaN = not known."""
     scores: Mapping[str, NDArray[np.float32]]
     """Score column name -> [N] values, NaN = not scored. Names match ``[a-z0-9_.-]{1,64}``."""
 
@@ -215,6 +217,7 @@ class Sample:
     seed: int
     logprob_policy: float
     logprob_reference: float
+    logprob_sampled: float
     scores: Mapping[str, float]
 
 
@@ -404,6 +407,11 @@ class SamplePool(Protocol):
     @property
     def num_removed(self) -> int:
         """Ids below this were removed by ``retain``."""
+        ...
+
+    @property
+    def has_sampled_logprobs(self) -> bool:
+        """Whether ``logprob_sampled`` is kept. A pool of an older format shows NaN and refuses any other value."""
         ...
 
     def __len__(self) -> int:

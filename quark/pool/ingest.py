@@ -37,14 +37,13 @@ from quark.pool.rows import (
     shown,
 )
 from quark.pool.scan import SCORE_PREFIX
+from quark.pool.scope import LOGPROB_COLUMNS
 
 _OF_APPEND = ("round", "chunk", "policy_step", "settings")
 """Columns that have one value for all samples of a key."""
 _DIGEST_MARK = "#"
 """Between a key that another pool's samples have, and the digest of those that had to give way."""
-_COMPARED = tuple(
-    name for name in TAKEN if name not in ("logprob_policy", "logprob_reference", "key")
-)
+_COMPARED = tuple(name for name in TAKEN if name not in (*LOGPROB_COLUMNS, "key"))
 """What samples are, however they are numbered and scored."""
 
 
@@ -251,6 +250,7 @@ def _batch(rows: Rows, settings: PoolSettings) -> SampleBatch:
         seeds=frame["seed"].to_numpy(),
         logprob_policy=_with_nan(frame["logprob_policy"]),
         logprob_reference=_with_nan(frame["logprob_reference"]),
+        logprob_sampled=_with_nan(frame["logprob_sampled"]),
         scores={
             name.removeprefix(SCORE_PREFIX): _with_nan(frame[name])
             for name in frame.columns

@@ -30,7 +30,14 @@ from quark.pool.base import (
     age_weights,
 )
 from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
-from quark.pool.scope import PROVENANCE_COLUMNS, Scope, Score, refuse_remainder, values_of
+from quark.pool.scope import (
+    LOGPROB_COLUMNS,
+    PROVENANCE_COLUMNS,
+    Scope,
+    Score,
+    refuse_remainder,
+    values_of,
+)
 from quark.types import FinishReason
 
 _BatchT = TypeVar("_BatchT", bound=PoolBatch | PackedBatch)
@@ -111,6 +118,10 @@ class MemoryPool:
     def num_removed(self) -> int:
         return self._num_removed
 
+    @property
+    def has_sampled_logprobs(self) -> bool:
+        return True
+
     def __len__(self) -> int:
         return len(self._samples)
 
@@ -152,6 +163,7 @@ class MemoryPool:
                     seed=int(batch.seeds[row]),
                     logprob_policy=float(batch.logprob_policy[row]),
                     logprob_reference=float(batch.logprob_reference[row]),
+                    logprob_sampled=float(batch.logprob_sampled[row]),
                     scores={name: float(values[row]) for name, values in batch.scores.items()},
                 )
             )
@@ -280,11 +292,9 @@ class MemoryPool:
             "finish_reason": np.uint8,
             "reward_token": np.int16,
             "seed": np.uint64,
-            "logprob_policy": np.float32,
-            "logprob_reference": np.float32,
-        }
+        } | dict.fromkeys(LOGPROB_COLUMNS, np.float32)
         values = [getattr(sample, name) for sample in self._samples[self._num_removed :]]
-        blanks = {"reward_token": -1, "logprob_policy": math.nan, "logprob_reference": math.nan}
+        blanks = {"reward_token": -1} | dict.fromkeys(LOGPROB_COLUMNS, math.nan)
         blank = [blanks.get(name, 0)] * self._num_removed
         return np.array(blank + values, dtype=dtypes.get(name, np.uint32))
 
@@ -375,6 +385,7 @@ class MemoryPool:
             "seeds": batch.seeds,
             "logprob_policy": batch.logprob_policy,
             "logprob_reference": batch.logprob_reference,
+            "logprob_sampled": batch.logprob_sampled,
             **{f"scores[{name!r}]": values for name, values in batch.scores.items()},
         }
         for name, values in per_sample.items():

@@ -320,6 +320,10 @@ class NativePool:
     def num_removed(self) -> int:
         return self._pool.view().num_removed
 
+    @property
+    def has_sampled_logprobs(self) -> bool:
+        return self._pool.has_sampled_logprobs
+
     def __len__(self) -> int:
         return self._pool.snapshot[2]
 
@@ -345,6 +349,7 @@ class NativePool:
             seeds=as_vector("seeds", batch.seeds, np.uint64),
             logprob_policy=as_vector("logprob_policy", batch.logprob_policy, np.float32),
             logprob_reference=as_vector("logprob_reference", batch.logprob_reference, np.float32),
+            logprob_sampled=as_vector("logprob_sampled", batch.logprob_sampled, np.float32),
             scores=[
                 (name, as_vector(f"scores[{name!r}]", values, np.float32))
                 for name, values in batch.scores.items()
@@ -609,6 +614,7 @@ class _BatchArrays:
     seeds: NDArray[np.uint64]
     logprob_policy: NDArray[np.float32]
     logprob_reference: NDArray[np.float32]
+    logprob_sampled: NDArray[np.float32]
     scores: list[tuple[str, NDArray[np.float32]]]
 
 

@@ -18,6 +18,7 @@ from quark.bounded_files import BYTES_AT_ONCE, lines_of, parquet_frames, parse_j
 from quark.errors import ConfigError, DataError
 from quark.pool.export import SETTINGS_KEY, RowFormat
 from quark.pool.scan import COLUMNS, SCORE_PREFIX
+from quark.pool.scope import LOGPROB_COLUMNS
 from quark.types import FinishReason
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ _OWN = ["id", "prompt_id"]
 """Columns of a scan that a pool gives anew."""
 TAKEN = {name: dtype for name, dtype in COLUMNS.items() if name not in _OWN}
 """Columns of a scan that a pool takes over."""
-_NULLABLE = ("completion_text", "logprob_policy", "logprob_reference")
+_NULLABLE = ("completion_text", *LOGPROB_COLUMNS)
+_LATER = ("logprob_sampled",)
+"""Columns that older files lack: their values are null."""
 _MEANT = {"finish_reason": (0, max(FinishReason)), "reward_token": (-1, 2**15 - 1)}
 """The least and the most that means something, where that is not all that fits into the column."""
 _RANGES = {
@@ -130,7 +133,7 @@ def _arrow_frames(file: Path) -> Iterator[pl.DataFrame]:
 
 
 def _refuse_columns(source: str, found: Iterable[str]) -> None:
-    missing = [name for name in TAKEN if name not in found]
+    missing = [name for name in TAKEN if name not in (*found, *_LATER)]
     if missing:
         raise DataError(f"{source} has no column {', '.join(missing)}")
     scores: dict[str, str] = {}
@@ -151,7 +154,11 @@ def _converted(rows: Rows) -> Rows:
     """Rows with the exact types of a scan. Raises DataError for a value that has none of these."""
     columns = []
     for name, dtype in _types(rows.frame.columns).items():
-        given = rows.frame[name]
+        given = (
+            rows.frame[name]
+            if name in rows.frame.columns
+            else pl.repeat(None, rows.frame.height, dtype=dtype, eager=True).alias(name)
+        )
         if not _is_alike(given.dtype, dtype):
             raise rows.error(0, name, f"it has the type {given.dtype}, not {dtype}")
         column = given.cast(dtype, strict=False)

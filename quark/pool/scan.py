@@ -48,6 +48,7 @@ COLUMNS: dict[str, pl.DataType] = {
     "seed": pl.UInt64(),
     "logprob_policy": pl.Float32(),
     "logprob_reference": pl.Float32(),
+    "logprob_sampled": pl.Float32(),
     "key": pl.String(),
 }
 """The columns that every pool has, in the types that hold their values."""
@@ -67,6 +68,7 @@ _IN_SEGMENT = {
     "seed": "seed",
     "logprob_policy": "logprob_policy",
     "logprob_reference": "logprob_reference",
+    "logprob_sampled": "logprob_sampled",
 }
 """Column -> its name in the segment files."""
 _LOOKED_UP = {
@@ -130,6 +132,8 @@ class _Source:
         known = {"id", *of_appends.columns, *self._score_names}
         if not self._pool.settings.store_text:
             known.add("completion_text")
+        if not self._pool.has_sampled_logprobs:
+            known.add("logprob_sampled")
         conditions = [] if predicate is None else _conjuncts(predicate)
         early = [
             condition for condition in conditions if known.issuperset(condition.meta.root_names())
@@ -218,7 +222,7 @@ class _Source:
                 columns.append(of_appends[name][of_segment])
             elif name in scores:
                 columns.append(pl.Series(name, scores[name][ids.start : ids.stop]).fill_nan(None))
-            else:  # the texts of a pool that stores none
+            else:  # the texts of a pool that stores none, or what an older format has no column for
                 columns.append(pl.Series(name, [None] * len(ids), dtype=SCANNED[name]))
         return pl.DataFrame(columns)
 

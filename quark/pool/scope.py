@@ -30,8 +30,11 @@ PROVENANCE_COLUMNS = (
     "seed",
     "logprob_policy",
     "logprob_reference",
+    "logprob_sampled",
 )
 """Columns of numbers that every sample has, besides its scores."""
+LOGPROB_COLUMNS = tuple(name for name in PROVENANCE_COLUMNS if name.startswith("logprob_"))
+"""Those in nats: float32, NaN where they are not known."""
 
 
 class Columns(Protocol):
@@ -245,7 +248,7 @@ def try_condition(where: str, score_columns: Sequence[str]) -> None:
     import polars as pl
 
     condition, names = condition_of(where, score_columns)
-    fractions = {*score_columns, "logprob_policy", "logprob_reference"}
+    fractions = {*score_columns, *LOGPROB_COLUMNS}
     kinds = {name: np.float32 if name in fractions else np.uint32 for name in names}
     _computed(condition, pl.DataFrame({k: np.zeros(2, kind) for k, kind in kinds.items()}), where)
 

@@ -42,6 +42,9 @@ def make_batch(
             np.float32
         ),
         logprob_reference=np.full(size, np.nan, np.float32),
+        logprob_sampled=np.where(rng.random(size) < 0.3, np.nan, -rng.random(size)).astype(
+            np.float32
+        ),
         scores={name: np.array(values, np.float32) for name, values in scores.items()},
     )
 

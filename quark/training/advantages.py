@@ -20,7 +20,7 @@ class Advantages:
     values: NDArray[np.float32]
     """[N] mean 0 and variance 1 within each group; 0 where there is no score or nothing to compare with."""
     sampled_logprobs: NDArray[np.float32]
-    """[N] in nats."""
+    """[N] in nats under the distribution that was drawn from; where that is not known, under the policy."""
 
     @classmethod
     def of(cls, pool: SamplePool, scope: AdvantageScope) -> Self:
@@ -30,9 +30,10 @@ class Advantages:
             # One number for each pair: prompts are numbered from 0.
             prompts = pool.column("prompt_id").astype(np.int64)
             groups = groups * (int(prompts.max(initial=0)) + 1) + prompts
+        sampled = pool.column("logprob_sampled")
         return cls(
             values=standardized_ranks(pool.scores(REWARD_COLUMN), groups),
-            sampled_logprobs=pool.column("logprob_policy"),
+            sampled_logprobs=np.where(np.isfinite(sampled), sampled, pool.column("logprob_policy")),
         )
 
     def rows(self, ids: NDArray[np.uint64]) -> Self:

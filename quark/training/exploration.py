@@ -393,8 +393,15 @@ class Explorer:
             seeds=np.array([c.seed for c in completions], dtype=np.uint64),
             logprob_policy=np.array([c.logprob_policy for c in completions], dtype=np.float32),
             logprob_reference=self._reference_logprobs(completions),
+            logprob_sampled=self._sampled_logprobs(completions),
             scores=scores,
         )
+
+    def _sampled_logprobs(self, completions: Sequence[Completion]) -> NDArray[np.float32]:
+        """Under what they were drawn from; NaN in a pool of an older format, so that its run goes on as it began."""
+        if not self._pool.has_sampled_logprobs:
+            return np.full(len(completions), np.nan, dtype=np.float32)
+        return np.array([c.logprob_sampled for c in completions], dtype=np.float32)
 
     def _reference_logprobs(self, completions: Sequence[Completion]) -> NDArray[np.float32]:
         """Under p0; where p0 itself sampled without truncation this equals ``logprob_policy``."""

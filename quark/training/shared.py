@@ -154,6 +154,7 @@ def _plain(row: int, completion: Completion) -> dict[str, Any]:
         "text": completion.text,
         "finish_reason": int(completion.finish_reason),
         "logprob_policy": completion.logprob_policy,
+        "logprob_sampled": completion.logprob_sampled,
     }
 
 
@@ -168,4 +169,5 @@ def _completion(
         reward_quantile=quantile,
         seed=seed,
         logprob_policy=plain["logprob_policy"],
+        logprob_sampled=plain["logprob_sampled"],
     )

@@ -48,6 +48,8 @@ pub struct Batch<'a> {
     pub logprob_policy: &'a [f32],
     /// [N] NaN = not computed.
     pub logprob_reference: &'a [f32],
+    /// [N] under the distribution that was sampled, NaN = not known.
+    pub logprob_sampled: &'a [f32],
     /// Name and [N] values, NaN = not scored.
     pub scores: &'a [(&'a str, &'a [f32])],
 }
@@ -76,6 +78,7 @@ impl Batch<'_> {
             ("seeds", self.seeds.len()),
             ("logprob_policy", self.logprob_policy.len()),
             ("logprob_reference", self.logprob_reference.len()),
+            ("logprob_sampled", self.logprob_sampled.len()),
             ("completion_texts", self.completion_texts.map_or(n, <[_]>::len)),
         ];
         for (name, len) in lengths {
@@ -93,6 +96,14 @@ impl Batch<'_> {
             return refuse(format!(
                 "reward_tokens[{row}] is {}; -1 is none, others are quantiles",
                 self.reward_tokens[row]
+            ));
+        }
+        let known = self.logprob_sampled.iter().position(|nats| !nats.is_nan());
+        if let Some(row) = known.filter(|_| !settings.has_sampled_logprobs()) {
+            return refuse(format!(
+                "logprob_sampled[{row}] is {}, which a pool of format version {} has no place for: give NaN, \
+                 or append to a new pool",
+                self.logprob_sampled[row], settings.format
             ));
         }
         match (settings.store_text, self.completion_texts) {

@@ -13,6 +13,7 @@ use crate::parts::{Column, Extent, Run, RunPlace, Segment};
 use crate::ranking::sort_scores;
 use crate::segment::{
     PromptRow, SegmentRows, Tokens, column, encode_prompts, encode_segment, prompt_column,
+    text_position,
 };
 use crate::snapshot::Snapshot;
 
@@ -123,7 +124,7 @@ pub fn merge_segments(
                 .append_to(&mut tokens);
             offsets.push(tokens.len() as i32);
             if settings.store_text {
-                texts.push(file.text(column::TEXT, row)?);
+                texts.push(file.text(text_position(settings), row)?);
             }
         }
     }
@@ -145,6 +146,8 @@ pub fn merge_segments(
     let seeds: Vec<u64> = whole!(column::SEED);
     let (logprob_policy, logprob_reference): (Vec<f32>, Vec<f32>) =
         (whole!(column::LOGPROB_POLICY), whole!(column::LOGPROB_REFERENCE));
+    let logprob_sampled: Option<Vec<f32>> =
+        if settings.has_sampled_logprobs() { Some(whole!(column::LOGPROB_SAMPLED)) } else { None };
     let rows = SegmentRows {
         prompts: whole!(column::PROMPT),
         tokens: &tokens,
@@ -158,6 +161,7 @@ pub fn merge_segments(
         seeds: &seeds,
         logprob_policy: &logprob_policy,
         logprob_reference: &logprob_reference,
+        logprob_sampled: logprob_sampled.as_deref(),
         texts: settings.store_text.then_some(&texts),
         scores: scores.iter().map(|(n, v, order)| (*n, v.as_slice(), order.clone())).collect(),
     };

@@ -8,9 +8,11 @@ use crate::error::{PoolError, Result};
 compile_error!("the pool maps little-endian files: big-endian machines are not supported");
 
 /// Version of the format of new pools. Older ones are read, and written as they are.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// From this version on a merged run is one column, and an order is as narrow as its rows allow.
 pub const COMPACT_ORDERS: u32 = 2;
+/// From this version on a segment has the log-probabilities under the distribution that was sampled.
+pub const SAMPLED_LOGPROBS: u32 = 3;
 /// Unit of the checksum table of a data file.
 pub const BLOCK_BYTES: usize = 4096;
 /// Longest payload of a manifest record.
@@ -143,10 +145,28 @@ impl PoolSettings {
         })
     }
 
+    /// The same for a pool as builds of that format made it.
+    ///
+    /// # Errors
+    /// `Version` where this build does not know the format.
+    pub fn of_version(self, format: u32) -> Result<Self> {
+        if (1..=FORMAT_VERSION).contains(&format) {
+            Ok(Self { format, ..self })
+        } else {
+            Err(PoolError::Version { found: format, supported: FORMAT_VERSION })
+        }
+    }
+
     /// Whether runs and orders are as [`COMPACT_ORDERS`] says.
     #[inline]
     pub fn has_compact_orders(&self) -> bool {
         self.format >= COMPACT_ORDERS
+    }
+
+    /// Whether segments have the column of [`SAMPLED_LOGPROBS`].
+    #[inline]
+    pub fn has_sampled_logprobs(&self) -> bool {
+        self.format >= SAMPLED_LOGPROBS
     }
 }
 
@@ -224,5 +244,18 @@ mod tests {
         assert_eq!((width(1), width(65_536), width(65_537)), (2, 2, 4));
         assert!(PoolSettings::new(String::new(), 0, true, 0, "{}").is_err());
         assert!(PoolSettings::new(String::new(), 9, true, 0, "[]").is_err());
+    }
+
+    #[test]
+    fn a_version_is_one_that_this_build_knows() {
+        let new = || PoolSettings::new(String::new(), 9, true, 0, "{}").unwrap();
+        for format in 1..=FORMAT_VERSION {
+            let settings = new().of_version(format).unwrap();
+            let has = (settings.has_compact_orders(), settings.has_sampled_logprobs());
+            assert_eq!(has, (format >= 2, format >= 3));
+        }
+        for format in [0, FORMAT_VERSION + 1] {
+            assert!(matches!(new().of_version(format), Err(PoolError::Version { .. })));
+        }
     }
 }

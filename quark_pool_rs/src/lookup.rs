@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::error::{PoolError, Result};
 use crate::parts::{Column, Extent, PromptTable, Segment};
-use crate::segment::{Tokens, column, prompt_column};
+use crate::segment::{Tokens, column, prompt_column, text_position};
 use crate::snapshot::Snapshot;
 use crate::threads::parallel;
 
@@ -82,11 +82,14 @@ impl Snapshot {
     }
 
     /// A fixed-width column of the segments in id order into `out`, which has the length of the snapshot.
-    /// What `out` says of samples that were removed stays.
+    /// What `out` says of samples that were removed stays, and all of it where the pool's version lacks the column.
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
     pub fn copy_column<T: Pod + Send + Sync>(&self, column: usize, out: &mut [T]) -> Result<()> {
+        if column == column::LOGPROB_SAMPLED && !self.home.settings.has_sampled_logprobs() {
+            return Ok(());
+        }
         let mut rest = &mut out[self.num_removed as usize..];
         let mut parts = Vec::with_capacity(self.segments.len());
         for segment in &self.segments {
@@ -161,8 +164,7 @@ impl Snapshot {
         let sampling = self.sampling_settings.get(number as usize).ok_or_else(|| {
             PoolError::corrupted(file.name(), 0, format!("sampling settings {number} are unknown"))
         })?;
-        let text =
-            |with: bool| with.then(|| file.text(column::TEXT, row).map(str::to_owned)).transpose();
+        let text = settings.store_text.then(|| file.text(text_position(settings), row));
         Ok(Sample {
             id,
             prompt_id,
@@ -171,7 +173,7 @@ impl Snapshot {
             prompt_metadata: prompts.text(prompt_column::METADATA, prompt_row)?.to_owned(),
             completion_tokens: Tokens::read(file, column::COMPLETION, settings.token_bytes, span)?
                 .to_vec(),
-            completion_text: text(settings.store_text)?,
+            completion_text: text.transpose()?.map(str::to_owned),
             finish: file.value(column::FINISH, row)?,
             round: file.value(column::ROUND, row)?,
             chunk: file.value(column::CHUNK, row)?,
@@ -181,6 +183,11 @@ impl Snapshot {
             seed: file.value(column::SEED, row)?,
             logprob_policy: file.value(column::LOGPROB_POLICY, row)?,
             logprob_reference: file.value(column::LOGPROB_REFERENCE, row)?,
+            logprob_sampled: if settings.has_sampled_logprobs() {
+                file.value(column::LOGPROB_SAMPLED, row)?
+            } else {
+                f32::NAN
+            },
             scores: self
                 .columns
                 .iter()
@@ -256,5 +263,6 @@ pub struct Sample {
     pub seed: u64,
     pub logprob_policy: f32,
     pub logprob_reference: f32,
+    pub logprob_sampled: f32,
     pub scores: Vec<(String, f32)>,
 }

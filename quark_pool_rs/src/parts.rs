@@ -113,7 +113,7 @@ impl Extent {
     fn open(&self, home: &Home) -> Result<(&DataFile, usize)> {
         Ok(match &self.place {
             ExtentPlace::Segment(segment, index) => {
-                (segment.open(home)?, score_position(home.settings.store_text, *index))
+                (segment.open(home)?, score_position(&home.settings, *index))
             }
             ExtentPlace::File(file) => {
                 let columns = || score_columns(&home.settings, self.entry.count);

@@ -41,8 +41,8 @@ pub mod column {
     pub const LOGPROB_POLICY: usize = 9;
     /// Nats.
     pub const LOGPROB_REFERENCE: usize = 10;
-    /// Text, where the pool stores it.
-    pub const TEXT: usize = 11;
+    /// Nats, where the pool has them. What follows has no fixed position.
+    pub const LOGPROB_SAMPLED: usize = 11;
 }
 
 /// Columns of a prompt file by position.
@@ -82,10 +82,9 @@ fn order_kind(settings: &PoolSettings, rows: u64) -> Kind {
 
 /// Columns of a segment with so many rows.
 pub fn segment_columns(settings: &PoolSettings, scores: &[String], rows: u64) -> Vec<ColumnSpec> {
-    let &PoolSettings { token_bytes, store_text, .. } = settings;
     let mut columns = vec![
         ("prompt", Kind::U32),
-        ("completion", tokens_kind(token_bytes)),
+        ("completion", tokens_kind(settings.token_bytes)),
         ("finish", Kind::U8),
         ("round", Kind::U32),
         ("chunk", Kind::U32),
@@ -96,7 +95,10 @@ pub fn segment_columns(settings: &PoolSettings, scores: &[String], rows: u64) ->
         ("logprob_policy", Kind::F32),
         ("logprob_reference", Kind::F32),
     ];
-    if store_text {
+    if settings.has_sampled_logprobs() {
+        columns.push(("logprob_sampled", Kind::F32));
+    }
+    if settings.store_text {
         columns.push(("completion_text", Kind::Text));
     }
     let fixed = columns.into_iter().map(|(name, kind)| (name.to_owned(), kind));
@@ -107,9 +109,16 @@ pub fn segment_columns(settings: &PoolSettings, scores: &[String], rows: u64) ->
     fixed.chain(scores).collect()
 }
 
+/// Position of the completions' texts in a segment, where the pool stores them.
+#[inline]
+pub fn text_position(settings: &PoolSettings) -> usize {
+    column::LOGPROB_SAMPLED + usize::from(settings.has_sampled_logprobs())
+}
+
 /// Position of the values of a segment's score column `index`; its order is the next one.
-pub fn score_position(store_text: bool, index: usize) -> usize {
-    column::TEXT + usize::from(store_text) + 2 * index
+#[inline]
+pub fn score_position(settings: &PoolSettings, index: usize) -> usize {
+    text_position(settings) + usize::from(settings.store_text) + 2 * index
 }
 
 /// Columns of a prompt file.
@@ -184,6 +193,8 @@ pub struct SegmentRows<'a> {
     pub logprob_policy: &'a [f32],
     /// [N]
     pub logprob_reference: &'a [f32],
+    /// [N], if the pool has them.
+    pub logprob_sampled: Option<&'a [f32]>,
     /// [N], if the pool stores text.
     pub texts: Option<&'a [&'a str]>,
     /// Name, values [N], order [N].
@@ -213,6 +224,7 @@ pub fn encode_segment(
         floats(rows.logprob_policy),
         floats(rows.logprob_reference),
     ];
+    arrays.extend(rows.logprob_sampled.map(floats));
     if let Some(texts) = rows.texts {
         arrays.push(Arc::new(StringArray::from_iter_values(texts)));
     }

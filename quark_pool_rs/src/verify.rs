@@ -19,6 +19,7 @@ use crate::ranking::{OwnRun, merge_runs, score_key, tie_hash};
 use crate::recovery::{log_starts, read_settled, recover};
 use crate::segment::{
     Tokens, column, prompt_column, prompt_columns, run_columns, score_columns, segment_columns,
+    text_position,
 };
 use crate::snapshot::Snapshot;
 use crate::storage::Storage;
@@ -376,7 +377,7 @@ fn check_segment(snapshot: &Snapshot, i: usize, report: &mut Report) {
         let result = file.span(column::COMPLETION, row).and_then(|span| {
             check_tokens(snapshot, file, column::COMPLETION, span)?;
             if snapshot.home.settings.store_text {
-                file.text(column::TEXT, row)?;
+                file.text(text_position(&snapshot.home.settings), row)?;
             }
             snapshot.locate_prompt(file.value(column::PROMPT, row)?)?;
             let settings: u32 = file.value(column::SETTINGS, row)?;

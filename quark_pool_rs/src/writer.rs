@@ -143,6 +143,7 @@ impl Writer {
             seeds: batch.seeds,
             logprob_policy: batch.logprob_policy,
             logprob_reference: batch.logprob_reference,
+            logprob_sampled: settings.has_sampled_logprobs().then_some(batch.logprob_sampled),
             texts: batch.completion_texts,
             scores: ranked.iter().map(|(n, s, (order, _))| (*n, *s, order.clone())).collect(),
         };

@@ -107,6 +107,9 @@ def test_completions_are_those_of_the_model_at_hand(
         assert completion.finish_reason == expected.finish_reason
         assert (completion.reward_quantile, completion.seed) == (quantile, 5)
         assert abs(completion.logprob_policy - expected.logprob_policy) < 1e-4
+        # The server does not say what it has tempered and truncated to.
+        known = np.nan if settings else completion.logprob_policy
+        np.testing.assert_equal(completion.logprob_sampled, known)
 
 
 def test_every_setting_is_said_and_reward_tokens_are_banned(

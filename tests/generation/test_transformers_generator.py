@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,11 @@ from quark.errors import ModelError
 from quark.generation.base import SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.logprobs import token_nll
+from quark.models.policy import Policy
+from quark.models.reward_tokens import add_reward_tokens
 from quark.types import FinishReason, Prompt
 from tests.tiny import (
+    EOS,
     EOS_ID,
     VOCAB_SIZE,
     byte_tokenizer,
@@ -77,6 +82,129 @@ def test_logprobs_of_sampled_tokens_equal_those_of_training(policy, settings, qu
     trained = -batch.sum_by_sequence(nll)
     found = torch.tensor([c.logprob_policy for c in sampled])
     assert torch.allclose(found, trained, atol=1e-4)
+
+
+CHANGED = {
+    "warm": {"temperature": 1.7},
+    "top-k": {"top_k": 20},
+    "nucleus": {"top_p": 0.7},
+    "waits": {"min_new_tokens": 3},
+    "guided": {"guidance": 1.5},
+    "guided closely": {"guidance": 3.0, "guidance_floor": 0.1},
+    "all": {
+        "temperature": 0.8,
+        "top_k": 30,
+        "top_p": 0.9,
+        "min_new_tokens": 2,
+        "guidance": 0.7,
+        "guidance_floor": 0.01,
+    },
+}
+"""Settings under which completions are drawn from something else than the policy."""
+
+
+def naive_distribution(policy, config, quantile, tokens, num_sampled):
+    """float64 [W] what the next token is drawn from, by the words of the settings; no code of the sampler's."""
+    width = policy.reward_tokens.base_vocab_size
+
+    def log_p(token):
+        row = torch.tensor([[policy.reward_tokens.ids[token], *tokens]])
+        with torch.no_grad():
+            return F.log_softmax(policy.model(row).logits[0, -1, :width].double(), -1).numpy()
+
+    logits = log_p(quantile)
+    if num_sampled < config.min_new_tokens:
+        logits[EOS_ID] = -np.inf
+    if config.guidance and quantile > 0:
+        plausible = logits >= logits.max() + np.log(config.guidance_floor)
+        logits = (1 + config.guidance) * logits - config.guidance * log_p(0)
+        logits[~plausible] = -np.inf
+    q = np.exp((logits - logits.max()) / config.temperature)
+    q /= q.sum()
+    order = np.argsort(-q, kind="stable")
+    if config.top_k:
+        q[order[config.top_k :]] = 0.0
+        q /= q.sum()
+    before = np.cumsum(q[order]) - q[order]
+    q[order[before >= config.top_p]] = 0.0
+    return q / q.sum()
+
+
+@pytest.mark.parametrize("settings", CHANGED.values(), ids=CHANGED)
+@pytest.mark.parametrize("quantile", [0, 4])
+def test_logprobs_as_drawn_are_those_of_the_distribution_that_was_asked_for(settings, quantile):
+    policy = tiny_policy(likely_eos(likely_eos(tiny_llama())))
+    config = SamplingConfig(max_new_tokens=8, **settings)
+    sampled = generator(policy, **settings).generate(PROMPTS[:10], quantile=quantile, seed=5)
+    assert len({len(c.token_ids) for c in sampled}) > 1
+    for completion in sampled:
+        tokens, expected = list(completion.prompt.token_ids), 0.0
+        for number, token in enumerate(completion.token_ids.tolist()):
+            q = naive_distribution(policy, config, quantile, tokens, number)
+            expected += np.log(q[token])
+            tokens.append(token)
+        assert completion.logprob_sampled == pytest.approx(expected, abs=1e-4)
+    differs = [abs(c.logprob_sampled - c.logprob_policy) > 1e-3 for c in sampled]
+    # Guiding the worst token away from itself is no guidance.
+    assert any(differs) != (quantile == 0 and set(settings) <= {"guidance", "guidance_floor"})
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0}])
+@pytest.mark.parametrize("quantile", [None, 0, 4])
+def test_plain_sampling_has_one_logprob_to_the_last_bit(policy, settings, quantile):
+    sampled = generator(policy, **settings).generate(PROMPTS, quantile=quantile, seed=5)
+    is_guided = bool(settings) and quantile == 4
+    assert all(c.logprob_sampled == c.logprob_policy for c in sampled) != is_guided
+
+
+def test_greedy_completions_are_certain(policy):
+    for settings in ({}, {"guidance": 2.0, "min_new_tokens": 2}):
+        sampled = generator(policy, temperature=0.0, **settings).generate(
+            PROMPTS, quantile=4, seed=0
+        )
+        assert {c.logprob_sampled for c in sampled} == {0.0}
+        assert all(c.logprob_policy < 0.0 for c in sampled)
+
+
+def policy_of_two_words():
+    """Of the tokens a, b and the end, with two reward tokens."""
+    backend = Tokenizer(models.WordLevel({"a": 0, "b": 1, EOS: 2}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS)
+    model = tiny_llama(vocab=3)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 2
+    return Policy(model, tokenizer, add_reward_tokens(model, tokenizer, 2, seed=0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 2.0},
+        {"top_k": 2},
+        {"min_new_tokens": 2},
+        {"guidance": 0.5, "guidance_floor": 1e-6},
+        {"guidance": 1.0, "guidance_floor": 0.05, "temperature": 2.0, "top_p": 0.95},
+    ],
+)
+def test_all_completions_of_two_words_have_together_the_probability_1(settings):
+    policy = policy_of_two_words()
+    prompt = Prompt(index=0, text="a b", token_ids=(0, 1))
+    sampled = generator(policy, max_new_tokens=3, batch_size=4000, **settings).generate(
+        [prompt] * 8_000, quantile=1, seed=0
+    )
+    q = {tuple(c.token_ids.tolist()): np.exp(c.logprob_sampled) for c in sampled}
+    # The rows of one batch may differ in rounding.
+    assert (
+        max(abs(q[tuple(c.token_ids.tolist())] - np.exp(c.logprob_sampled)) for c in sampled) < 1e-6
+    )
+    assert len(q) > 3
+    # 8,000 draws leave out rare ones alone.
+    assert 1.0 - 3e-3 < sum(q.values()) < 1.0 + 1e-6
+    counts = Counter(tuple(c.token_ids.tolist()) for c in sampled)
+    for completion, probability in q.items():
+        deviation = np.sqrt(probability * (1 - probability) / len(sampled))
+        assert abs(counts[completion] / len(sampled) - probability) < 5 * deviation + 1e-9
 
 
 def test_completions_end_with_eos_or_at_the_limit_and_keep_the_order(policy):

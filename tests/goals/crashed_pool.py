@@ -69,5 +69,6 @@ def _batch(key: str, size: int, rng: np.random.Generator) -> SampleBatch:
         seeds=np.arange(size, dtype=np.uint64),
         logprob_policy=np.zeros(size, np.float32),
         logprob_reference=np.zeros(size, np.float32),
+        logprob_sampled=np.zeros(size, np.float32),
         scores={"reward": rng.normal(size=size).astype(np.float32)},
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from quark import _pool_rs
 from quark.pool.base import PoolBatch, Quantization, SampleBatch, SamplePool, Sampler
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
@@ -16,6 +19,7 @@ from quark.pool.scope import PROVENANCE_COLUMNS
 from quark.selftest.samples import VOCAB_SIZE as VOCAB_SIZE
 from quark.selftest.samples import fields as fields
 from quark.selftest.samples import make_batch as make_batch
+from quark.types import Json
 
 
 def filled_alike(path: Path, batches: Iterable[SampleBatch]) -> tuple[NativePool, MemoryPool]:
@@ -26,6 +30,29 @@ def filled_alike(path: Path, batches: Iterable[SampleBatch]) -> tuple[NativePool
         pool.append(batch)
         spec.append(batch)
     return pool, spec
+
+
+def older_pool(
+    path: Path,
+    version: int,
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    store_text: bool = True,
+    tie_seed: int = 7,
+    metadata: Mapping[str, Json] | None = None,
+) -> NativePool:
+    """An empty pool as a build of that format version made it, open for writing."""
+    _pool_rs.Pool.create(
+        path,
+        uuid=uuid.uuid4().hex,
+        vocab_size=vocab_size,
+        store_text=store_text,
+        tie_seed=tie_seed,
+        metadata=json.dumps(dict(metadata or {})),
+        holder="",
+        format=version,
+    ).close()
+    return NativePool.open(path, writable=True)
 
 
 def assert_same_content(pool: SamplePool, model: SamplePool) -> None:

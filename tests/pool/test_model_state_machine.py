@@ -52,7 +52,14 @@ NAME = st.sampled_from(["reward", "judge"])
 SCOPE = st.builds(
     Scope,
     last_rounds=st.one_of(st.none(), st.integers(1, 3)),
-    where=st.sampled_from([None, "reward_token >= 2", "chunk < 50 AND logprob_policy < -0.2"]),
+    where=st.sampled_from(
+        [
+            None,
+            "reward_token >= 2",
+            "chunk < 50 AND logprob_policy < -0.2",
+            "logprob_sampled > logprob_policy",
+        ]
+    ),
     per_prompt=st.booleans(),
 )
 

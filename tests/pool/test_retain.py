@@ -78,6 +78,8 @@ def test_what_was_removed_is_in_arrays_alone(kind: str, tmp_path: Path) -> None:
     assert not np.isnan(scores[6:]).all()
     assert (pool.column("reward_token")[:6] == -1).all()
     assert np.isnan(pool.column("logprob_reference")[:6]).all()
+    assert np.isnan(pool.column("logprob_sampled")[:6]).all()
+    assert not np.isnan(pool.column("logprob_sampled")[6:]).all()
     cut = pool.quantize(2)
     assert (cut.labels()[:6] == -1).all()
     assert cut.num_unranked == np.isnan(scores[6:]).sum()

@@ -125,6 +125,7 @@ _PREDICATES = st.sampled_from(
         pl.col("settings").str.contains("2"),
         pl.col("seed") > 2**63,
         pl.col("logprob_policy") < -0.5,
+        pl.col("logprob_sampled") > pl.col("logprob_policy"),
     ]
 )
 

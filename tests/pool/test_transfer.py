@@ -205,6 +205,7 @@ def rows_of(tmp_path: Path) -> list[dict[str, object]]:
         (7, "reward", 1e39, "1e+39 is not Float32"),
         (7, "reward", -1e300, "-1e+300 is not Float32"),
         (7, "logprob_policy", 10**39, "is not Float32"),
+        (7, "logprob_sampled", 10**39, "is not Float32"),
         (7, "finish_reason", 3, "3 is not in 0 .. 2"),
         (12, "reward_token", -2, "-2 is not in -1 .. 32767"),
         (4, "policy_step", 101, "not what the row before it"),
@@ -390,6 +391,7 @@ def test_two_columns_are_not_one_score(tmp_path: Path, name: str) -> None:
         ("seed", 1, "1 here and .*another key"),
         ("reward", 0.75, "0.75 here and 0.1.* in the pool.*leave the number out"),
         ("logprob_policy", -0.5, "-0.5 here and .*leave the number out"),
+        ("logprob_sampled", -0.5, "-0.5 here and .*leave the number out"),
         ("judge", 0.25, "0.25 here and None in the pool.*leave the number out"),
     ],
 )

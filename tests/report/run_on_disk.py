@@ -126,6 +126,7 @@ def fill_pool(path: Path, *texts: str, num_samples: int = 30) -> None:
                 seeds=np.arange(num_samples, dtype=np.uint64),
                 logprob_policy=np.full(num_samples, np.nan, np.float32),
                 logprob_reference=np.full(num_samples, np.nan, np.float32),
+                logprob_sampled=np.full(num_samples, np.nan, np.float32),
                 scores={"reward": rewards},
             )
         )

@@ -51,6 +51,11 @@ def test_a_pool_s_samples_compete_within_their_prompt_and_round_or_within_their_
         np.testing.assert_array_equal(ours.values, expected)
         some = np.array([7, 0, 99], dtype=np.uint64)
         np.testing.assert_array_equal(ours.rows(some).values, ours.values[[7, 0, 99]])
+        drawn, policy = spec.column("logprob_sampled"), spec.column("logprob_policy")
+        expected = np.array([p if math.isnan(d) else d for d, p in zip(drawn, policy, strict=True)])
+        assert 0 < np.isnan(drawn).sum() < len(drawn)
+        np.testing.assert_array_equal(ours.sampled_logprobs, expected)
+        assert ours.sampled_logprobs.dtype == np.float32
         np.testing.assert_array_equal(
-            ours.rows(some).sampled_logprobs, spec.column("logprob_policy")[[7, 0, 99]]
+            ours.rows(some).sampled_logprobs, ours.sampled_logprobs[[7, 0, 99]]
         )

@@ -192,6 +192,7 @@ def fingerprint_of(run_dir: Path) -> dict[str, Any]:
                 s.seed,
                 np.float32(s.logprob_policy).tobytes().hex(),
                 np.float32(s.logprob_reference).tobytes().hex(),
+                np.float32(s.logprob_sampled).tobytes().hex(),
                 {name: np.float32(value).tobytes().hex() for name, value in s.scores.items()},
             ]
             for s in pool.samples(range(len(pool)))

@@ -30,6 +30,7 @@ pub(super) struct BatchArrays<'py> {
     seeds: PyReadonlyArray1<'py, u64>,
     logprob_policy: PyReadonlyArray1<'py, f32>,
     logprob_reference: PyReadonlyArray1<'py, f32>,
+    logprob_sampled: PyReadonlyArray1<'py, f32>,
     scores: Vec<(PyBackedStr, PyReadonlyArray1<'py, f32>)>,
 }
 
@@ -65,6 +66,7 @@ impl BatchArrays<'_> {
             seeds: self.seeds.as_slice()?,
             logprob_policy: self.logprob_policy.as_slice()?,
             logprob_reference: self.logprob_reference.as_slice()?,
+            logprob_sampled: self.logprob_sampled.as_slice()?,
             scores: &scores,
         })
     }

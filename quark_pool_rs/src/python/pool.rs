@@ -17,7 +17,7 @@ use super::errors::detached;
 use super::sampler::{PySampler, SamplerSettings};
 use crate::describe::describe;
 use crate::fork::fork;
-use crate::format::PoolSettings;
+use crate::format::{FORMAT_VERSION, PoolSettings};
 use crate::gather::{gather, pack};
 use crate::manifest::AppendEntry;
 use crate::memory::ensure;
@@ -51,7 +51,7 @@ pub(super) struct PyPool(Pool);
 #[pymethods]
 impl PyPool {
     #[staticmethod]
-    #[pyo3(signature = (path, *, uuid, vocab_size, store_text, tie_seed, metadata, holder))]
+    #[pyo3(signature = (path, *, uuid, vocab_size, store_text, tie_seed, metadata, holder, format = FORMAT_VERSION))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn create(
         py: Python<'_>,
@@ -62,10 +62,11 @@ impl PyPool {
         tie_seed: u64,
         metadata: &str,
         holder: &str,
+        format: u32,
     ) -> PyResult<Self> {
         detached(py, || {
             let settings = PoolSettings::new(uuid, vocab_size, store_text, tie_seed, metadata)?;
-            Pool::create(storage(path), &settings, holder).map(Self)
+            Pool::create(storage(path), &settings.of_version(format)?, holder).map(Self)
         })
     }
 
@@ -157,6 +158,12 @@ impl PyPool {
         (s.uuid.clone(), s.vocab_size, s.store_text, s.tie_seed, s.metadata.clone())
     }
 
+    /// Whether the pool's version has a place for `logprob_sampled`.
+    #[getter]
+    fn has_sampled_logprobs(&self) -> bool {
+        self.0.snapshot().home.settings.has_sampled_logprobs()
+    }
+
     #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
     fn append(&self, py: Python<'_>, batch: BatchArrays<'_>) -> PyResult<(u64, u64)> {
         batch.with(|batch| detached(py, || self.0.append(batch).map(|ids| (ids.start, ids.end))))
@@ -233,6 +240,7 @@ impl PyPool {
                 dict.set_item("seed", sample.seed)?;
                 dict.set_item("logprob_policy", sample.logprob_policy)?;
                 dict.set_item("logprob_reference", sample.logprob_reference)?;
+                dict.set_item("logprob_sampled", sample.logprob_sampled)?;
                 let scores = PyDict::new(py);
                 for (name, score) in sample.scores {
                     scores.set_item(name, score)?;
@@ -412,6 +420,7 @@ impl PyView {
             "seed" => copied(py, snapshot, column::SEED, 0_u64),
             "logprob_policy" => copied(py, snapshot, column::LOGPROB_POLICY, f32::NAN),
             "logprob_reference" => copied(py, snapshot, column::LOGPROB_REFERENCE, f32::NAN),
+            "logprob_sampled" => copied(py, snapshot, column::LOGPROB_SAMPLED, f32::NAN),
             _ => Err(PyKeyError::new_err(name.to_owned())),
         }
     }

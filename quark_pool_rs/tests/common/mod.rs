@@ -36,7 +36,7 @@ pub fn create_version(
     storage: &Arc<dyn Storage>,
     format: u32,
 ) -> quark_pool_rs::error::Result<Pool> {
-    Pool::create(storage.clone(), &PoolSettings { format, ..settings() }, "pid 1")
+    Pool::create(storage.clone(), &settings().of_version(format)?, "pid 1")
 }
 
 pub fn writer(storage: &Arc<dyn Storage>) -> quark_pool_rs::error::Result<Pool> {
@@ -95,7 +95,8 @@ impl Owned {
         let completion_texts: Vec<&str> = self.completions.iter().map(|c| c.1.as_str()).collect();
         let scores: Vec<(&str, &[f32])> =
             self.scores.iter().map(|(name, values)| (name.as_str(), values.as_slice())).collect();
-        let has_text = pool.snapshot().home.settings.store_text;
+        let settings = pool.snapshot().home.settings.clone();
+        let sampled = |row| Self::logprob_sampled(row, &settings);
         pool.append(&Batch {
             key: &self.key,
             prompt_tokens: &prompt_tokens,
@@ -105,7 +106,7 @@ impl Owned {
             prompt_index: &self.prompt_index,
             completion_tokens: &tokens,
             completion_offsets: &offsets(self.completions.iter().map(|c| c.0.len())),
-            completion_texts: has_text.then_some(&completion_texts),
+            completion_texts: settings.store_text.then_some(&completion_texts),
             finish: &vec![1; n],
             round: self.round,
             chunk: 2,
@@ -115,12 +116,19 @@ impl Owned {
             seeds: &(0..n as u64).map(|i| i << 40).collect::<Vec<_>>(),
             logprob_policy: &vec![-1.5; n],
             logprob_reference: &vec![f32::NAN; n],
+            logprob_sampled: &(0..n).map(sampled).collect::<Vec<_>>(),
             scores: &scores,
         })
     }
 
-    /// Whether row `row` is what `sample` says.
-    pub fn matches(&self, row: usize, sample: &Sample) -> bool {
+    /// Of a row; not known of each third one, nor in a pool of a version without the column.
+    fn logprob_sampled(row: usize, settings: &PoolSettings) -> f32 {
+        if settings.has_sampled_logprobs() && row % 3 < 2 { -0.25 - row as f32 } else { f32::NAN }
+    }
+
+    /// Whether row `row` is what `sample` of a pool with these settings says.
+    pub fn matches(&self, row: usize, sample: &Sample, settings: &PoolSettings) -> bool {
+        let logprob_sampled = Self::logprob_sampled(row, settings);
         let prompt = &self.prompts[self.prompt_index[row] as usize];
         let mut given: Vec<_> = self.scores.iter().map(|(n, v)| (n, v[row].to_bits())).collect();
         let mut stored: Vec<_> = sample.scores.iter().map(|(n, s)| (n, s.to_bits())).collect();
@@ -137,6 +145,7 @@ impl Owned {
             && sample.seed == (row as u64) << 40
             && sample.logprob_policy.to_bits() == (-1.5_f32).to_bits()
             && sample.logprob_reference.is_nan()
+            && sample.logprob_sampled.to_bits() == logprob_sampled.to_bits()
             && given == stored
     }
 }
@@ -166,7 +175,7 @@ pub fn check_content_from(
             let is_right = match snapshot.sample(id) {
                 Err(PoolError::UnknownSample { .. }) => id < first,
                 Err(error) => return Err(error),
-                Ok(sample) => id >= first && batch.matches(row, &sample),
+                Ok(sample) => id >= first && batch.matches(row, &sample, &snapshot.home.settings),
             };
             if !is_right {
                 return Ok(false);

@@ -283,6 +283,18 @@ fn a_state_that_contradicts_itself_is_refused_with_why() {
 }
 
 #[test]
+fn a_pool_is_of_the_version_that_its_segments_are_of() {
+    let state = Forged::state();
+    for version in 1..FORMAT_VERSION {
+        let mut forged = state.clone();
+        forged.set(0, "/pool/format", json!(version));
+        forged.is_reported("not a table of ours: the columns");
+        let error = reader(&forged.storage()).unwrap().snapshot().sample(0).unwrap_err();
+        assert!(matches!(error, PoolError::Corrupted { .. }), "{error}");
+    }
+}
+
+#[test]
 fn what_head_acknowledged_is_missed() {
     let whole = Forged::whole();
     let with_head = |head: Option<Vec<u8>>, cut: usize| {

@@ -10,15 +10,16 @@ use quark_pool_rs::batch::Batch;
 use quark_pool_rs::checksum::sum64;
 use quark_pool_rs::error::{PoolError, Result};
 use quark_pool_rs::fork::fork;
-use quark_pool_rs::format::PoolSettings;
+use quark_pool_rs::format::{PoolSettings, SAMPLED_LOGPROBS};
 use quark_pool_rs::manifest::{Kind, decode_record, encode_record};
 use quark_pool_rs::mapping::Region;
 use quark_pool_rs::pool::{OpenOptions, Pool};
+use quark_pool_rs::segment::column;
 use quark_pool_rs::storage::{Entry, Lock, Output, Storage};
 use quark_pool_rs::verify::verify;
 
 use crate::common::disk::Disk;
-use crate::common::{Owned, SOURCE, check_content, create, reader, writer};
+use crate::common::{Owned, SOURCE, check_content, create, create_version, reader, writer};
 
 /// Two samples of one prompt.
 const GOOD: Batch<'_> = Batch {
@@ -40,6 +41,7 @@ const GOOD: Batch<'_> = Batch {
     seeds: &[7, 8],
     logprob_policy: &[-0.5, -1.5],
     logprob_reference: &[-0.5, -1.5],
+    logprob_sampled: &[f32::NAN, -1.5],
     scores: &[("reward", &[0.5, 1.5])],
 };
 
@@ -85,6 +87,7 @@ fn arrays_that_do_not_fit_together_are_refused_by_name() {
         (Batch { seeds: &[1, 2, 3], ..GOOD }, "seeds is for 3 samples"),
         (Batch { logprob_policy: &[0.0], ..GOOD }, "logprob_policy is for 1 samples"),
         (Batch { logprob_reference: &[0.0], ..GOOD }, "logprob_reference is for 1 samples"),
+        (Batch { logprob_sampled: &[0.0], ..GOOD }, "logprob_sampled is for 1 samples"),
         (Batch { completion_texts: Some(&["one"]), ..GOOD }, "completion_texts is for 1 samples"),
         (Batch { completion_texts: None, ..GOOD }, "stores text: completion_texts is missing"),
         (Batch { prompt_metadata: &[], ..GOOD }, "are for different numbers of prompts"),
@@ -123,6 +126,28 @@ fn arrays_that_do_not_fit_together_are_refused_by_name() {
     let pool = Pool::create(Disk::default().storage(), &settings, "pid 1").unwrap();
     assert!(refusal(pool.append(&GOOD)).contains("stores no text: completion_texts must be None"));
     pool.append(&Batch { completion_texts: None, ..GOOD }).unwrap();
+}
+
+#[test]
+fn a_pool_of_an_older_version_refuses_what_it_has_no_column_for() {
+    let stored = |pool: &Pool| {
+        let mut column = [7.0_f32; 2];
+        pool.snapshot().copy_column(column::LOGPROB_SAMPLED, &mut column).unwrap();
+        column.map(f32::to_bits)
+    };
+    for version in 1..SAMPLED_LOGPROBS {
+        let pool = create_version(&Disk::default().storage(), version).unwrap();
+        let refused = refusal(pool.append(&GOOD));
+        let place = format!("logprob_sampled[1] is -1.5, which a pool of format version {version}");
+        assert!(refused.contains(&place), "{refused}");
+        assert_eq!(pool.snapshot().generation, 0);
+        pool.append(&Batch { logprob_sampled: &[f32::NAN; 2], ..GOOD }).unwrap();
+        assert!(pool.snapshot().sample(1).unwrap().logprob_sampled.is_nan());
+        assert_eq!(stored(&pool), [7.0_f32; 2].map(f32::to_bits), "what was there is left");
+    }
+    let pool = create(&Disk::default().storage()).unwrap();
+    pool.append(&GOOD).unwrap();
+    assert_eq!(stored(&pool), [f32::NAN, -1.5].map(f32::to_bits));
 }
 
 #[test]
