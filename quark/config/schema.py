@@ -98,6 +98,9 @@ class PoolSection(Settings):
     bucket_window: int = Field(1, ge=1, le=4096)
     """Deal the samples of so many batches in a row among them by length, quantile by quantile: less padding, the same
     samples. 1 leaves batches as they are drawn."""
+    held_out_share: float = Field(0.0, ge=0.0, lt=0.5)
+    """Share of the training prompts whose samples are ranked with the others and never trained on, chosen by a hash.
+    On them each round measures what the reward tokens say of samples that were not learned from."""
     per_prompt: bool = False
     """Cut the samples of each prompt for themselves (ALT, Abadal et al. 2024), so that a quantile says how good a
     completion is for its prompt; explore with several completions per prompt then."""

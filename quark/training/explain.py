@@ -178,7 +178,7 @@ def _rounds(
                 uses.append(None)
                 continue
             quantization = quantize(then, run.config.pool)
-            steps = _steps_with(sample_id, quantization, run.config, round)
+            steps = _steps_with(sample_id, then, quantization, run.config, round)
             uses.append(
                 RoundUse(
                     round=round,
@@ -207,10 +207,10 @@ def _ranks_as_at_first(then: NativePool, num_samples: int, section: PoolSection)
 
 
 def _steps_with(
-    sample_id: int, quantization: Quantization, config: RunConfig, round: int
+    sample_id: int, pool: SamplePool, quantization: Quantization, config: RunConfig, round: int
 ) -> list[int]:
     try:
-        sampler = round_sampler(quantization, config, round)
+        sampler = round_sampler(pool, quantization, config, round)
     except (ValueError, ConfigError):  # nothing, or too little, to draw from: the run stopped here
         return []
     steps = range(config.run.steps_per_round)

@@ -24,6 +24,8 @@ class Position:
     totalled_steps: int = 0
     seconds: float = 0.0
     """Time spent before this process."""
+    fresh: dict[str, float] = field(default_factory=dict)
+    """What was measured on this round's new samples before learning from them; empty where nothing was."""
     baseline: dict[str, Any] = field(default_factory=dict)
     """Figures of the original model on the held-out prompts."""
 
@@ -34,6 +36,7 @@ class Position:
     def begin_round(self, number: int) -> None:
         self.round, self.step_in_round = number, 0
         self.totals, self.totalled_steps = {}, 0
+        self.fresh = {}
 
     def add(self, figures: Mapping[str, float]) -> None:
         """Count a step's figures in."""

@@ -53,6 +53,7 @@ from quark.training.events import (
 )
 from quark.training.exploration import Exploration, Explorer
 from quark.training.guards import memory_needed_for, require_finite
+from quark.training.information import InformationMeter
 from quark.training.learner import Learner
 from quark.training.metrics import MetricLog, SilentLog
 from quark.training.model_card import card_section
@@ -145,6 +146,9 @@ class Trainer:
             on_warning=lambda text: listener.on_message(text, level="warning"),
             on_alert=self._alert,
         )
+        self._meter = InformationMeter(
+            config=config, policy=policy, team=team, weights=weights, autocast=autocast
+        )
         self._alerts = Alerts(config.alerts)
         self._position = Position()
         self._learns_from: int | None = None
@@ -229,10 +233,14 @@ class Trainer:
             )
             for alert in alerts:
                 self._alert(alert)
+        if here.step_in_round == 0 and not here.fresh:
+            here.fresh = self._meter.fresh(pool, quantization, new, is_first=here.round == 0)
         self._learn(quantization, pool)
         if here.step_in_round < self.config.run.steps_per_round:
             return None
-        metrics = self._round_metrics(pool, new, quantization) | here.means()
+        metrics = self._round_metrics(pool, new, quantization) | here.means() | here.fresh
+        held_out = self._meter.held_out(pool, quantization)
+        metrics |= self._meter.measure_held_out(held_out)
         metrics["seconds_exploring"] = explored - begin - exploration.seconds_scoring
         metrics["seconds_scoring"] = exploration.seconds_scoring
         metrics["seconds_by_chunk"] = [dataclasses.asdict(spans) for spans in exploration.spans]
@@ -364,7 +372,7 @@ class Trainer:
         advantages = None
         if objective.advantage_coef:
             advantages = Advantages.of(pool, objective.advantage_scope)
-        sampler = round_sampler(quantization, self.config, here.round)
+        sampler = round_sampler(pool, quantization, self.config, here.round)
         while here.step_in_round < self.config.run.steps_per_round and not self._should_stop():
             begin = time.monotonic()
             batch = sampler.batch(here.step_in_round, pad_id=self._policy.pad_id)

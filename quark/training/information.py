@@ -1,0 +1,134 @@
+"""What a round measures on samples that it has not learned from: newly explored ones, and the held-out part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.config.schema import RunConfig
+from quark.evaluation.information import Information, LabelledSamples, completion_logprobs
+from quark.models.policy import Policy
+from quark.pool.base import Quantization, SamplePool
+from quark.training.distributed import Team
+from quark.training.draws import REWARD_COLUMN, held_out_samples
+from quark.training.guards import memory_needed_for
+from quark.training.sharding import WholeWeights
+
+MOST_SAMPLES = 512
+"""Samples of a measurement, the newest rounds' first: each takes K forward passes."""
+
+
+class InformationMeter:
+    """Measures the policy's ``Information`` on samples; the same figures in every process.
+
+    Args:
+        config: the effective configuration.
+        policy: is measured.
+        team: the processes that train it.
+        weights: where the policy's lie among them; where no process has all, all of them make the passes.
+        autocast: the context for forward passes.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        policy: Policy,
+        team: Team,
+        weights: WholeWeights,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._team = team
+        self._weights = weights
+        self._autocast = autocast
+
+    def fresh(
+        self, pool: SamplePool, quantization: Quantization, new: range, *, is_first: bool
+    ) -> dict[str, float]:
+        """The figures of this round's new samples, before anything is learned from them, as the round's row has them.
+
+        Empty where neither the contrast nor a held-out part asks for them. All NaN in the first round,
+        whose tokens mean nothing yet.
+        """
+        config = self._config
+        if not (config.objective.contrast_coef or config.pool.held_out_share):
+            return {}
+        if is_first:
+            return _named(None, "fresh")
+        ids = np.arange(new.start, new.stop, dtype=np.uint64)
+        return _named(self.measure(newest(pool, quantization, ids)), "fresh")
+
+    def held_out(self, pool: SamplePool, quantization: Quantization) -> LabelledSamples | None:
+        """The samples of the held-out part that are measured; None without such a part."""
+        is_held_out = held_out_samples(pool, self._config)
+        if is_held_out is None:
+            return None
+        return newest(pool, quantization, np.flatnonzero(is_held_out).astype(np.uint64))
+
+    def measure_held_out(self, samples: LabelledSamples | None) -> dict[str, float]:
+        """The figures of ``held_out``, as the round's row has them; empty without a held-out part."""
+        return {} if samples is None else _named(self.measure(samples), "held_out")
+
+    def measure(self, samples: LabelledSamples) -> Information | None:
+        """The figures of ``samples``; None where there are none."""
+        if not len(samples):
+            return None
+
+        def logprobs() -> NDArray[np.float64]:
+            size = self._config.sampling.batch_size
+            with (
+                self._autocast(),
+                memory_needed_for("measuring the tokens", setting="sampling.batch_size"),
+            ):
+                return completion_logprobs(self._policy, samples, batch_size=size)
+
+        measured: NDArray[np.float64] | None = None
+        if self._weights.is_sharded:
+            with self._team.exchange():
+                measured = logprobs()
+            self._weights.release()
+        found = np.array(
+            self._team.from_lead(lambda: (logprobs() if measured is None else measured).tolist())
+        )
+        return Information.of(
+            found,
+            samples.labels,
+            samples.rewards,
+            temperature=self._config.objective.contrast_temperature,
+        )
+
+
+def newest(
+    pool: SamplePool, quantization: Quantization, ids: NDArray[np.uint64]
+) -> LabelledSamples:
+    """Those of ``ids`` that have a quantile, at most ``MOST_SAMPLES``, the newest rounds' first."""
+    ids = ids[ids >= pool.num_removed]
+    labels = quantization.labels_of(ids)
+    ids, labels = ids[labels >= 0], labels[labels >= 0]
+    rounds = pool.column("round")[ids].astype(np.int64)
+    chosen = np.argsort(-rounds, kind="stable")[:MOST_SAMPLES]
+    return LabelledSamples(
+        pool=pool,
+        ids=ids[chosen],
+        labels=labels[chosen],
+        rewards=pool.scores(REWARD_COLUMN)[ids[chosen]],
+    )
+
+
+def _named(figures: Information | None, which: str) -> dict[str, float]:
+    names = {
+        "information": "information",
+        "error": "information_error",
+        "label_accuracy": "label_accuracy",
+        "rank_correlation": "rank_correlation",
+    }
+    return {
+        f"{name}_{which}": math.nan if figures is None else getattr(figures, field)
+        for field, name in names.items()
+    }
