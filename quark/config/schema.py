@@ -37,6 +37,9 @@ class RunSection(Settings):
     """Rounds of learning; each is preceded by an exploration."""
     steps_per_round: int = Field(16, ge=1)
     """Optimizer steps between two explorations (the paper's M)."""
+    brake_every_steps: int | None = Field(None, ge=1)
+    """Measure the held-out part of the pool (``pool.held_out_share``) before a round's first step and after every so many,
+    and end the round's steps once its contrast has been above the round's lowest twice in a row. Unset takes all steps."""
     prompts_first_round: int = Field(2048, ge=1)
     """Prompts explored with the original model before anything is learnt; prompts repeat if there are fewer."""
     prompts_per_round: int = Field(512, ge=1)
@@ -232,6 +235,11 @@ class RunConfig(Settings):
             raise ValueError(
                 "objective.contrast_coef compares reward tokens, and pool.num_quantiles = 1 leaves one: "
                 "give more quantiles, or set it to 0"
+            )
+        if self.run.brake_every_steps is not None and not self.pool.held_out_share:
+            raise ValueError(
+                "run.brake_every_steps measures the held-out part of the pool, and pool.held_out_share = 0 leaves "
+                "none: set it to 0.2, say"
             )
         if self.pool.per_prompt and self.pool.remainder is not RemainderRule.SPREAD:
             raise ValueError("pool.remainder has no meaning with pool.per_prompt: leave it out")
