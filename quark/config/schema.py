@@ -173,7 +173,11 @@ class AlertsSection(Settings):
     control_gap_below: float = Field(0.1, ge=0.0, lt=1.0)
     """Reward under the best token minus that under the lowest, as a share of the largest it has been."""
     flat_evaluations: int = Field(4, ge=0)
-    """Evaluations after which that difference should have been clearly above zero once."""
+    """Evaluations after which that difference should have been clearly above zero once, and rounds after which the
+    information should have been."""
+    information_below: float = Field(0.1, ge=0.0, lt=1.0)
+    """What the reward tokens say of samples that were not learned from, held out or new, as a share of the most that
+    they have said."""
 
 
 class TrackingSection(Settings):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,21 +49,38 @@ class InformationMeter:
         self._weights = weights
         self._autocast = autocast
 
+    @property
+    def measures_fresh(self) -> bool:
+        """Whether each round's new samples are measured: a contrast or a held-out part asks for it."""
+        return bool(self._config.objective.contrast_coef or self._config.pool.held_out_share)
+
     def fresh(
-        self, pool: SamplePool, quantization: Quantization, new: range, *, is_first: bool
+        self,
+        pool: SamplePool,
+        quantization: Quantization,
+        new: range,
+        *,
+        bounds: Sequence[float] | None,
     ) -> dict[str, float]:
         """The figures of this round's new samples, before anything is learned from them, as the round's row has them.
 
-        Empty where neither the contrast nor a held-out part asks for them. All NaN in the first round,
-        whose tokens mean nothing yet.
+        Empty where ``measures_fresh`` is not. All NaN in the first round, whose tokens mean nothing yet.
+
+        Args:
+            pool: with the new samples.
+            quantization: of it.
+            new: their ids.
+            bounds: [K] lowest reward of each quantile in the round before: what the tokens were trained to mean.
+                None in the first round.
         """
-        config = self._config
-        if not (config.objective.contrast_coef or config.pool.held_out_share):
+        if not self.measures_fresh:
             return {}
-        if is_first:
+        if bounds is None:
             return _named(None, "fresh")
-        ids = np.arange(new.start, new.stop, dtype=np.uint64)
-        return _named(self.measure(newest(pool, quantization, ids)), "fresh")
+        samples = newest(pool, quantization, np.arange(new.start, new.stop, dtype=np.uint64))
+        if not self._config.pool.per_prompt:
+            samples = replace(samples, labels=labels_by(bounds, samples.rewards))
+        return _named(self.measure(samples), "fresh")
 
     def held_out(self, pool: SamplePool, quantization: Quantization) -> LabelledSamples | None:
         """The samples of the held-out part that are measured; None without such a part."""
@@ -102,6 +120,13 @@ class InformationMeter:
             samples.rewards,
             temperature=self._config.objective.contrast_temperature,
         )
+
+
+def labels_by(bounds: Sequence[float], rewards: NDArray[np.float32]) -> NDArray[np.int16]:
+    """[N] the highest quantile whose lowest reward each of ``rewards`` [N] reaches, or 0; NaN bounds an empty one."""
+    reaches = rewards[:, None] >= np.array(bounds, dtype=np.float32)
+    highest = len(bounds) - 1 - reaches[:, ::-1].argmax(axis=1)
+    return np.where(reaches.any(axis=1), highest, 0).astype(np.int16)
 
 
 def newest(

@@ -26,6 +26,8 @@ class Position:
     """Time spent before this process."""
     fresh: dict[str, float] = field(default_factory=dict)
     """What was measured on this round's new samples before learning from them; empty where nothing was."""
+    previous_bounds: list[float] | None = None
+    """[K] lowest reward in each quantile of the round before, where the new samples are measured by them."""
     held_out_best: float | None = None
     """The lowest contrast of this round on the held-out part of the pool; None before it was measured."""
     held_out_rises: int = 0

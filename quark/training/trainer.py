@@ -236,7 +236,7 @@ class Trainer:
             for alert in alerts:
                 self._alert(alert)
         if here.step_in_round == 0 and not here.fresh:
-            here.fresh = self._meter.fresh(pool, quantization, new, is_first=here.round == 0)
+            here.fresh = self._meter.fresh(pool, quantization, new, bounds=here.previous_bounds)
         held_out = self._meter.held_out(pool, quantization)
         self._learn(quantization, pool, held_out)
         if not self._has_learned:
@@ -261,6 +261,8 @@ class Trainer:
         self._report_round(pool, new, quantization, metrics)
         alerts += self._check_alerts(metrics, gap)
         here.begin_round(here.round + 1)
+        if self._meter.measures_fresh:
+            here.previous_bounds = quantization.lower_bounds.tolist()
         self._learns_from = None
         is_stopped = bool(alerts) and self.config.alerts.stop and not is_last
         if is_last or is_stopped or here.round % self.config.checkpoint.every_rounds == 0:

@@ -20,7 +20,7 @@ from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.selftest.samples import VOCAB_SIZE, make_batch
 from quark.training.draws import held_out_samples, quantize, round_sampler
-from quark.training.information import MOST_SAMPLES, newest
+from quark.training.information import MOST_SAMPLES, labels_by, newest
 from tests.training.test_distributed import assert_close, launch
 from tests.training.tiny_run import NUM_ROUNDS, fingerprint_of, rows_of, train, write_inputs
 
@@ -235,3 +235,10 @@ def test_held_out_samples_of_a_run_are_in_no_batch(inputs: Path, whole_run: Path
         ]
     assert not (np.array(used) & held_out).any()
     assert np.array(used)[~held_out].any()
+
+
+def test_new_samples_are_labelled_by_what_the_tokens_were_trained_on() -> None:
+    rewards = np.array([-9.0, 0.0, 0.5, 0.7, 1.0, 3.0], np.float32)
+    assert labels_by([0.0, 0.5, 1.0], rewards).tolist() == [0, 0, 1, 1, 2, 2]
+    assert labels_by([0.0, math.nan, 1.0], rewards).tolist() == [0, 0, 0, 0, 2, 2]
+    assert labels_by([math.nan, math.nan], rewards).tolist() == [0] * 6
