@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quark.data.collate import collate
+from quark.evaluation.frontier import NUM_RESAMPLES, Interval
 from quark.models.batch import TrainingBatch
 from quark.models.logprobs import token_nll, token_statistics
 from quark.models.policy import Policy
 from quark.pool.base import SamplePool
 from quark.reference.base import ReferencePolicy
+
+_SEED = 20221129
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,15 @@ def rank_correlation(first: NDArray[np.floating[Any]], second: NDArray[np.floati
     a, b = _centered_ranks(first), _centered_ranks(second)
     scale = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
     return float((a * b).sum()) / scale if scale > 0.0 else math.nan
+
+
+def interval_over_groups(values: NDArray[np.float64], groups: NDArray[np.integer[Any]]) -> Interval:
+    """The mean of ``values`` [N] and its 95 % bootstrap interval, where values of one group come and go together."""
+    _, place = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(place, values), np.bincount(place)
+    chosen = np.random.default_rng(_SEED).integers(0, len(sums), (NUM_RESAMPLES, len(sums)))
+    low, high = np.quantile(sums[chosen].sum(1) / sizes[chosen].sum(1), [0.025, 0.975])
+    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
 
 
 def completion_logprobs(

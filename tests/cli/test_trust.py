@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "generate": (("RUN", "-p", "a", "--max-new-tokens", "2"), 0),
     "evaluate": (("RUN",), 2),
     "frontier": (("RUN",), 2),
+    "fit": (("RUN",), 2),
     "report": (("RUN",), 0),
     "pool info": (("RUN",), 0),
     "pool head": (("RUN", "--best"), 0),
