@@ -115,7 +115,9 @@ def test_an_answer_compressed_in_another_way_than_asked_for_is_refused(named: st
         client.post({})
 
 
-@pytest.mark.parametrize("data", [b"not gzip", gzip.compress(b"{}" * 99)[:-12]])
+@pytest.mark.parametrize(
+    "data", [b"not gzip", gzip.compress(b"{}" * 99)[:-12]], ids=["no gzip", "cut short"]
+)
 def test_a_damaged_compressed_answer_is_an_error(data: bytes) -> None:
     head = f"Content-Encoding: gzip\r\nContent-Length: {len(data)}\r\n\r\n".encode()
     with (

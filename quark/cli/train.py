@@ -40,6 +40,15 @@ def train(
             "--set", "-s", metavar="KEY=VALUE", help="Override a key, e.g. objective.kl_coef=0.1."
         ),
     ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Score so many samples in all: chooses rounds, prompts and steps.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Insist on resuming: fail where there is no run yet.")
     ] = False,
@@ -79,6 +88,8 @@ def train(
 
     * `quark train demo --set reward.name=length --run-dir runs/short`
 
+    * `quark train my.toml --budget 1000` – learn as much as 1,000 scored samples give
+
     * `quark train my.toml --dry-run` – check a configuration before spending time on it
 
     Ctrl-C (or SIGTERM) once finishes the step, writes a checkpoint and leaves with status 75; the same
@@ -101,9 +112,14 @@ def train(
     with RunDisplay(progress, quiet=quiet) as display:
         # Before what takes seconds to import.
         display.on_message("loading torch and transformers")
+        from quark.config.budget import load_within
         from quark.config.load import load_config
 
-        loaded = load_config(source if source is not None else "demo", set_ or ())
+        name, overrides = source if source is not None else "demo", set_ or ()
+        if budget is None:
+            loaded = load_config(name, overrides)
+        else:
+            loaded = load_within(name, overrides, budget=budget)
         check_source(loaded, source, allow)
         if dry_run:
             if is_lead:

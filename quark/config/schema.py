@@ -126,6 +126,11 @@ class OptimizerSection(Settings):
     reward_token_lr_scale: float = Field(1.0, gt=0.0)
     """The reward tokens' vectors learn this many times faster than the rest. They begin as noise: where there are
     few steps at a small learning rate, they need more than the weights that are pre-trained."""
+    settling_steps: int = Field(0, ge=0)
+    """Steps before the first round's own, without labels: the reward tokens' vectors are shifted, all alike, to where they
+    cost least, so that a token by itself does not move the model away from the original. A pre-trained model needs it."""
+    settling_rate: float = Field(0.15, gt=0.0)
+    """Learning rate of these steps, in root mean squares of the vocabulary's vectors; falls to 0."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear warm-up from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -69,8 +69,10 @@ class ModelConfig(Settings):
     shift_positions: bool | None = None
     """Give the reward token a position of its own, so that prompts and completions stand where the original
     model has them. Unset: on where positions are absolute (GPT-2, OPT), off elsewhere."""
-    reward_token_std_scale: float = Field(1.0, gt=0.0)
-    """Spread of the new reward tokens' vectors, in standard deviations of the existing ones."""
+    reward_token_std_scale: float = Field(1.0, ge=0.0)
+    """Spread of the new reward tokens' vectors, in standard deviations of the existing ones. 0 begins all of them as one
+    vector, the mean: the tokens then differ by what they learn alone. Random vectors are K random distributions to
+    begin with, and with few samples that is more noise than there is signal."""
     lowest_words: tuple[str, ...] = ()
     """Begin the reward tokens from meanings that the model knows: the lowest from the mean vector of these words,
     the best from that of ``highest_words``, the others in between. Unset draws them at random, as the paper does.

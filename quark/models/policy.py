@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, processors
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from quark.models.batch import TrainingBatch
@@ -63,13 +63,19 @@ class Policy:
         return pad_id(self.tokenizer)
 
     @property
+    def reward_matrix(self) -> tuple[nn.Parameter, slice]:
+        """The parameter that holds the reward tokens' input vectors that are trained, and their rows in it."""
+        if self.adapter is not None:
+            return self.adapter.embedding.rows, slice(None)
+        ids = self.reward_tokens.ids
+        weight: nn.Parameter = self.model.get_input_embeddings().weight
+        return weight, slice(ids[0], ids[-1] + 1)
+
+    @property
     def reward_vectors(self) -> Tensor:
         """[K, D] the reward tokens' input vectors that are trained: a view without gradient."""
-        if self.adapter is not None:
-            return self.adapter.embedding.rows.detach()
-        ids = self.reward_tokens.ids
-        weight: Tensor = self.model.get_input_embeddings().weight
-        return weight.detach()[ids[0] : ids[-1] + 1]
+        matrix, rows = self.reward_matrix
+        return matrix.detach()[rows]
 
     def dropping(self, seed: int) -> AbstractContextManager[None]:
         """The context for a training step: adapters may drop inputs, which ones follows from ``seed``."""

@@ -319,6 +319,11 @@ def _check_share(config: RunConfig, team: Team) -> None:
             'weights of the original model whenever a sample is not in the cache. Set reference.cache = "off", or '
             'run.parallel = "data"'
         )
+    if team.is_sharded and config.optimizer.settling_steps:
+        raise ConfigError(
+            "optimizer.settling_steps moves single rows of the embedding, which sharded weights divide among the "
+            'processes: set it to 0, or run.parallel = "data"'
+        )
     if config.optimizer.batch_size < team.size:
         raise ConfigError(
             f"optimizer.batch_size = {config.optimizer.batch_size} is less than one sample for each of "

@@ -110,6 +110,19 @@ def held_out_samples(pool: SamplePool, config: RunConfig) -> NDArray[np.bool_] |
     return held_out
 
 
+def _trained_part(pool: SamplePool, quantization: Quantization, config: RunConfig) -> Quantization:
+    """The ranking without its held-out samples, its cuts where they were."""
+    held_out = held_out_samples(pool, config)
+    return quantization if held_out is None else quantization.only(~held_out)
+
+
+def settling_sampler(pool: SamplePool, quantization: Quantization, config: RunConfig) -> Sampler:
+    """The minibatches of the settling steps: step s shifts the tokens by batch s. Arguments as ``round_sampler``'s."""
+    return _trained_part(pool, quantization, config).sampler(
+        batch_size=config.optimizer.batch_size, seed=derive_seed(config.run.seed, "settling")
+    )
+
+
 def round_sampler(
     pool: SamplePool, quantization: Quantization, config: RunConfig, round: int
 ) -> Sampler:
@@ -126,11 +139,8 @@ def round_sampler(
         ConfigError: ``pool.max_uses`` leaves too few batches for the round.
     """
     section, batch_size = config.pool, config.optimizer.batch_size
-    held_out = held_out_samples(pool, config)
-    if held_out is not None:
-        quantization = quantization.only(~held_out)
     only_best = section.train_quantiles == "best"
-    sampler = quantization.sampler(
+    sampler = _trained_part(pool, quantization, config).sampler(
         batch_size=batch_size,
         seed=derive_seed(config.run.seed, "minibatches", round),
         mode=section.sampling,

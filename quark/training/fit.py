@@ -34,7 +34,7 @@ from quark.pool.native import NativePool, publish_directory
 from quark.training.advantages import Advantages
 from quark.training.devices import choose_device, make_autocast
 from quark.training.distributed import Team
-from quark.training.draws import held_out_samples, quantize, round_sampler
+from quark.training.draws import held_out_samples, quantize, round_sampler, settling_sampler
 from quark.training.information import MOST_SAMPLES
 from quark.training.learner import Learner
 from quark.training.parts import make_reference, untrained_policy, use_threads
@@ -212,8 +212,12 @@ def fit(
             drift=drift,
         )
 
-    sampler = round_sampler(pool, quantization, config, 0)
     position = Position()
+    if config.optimizer.settling_steps:
+        settling = settling_sampler(pool, quantization, config)
+        steps = range(config.optimizer.settling_steps)
+        learner.settle([settling.batch(step, pad_id=policy.pad_id) for step in steps], position)
+    sampler = round_sampler(pool, quantization, config, 0)
     since: list[float] = []
     kept: dict[str, Tensor] = {}
     num_steps = config.run.steps_per_round

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 
@@ -24,6 +24,7 @@ from quark.training.guards import count_skipped_step, is_finite_step, memory_nee
 from quark.training.optimization import learning_rate, make_optimizer
 from quark.training.position import Position
 from quark.training.seeds import derive_seed
+from quark.training.settling import settle_reward_tokens
 from quark.training.sharding import WholeWeights
 
 _SUMS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
@@ -186,6 +187,45 @@ class Learner:
             num_tokens=num_tokens,
             micro_batch_size=micro,
         )
+
+    def settle(self, batches: Sequence[PoolBatch], position: Position) -> list[float]:
+        """Shift the reward tokens' vectors to where they cost least; see ``settle_reward_tokens``.
+
+        Args:
+            batches: samples of the original model, the same in every process.
+            position: where the run is; its micro-batch size holds here, too.
+
+        Returns:
+            KL(p0 || pi) before each step, in nats a token.
+
+        Raises:
+            TrainingError: too little memory.
+        """
+        policy, section = self._policy, self._section
+        sizes = position.micro_batch_size, section.micro_batch_size, section.batch_size
+        size = min(size for size in sizes if size is not None)
+
+        def shifted() -> tuple[list[float], list[list[float]]]:
+            costs = settle_reward_tokens(
+                policy,
+                self._reference,
+                [
+                    collate(batch, policy.reward_tokens.ids, policy.pad_id, policy.device)
+                    for batch in batches
+                ],
+                rate=section.settling_rate,
+                parts=lambda batch: self._objective.parts(
+                    batch, math.ceil(batch.num_sequences / size)
+                ),
+                autocast=self._autocast,
+            )
+            return costs, policy.reward_vectors.float().tolist()
+
+        with memory_needed_for("settling the tokens", setting="optimizer.micro_batch_size"):
+            costs, vectors = self._team.from_lead(shifted)
+        found: list[float] = costs
+        policy.reward_vectors.copy_(torch.tensor(vectors))
+        return found
 
     def _gradient(
         self, batch: TrainingBatch, position: Position, num_sequences: int, num_tokens: int

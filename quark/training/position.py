@@ -34,6 +34,8 @@ class Position:
     """Measurements in a row that were above it."""
     steps_braked: int = 0
     """Steps at the end of this round that are left out for that."""
+    are_tokens_settled: bool = False
+    """Whether the settling steps before the first round's own were made."""
     baseline: dict[str, Any] = field(default_factory=dict)
     """Figures of the original model on the held-out prompts."""
 

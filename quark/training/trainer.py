@@ -44,7 +44,13 @@ from quark.training.alerts import Alert, Alerts, ControlGap
 from quark.training.brake import is_due, take_note
 from quark.training.checkpoint import Checkpoint, Checkpoints, model_tensors
 from quark.training.distributed import Team
-from quark.training.draws import REWARD_COLUMN, first_snapshot_with, quantize, round_sampler
+from quark.training.draws import (
+    REWARD_COLUMN,
+    first_snapshot_with,
+    quantize,
+    round_sampler,
+    settling_sampler,
+)
 from quark.training.events import (
     BeforeAfter,
     Progress,
@@ -386,6 +392,7 @@ class Trainer:
         advantages = None
         if objective.advantage_coef:
             advantages = Advantages.of(pool, objective.advantage_scope)
+        self._settle(pool, quantization)
         sampler = round_sampler(pool, quantization, self.config, here.round)
         if here.step_in_round == 0:
             self._brake(held_out)
@@ -443,6 +450,21 @@ class Trainer:
                 f"round {here.round}: what the tokens say of held-out samples got worse twice in a row, so the last "
                 f"{here.steps_braked} of {num_steps} steps are left out"
             )
+
+    def _settle(self, pool: NativePool, quantization: Quantization) -> None:
+        """The settling steps, where they are to be made and were not."""
+        here = self._position
+        num_steps = self.config.optimizer.settling_steps
+        if here.are_tokens_settled or here.step > 0 or num_steps == 0:
+            return
+        sampler = settling_sampler(pool, quantization, self.config)
+        costs = self._learner.settle(
+            [sampler.batch(i, pad_id=self._policy.pad_id) for i in range(num_steps)], here
+        )
+        here.are_tokens_settled = True
+        self._log.write(
+            "settling", here.step, round=here.round, time_s=self._elapsed(), kl_by_step=costs
+        )
 
     # Evaluate
 
