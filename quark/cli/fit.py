@@ -71,6 +71,7 @@ def fit(
     """
     from quark.cli.console import foreign, make_console, print_json, prints_to_stderr, prose
     from quark.cli.pool_path import opened
+    from quark.errors import DataError
     from quark.training.fit import fit
 
     progress = make_console(sys.stderr)
@@ -85,18 +86,21 @@ def fit(
             console.print()
             console.print(prose(_HEAD, "bold"), soft_wrap=True)
 
-        result = fit(
-            pool,
-            effective,
-            score=score,
-            every=every,
-            out=out,
-            on_begin=begin,
-            on_point=lambda point: console.print(prose(_line(point)), soft_wrap=True),
-            on_message=lambda text: progress.print(
-                foreign(f"warning: {text}", style="yellow"), soft_wrap=True
-            ),
-        )
+        try:
+            result = fit(
+                pool,
+                effective,
+                score=score,
+                every=every,
+                out=out,
+                on_begin=begin,
+                on_point=lambda point: console.print(prose(_line(point)), soft_wrap=True),
+                on_message=lambda text: progress.print(
+                    foreign(f"warning: {text}", style="yellow"), soft_wrap=True
+                ),
+            )
+        except ValueError as err:
+            raise DataError(f"{path} cannot be learned from: {err}") from err
     if as_json:
         print_json(_plain(path, effective, score, out, result))
         return

@@ -94,8 +94,8 @@ class InformationMeter:
         return {} if samples is None else _named(self.measure(samples), "held_out")
 
     def measure(self, samples: LabelledSamples) -> Information | None:
-        """The figures of ``samples``; None where there are none."""
-        if not len(samples):
+        """The figures of ``samples``; None where there are none, or a single token that is compared with nothing."""
+        if not len(samples) or self._config.pool.num_quantiles == 1:
             return None
 
         def logprobs() -> NDArray[np.float64]:

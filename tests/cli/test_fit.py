@@ -10,6 +10,7 @@ import pytest
 
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
+from quark.selftest.samples import make_batch
 from tests.cli.commands import quark
 from tests.tiny import save_tiny
 
@@ -139,6 +140,22 @@ def test_a_model_of_the_same_size_and_other_words_is_refused(pool: Path, tmp_pat
     outcome = quark("fit", pool, "--model", model, *FEW)
     assert outcome.code == 3, outcome.err
     assert "completions as another text" in outcome.err
+
+
+def test_samples_without_a_token_are_an_error_that_names_the_pool(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    with NativePool.open(RunDirectory(run_dir).pool) as original:
+        vocab_size = original.settings.vocab_size
+    path = tmp_path / "strange"
+    with NativePool.create(path, vocab_size=vocab_size, store_text=False) as strange:
+        for number in range(20):
+            scores = {"reward": [float(i) for i in range(9)]}
+            strange.append(make_batch(str(number), scores, content=number, with_texts=False))
+    outcome = quark("fit", path, "--model", "embedded:reviews", *FEW)
+    assert outcome.code == 3, outcome.err
+    assert str(path) in outcome.err
+    assert "needs a prompt and a completion token" in outcome.err
 
 
 def test_a_pool_that_is_not_there_is_named(tmp_path: Path) -> None:

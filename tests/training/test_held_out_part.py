@@ -237,6 +237,13 @@ def test_held_out_samples_of_a_run_are_in_no_batch(inputs: Path, whole_run: Path
     assert np.array(used)[~held_out].any()
 
 
+def test_a_single_token_is_compared_with_nothing(inputs: Path, tmp_path: Path) -> None:
+    settings = ("pool.num_quantiles=1", "pool.held_out_share=0.4", "run.seed=5", "run.num_rounds=1")
+    train(inputs, tmp_path / "run", overrides=settings)
+    (row,) = [row for row in rows_of(tmp_path / "run") if row["event"] == "round"]
+    assert row["information_held_out"] is None
+
+
 def test_new_samples_are_labelled_by_what_the_tokens_were_trained_on() -> None:
     rewards = np.array([-9.0, 0.0, 0.5, 0.7, 1.0, 3.0], np.float32)
     assert labels_by([0.0, 0.5, 1.0], rewards).tolist() == [0, 0, 1, 1, 2, 2]
