@@ -22,6 +22,7 @@ from quark.cli import (
     config,
     doctor,
     evaluate,
+    fit,
     frontier,
     generate,
     init,
@@ -59,6 +60,7 @@ app.command("train", rich_help_panel="Train and use")(train.train)
 app.command("generate", rich_help_panel="Train and use")(generate.generate)
 app.command("evaluate", rich_help_panel="Train and use")(evaluate.evaluate)
 app.command("frontier", rich_help_panel="Train and use")(frontier.frontier)
+app.command("fit", rich_help_panel="Train and use")(fit.fit)
 app.command("report", rich_help_panel="Look inside")(report.report)
 app.add_typer(pool.app, name="pool", rich_help_panel="Look inside")
 app.command("init", rich_help_panel="Set up")(init.init)

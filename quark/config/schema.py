@@ -37,6 +37,9 @@ class RunSection(Settings):
     """Rounds of learning; each is preceded by an exploration."""
     steps_per_round: int = Field(16, ge=1)
     """Optimizer steps between two explorations (the paper's M)."""
+    brake_every_steps: int | None = Field(None, ge=1)
+    """Measure the held-out part of the pool (``pool.held_out_share``) before a round's first step and after every so many,
+    and end the round's steps once its contrast has been above the round's lowest twice in a row. Unset takes all steps."""
     prompts_first_round: int = Field(2048, ge=1)
     """Prompts explored with the original model before anything is learnt; prompts repeat if there are fewer."""
     prompts_per_round: int = Field(512, ge=1)
@@ -99,6 +102,9 @@ class PoolSection(Settings):
     bucket_window: int = Field(1, ge=1, le=4096)
     """Deal the samples of so many batches in a row among them by length, quantile by quantile: less padding, the same
     samples. 1 leaves batches as they are drawn."""
+    held_out_share: float = Field(0.0, ge=0.0, lt=0.5)
+    """Share of the training prompts whose samples are ranked with the others and never trained on, chosen by a hash.
+    On them each round measures what the reward tokens say of samples that were not learned from."""
     per_prompt: bool = False
     """Cut the samples of each prompt for themselves (ALT, Abadal et al. 2024), so that a quantile says how good a
     completion is for its prompt; explore with several completions per prompt then."""
@@ -173,7 +179,11 @@ class AlertsSection(Settings):
     control_gap_below: float = Field(0.1, ge=0.0, lt=1.0)
     """Reward under the best token minus that under the lowest, as a share of the largest it has been."""
     flat_evaluations: int = Field(4, ge=0)
-    """Evaluations after which that difference should have been clearly above zero once."""
+    """Evaluations after which that difference should have been clearly above zero once, and rounds after which the
+    information should have been."""
+    information_below: float = Field(0.1, ge=0.0, lt=1.0)
+    """What the reward tokens say of samples that were not learned from, held out or new, as a share of the most that
+    they have said."""
 
 
 class TrackingSection(Settings):
@@ -235,6 +245,11 @@ class RunConfig(Settings):
             raise ValueError(
                 "objective.contrast_coef compares reward tokens, and pool.num_quantiles = 1 leaves one: "
                 "give more quantiles, or set it to 0"
+            )
+        if self.run.brake_every_steps is not None and not self.pool.held_out_share:
+            raise ValueError(
+                "run.brake_every_steps measures the held-out part of the pool, and pool.held_out_share = 0 leaves "
+                "none: set it to 0.2, say"
             )
         if self.pool.per_prompt and self.pool.remainder is not RemainderRule.SPREAD:
             raise ValueError("pool.remainder has no meaning with pool.per_prompt: leave it out")

@@ -351,6 +351,17 @@ class Quantization(Protocol):
         """[M] quantiles of some samples. Raises IndexError for an id that the snapshot lacks, or that was removed."""
         ...
 
+    def only(self, is_kept: NDArray[np.bool_]) -> Quantization:
+        """The same quantiles with some of their samples. The others get the label -1 and are not drawn.
+
+        Args:
+            is_kept: [N] in id order. The cuts stay where all samples put them.
+
+        Raises:
+            ValueError: ``is_kept`` is no vector of N booleans.
+        """
+        ...
+
     def sampler(
         self,
         *,

@@ -7,6 +7,7 @@ included; property tests drive both with the same operations. Scrambling and per
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import math
@@ -529,6 +530,14 @@ class MemoryQuantization:
         if any(not self._num_removed <= int(id) < self._snapshot.num_samples for id in ids):
             raise IndexError(f"the snapshot holds {self._snapshot.num_samples} samples")
         return np.array([self._labels.get(int(id), -1) for id in ids], dtype=np.int16)
+
+    def only(self, is_kept: NDArray[np.bool_]) -> MemoryQuantization:
+        if is_kept.dtype != np.bool_ or is_kept.shape != (self._snapshot.num_samples,):
+            raise ValueError(f"is_kept is no vector of {self._snapshot.num_samples} booleans")
+        kept = copy.copy(self)
+        kept._labels = {id: label for id, label in self._labels.items() if is_kept[id]}
+        kept._members = kept._by_age()
+        return kept
 
     def sampler(
         self,

@@ -164,6 +164,11 @@ class NativeQuantization:
         return self._quantization.labels_of(as_vector("ids", ids, np.uint64))
 
     @reads
+    def only(self, is_kept: NDArray[np.bool_]) -> NativeQuantization:
+        kept = self._quantization.only(as_vector("is_kept", is_kept, np.bool_))
+        return NativeQuantization(kept, self._num_quantiles, self._origin)
+
+    @reads
     def sampler(
         self,
         *,

@@ -76,6 +76,8 @@ class Chart(NamedTuple):
 
     title: str
     svg: Markup
+    note: str = ""
+    """How to read it, where the title does not say."""
 
 
 def quantile_color(index: int, num_quantiles: int) -> str:
@@ -236,6 +238,41 @@ def loss_by_step(data: RunData) -> Chart | None:
     return _svg("loss", "Losses by step", draw)
 
 
+def information_by_step(data: RunData) -> Chart | None:
+    """What the reward tokens say of the samples of each step, of each round's new ones, and of those held out."""
+    if not any(math.isfinite(figure(row, "information")) for row in data.steps) and not any(
+        math.isfinite(figure(row, key))
+        for row in data.rounds
+        for key in ("information_fresh", "information_held_out")
+    ):
+        return None
+    # A round's new samples are measured before its first step, its held-out ones after its last.
+    ends = [figure(row, "step") for row in data.rounds]
+    begun = [{**row, "step": begin} for row, begin in zip(data.rounds, [0.0, *ends], strict=False)]
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(0, color=_MUTED, linestyle=_DASHES, linewidth=1.4, label="chance")
+        _line(axes, data.steps, "step", "information", BLUE, "learned from")
+        for rows, which, color, marker, label in (
+            (begun, "fresh", ORANGE, "o", "new samples"),
+            (data.rounds, "held_out", TEAL, "s", "held out"),
+        ):
+            _with_errors(axes, rows, which, color, marker, label)
+        _whole_numbers(axes)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("information (nats)")
+        axes.legend(**_LEGEND | {"ncols": 4, "columnspacing": 0.9})
+
+    return _svg(
+        "information",
+        "Information between reward token and completion",
+        draw,
+        note="How well the tokens tell samples of different quantiles apart; at 0, not better than chance. Where the "
+        "samples that were learned from rise and the others fall, the model learns them by heart. Bars: two standard "
+        "errors.",
+    )
+
+
 def diversity_by_round(data: RunData) -> Chart | None:
     """Share of distinct n-grams in held-out completions under the best token."""
     rows = [row for row in data.best_evaluations if math.isfinite(figure(row, "distinct_2"))]
@@ -337,6 +374,36 @@ def _line(
         )
 
 
+def _with_errors(
+    axes: Axes, rows: Sequence[Row], which: str, color: str, marker: str, label: str
+) -> None:
+    """The information of ``which`` samples by step, with two standard errors."""
+    points = np.array(
+        [
+            (
+                figure(row, "step"),
+                figure(row, f"information_{which}"),
+                figure(row, f"information_error_{which}"),
+            )
+            for row in rows
+        ],
+        dtype=np.float64,
+    ).reshape(-1, 3)
+    points = points[np.isfinite(points[:, :2]).all(axis=1)]
+    if len(points):
+        axes.errorbar(
+            points[:, 0],
+            points[:, 1],
+            yerr=2 * np.nan_to_num(points[:, 2]),
+            fmt=f"-{marker}",
+            color=color,
+            markersize=4.5,
+            capsize=2,
+            elinewidth=1.0,
+            label=label,
+        )
+
+
 def _thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
     if len(points) <= _MAX_POINTS:
         return points
@@ -364,7 +431,7 @@ def _legend(axes: Axes) -> None:
         axes.legend(**_LEGEND)
 
 
-def _svg(name: str, title: str, draw: Callable[[Axes], None]) -> Chart:
+def _svg(name: str, title: str, draw: Callable[[Axes], None], *, note: str = "") -> Chart:
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -377,7 +444,7 @@ def _svg(name: str, title: str, draw: Callable[[Axes], None]) -> Chart:
         canvas.print_svg(  # type: ignore[no-untyped-call]
             text, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
-    return Chart(title, _inline(text.getvalue(), name, title))
+    return Chart(title, _inline(text.getvalue(), name, title), note)
 
 
 def _inline(svg: str, name: str, title: str) -> Markup:

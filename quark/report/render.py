@@ -197,6 +197,7 @@ def _charts(data: RunData) -> list[charts.Chart]:
         charts.reward_against_drift(data),
         charts.kl_by_step(data),
         charts.loss_by_step(data),
+        charts.information_by_step(data),
         charts.diversity_by_round(data),
         charts.perplexity_by_round(data),
     )

@@ -23,8 +23,8 @@ class Advantages:
     """[N] in nats under the distribution that was drawn from; where that is not known, under the policy."""
 
     @classmethod
-    def of(cls, pool: SamplePool, scope: AdvantageScope) -> Self:
-        """Those of every sample of ``pool``, ranked within its prompt and round or within its round."""
+    def of(cls, pool: SamplePool, scope: AdvantageScope, *, score: str = REWARD_COLUMN) -> Self:
+        """Those of every sample of ``pool``, ranked by a score column within its prompt and round or its round."""
         groups = pool.column("round").astype(np.int64)
         if scope is AdvantageScope.PROMPT:
             # One number for each pair: prompts are numbered from 0.
@@ -32,7 +32,7 @@ class Advantages:
             groups = groups * (int(prompts.max(initial=0)) + 1) + prompts
         sampled = pool.column("logprob_sampled")
         return cls(
-            values=standardized_ranks(pool.scores(REWARD_COLUMN), groups),
+            values=standardized_ranks(pool.scores(score), groups),
             sampled_logprobs=np.where(np.isfinite(sampled), sampled, pool.column("logprob_policy")),
         )
 

@@ -19,6 +19,9 @@ from quark.config.schema import AlertsSection
 NOISE = 2.0
 """Standard errors that a control gap has to exceed before it counts as there."""
 
+ORDERED = 0.3
+"""Rank correlation with the reward above which tokens without information are called too sure rather than empty."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
@@ -69,6 +72,8 @@ class Alerts:
         self._active: set[str] = set()
         self._largest_gap = 0.0
         self._num_gaps = 0
+        self._largest_information = 0.0
+        self._rounds_without_information = 0
 
     def check(
         self, figures: Mapping[str, Any], *, baseline: Mapping[str, Any], gap: ControlGap | None
@@ -85,6 +90,7 @@ class Alerts:
             **self._kl(figures),
             **self._failed_scores(figures),
             **self._distinct_2(figures, baseline),
+            **self._information(figures),
             **(self._control_gap(gap) if gap is not None and math.isfinite(gap.value) else {}),
         }
         return self._begun(measured)
@@ -124,12 +130,16 @@ class Alerts:
             "active": sorted(self._active),
             "largest_gap": self._largest_gap,
             "num_gaps": self._num_gaps,
+            "largest_information": self._largest_information,
+            "rounds_without_information": self._rounds_without_information,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._active = set(state["active"])
         self._largest_gap = float(state["largest_gap"])
         self._num_gaps = int(state["num_gaps"])
+        self._largest_information = float(state.get("largest_information", 0.0))
+        self._rounds_without_information = int(state.get("rounds_without_information", 0))
 
     # Each check gives its kind, with None where all is well, or nothing where it cannot tell.
 
@@ -190,6 +200,55 @@ class Alerts:
             bound=bound,
         )
         return {"diversity": alert if value < bound else None}
+
+    def _information(self, figures: Mapping[str, Any]) -> dict[str, Alert | None]:
+        section = self._section
+        which = "fresh" if math.isnan(_first(figures, "information_held_out")) else "held_out"
+        value = _first(figures, f"information_{which}")
+        error = _first(figures, f"information_error_{which}")
+        if math.isnan(value):
+            return {}
+        samples = "new samples" if which == "fresh" else "held-out samples"
+        had_been = self._largest_information
+        if value > NOISE * error:
+            self._largest_information = max(had_been, value)
+        self._rounds_without_information = self._rounds_without_information + 1 if value <= 0 else 0
+        is_flat = (
+            self._largest_information == 0.0
+            and 0 < section.flat_evaluations <= self._rounds_without_information
+            and "constant_reward" not in self._active
+        )
+        correlation = _first(figures, f"rank_correlation_{which}")
+        if correlation > ORDERED:
+            meaning = (
+                f"the tokens order them (rank correlation {correlation:.2f}), and the model is too sure of it. Fewer "
+                "run.steps_per_round, run.brake_every_steps or a larger objective.contrast_temperature help"
+            )
+        else:
+            meaning = (
+                "the model learns its samples by heart and not what the tokens mean. More run.prompts_per_round, fewer "
+                "run.steps_per_round or run.brake_every_steps help, and `quark fit` tries on the pool whether the "
+                "reward can be learned"
+            )
+        flat = Alert(
+            kind="information_flat",
+            text=f"for {self._rounds_without_information} rounds the reward tokens have told no more about {samples} than "
+            f"chance (information {value:.3f} nats): {meaning}",
+            value=value,
+            bound=0.0,
+        )
+        measured = {"information_flat": flat if is_flat else None}
+        if section.information_below > 0.0 and had_been > 0.0:
+            bound = section.information_below * had_been
+            collapsed = Alert(
+                kind="information_collapsed",
+                text=f"the reward tokens tell {value:.3f} nats about {samples}, where they had told {had_been:.3f}: "
+                f"{meaning}",
+                value=value,
+                bound=bound,
+            )
+            measured["information_collapsed"] = collapsed if value < bound else None
+        return measured
 
     def _control_gap(self, gap: ControlGap) -> dict[str, Alert | None]:
         section = self._section

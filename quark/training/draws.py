@@ -10,11 +10,14 @@ import re
 from bisect import bisect_left
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quark.config.schema import PoolSection, RunConfig, RunSection
 from quark.errors import ConfigError
 from quark.pool.base import Quantization, SamplePool, Sampler
 from quark.pool.native import NativePool
-from quark.pool.scope import Scope, try_condition
+from quark.pool.scope import Scope, scramble_all, try_condition
 from quark.training.seeds import derive_seed
 
 REWARD_COLUMN = "reward"
@@ -91,15 +94,45 @@ def quantize(pool: SamplePool, section: PoolSection, *, score: str = REWARD_COLU
         raise ConfigError(f"pool: {error}") from error
 
 
-def settling_sampler(quantization: Quantization, config: RunConfig) -> Sampler:
-    """The minibatches of the settling steps: step s shifts the tokens by batch s."""
-    return quantization.sampler(
+def held_out_samples(pool: SamplePool, config: RunConfig) -> NDArray[np.bool_] | None:
+    """[N] whether a sample is of a prompt that ``pool.held_out_share`` keeps from the minibatches; None for no share.
+
+    A hash of the run's seed and the prompt's number in the pool decides, so a prompt stays where it is however the
+    pool grows.
+    """
+    share = config.pool.held_out_share
+    if not share:
+        return None
+    seed = derive_seed(config.run.seed, "held-out part of the pool")
+    held_out: NDArray[np.bool_] = scramble_all(seed, pool.column("prompt_id")) < np.uint64(
+        share * 2**64
+    )
+    return held_out
+
+
+def _trained_part(pool: SamplePool, quantization: Quantization, config: RunConfig) -> Quantization:
+    """The ranking without its held-out samples, its cuts where they were."""
+    held_out = held_out_samples(pool, config)
+    return quantization if held_out is None else quantization.only(~held_out)
+
+
+def settling_sampler(pool: SamplePool, quantization: Quantization, config: RunConfig) -> Sampler:
+    """The minibatches of the settling steps: step s shifts the tokens by batch s. Arguments as ``round_sampler``'s."""
+    return _trained_part(pool, quantization, config).sampler(
         batch_size=config.optimizer.batch_size, seed=derive_seed(config.run.seed, "settling")
     )
 
 
-def round_sampler(quantization: Quantization, config: RunConfig, round: int) -> Sampler:
+def round_sampler(
+    pool: SamplePool, quantization: Quantization, config: RunConfig, round: int
+) -> Sampler:
     """The minibatches of a round: its optimizer step s learns from batch s.
+
+    Args:
+        pool: as the round found it.
+        quantization: its ranking, of held-out samples too.
+        config: of the run.
+        round: its number.
 
     Raises:
         ValueError: there is nothing to draw from.
@@ -107,7 +140,7 @@ def round_sampler(quantization: Quantization, config: RunConfig, round: int) -> 
     """
     section, batch_size = config.pool, config.optimizer.batch_size
     only_best = section.train_quantiles == "best"
-    sampler = quantization.sampler(
+    sampler = _trained_part(pool, quantization, config).sampler(
         batch_size=batch_size,
         seed=derive_seed(config.run.seed, "minibatches", round),
         mode=section.sampling,

@@ -7,6 +7,7 @@ of that ranking, the configuration, the seed and its number, so both are compute
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from quark.training.draws import (
     round_sampler,
     samples_at,
 )
-from quark.training.metrics import num_steps_logged
+from quark.training.metrics import num_steps_logged, steps_left_out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +169,7 @@ def _rounds(
     A round that is no longer in the pool is not asked for: it was over before the sample came.
     """
     num_steps = num_steps_logged(run.directory.metrics)
+    left_out = steps_left_out(run.directory.metrics)
     uses: list[RoundUse | None] = []
     for round in sorted(numbers):
         num_samples = samples_at(pool, run.id, run.config.run, round)
@@ -178,7 +180,7 @@ def _rounds(
                 uses.append(None)
                 continue
             quantization = quantize(then, run.config.pool)
-            steps = _steps_with(sample_id, quantization, run.config, round)
+            steps = _steps_with(sample_id, then, quantization, run.config, round, left_out)
             uses.append(
                 RoundUse(
                     round=round,
@@ -207,14 +209,21 @@ def _ranks_as_at_first(then: NativePool, num_samples: int, section: PoolSection)
 
 
 def _steps_with(
-    sample_id: int, quantization: Quantization, config: RunConfig, round: int
+    sample_id: int,
+    pool: SamplePool,
+    quantization: Quantization,
+    config: RunConfig,
+    round: int,
+    left_out: Mapping[int, int],
 ) -> list[int]:
+    """Numbers of the steps of ``round`` that learn from the sample; ``left_out`` are steps that rounds did not take."""
     try:
-        sampler = round_sampler(quantization, config, round)
+        sampler = round_sampler(pool, quantization, config, round)
     except (ValueError, ConfigError):  # nothing, or too little, to draw from: the run stopped here
         return []
-    steps = range(config.run.steps_per_round)
+    steps = range(config.run.steps_per_round - left_out.get(round, 0))
     first = round * config.run.steps_per_round
+    first -= sum(number for earlier, number in left_out.items() if earlier < round)
     return [first + step for step in steps if sample_id in sampler.draw(step)[0]]
 
 

@@ -75,6 +75,7 @@ class Learner:
     ) -> None:
         self._section = config.optimizer
         self._seed = config.run.seed
+        self._steps_per_round = config.run.steps_per_round
         self._num_steps = config.run.num_rounds * config.run.steps_per_round
         self._policy = policy
         self._reference = reference
@@ -144,7 +145,9 @@ class Learner:
             by_sequence["advantage_loss"] = sums["advantage_loss"] / num_sequences
         self._weights.sum_gradients()
         grad_norm = self._weights.clip_gradients(section.max_grad_norm or math.inf)
-        rate = learning_rate(section, position.step, self._num_steps)
+        # Steps that rounds left out count: the schedule is that of the rounds.
+        scheduled = position.round * self._steps_per_round + position.step_in_round
+        rate = learning_rate(section, scheduled, self._num_steps)
         coefficients = self._objective.state_dict()
         is_finite = is_finite_step(loss, grad_norm)
         if is_finite:

@@ -98,6 +98,20 @@ def num_steps_logged(path: Path) -> int:
     return taken
 
 
+def steps_left_out(path: Path) -> dict[int, int]:
+    """By round, the steps that its brake left out, by the run's log; only rounds with some."""
+    left_out: dict[int, int] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in lines(path, path.parent):
+            with contextlib.suppress(ValueError, RecursionError):
+                match json.loads(line):
+                    case {"event": "held_out", "round": int(round), "steps_braked": int(steps)} if (
+                        steps
+                    ):
+                        left_out[round] = steps
+    return left_out
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON-like value
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

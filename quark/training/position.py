@@ -24,6 +24,16 @@ class Position:
     totalled_steps: int = 0
     seconds: float = 0.0
     """Time spent before this process."""
+    fresh: dict[str, float] = field(default_factory=dict)
+    """What was measured on this round's new samples before learning from them; empty where nothing was."""
+    previous_bounds: list[float] | None = None
+    """[K] lowest reward in each quantile of the round before, where the new samples are measured by them."""
+    held_out_best: float | None = None
+    """The lowest contrast of this round on the held-out part of the pool; None before it was measured."""
+    held_out_rises: int = 0
+    """Measurements in a row that were above it."""
+    steps_braked: int = 0
+    """Steps at the end of this round that are left out for that."""
     are_tokens_settled: bool = False
     """Whether the settling steps before the first round's own were made."""
     baseline: dict[str, Any] = field(default_factory=dict)
@@ -36,6 +46,8 @@ class Position:
     def begin_round(self, number: int) -> None:
         self.round, self.step_in_round = number, 0
         self.totals, self.totalled_steps = {}, 0
+        self.fresh = {}
+        self.held_out_best, self.held_out_rises, self.steps_braked = None, 0, 0
 
     def add(self, figures: Mapping[str, float]) -> None:
         """Count a step's figures in."""

@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from quark.config.schema import RunConfig
 from quark.errors import CheckpointError, TrainingError
 from quark.evaluation.evaluator import Evaluation, Evaluator
+from quark.evaluation.information import LabelledSamples
 from quark.generation.base import Generator
 from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
@@ -40,6 +41,7 @@ from quark.run_directory import RunDirectory
 from quark.text_statistics import distinct_n
 from quark.training.advantages import Advantages
 from quark.training.alerts import Alert, Alerts, ControlGap
+from quark.training.brake import is_due, take_note
 from quark.training.checkpoint import Checkpoint, Checkpoints, model_tensors
 from quark.training.distributed import Team
 from quark.training.draws import (
@@ -59,6 +61,7 @@ from quark.training.events import (
 )
 from quark.training.exploration import Exploration, Explorer
 from quark.training.guards import memory_needed_for, require_finite
+from quark.training.information import InformationMeter
 from quark.training.learner import Learner
 from quark.training.metrics import MetricLog, SilentLog
 from quark.training.model_card import card_section
@@ -151,6 +154,9 @@ class Trainer:
             on_warning=lambda text: listener.on_message(text, level="warning"),
             on_alert=self._alert,
         )
+        self._meter = InformationMeter(
+            config=config, policy=policy, team=team, weights=weights, autocast=autocast
+        )
         self._alerts = Alerts(config.alerts)
         self._position = Position()
         self._learns_from: int | None = None
@@ -235,10 +241,16 @@ class Trainer:
             )
             for alert in alerts:
                 self._alert(alert)
-        self._learn(quantization, pool)
-        if here.step_in_round < self.config.run.steps_per_round:
+        if here.step_in_round == 0 and not here.fresh:
+            here.fresh = self._meter.fresh(pool, quantization, new, bounds=here.previous_bounds)
+        held_out = self._meter.held_out(pool, quantization)
+        self._learn(quantization, pool, held_out)
+        if not self._has_learned:
             return None
-        metrics = self._round_metrics(pool, new, quantization) | here.means()
+        metrics = self._round_metrics(pool, new, quantization) | here.means() | here.fresh
+        metrics |= self._meter.measure_held_out(held_out)
+        if self.config.run.brake_every_steps is not None:
+            metrics["steps_braked"] = here.steps_braked
         metrics["seconds_exploring"] = explored - begin - exploration.seconds_scoring
         metrics["seconds_scoring"] = exploration.seconds_scoring
         metrics["seconds_by_chunk"] = [dataclasses.asdict(spans) for spans in exploration.spans]
@@ -255,6 +267,8 @@ class Trainer:
         self._report_round(pool, new, quantization, metrics)
         alerts += self._check_alerts(metrics, gap)
         here.begin_round(here.round + 1)
+        if self._meter.measures_fresh:
+            here.previous_bounds = quantization.lower_bounds.tolist()
         self._learns_from = None
         is_stopped = bool(alerts) and self.config.alerts.stop and not is_last
         if is_last or is_stopped or here.round % self.config.checkpoint.every_rounds == 0:
@@ -363,16 +377,26 @@ class Trainer:
 
     # Learn
 
-    def _learn(self, quantization: Quantization, pool: NativePool) -> None:
+    @property
+    def _has_learned(self) -> bool:
+        """Whether this round's steps are done, but for those that are left out."""
+        here = self._position
+        return here.step_in_round + here.steps_braked >= self.config.run.steps_per_round
+
+    def _learn(
+        self, quantization: Quantization, pool: NativePool, held_out: LabelledSamples | None
+    ) -> None:
         """The rest of this round's optimizer steps."""
         here = self._position
         objective = self.config.objective
         advantages = None
         if objective.advantage_coef:
             advantages = Advantages.of(pool, objective.advantage_scope)
-        self._settle(quantization)
-        sampler = round_sampler(quantization, self.config, here.round)
-        while here.step_in_round < self.config.run.steps_per_round and not self._should_stop():
+        self._settle(pool, quantization)
+        sampler = round_sampler(pool, quantization, self.config, here.round)
+        if here.step_in_round == 0:
+            self._brake(held_out)
+        while not self._has_learned and not self._should_stop():
             begin = time.monotonic()
             batch = sampler.batch(here.step_in_round, pad_id=self._policy.pad_id)
             step = self._learner.step(batch, here, advantages)
@@ -401,15 +425,39 @@ class Trainer:
                     metrics=metrics,
                 )
             )
+            self._brake(held_out)
         self._weights.require_equal(step=here.step)
 
-    def _settle(self, quantization: Quantization) -> None:
+    def _brake(self, held_out: LabelledSamples | None) -> None:
+        """Measure the held-out samples where that is due, and leave steps out where they say so."""
+        here, section = self._position, self.config.run
+        every, num_steps = section.brake_every_steps, section.steps_per_round
+        if every is None or held_out is None or not is_due(here, every=every, num_steps=num_steps):
+            return
+        figures = self._meter.measure(held_out)
+        if figures is None:
+            return
+        take_note(here, figures.contrast_loss, num_steps=num_steps)
+        self._log.write(
+            "held_out",
+            here.step,
+            round=here.round,
+            **dataclasses.asdict(figures),
+            steps_braked=here.steps_braked,
+        )
+        if here.steps_braked:
+            self._listener.on_message(
+                f"round {here.round}: what the tokens say of held-out samples got worse twice in a row, so the last "
+                f"{here.steps_braked} of {num_steps} steps are left out"
+            )
+
+    def _settle(self, pool: NativePool, quantization: Quantization) -> None:
         """The settling steps, where they are to be made and were not."""
         here = self._position
         num_steps = self.config.optimizer.settling_steps
         if here.are_tokens_settled or here.step > 0 or num_steps == 0:
             return
-        sampler = settling_sampler(quantization, self.config)
+        sampler = settling_sampler(pool, quantization, self.config)
         costs = self._learner.settle(
             [sampler.batch(i, pad_id=self._policy.pad_id) for i in range(num_steps)], here
         )

@@ -130,6 +130,35 @@ impl Quantization {
         Ok(Self { snapshot, source: Source::Labelled(values, labels), cuts: Vec::new(), quantiles })
     }
 
+    /// The same quantiles with some of their samples: those outside keep no label and are not drawn.
+    ///
+    /// `is_kept` is [N] in id order. The cuts are not made again.
+    ///
+    /// # Errors
+    /// `Invalid`, `Corrupted`, `Io`.
+    pub fn only(&self, is_kept: &[bool]) -> Result<Self> {
+        let snapshot = self.snapshot.clone();
+        if is_kept.len() as u64 != snapshot.num_samples {
+            let (found, wanted) = (is_kept.len(), snapshot.num_samples);
+            let message = format!("there are {found} marks for {wanted} samples");
+            return Err(PoolError::invalid(message));
+        }
+        let mut labels = self.labels()?;
+        for (label, _) in labels.iter_mut().zip(is_kept).filter(|(_, kept)| !**kept) {
+            *label = -1;
+        }
+        let values = match &self.source {
+            Source::Column(column) => {
+                let mut scores = vec![0.0; labels.len()];
+                snapshot.copy_scores(&snapshot.columns[*column], &mut scores)?;
+                scores
+            }
+            Source::Values(values) | Source::Labelled(values, _) => values.clone(),
+        };
+        let quantiles = members(&labels, &values, self.quantiles.len() as u64);
+        Ok(Self { snapshot, source: Source::Labelled(values, labels), cuts: Vec::new(), quantiles })
+    }
+
     /// Where the slices of quantiles lie; ranked values have none.
     fn runs(&self) -> Option<Runs<'_>> {
         match self.source {

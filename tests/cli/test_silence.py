@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": ["generate", "{run}", "--prompt", "The battery"],
     "evaluate": ["evaluate", "{run}", "--quantile", "best"],
     "frontier": ["frontier", "{copy}", "--guidance", "1"],
+    "fit": ["fit", "{run}", "--steps", "1", "--set", "optimizer.batch_size=8"],
     "report": ["report", "{run}"],
     "init": ["init", "{new}.toml"],
     "doctor": ["doctor"],

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "generate": (("RUN", "-p", "a", "--max-new-tokens", "2"), 0),
     "evaluate": (("RUN",), 2),
     "frontier": (("RUN",), 2),
+    "fit": (("RUN",), 2),
     "report": (("RUN",), 0),
     "pool info": (("RUN",), 0),
     "pool head": (("RUN", "--best"), 0),
@@ -138,7 +139,10 @@ def test_a_strangers_run_reaches_nothing(
         if command in ("train", "evaluate", "frontier") and path.name == "planted.py"
     ], "code is read for its hash, where it is asked for, and nothing else"
     assert not (tmp_path / "wishes" / "it-ran").exists()
-    if code:
+    if command == "fit":
+        assert "hub:stranger/model" in outcome.err
+        assert URL not in outcome.err, "it generates nothing and scores nothing"
+    elif code:
         for thing in (URL, f"${VARIABLE}", "hub:stranger/model", "hub:stranger/classifier"):
             assert thing in outcome.err
         assert f"{tmp_path}/wishes/planted.py:score" in outcome.err
@@ -174,7 +178,14 @@ def test_ones_own_run_asks_nothing_until_it_changes(
 
 _READ = {
     "run.json": (["report"], ["pool", "explain"]),
-    "config.toml": (["report"], ["generate"], ["evaluate"], ["pool", "head"], ["pool", "explain"]),
+    "config.toml": (
+        ["report"],
+        ["generate"],
+        ["evaluate"],
+        ["pool", "head"],
+        ["pool", "explain"],
+        ["fit"],
+    ),
     "metrics.jsonl": (["report"], ["pool", "explain"]),
     "model/config.json": (["generate"], ["evaluate"]),
     "model/quark_reward_tokens.json": (["generate"],),

@@ -149,6 +149,26 @@ def test_hostile_text_changes_no_tag_of_the_page(start: int, tmp_path: Path) -> 
     assert all(character.isprintable() or character == "\n" for character in pages[0])
 
 
+def test_what_the_tokens_say_is_drawn_where_it_was_measured(run: Path, tmp_path: Path) -> None:
+    assert charts.information_by_step(load_run(run)) is None
+    path = write_run(tmp_path / "run")
+    rows = metrics_rows("harmless")
+    for row in rows:
+        if row["event"] == "step":
+            row["information"] = 0.01 * row["step"]
+        if row["event"] == "round":
+            row["information_held_out"], row["information_error_held_out"] = 0.1, 0.02
+            # The first round's new samples are not measured.
+            fresh = None if row["round"] == 0 else 0.05
+            row["information_fresh"], row["information_error_fresh"] = fresh, None
+    write_lines(RunDirectory(path).metrics, rows)
+    chart = charts.information_by_step(load_run(path))
+    assert chart is not None
+    for label in ("chance", "learned from", "new samples", "held out"):
+        assert label in chart.svg
+    assert chart.note in render_report(load_run(path), relative_to=tmp_path)
+
+
 def test_a_run_that_is_going_on_can_be_shown(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", ended=False)
     metrics = RunDirectory(path).metrics

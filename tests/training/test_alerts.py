@@ -39,6 +39,10 @@ def kinds(alerts: Alerts, gap: float | None = None, **figures: Any) -> list[str]
     return [alert.kind for alert in found]
 
 
+def information(value: float, which: str = "fresh") -> dict[str, float]:
+    return {f"information_{which}": value, f"information_error_{which}": 0.05}
+
+
 @pytest.mark.parametrize(
     ("figures", "kind"),
     [
@@ -76,12 +80,14 @@ def test_what_is_switched_off_never_warns() -> None:
         distinct_2_below=0,
         control_gap_below=0,
         flat_evaluations=0,
+        information_below=0,
     )
     alerts = Alerts(section)
     worst = {
         "evaluation_kl_policy_to_reference": 99.0,
         "failed_scores": 100,
         "evaluation_distinct_2": 0.0,
+        **information(-1.0),
     }
     for gap in (1.0, 0.0, 0.0, 0.0, 0.0):
         assert kinds(alerts, gap, **worst) == []
@@ -101,11 +107,57 @@ def test_a_control_curve_that_never_was_there_is_flat() -> None:
     ]  # fmt: skip
 
 
+def test_tokens_that_spoke_of_new_samples_and_no_longer_do_have_collapsed() -> None:
+    alerts = Alerts(AlertsSection())
+    told = [kinds(alerts, **information(value)) for value in (0.2, 0.6, 0.07, 0.05, -0.1, 0.3)]
+    assert told == [[], [], [], ["information_collapsed"], [], []]
+
+
+def test_tokens_that_never_spoke_of_new_samples_are_flat() -> None:
+    alerts = Alerts(AlertsSection(flat_evaluations=3))
+    told = [kinds(alerts, **information(value)) for value in (-0.2, -0.1, 0.01, -1, -1, 0, -1, 0.5)]
+    assert told == [[], [], [], [], [], ["information_flat"], [], []]
+
+
+def test_held_out_samples_count_before_new_ones() -> None:
+    alerts = Alerts(AlertsSection(flat_evaluations=1))
+    both = information(0.4, "fresh") | information(-0.3, "held_out")
+    (alert,) = alerts.check({**FINE, **both}, baseline=BASELINE, gap=None)
+    assert (alert.kind, alert.value) == ("information_flat", -0.3)
+    assert "held-out samples" in alert.text
+
+
+@pytest.mark.parametrize(("correlation", "said"), [(0.8, "too sure"), (0.1, "by heart")])
+def test_the_way_out_depends_on_whether_the_tokens_order_the_samples(
+    correlation: float, said: str
+) -> None:
+    figures = {**FINE, **information(-0.3), "rank_correlation_fresh": correlation}
+    alerts = Alerts(AlertsSection(flat_evaluations=1))
+    (alert,) = alerts.check(figures, baseline=BASELINE, gap=None)
+    assert said in alert.text
+
+
+def test_a_round_that_did_not_measure_information_neither_ends_nor_repeats_an_alert() -> None:
+    alerts = Alerts(AlertsSection(flat_evaluations=1))
+    assert kinds(alerts, **information(-0.1)) == ["information_flat"]
+    assert kinds(alerts, **information(math.nan)) == []
+    assert kinds(alerts, **information(-0.1)) == []
+
+
+def test_the_state_of_before_there_was_information_loads() -> None:
+    alerts = Alerts(AlertsSection())
+    alerts.load_state_dict({"active": [], "largest_gap": 0.5, "num_gaps": 1})
+    assert kinds(alerts, 0.01, **information(0.5)) == ["control_curve_collapsed"]
+
+
 def test_the_state_carries_over() -> None:
     before, after = Alerts(AlertsSection()), Alerts(AlertsSection())
-    kinds(before, 0.5, failed_scores=50)
+    kinds(before, 0.5, failed_scores=50, **information(0.5))
     after.load_state_dict(before.state_dict())
-    assert kinds(after, 0.01, failed_scores=50) == ["control_curve_collapsed"]
+    assert kinds(after, 0.01, failed_scores=50, **information(0.0)) == [
+        "information_collapsed",
+        "control_curve_collapsed",
+    ]
 
 
 def test_the_gap_knows_its_noise_and_leaves_out_what_is_not_scored() -> None:

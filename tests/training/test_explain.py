@@ -79,6 +79,7 @@ def assert_says_what_happened(explanations: list[Explanation], record: Record) -
         ("pool.last_rounds=1", "pool.where='reward > -1000'"),
         ("pool.per_prompt=true", "run.completions_per_prompt=3"),
         ("pool.min_score=-1000", "pool.max_per_round=7", "pool.bucket_window=2"),
+        ("pool.held_out_share=0.3", "run.seed=5", "run.completions_per_prompt=2"),
         ("pool.age_half_life=0.5", "pool.max_uses=4", "run.completions_per_prompt=2"),
     ],
     ids=" ".join,

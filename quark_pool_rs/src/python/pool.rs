@@ -537,6 +537,13 @@ impl PyQuantization {
         Ok(PyArray1::from_vec(py, labels))
     }
 
+    /// The same quantiles with the samples that [N] marks keep.
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn only(&self, py: Python<'_>, is_kept: PyReadonlyArray1<'_, bool>) -> PyResult<Self> {
+        let is_kept = is_kept.as_slice()?;
+        detached(py, || self.0.only(is_kept)).map(|quantization| Self(Arc::new(quantization)))
+    }
+
     #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
     fn sampler(&self, py: Python<'_>, settings: SamplerSettings) -> PyResult<PySampler> {
         PySampler::new(py, self.0.clone(), &settings)

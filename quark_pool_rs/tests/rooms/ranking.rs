@@ -119,7 +119,13 @@ fn check_all(snapshot: &Arc<Snapshot>, scores: &[f32]) {
                 let expected = labels(scores, |_| 0, |worse, n| cut(worse, n, k, remainder), ties);
                 let of_column =
                     Quantization::new(snapshot.clone(), "reward", k as u64, ties, remainder);
-                check(&of_column.unwrap(), &expected, scores, &what);
+                let of_column = of_column.unwrap();
+                check(&of_column, &expected, scores, &what);
+                let is_kept: Vec<bool> =
+                    (0..scores.len() as u64).map(|i| mix64(i) % 3 > 0).collect();
+                let left = |(&label, &kept): (&i16, &bool)| if kept { label } else { -1 };
+                let fewer: Vec<i16> = expected.iter().zip(&is_kept).map(left).collect();
+                check(&of_column.only(&is_kept).unwrap(), &fewer, scores, &format!("{what} only"));
                 let of_values = Quantization::of_values(
                     snapshot.clone(),
                     scores.to_vec(),
@@ -218,6 +224,8 @@ fn what_cannot_be_ranked_is_refused_by_name() {
         Quantization::per_prompt(snapshot(), scores.clone(), 2, hash).unwrap(),
     ];
     for ranking in rankings {
+        let refused = ranking.only(&[true; 6]).map(drop).unwrap_err();
+        assert_eq!(refused.to_string(), "there are 6 marks for 7 samples");
         let refused =
             [ranking.labels_of(&[0, 7], &mut [0; 2]), ranking.scores_of(&[7], &mut [0.0])];
         for refused in refused {

@@ -1,0 +1,340 @@
+"""Learning the conditioning from a pool that is there: no generation, no reward calls.
+
+Whether a reward can be learned at all, and after how many steps a model begins to memorize, is seen on samples
+of prompts that no step learns from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quark.config.schema import RunConfig
+from quark.errors import ConfigError, DataError
+from quark.evaluation.frontier import Interval
+from quark.evaluation.information import (
+    Information,
+    LabelledSamples,
+    completion_logprobs,
+    contrast_losses,
+    drift_per_token,
+    interval_over_groups,
+)
+from quark.models.policy import Policy
+from quark.objectives.quark import QuarkObjective
+from quark.pool.base import Quantization
+from quark.pool.native import NativePool, publish_directory
+from quark.training.advantages import Advantages
+from quark.training.devices import choose_device, make_autocast
+from quark.training.distributed import Team
+from quark.training.draws import held_out_samples, quantize, round_sampler, settling_sampler
+from quark.training.information import MOST_SAMPLES
+from quark.training.learner import Learner
+from quark.training.parts import make_reference, untrained_policy, use_threads
+from quark.training.position import Position
+from quark.training.seeds import derive_seed
+from quark.training.sharding import WholeWeights
+
+FEWEST_PROMPTS = 10
+"""Held-out prompts below which an interval over them says too little."""
+_TRIED_TEXTS = 64
+"""Samples whose text is compared with what the model's tokenizer makes of their tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitPoint:
+    """What is measured after some steps."""
+
+    step: int
+    """Optimizer steps before it."""
+    train_information: float
+    """log(1 + n) minus the contrast with n other tokens, mean of the steps since the point before; NaN without any."""
+    held_out: Information
+    interval: Interval
+    """Of the information of the held-out samples, over their prompts."""
+    drift: float
+    """KL(pi || p0) in nats a token under the best token, on the held-out samples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How well a model has learned a pool's reward."""
+
+    num_quantiles: int
+    num_train: int
+    """Samples that steps learn from."""
+    num_held_out: int
+    """Samples of prompts that no step learns from."""
+    num_held_out_prompts: int
+    points: tuple[FitPoint, ...]
+    """By step, the first before any."""
+
+    @property
+    def chance(self) -> float:
+        """The contrast of tokens that say nothing: log K, in nats."""
+        return math.log(self.num_quantiles)
+
+    @property
+    def best(self) -> FitPoint:
+        """Where the tokens say most about the held-out samples."""
+        return max(self.points, key=lambda p: np.nan_to_num(p.held_out.information, nan=-math.inf))
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether chance alone would hardly tell the tokens apart so well."""
+        return self.best.interval.low > 0.0 and self.num_held_out_prompts >= FEWEST_PROMPTS
+
+    @property
+    def verdict(self) -> str:
+        """Whether this reward can be learned from this pool, in one or two plain sentences."""
+        best = self.best
+        said = (
+            f"{best.held_out.information:.3f} nats about held-out samples "
+            f"(95 % interval {best.interval.low:.3f} to {best.interval.high:.3f}, at most {self.chance:.2f})"
+        )
+        if self.is_learned:
+            then = f"Stop after {_steps(best.step)}."
+            if best is self.points[-1]:
+                then = "The last measurement is the best one: try more --steps."
+            return f"Yes, this reward can be learned from this pool: the tokens tell {said}. {then}"
+        if self.num_held_out_prompts < FEWEST_PROMPTS:
+            return (
+                f"Not known: {self.num_held_out_prompts} held-out prompts are too few to rule out chance, and it takes "
+                f"{FEWEST_PROMPTS}. The tokens tell at best {said}."
+            )
+        ordered = max(
+            self.points, key=lambda p: np.nan_to_num(p.held_out.rank_correlation, nan=-1.0)
+        )
+        correlation = ordered.held_out.rank_correlation
+        low = least_correlation(correlation, self.num_held_out_prompts)
+        if low > 0.0:
+            return (
+                "In part: after "
+                f"{_steps(ordered.step)} the tokens order held-out samples (rank correlation {correlation:.2f}, 95 % "
+                f"interval from {low:.2f}), but are too sure of it to tell clearly more than chance. Try a smaller "
+                "optimizer.learning_rate, a larger objective.contrast_temperature or more samples."
+            )
+        if best.held_out.information > 0.0:
+            return (
+                f"Not shown: the tokens tell at best {said}, which may be chance. More samples would show it, or fewer "
+                "quantiles (--set pool.num_quantiles=2)."
+            )
+        return (
+            "No, this reward was not learned from this pool: the tokens never tell more than chance about held-out "
+            "samples. Try more samples, fewer quantiles (--set pool.num_quantiles=2) or another "
+            "optimizer.learning_rate."
+        )
+
+
+def fit(
+    pool: NativePool,
+    config: RunConfig,
+    *,
+    score: str,
+    every: int,
+    out: Path | None,
+    on_begin: Callable[[Fit], None],
+    on_point: Callable[[FitPoint], None],
+    on_message: Callable[[str], None],
+) -> Fit:
+    """Train the configured model on a pool, and measure it on the prompts that ``pool.held_out_share`` keeps back.
+
+    Args:
+        pool: is only read.
+        config: one round of ``run.steps_per_round`` steps.
+        score: the column to rank by.
+        every: steps between two measurements; there is one before the first step and after the last, too.
+        out: where the model is saved as it was when its tokens said most about the held-out samples; None saves none.
+        on_begin: is told what there is to learn from, without points.
+        on_point: is told each measurement.
+        on_message: is told warnings.
+
+    Raises:
+        ConfigError: the settings do not fit the pool, or ``out`` is taken.
+        DataError: the pool's tokens are another model's, or it has too little to learn from or to measure.
+        ModelError: the model cannot be used.
+        TrainingError: too many steps in a row were not finite, or memory does not suffice.
+    """
+    if out is not None and (out.exists() or out.is_symlink()):
+        raise ConfigError(f"{out} is there already: give --out a new name")
+    quantization, num_train, held_out = _parts(pool, config, score)
+    device = choose_device(config.run.device)
+    use_threads(config)
+    policy = untrained_policy(config, device)
+    check_tokens(pool, policy, config.model.name)
+    reference = make_reference(config, policy, device)
+    autocast = make_autocast(config.run.precision, device)
+    team = Team()
+    learner = Learner(
+        config=config,
+        policy=policy,
+        reference=reference,
+        objective=QuarkObjective(config.objective),
+        autocast=autocast,
+        team=team,
+        weights=WholeWeights(policy, team),
+        on_warning=on_message,
+        on_alert=lambda alert: on_message(alert.text),
+    )
+    advantages = None
+    if config.objective.advantage_coef:
+        advantages = Advantages.of(pool, config.objective.advantage_scope, score=score)
+    prompts = pool.column("prompt_id")[held_out.ids.astype(np.int64)]
+    result = Fit(
+        num_quantiles=config.pool.num_quantiles,
+        num_train=num_train,
+        num_held_out=len(held_out),
+        num_held_out_prompts=len(np.unique(prompts)),
+        points=(),
+    )
+    on_begin(result)
+    size, temperature = config.sampling.batch_size, config.objective.contrast_temperature
+
+    def measured(step: int, since: list[float]) -> FitPoint:
+        with autocast():
+            logprobs = completion_logprobs(policy, held_out, batch_size=size)
+            drift = drift_per_token(policy, reference, held_out, batch_size=size)
+        losses = contrast_losses(logprobs, held_out.labels, temperature=temperature)
+        return FitPoint(
+            step=step,
+            train_information=float(np.mean(since)) if since else math.nan,
+            held_out=Information.of(
+                logprobs, held_out.labels, held_out.rewards, temperature=temperature
+            ),
+            interval=interval_over_groups(result.chance - losses, prompts),
+            drift=drift,
+        )
+
+    position = Position()
+    if config.optimizer.settling_steps:
+        settling = settling_sampler(pool, quantization, config)
+        steps = range(config.optimizer.settling_steps)
+        learner.settle([settling.batch(step, pad_id=policy.pad_id) for step in steps], position)
+    sampler = round_sampler(pool, quantization, config, 0)
+    since: list[float] = []
+    kept: dict[str, Tensor] = {}
+    num_steps = config.run.steps_per_round
+    for step in range(num_steps + 1):
+        if step % every == 0 or step == num_steps:
+            point = measured(step, since)
+            since.clear()
+            on_point(point)
+            result = replace(result, points=(*result.points, point))
+            if out is not None and result.best is point:
+                kept = _trained(policy)
+        if step < num_steps:
+            batch = sampler.batch(step, pad_id=policy.pad_id)
+            taken = learner.step(batch, position, advantages)
+            if taken.is_finite and "information" in taken.metrics:
+                since.append(taken.metrics["information"])
+            position.step += 1
+            position.step_in_round += 1
+    if out is not None:
+        _save(policy, kept, out, max_new_tokens=config.sampling.max_new_tokens)
+    return result
+
+
+def least_correlation(correlation: float, num_groups: int) -> float:
+    """The lower end of a rank correlation's 95 % interval by Fisher's transformation, for as many independent groups.
+
+    NaN where there is none, or there are less than four groups.
+    """
+    if math.isnan(correlation) or num_groups < 4:
+        return math.nan
+    return math.tanh(math.atanh(min(correlation, 0.999999)) - 1.96 / math.sqrt(num_groups - 3))
+
+
+def check_tokens(pool: NativePool, policy: Policy, model: str) -> None:
+    """Refuse a model that did not write the pool's tokens, as far as the pool can tell.
+
+    It knows the size of its vocabulary, and the text of its completions where it stores one.
+
+    Raises:
+        DataError: the model's tokens are others.
+    """
+    named = pool.info().metadata.get("model")
+    whose = f"{named}'s" if isinstance(named, str) else "another model's"
+    wanted, found = pool.settings.vocab_size, policy.reward_tokens.base_vocab_size
+    if wanted != found:
+        raise DataError(
+            f"the pool holds {whose} tokens, of a vocabulary of {wanted}, and {model} has one of {found}: give --model "
+            "the model that wrote them"
+        )
+    ids = range(pool.num_removed, min(len(pool), pool.num_removed + _TRIED_TEXTS))
+    tried = [sample for sample in pool.samples(ids) if sample.completion_text]
+    others = [
+        sample
+        for sample in tried
+        if policy.tokenizer.decode(
+            sample.completion_tokens.tolist(), skip_special_tokens=True
+        ).split()
+        != (sample.completion_text or "").split()
+    ]
+    if len(others) * 2 > len(tried):
+        raise DataError(
+            f"the pool holds {whose} tokens: {model} reads {len(others)} of {len(tried)} completions as another text than "
+            "the one that is stored beside them. Give --model the model that wrote them"
+        )
+
+
+def _parts(
+    pool: NativePool, config: RunConfig, score: str
+) -> tuple[Quantization, int, LabelledSamples]:
+    """The ranking, the number of samples to learn from, and those to measure on."""
+    try:
+        quantization = quantize(pool, config.pool, score=score)
+    except KeyError:
+        there = ", ".join(pool.score_columns) or "none"
+        raise ConfigError(f"--score {score}: the pool has no such column; it has {there}") from None
+    is_held_out = held_out_samples(pool, config)
+    assert is_held_out is not None, "the command asks for a part above 0"
+    labels = quantization.labels()
+    usable = labels >= 0
+    train = int((usable & ~is_held_out).sum())
+    ids = np.flatnonzero(usable & is_held_out).astype(np.uint64)
+    if not train or len(ids) < 2:
+        num_prompts = len(np.unique(pool.column("prompt_id")[usable]))
+        raise DataError(
+            f"the pool has {int(usable.sum())} ranked samples of {num_prompts} prompts, which leaves {train} to learn from "
+            f"and {len(ids)} held out: it takes more prompts, or another --held-out"
+        )
+    if len(ids) > MOST_SAMPLES:
+        # From all rounds alike: those of a trained policy are mostly good.
+        chance = np.random.default_rng(derive_seed(config.run.seed, "fit"))
+        ids = np.sort(chance.choice(ids, MOST_SAMPLES, replace=False))
+    places: NDArray[np.int64] = ids.astype(np.int64)
+    held_out = LabelledSamples(
+        pool=pool, ids=ids, labels=labels[places], rewards=pool.scores(score)[places]
+    )
+    return quantization, train, held_out
+
+
+def _trained(policy: Policy) -> dict[str, Tensor]:
+    """A copy of what training changes."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in policy.model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def _save(policy: Policy, kept: dict[str, Tensor], out: Path, *, max_new_tokens: int) -> None:
+    """Write ``policy`` with the weights ``kept``; the folder appears whole or not at all."""
+    for name, parameter in policy.model.named_parameters():
+        if name in kept:
+            parameter.copy_(kept[name])
+    staged = out.with_name(f".{out.name}.partial")
+    policy.save(staged, max_new_tokens=max_new_tokens)
+    publish_directory(staged, out)
+
+
+def _steps(number: int) -> str:
+    return "1 step" if number == 1 else f"{number} steps"
