@@ -629,7 +629,7 @@ def _row(points: Sequence[Point], budget: int, base: float) -> str:
                             drift,
                             base=base,
                         )
-                        for seed in sorted({p.seed for p in points})
+                        for seed in sorted({p.seed for p in points if p.settings == settings})
                     ]
                 )
                 for settings in {p.settings for p in points}
@@ -682,7 +682,7 @@ def draw(points: Sequence[Point], base: float, path: Path) -> None:
                             )
                             for d in grid
                         ]
-                        for seed in sorted({p.seed for p in own})
+                        for seed in sorted({p.seed for p in own if p.settings == s})
                     ],
                     axis=0,
                 )

@@ -122,7 +122,7 @@ fn check_all(snapshot: &Arc<Snapshot>, scores: &[f32]) {
                 let of_column = of_column.unwrap();
                 check(&of_column, &expected, scores, &what);
                 let is_kept: Vec<bool> =
-                    (0..scores.len() as u64).map(|i| mix64(i) % 3 > 0).collect();
+                    (0..scores.len() as u64).map(|i| !mix64(i).is_multiple_of(3)).collect();
                 let left = |(&label, &kept): (&i16, &bool)| if kept { label } else { -1 };
                 let fewer: Vec<i16> = expected.iter().zip(&is_kept).map(left).collect();
                 check(&of_column.only(&is_kept).unwrap(), &fewer, scores, &format!("{what} only"));
