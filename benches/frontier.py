@@ -590,10 +590,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
+def compared(points: Sequence[Point]) -> list[int]:
+    """The budgets at which something of quark's was measured; all where nothing was."""
+    learned = [p for p in points if p.method != "best-of-n"]
+    ours = [p for p in learned if p.method.startswith("quark")]
+    return sorted({p.samples for p in ours or learned})
+
+
 def tables(points: Sequence[Point], base: float) -> Iterator[str]:
     """Reward at equal drift, for every budget, as Markdown."""
     learned = [p for p in points if p.method != "best-of-n"]
-    for budget in sorted({p.samples for p in learned}):
+    for budget in compared(points):
         yield f"\nReward at most so many nats per completion, {budget:,} scored samples\n"
         yield (
             "| method | "
@@ -660,7 +667,7 @@ def draw(points: Sequence[Point], base: float, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    budgets = sorted({p.samples for p in points if p.method != "best-of-n"})
+    budgets = compared(points)
     figure, axes = plt.subplots(
         1, len(budgets), figsize=(3.4 * len(budgets), 3.6), sharey=True, squeeze=False
     )
