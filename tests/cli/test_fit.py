@@ -35,8 +35,8 @@ def test_a_runs_pool_is_learned_from_and_stays_as_it_is(run_dir: Path) -> None:
     assert outcome.code == 0, outcome.err
     found = outcome.json
     assert files_of(run_dir) == before
-    assert found["num_quantiles"] == 4
-    assert found["chance"] == pytest.approx(math.log(4))
+    assert found["num_quantiles"] == 5
+    assert found["chance"] == pytest.approx(math.log(5))
     assert found["train_samples"] + found["held_out_samples"] == 60
     assert [point["step"] for point in found["points"]] == [0, 2, 3]
     for point in found["points"]:
@@ -61,7 +61,7 @@ def test_people_get_a_table_and_a_verdict(run_dir: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert outcome.err == ""
     lines = outcome.out.splitlines()
-    assert lines[0].startswith("learning reward in 4 quantiles from ")
+    assert lines[0].startswith("learning reward in 5 quantiles from ")
     assert [line.split()[0] for line in lines[2:6]] == ["step", "0", "2", "3"]
     assert lines[-1].rstrip().endswith((".", "steps"))
 
