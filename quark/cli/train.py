@@ -84,7 +84,7 @@ def train(
 
     **Examples**
 
-    * `quark train` – the embedded model and reward, offline, about two minutes on a CPU
+    * `quark train` – the embedded model and reward, offline, about a minute on a CPU
 
     * `quark train demo --set reward.name=length --run-dir runs/short`
 
