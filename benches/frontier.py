@@ -8,7 +8,7 @@ sampled. All methods are measured by the same code.
 
 TRL is no dependency of quark. Give the folder it is installed in:
 
-    pip install --target trl --no-deps trl datasets xxhash dill multiprocess pyarrow pandas
+    pip install --target trl --no-deps trl datasets xxhash dill multiprocess
     python benches/frontier.py --trl trl --json points.json --picture frontier.png
 
 `--quick` takes one seed, up to 512 samples, no sweep and no sums of terms. `--tune` measures on 128 of the training
@@ -544,7 +544,6 @@ def in_child(task: Task, trl: Path | None) -> list[Point]:
     paths = [str(here.parent.parent), os.environ.get("PYTHONPATH", ""), str(trl) if trl else ""]
     done = subprocess.run(
         [sys.executable, str(here), "--child", json.dumps(dataclasses.asdict(task))],
-        # TRL's folder comes last: behind the environment's own packages, which quark was tested with.
         env=os.environ
         | {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),

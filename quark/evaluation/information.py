@@ -26,6 +26,8 @@ from quark.pool.base import SamplePool
 from quark.reference.base import ReferencePolicy
 
 _SEED = 20221129
+_ROUNDING = 1e-9
+"""Nats of information that are none: tokens with one and the same vector differ by the rounding of a logarithm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,15 +95,15 @@ class Information:
             rewards: [N] finite.
             temperature: divides ``logprobs`` in the posterior, as ``objective.contrast_temperature`` does.
         """
-        losses = contrast_losses(logprobs, labels, temperature=temperature)
+        gains = information_of_each(logprobs, labels, temperature=temperature)
         size, num_quantiles = logprobs.shape
         ratio = logprobs[:, -1] - logprobs[:, 0]
-        loss = float(losses.mean())
+        information = float(gains.mean())
         return cls(
             num_samples=size,
-            contrast_loss=loss,
-            information=math.log(num_quantiles) - loss,
-            error=float(losses.std(ddof=1)) / math.sqrt(size) if size > 1 else math.nan,
+            contrast_loss=math.log(num_quantiles) - information,
+            information=information,
+            error=float(gains.std(ddof=1)) / math.sqrt(size) if size > 1 else math.nan,
             label_accuracy=float((logprobs.argmax(axis=1) == labels).mean()),
             rank_correlation=rank_correlation(ratio, rewards),
             ratio_std=float(ratio.std()),
@@ -117,6 +119,15 @@ def contrast_losses(
     norm = highest + np.log(np.exp(scaled - highest[:, None]).sum(axis=1))
     losses: NDArray[np.float64] = norm - scaled[np.arange(len(labels)), labels]
     return losses
+
+
+def information_of_each(
+    logprobs: NDArray[np.float64], labels: NDArray[np.int16], *, temperature: float = 1.0
+) -> NDArray[np.float64]:
+    """[N] log K + log P(k | x, y) in nats, exactly 0 where the tokens do not differ; arguments as ``Information.of``'s."""
+    gains = math.log(logprobs.shape[1]) - contrast_losses(logprobs, labels, temperature=temperature)
+    gains[np.abs(gains) < _ROUNDING] = 0.0
+    return gains
 
 
 def rank_correlation(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:

@@ -7,6 +7,7 @@ of prompts that no step learns from.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,8 @@ from quark.evaluation.information import (
     Information,
     LabelledSamples,
     completion_logprobs,
-    contrast_losses,
     drift_per_token,
+    information_of_each,
     interval_over_groups,
 )
 from quark.models.policy import Policy
@@ -162,8 +163,8 @@ def fit(
         ModelError: the model cannot be used.
         TrainingError: too many steps in a row were not finite, or memory does not suffice.
     """
-    if out is not None and (out.exists() or out.is_symlink()):
-        raise ConfigError(f"{out} is there already: give --out a new name")
+    if out is not None:
+        _check_place(out)
     quantization, num_train, held_out = _parts(pool, config, score)
     device = choose_device(config.run.device)
     use_threads(config)
@@ -201,14 +202,14 @@ def fit(
         with autocast():
             logprobs = completion_logprobs(policy, held_out, batch_size=size)
             drift = drift_per_token(policy, reference, held_out, batch_size=size)
-        losses = contrast_losses(logprobs, held_out.labels, temperature=temperature)
+        gains = information_of_each(logprobs, held_out.labels, temperature=temperature)
         return FitPoint(
             step=step,
             train_information=float(np.mean(since)) if since else math.nan,
             held_out=Information.of(
                 logprobs, held_out.labels, held_out.rewards, temperature=temperature
             ),
-            interval=interval_over_groups(result.chance - losses, prompts),
+            interval=interval_over_groups(gains, prompts),
             drift=drift,
         )
 
@@ -239,6 +240,16 @@ def fit(
     if out is not None:
         _save(policy, kept, out, max_new_tokens=config.sampling.max_new_tokens)
     return result
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a place where the model could not be saved, before anything is learned."""
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"{out} is there already: give --out a new name")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(f"--out {out}: {err.strerror}: {err.filename}") from err
 
 
 def least_correlation(correlation: float, num_groups: int) -> float:
@@ -332,6 +343,7 @@ def _save(policy: Policy, kept: dict[str, Tensor], out: Path, *, max_new_tokens:
         if name in kept:
             parameter.copy_(kept[name])
     staged = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)  # of a command that was killed
     policy.save(staged, max_new_tokens=max_new_tokens)
     publish_directory(staged, out)
 

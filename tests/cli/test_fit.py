@@ -162,3 +162,13 @@ def test_a_pool_that_is_not_there_is_named(tmp_path: Path) -> None:
     outcome = quark("fit", tmp_path / "nowhere", "--model", "embedded:reviews")
     assert outcome.code == 3
     assert "nowhere" in outcome.err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_learned(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = quark("fit", run_dir, *FEW, "--out", tmp_path / "file" / "fitted")
+    assert outcome.code == 2
+    assert "--out" in outcome.err
+    assert outcome.out == ""

@@ -18,6 +18,8 @@ from quark.evaluation.information import (
     completion_logprobs,
     contrast_losses,
     drift_per_token,
+    information_of_each,
+    interval_over_groups,
     rank_correlation,
 )
 from quark.models.policy import Policy
@@ -171,3 +173,14 @@ def test_rank_correlation_shares_ranks_among_equals(
 ) -> None:
     found = rank_correlation(np.array(first, np.float64), np.array(second, np.float32))
     assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_tokens_that_do_not_differ_say_exactly_nothing() -> None:
+    """Else a model that has learned nothing would tell a millionth of a billionth of a nat with certainty."""
+    one = np.random.default_rng(3).normal(-40.0, 10.0, (57, 1))
+    labels = np.arange(57, dtype=np.int16) % 5
+    found = Information.of(one.repeat(5, axis=1), labels, np.arange(57, dtype=np.float32))
+    assert found.information == found.error == 0.0
+    assert found.contrast_loss == math.log(5)
+    gains = information_of_each(one.repeat(5, axis=1), labels)
+    assert interval_over_groups(gains, np.arange(57)).low == 0.0
