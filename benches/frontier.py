@@ -703,7 +703,13 @@ def draw(points: Sequence[Point], base: float, path: Path) -> None:
         axis.set_xlabel("nats per completion")
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("held-out reward")
-    axes[0][-1].legend(fontsize=7, loc="lower right")
+    # Of all panels: a method may not have been measured at the largest budget.
+    named = {
+        text: h
+        for axis in axes[0]
+        for h, text in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    axes[0][-1].legend(named.values(), named.keys(), fontsize=7, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
