@@ -36,7 +36,7 @@ from training_step import SHAPES, STEPS, Shape, Workload, make_workload
 from transformers.pytorch_utils import Conv1D
 
 from quark.config.schema import OptimizerSection
-from quark.training.optimization import make_optimizer
+from quark.training.loop.optimization import make_optimizer
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 PEAK_TFLOPS = {

@@ -272,7 +272,7 @@ class Meter:
 
         from quark.config.load import load_config
         from quark.training import parts
-        from quark.training.devices import make_autocast
+        from quark.training.processes.devices import make_autocast
 
         self.task = task
         self.config = load_config("demo", tuple(overrides)).config
@@ -359,8 +359,8 @@ def quark_points(task: Task, folder: Path) -> Iterator[Point]:
     """A whole run of quark, measured afterwards from its checkpoints."""
     from quark.config.load import load_config
     from quark.training.assemble import assemble
-    from quark.training.checkpoint import verify
     from quark.training.events import Progress, RoundSummary, Silence
+    from quark.training.state.checkpoint import verify
 
     settings = task.overrides(folder)
     section = load_config("demo", settings).config.run

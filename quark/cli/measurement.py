@@ -41,7 +41,6 @@ class Measurement:
     def of(cls, source: TrainedModel, config: RunConfig, prompts: Path | None) -> Self:
         """Load what ``config`` says, with the prompts of a file or those that the run held out."""
         from quark.cli.console import make_console, prose
-        from quark.training.devices import make_autocast
         from quark.training.parts import (
             frozen_reference,
             make_reference,
@@ -49,6 +48,7 @@ class Measurement:
             untrained_policy,
             use_threads,
         )
+        from quark.training.processes.devices import make_autocast
 
         use_threads(config)
         policy = source.policy or untrained_policy(config, source.device)
@@ -173,8 +173,8 @@ def _held_out(source: TrainedModel, config: RunConfig, progress: Console) -> tup
     """The prompts that a run held out, whatever became of its prompt file; those of the default file for a model."""
     from quark.cli.console import foreign
     from quark.run_directory import RunDirectory
-    from quark.training.held_out import are_those_of, read_held_out
     from quark.training.parts import prompts_of
+    from quark.training.state.held_out import are_those_of, read_held_out
 
     def warn(text: str) -> None:
         progress.print(foreign(f"warning: {text}", style="yellow"), soft_wrap=True)

@@ -17,8 +17,8 @@ from quark.cli.trust import AllowOption, check_source, remember
 if TYPE_CHECKING:
     from quark.cli.run_display import RunDisplay
     from quark.config.load import LoadedConfig
-    from quark.training.distributed import Team
     from quark.training.events import TrainingResult
+    from quark.training.processes.distributed import Team
 
 
 def train(
@@ -105,7 +105,7 @@ def train(
     from quark.cli.console import counted, make_console, prints_to_stderr, prose
     from quark.cli.run_display import RunDisplay
     from quark.cli.stopping import StopOnSignal
-    from quark.training.launch import rank_of_process
+    from quark.training.processes.launch import rank_of_process
 
     is_lead = rank_of_process() == 0
     progress = make_console(sys.stderr) if is_lead else make_console(StringIO())
@@ -165,7 +165,7 @@ def train(
 
 
 def _team(loaded: LoadedConfig) -> AbstractContextManager[Team]:
-    from quark.training.distributed import joined
+    from quark.training.processes.distributed import joined
 
     section = loaded.config.run
     return joined(timeout_s=section.peer_timeout_s, parallel=section.parallel)

@@ -21,12 +21,12 @@ from quark.config.load import parse_toml
 from quark.errors import PoolError, RunDirectoryError, UnsafeFileError
 from quark.evaluation.frontier_file import FrontierFile
 from quark.pool.base import Quantization, Sample, SamplePool
+from quark.pool.columns import REWARD_COLUMN
 from quark.pool.scope import Scope
 from quark.pool.writer_lock import has_writer
 from quark.run_directory import RunDirectory
 from quark.safe_files import lines, read_text
 
-REWARD_COLUMN = "reward"
 SAMPLES_PER_KIND = 2
 _LARGEST = 1e100
 """Far beyond what is measured, and far from where floats and charts end."""

@@ -21,21 +21,19 @@ from quark.generation.http_generator import HttpGenerator
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
+from quark.pool.columns import REWARD_COLUMN, column_name
 from quark.reference.base import ReferencePolicy
 from quark.reference.row_files import RowFiles
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import reward_provenance
 from quark.run_directory import RunDirectory
-from quark.training.cached_reference import CachedReference
-from quark.training.checkpoint import Checkpoints, verify
-from quark.training.devices import autocast_dtype, choose_device, make_autocast
-from quark.training.distributed import Team
-from quark.training.draws import REWARD_COLUMN, check_scope, column_name
-from quark.training.entry import check_rewards, clear, enter, record
 from quark.training.events import Progress, Silence, TrainingListener
-from quark.training.exactness import Exactness, make_fingerprint
-from quark.training.exploration import REFERENCE_BLOCK, Explorer
-from quark.training.metrics import MetricLog, SilentLog
+from quark.training.loop.cached_reference import CachedReference
+from quark.training.loop.draws import check_scope
+from quark.training.loop.exploration import REFERENCE_BLOCK, Explorer
+from quark.training.loop.metrics import MetricLog, SilentLog
+from quark.training.loop.trackers import make_trackers
+from quark.training.loop.trainer import Trainer
 from quark.training.parts import (
     Rewards,
     held_out_sampling,
@@ -47,12 +45,15 @@ from quark.training.parts import (
     use_threads,
 )
 from quark.training.preflight import preflight
-from quark.training.published import PublishedWeights
-from quark.training.resumption import find_checkpoint, open_shared_pool
-from quark.training.sharding import ShardedWeights, WholeWeights
-from quark.training.shared import LeadGenerator, SharedEvaluator, SharedGenerator
-from quark.training.trackers import make_trackers
-from quark.training.trainer import Trainer
+from quark.training.processes.devices import autocast_dtype, choose_device, make_autocast
+from quark.training.processes.distributed import Team
+from quark.training.processes.sharding import ShardedWeights, WholeWeights
+from quark.training.processes.shared import LeadGenerator, SharedEvaluator, SharedGenerator
+from quark.training.state.checkpoint import Checkpoints, verify
+from quark.training.state.entry import check_rewards, clear, enter, record
+from quark.training.state.exactness import Exactness, make_fingerprint
+from quark.training.state.published import PublishedWeights
+from quark.training.state.resumption import find_checkpoint, open_shared_pool
 
 BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "length", "regex"})
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from quark.config.load import LoadedConfig
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.rewards.scoring import score
-from quark.training.devices import choose_device, make_autocast
-from quark.training.draws import check_scope
 from quark.training.events import Progress, TrainingListener
+from quark.training.loop.draws import check_scope
 from quark.training.parts import (
     make_reference,
     make_rewards,
@@ -18,6 +17,7 @@ from quark.training.parts import (
     use_threads,
 )
 from quark.training.preflight import preflight
+from quark.training.processes.devices import choose_device, make_autocast
 from quark.training.seeds import derive_seed
 from quark.types import Prompt
 

@@ -17,18 +17,13 @@ from quark.config.load import load_config
 from quark.config.schema import PoolSection, RunConfig
 from quark.errors import ConfigError, RunDirectoryError
 from quark.pool.base import Quantization, Sample, SamplePool, Snapshot
+from quark.pool.columns import REWARD_COLUMN
 from quark.pool.native import NativePool
 from quark.pool.segments import segments_of
 from quark.run_directory import RunDirectory
 from quark.safe_files import read_bytes
-from quark.training.draws import (
-    REWARD_COLUMN,
-    first_snapshot_with,
-    quantize,
-    round_sampler,
-    samples_at,
-)
-from quark.training.metrics import num_steps_logged, steps_left_out
+from quark.training.loop.draws import first_snapshot_with, quantize, round_sampler, samples_at
+from quark.training.loop.metrics import num_steps_logged, steps_left_out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

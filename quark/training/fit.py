@@ -32,16 +32,16 @@ from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization
 from quark.pool.native import NativePool, publish_directory
-from quark.training.advantages import Advantages
-from quark.training.devices import choose_device, make_autocast
-from quark.training.distributed import Team
-from quark.training.draws import held_out_samples, quantize, round_sampler, settling_sampler
-from quark.training.information import MOST_SAMPLES
-from quark.training.learner import Learner
+from quark.training.loop.advantages import Advantages
+from quark.training.loop.draws import held_out_samples, quantize, round_sampler, settling_sampler
+from quark.training.loop.information import MOST_SAMPLES
+from quark.training.loop.learner import Learner
 from quark.training.parts import make_reference, untrained_policy, use_threads
 from quark.training.position import Position
+from quark.training.processes.devices import choose_device, make_autocast
+from quark.training.processes.distributed import Team
+from quark.training.processes.sharding import WholeWeights
 from quark.training.seeds import derive_seed
-from quark.training.sharding import WholeWeights
 
 FEWEST_PROMPTS = 10
 """Held-out prompts below which an interval over them says too little."""

@@ -25,9 +25,9 @@ from quark.reference.base import FrozenReference, ReferencePolicy
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_judges, build_reward
 from quark.run_directory import RunDirectory
-from quark.training.checkpoint import Checkpoints
-from quark.training.devices import autocast_dtype
+from quark.training.processes.devices import autocast_dtype
 from quark.training.seeds import derive_seed
+from quark.training.state.checkpoint import Checkpoints
 from quark.types import Prompt
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quark.config.schema import RunConfig
 from quark.data.prompts import check_sources
-from quark.training.trackers import check_trackers
+from quark.training.loop.trackers import check_trackers
 
 
 def preflight(config: RunConfig) -> None:

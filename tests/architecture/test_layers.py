@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,68 @@ def test_a_room_imports_only_rooms_below_it(module: Path) -> None:
         is_below = HEIGHT[other] < HEIGHT[room]
         is_ground = HEIGHT[room] == HEIGHT[other] == GROUND
         assert is_own or is_below or is_ground, f"quark/{module}:{line} imports quark.{other}"
+
+
+TRAINING: tuple[frozenset[str], ...] = (
+    frozenset({"seeds", "events", "position"}),
+    frozenset({"processes"}),
+    frozenset({"state"}),
+    frozenset({"loop"}),
+)
+"""The rooms of ``training/`` from the ground up. Its other modules assemble a run from all of them."""
+
+
+def training_height(name: str) -> int:
+    return next((height for height, rooms in enumerate(TRAINING) if name in rooms), len(TRAINING))
+
+
+def modules_imported_by(module: Path) -> Iterator[str]:
+    """Dotted names of quark's modules that a module imports as it runs, inside functions too."""
+    names = {
+        ".".join(("quark", *path.with_suffix("").parts)).removesuffix(".__init__")
+        for path in MODULES
+    }
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body.clear()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [node.module or ""] if not all(name in names for name in found) else []
+        else:
+            continue
+        yield from (name for name in found if name in names)
+
+
+@pytest.mark.parametrize(
+    "module", [module for module in MODULES if module.parts[0] == "training"], ids=str
+)
+def test_a_room_of_training_imports_only_rooms_below_it(module: Path) -> None:
+    own = module.parts[1].removesuffix(".py")
+    for name in modules_imported_by(module):
+        if name.startswith("quark.training."):
+            other = name.split(".")[2]
+            is_below = training_height(other) < training_height(own)
+            is_assembly = training_height(own) == len(TRAINING)
+            assert other == own or is_below or is_assembly, f"quark/{module} imports {name}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {
+        ".".join(("quark", *module.with_suffix("").parts)).removesuffix(".__init__"): set(
+            modules_imported_by(module)
+        )
+        for module in MODULES
+    }
+    graph = {name: others - {name} for name, others in graph.items()}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+    assert set(order) >= set(graph)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)

@@ -19,7 +19,7 @@ from quark.cli.exit_codes import ExitCode, way_out_of
 from quark.errors import QuarkError
 from quark.refusals import way_on
 from quark.run_directory import RunDirectory
-from quark.training.checkpoint import Checkpoints, verify
+from quark.training.state.checkpoint import Checkpoints, verify
 from tests.cli.commands import TINY_RUN, quark, start
 from tests.full_disk import file_size_limit
 

@@ -19,7 +19,7 @@ from quark.cli.stopping import StopOnSignal
 from quark.config.load import load_config
 from quark.run_directory import RunDirectory
 from quark.training.assemble import assemble
-from quark.training.checkpoint import verify
+from quark.training.state.checkpoint import verify
 from tests.training.killed_run import difference, in_fork
 from tests.training.tiny_run import Listener, fingerprint_of, rows_of, train, write_inputs
 

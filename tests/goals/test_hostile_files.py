@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from quark.config.load import load_config, to_toml
 from quark.data.prompts import PromptConfig, load_prompts
 from quark.errors import CheckpointError, ConfigError, DataError
-from quark.training.checkpoint import Checkpoints, verify
+from quark.training.state.checkpoint import Checkpoints, verify
 from tests.tiny import byte_tokenizer
 
 quickly = settings(

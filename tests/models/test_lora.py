@@ -14,7 +14,7 @@ from quark.models.logprobs import LossWeights, token_nll, weighted_loss
 from quark.models.lora import LoraConfig, frozen_digest
 from quark.reference.adapter_off import AdapterOffReference
 from quark.reference.base import FrozenReference
-from quark.training.checkpoint import load_model_tensors, model_tensors
+from quark.training.state.checkpoint import load_model_tensors, model_tensors
 from tests.tiny import save_tiny, tiny_batch, tiny_gpt2, tiny_llama
 
 MODELS = {"gpt2 tied": tiny_gpt2, "llama untied": lambda: tiny_llama(tied=False)}

@@ -14,7 +14,7 @@ import pytest
 from quark.errors import PoolCorruptedError, PoolSnapshotError
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
-from quark.training.draws import first_snapshot_with
+from quark.training.loop.draws import first_snapshot_with
 from tests.cli.commands import quark, quark_process
 from tests.pool.batches import VOCAB_SIZE, assert_same_content, make_batch
 

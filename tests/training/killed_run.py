@@ -27,9 +27,9 @@ from typing import Any
 import torch
 
 from quark.pool.native import NativePool
-from quark.training import checkpoint as checkpointing
-from quark.training.checkpoint import Checkpoints
-from quark.training.trainer import Trainer
+from quark.training.loop.trainer import Trainer
+from quark.training.state import checkpoint as checkpointing
+from quark.training.state.checkpoint import Checkpoints
 from tests.training.tiny_run import Listener, fingerprint_of, train, write_inputs
 
 FILE_OPERATIONS = frozenset(

@@ -22,12 +22,12 @@ from torch import Tensor, distributed
 
 from quark.cli.app import run
 from quark.pool.base import PoolBatch
-from quark.training.advantages import Advantages
 from quark.training.events import TrainingResult
-from quark.training.held_rows import held, whole
-from quark.training.learner import Learner, Step
+from quark.training.loop.advantages import Advantages
+from quark.training.loop.learner import Learner, Step
+from quark.training.loop.trainer import Trainer
 from quark.training.position import Position
-from quark.training.trainer import Trainer
+from quark.training.processes.held_rows import held, whole
 
 
 def arrange(plan: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quark.objectives.quark import AdvantageScope
-from quark.training.advantages import Advantages, standardized_ranks
+from quark.training.loop.advantages import Advantages, standardized_ranks
 from tests.pool.batches import filled_alike, make_batch
 
 SCORES = st.sampled_from([0.0, -0.0, 0.5, 1.0, -2.0, 7.0, math.nan])

@@ -12,7 +12,7 @@ import pytest
 
 from quark.config.schema import AlertsSection
 from quark.errors import TrainingError
-from quark.training.alerts import Alerts, ControlGap
+from quark.training.loop.alerts import Alerts, ControlGap
 from tests.training.tiny_run import (
     NUM_ROUNDS,
     Listener,

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from quark.config.schema import RunConfig
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
-from quark.training.brake import is_due, take_note
-from quark.training.checkpoint import verify
 from quark.training.explain import explain
+from quark.training.loop.brake import is_due, take_note
 from quark.training.position import Position
+from quark.training.state.checkpoint import verify
 from tests.training.test_distributed import launch
 from tests.training.tiny_run import (
     NUM_ROUNDS,

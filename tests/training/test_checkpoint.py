@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from quark.errors import CheckpointError
-from quark.training.checkpoint import Checkpoints, verify
+from quark.training.state.checkpoint import Checkpoints, verify
 
 
 def save(checkpoints: Checkpoints, step: int, score: float | None = None) -> Path:

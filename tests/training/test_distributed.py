@@ -24,9 +24,9 @@ from torch.distributed.fsdp import FSDPModule
 from quark.cli.exit_codes import ExitCode
 from quark.errors import ConfigError
 from quark.run_directory import RunDirectory
-from quark.training.checkpoint import verify
-from quark.training.distributed import Team, joined
-from quark.training.launch import rank_of_process
+from quark.training.processes.distributed import Team, joined
+from quark.training.processes.launch import rank_of_process
+from quark.training.state.checkpoint import verify
 from tests.training.tiny_run import (
     NUM_ROUNDS,
     STEPS_PER_ROUND,

@@ -10,7 +10,7 @@ import pytest
 
 from quark.errors import ConfigError, QuarkError, TrainingError
 from quark.run_directory import RunDirectory
-from quark.training.metrics import MetricLog
+from quark.training.loop.metrics import MetricLog
 from tests.full_disk import file_size_limit
 from tests.training.tiny_run import (
     NUM_ROUNDS,

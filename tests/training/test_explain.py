@@ -15,10 +15,10 @@ from quark.errors import RunDirectoryError
 from quark.pool.base import PoolBatch, PromptRecord
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
-from quark.training.advantages import Advantages
 from quark.training.explain import Explanation, explain
-from quark.training.learner import Learner
-from quark.training.metrics import num_steps_logged
+from quark.training.loop.advantages import Advantages
+from quark.training.loop.learner import Learner
+from quark.training.loop.metrics import num_steps_logged
 from quark.training.position import Position
 from tests.cli.commands import quark
 from tests.pool.batches import make_batch

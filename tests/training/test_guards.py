@@ -20,10 +20,11 @@ from quark.models.batch import TrainingBatch
 from quark.objectives.quark import LossOutput, QuarkObjective
 from quark.run_directory import RunDirectory
 from quark.training.assemble import assemble
-from quark.training.checkpoint import Checkpoints
-from quark.training.exploration import Explorer
-from quark.training.guards import is_out_of_memory, require_finite, run_within_memory
-from quark.training.trainer import Trainer
+from quark.training.loop.exploration import Explorer
+from quark.training.loop.guards import require_finite
+from quark.training.loop.trainer import Trainer
+from quark.training.processes.memory import is_out_of_memory, run_within_memory
+from quark.training.state.checkpoint import Checkpoints
 from tests.training.tiny_run import (
     STEPS_PER_ROUND,
     Listener,

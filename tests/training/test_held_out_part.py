@@ -19,8 +19,8 @@ from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.selftest.samples import VOCAB_SIZE, make_batch
-from quark.training.draws import held_out_samples, quantize, round_sampler
-from quark.training.information import MOST_SAMPLES, labels_by, newest
+from quark.training.loop.draws import held_out_samples, quantize, round_sampler
+from quark.training.loop.information import MOST_SAMPLES, labels_by, newest
 from tests.training.test_distributed import assert_close, launch
 from tests.training.tiny_run import NUM_ROUNDS, fingerprint_of, rows_of, train, write_inputs
 
@@ -182,7 +182,7 @@ def test_measuring_does_not_change_what_is_learned(inputs: Path, tmp_path: Path)
     """The share moves the batches; the measurements of fresh samples alone move nothing."""
     settings = ("objective.contrast_coef=1.0",)
     train(inputs, tmp_path / "measured", overrides=settings)
-    from quark.training.information import InformationMeter
+    from quark.training.loop.information import InformationMeter
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InformationMeter, "fresh", lambda *_, **__: {})

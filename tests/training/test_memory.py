@@ -26,10 +26,10 @@ from quark.pool.native import NativePool
 from quark.reference.base import FrozenReference
 from quark.reference.row_files import RowFiles
 from quark.run_directory import RunDirectory
-from quark.training.cached_reference import CachedReference
-from quark.training.distributed import Team
 from quark.training.dry_run import dry_run
-from quark.training.optimization import make_optimizer
+from quark.training.loop.cached_reference import CachedReference
+from quark.training.loop.optimization import make_optimizer
+from quark.training.processes.distributed import Team
 from tests.tiny import save_tiny, tiny_gpt2
 from tests.training.tiny_run import (
     NUM_ROUNDS,

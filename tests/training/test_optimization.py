@@ -11,7 +11,7 @@ import torch
 from quark.config.schema import OptimizerSection
 from quark.models.loading import ModelConfig, load_policy
 from quark.models.lora import LoraConfig
-from quark.training.optimization import (
+from quark.training.loop.optimization import (
     decays,
     load_optimizer_tensors,
     make_optimizer,

@@ -16,7 +16,7 @@ from quark.errors import ModelError, RewardError
 from quark.generation.base import SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.pool.native import NativePool
-from quark.training.background import BackgroundCall
+from quark.training.loop.background import BackgroundCall
 from quark.types import Prompt
 from tests.tiny import tiny_policy
 from tests.training.tiny_run import fingerprint_of, train, write_inputs

@@ -24,7 +24,7 @@ from quark.rewards.build import build_reward, reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.heuristics import LengthConfig
 from quark.run_directory import RunDirectory
-from quark.training.optimization import make_optimizer
+from quark.training.loop.optimization import make_optimizer
 from tests.training.tiny_run import Listener, train, write_inputs
 
 NUM_QUANTILES = 2

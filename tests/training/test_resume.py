@@ -22,7 +22,7 @@ from quark.errors import (
 )
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
-from quark.training.checkpoint import verify
+from quark.training.state.checkpoint import verify
 from tests.cli.commands import quark
 from tests.training.tiny_run import (
     NUM_ROUNDS,

@@ -10,7 +10,7 @@ import pytest
 
 from quark.objectives.quark import AdvantageScope
 from quark.pool.native import NativePool
-from quark.training.advantages import Advantages
+from quark.training.loop.advantages import Advantages
 from tests.pool.batches import older_pool
 from tests.training.tiny_run import fingerprint_of, train, write_inputs
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from quark.config.schema import OptimizerSection
 from quark.errors import ConfigError
-from quark.training.optimization import learning_rate
+from quark.training.loop.optimization import learning_rate
+from quark.training.loop.trackers import make_trackers
 from quark.training.seeds import derive_seed
-from quark.training.trackers import make_trackers
 
 
 @given(st.integers(0, 2**63), st.text(max_size=8), st.lists(st.integers(0, 1000), max_size=3))

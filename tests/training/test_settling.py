@@ -12,7 +12,7 @@ from quark.models.loading import ModelConfig, load_policy
 from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective, QuarkObjectiveConfig
 from quark.reference.base import FrozenReference
-from quark.training.settling import settle_reward_tokens
+from quark.training.loop.settling import settle_reward_tokens
 from tests.tiny import save_tiny, tiny_batch, tiny_llama
 from tests.training.test_distributed import launch
 from tests.training.tiny_run import fingerprint_of, rows_of, train, write_inputs

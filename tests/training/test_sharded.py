@@ -18,11 +18,11 @@ from quark.cli.exit_codes import ExitCode
 from quark.config.load import load_config
 from quark.errors import ConfigError, TrainingError
 from quark.run_directory import RunDirectory
-from quark.training import sharding
 from quark.training.assemble import assemble
-from quark.training.distributed import Team
-from quark.training.held_rows import fill, first_held, held, held_between
-from quark.training.sharding import ShardedWeights
+from quark.training.processes import sharding
+from quark.training.processes.distributed import Team
+from quark.training.processes.held_rows import fill, first_held, held, held_between
+from quark.training.processes.sharding import ShardedWeights
 from tests.tiny import tiny_batch, tiny_policy
 from tests.training.test_distributed import Ended, assert_close, launch, weights_of
 from tests.training.tiny_run import (

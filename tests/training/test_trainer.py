@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, pipeline
 
 from quark.config.load import load_config
 from quark.errors import CheckpointError, ConfigError, QuarkError, RewardError, TrainingError
+from quark.pool.columns import column_name
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.training.assemble import assemble
-from quark.training.checkpoint import Checkpoints
-from quark.training.draws import column_name
 from quark.training.dry_run import dry_run
-from quark.training.trainer import Trainer
+from quark.training.loop.trainer import Trainer
+from quark.training.state.checkpoint import Checkpoints
 from tests.full_disk import file_size_limit
 from tests.training.tiny_run import (
     NUM_ROUNDS,

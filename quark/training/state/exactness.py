@@ -13,8 +13,8 @@ import quark
 from quark.errors import CheckpointError, ConfigError
 from quark.models.lora import frozen_digest
 from quark.models.policy import Policy
-from quark.training.distributed import Team
 from quark.training.events import TrainingListener
+from quark.training.processes.distributed import Team
 
 FROZEN_WEIGHTS = "frozen weights"
 """Their digest in a fingerprint, where a checkpoint holds adapters alone."""

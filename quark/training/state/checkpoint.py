@@ -32,7 +32,7 @@ from quark.errors import CheckpointError, UnsafeFileError
 from quark.pool.native import publish_directory
 from quark.refusals import says_nothing_of_the_bytes, way_on
 from quark.safe_files import contained, read_bytes
-from quark.training.held_rows import fill
+from quark.training.processes.held_rows import fill
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")

@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from quark.errors import ConfigError, TrainingError
-from quark.training.launch import number_of
+from quark.training.processes.launch import number_of
 
 BUCKET_ELEMENTS = 1 << 24
 """Gradients are summed in pieces of at most so many numbers, or of one parameter."""

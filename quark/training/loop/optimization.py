@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from quark.config.schema import OptimizerSection
 from quark.models.lora import RewardTokenEmbedding
-from quark.training.held_rows import fill
+from quark.training.processes.held_rows import fill
 
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 """Kinds of devices that have a fused AdamW."""

@@ -17,12 +17,12 @@ from quark.errors import (
 from quark.models.policy import Policy
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
-from quark.training.checkpoint import Checkpoint, Checkpoints
-from quark.training.distributed import Team
 from quark.training.events import TrainingListener
-from quark.training.exactness import FROZEN_WEIGHTS, Exactness, differences
-from quark.training.held_out import prompts_digest, write_held_out
+from quark.training.processes.distributed import Team
 from quark.training.seeds import derive_seed
+from quark.training.state.checkpoint import Checkpoint, Checkpoints
+from quark.training.state.exactness import FROZEN_WEIGHTS, Exactness, differences
+from quark.training.state.held_out import prompts_digest, write_held_out
 
 
 def open_shared_pool(

@@ -28,9 +28,9 @@ from quark.models.policy import Policy
 from quark.models.precision import is_projection
 from quark.reference.adapter_off import AdapterOffReference
 from quark.reference.base import ReferencePolicy
-from quark.training.distributed import Team, checksum
-from quark.training.guards import memory_needed_for, run_within_memory
-from quark.training.held_rows import held, held_between, whole
+from quark.training.processes.distributed import Team, checksum
+from quark.training.processes.held_rows import held, held_between, whole
+from quark.training.processes.memory import memory_needed_for, run_within_memory
 
 _Result = TypeVar("_Result")
 _Holder = TypeVar("_Holder")

@@ -16,8 +16,8 @@ from quark.evaluation.evaluator import Evaluation, Evaluator, Likelihoods
 from quark.generation.base import Generator
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.policy import Policy
-from quark.training.distributed import Team
-from quark.training.sharding import WholeWeights
+from quark.training.processes.distributed import Team
+from quark.training.processes.sharding import WholeWeights
 from quark.types import Completion, FinishReason, Prompt
 
 

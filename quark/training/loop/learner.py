@@ -17,15 +17,16 @@ from quark.models.policy import Policy
 from quark.objectives.quark import LossOutput, QuarkObjective
 from quark.pool.base import PoolBatch
 from quark.reference.base import ReferencePolicy
-from quark.training.advantages import Advantages
-from quark.training.alerts import Alert
-from quark.training.distributed import Team
-from quark.training.guards import count_skipped_step, is_finite_step, memory_needed_for
-from quark.training.optimization import learning_rate, make_optimizer
+from quark.training.loop.advantages import Advantages
+from quark.training.loop.alerts import Alert
+from quark.training.loop.guards import count_skipped_step, is_finite_step
+from quark.training.loop.optimization import learning_rate, make_optimizer
+from quark.training.loop.settling import settle_reward_tokens
 from quark.training.position import Position
+from quark.training.processes.distributed import Team
+from quark.training.processes.memory import memory_needed_for
+from quark.training.processes.sharding import WholeWeights
 from quark.training.seeds import derive_seed
-from quark.training.settling import settle_reward_tokens
-from quark.training.sharding import WholeWeights
 
 _SUMS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
 """Figures of a ``LossOutput`` that are sums over its tokens."""

@@ -33,8 +33,8 @@ from quark.pool.base import SamplePool
 from quark.reference.base import ReferencePolicy
 from quark.reference.row_files import RowFiles
 from quark.refusals import way_on
-from quark.training.distributed import Team
-from quark.training.draws import chunk_key, first_snapshot_with
+from quark.training.loop.draws import chunk_key, first_snapshot_with
+from quark.training.processes.distributed import Team
 
 LENGTH_GROUPS = 4
 """A block is run in so many parts of similar length, to compute less padding."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quark.objectives.quark import AdvantageScope
 from quark.pool.base import SamplePool
-from quark.training.draws import REWARD_COLUMN
+from quark.pool.columns import REWARD_COLUMN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,11 @@ from quark.config.schema import RunConfig
 from quark.evaluation.information import Information, LabelledSamples, completion_logprobs
 from quark.models.policy import Policy
 from quark.pool.base import Quantization, SamplePool
-from quark.training.distributed import Team
-from quark.training.draws import REWARD_COLUMN, held_out_samples
-from quark.training.guards import memory_needed_for
-from quark.training.sharding import WholeWeights
+from quark.pool.columns import REWARD_COLUMN
+from quark.training.loop.draws import held_out_samples
+from quark.training.processes.distributed import Team
+from quark.training.processes.memory import memory_needed_for
+from quark.training.processes.sharding import WholeWeights
 
 MOST_SAMPLES = 512
 """Samples of a measurement, the newest rounds' first: each takes K forward passes."""

@@ -15,16 +15,16 @@ import quark
 from quark.config.load import LoadedConfig, load_config, to_toml
 from quark.config.schema import RunConfig
 from quark.errors import ConfigError, PoolError, PoolLockedError, RunDirectoryError
+from quark.pool.columns import REWARD_COLUMN, column_name
 from quark.pool.native import NativePool
 from quark.refusals import way_on
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_reward, reward_content, reward_provenance
 from quark.run_directory import RunDirectory, staged
 from quark.safe_files import read_bytes
-from quark.training.checkpoint import Checkpoints
-from quark.training.draws import REWARD_COLUMN, column_name
 from quark.training.events import TrainingListener
-from quark.training.exactness import Exactness
+from quark.training.state.checkpoint import Checkpoints
+from quark.training.state.exactness import Exactness
 
 RUN_FORMAT = 1
 MAY_CHANGE = (

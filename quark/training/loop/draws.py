@@ -6,7 +6,6 @@ run did and what is said about it cannot come apart.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from pathlib import Path
 
@@ -16,12 +15,10 @@ from numpy.typing import NDArray
 from quark.config.schema import PoolSection, RunConfig, RunSection
 from quark.errors import ConfigError
 from quark.pool.base import Quantization, SamplePool, Sampler
+from quark.pool.columns import REWARD_COLUMN, column_name
 from quark.pool.native import NativePool
 from quark.pool.scope import Scope, scramble_all, try_condition
 from quark.training.seeds import derive_seed
-
-REWARD_COLUMN = "reward"
-"""The score column that is trained on."""
 
 
 def chunk_key(run_id: str, round: int, chunk: int) -> str:
@@ -52,11 +49,6 @@ def first_snapshot_with(path: Path, num_samples: int) -> NativePool:
         oldest, newest = pool.oldest_generation, pool.snapshot.generation
     found = bisect_left(range(oldest, newest), num_samples, key=size_at)
     return NativePool.open(path, snapshot=oldest + found)
-
-
-def column_name(reward: str) -> str:
-    """The pool's column for the scores of another reward than the one that is trained on."""
-    return re.sub(r"[^a-z0-9_.-]", "_", reward.lower())[-64:]
 
 
 def check_scope(section: PoolSection) -> None:

@@ -25,14 +25,15 @@ from quark.evaluation.evaluator import completion_batch
 from quark.generation.base import Generator, SamplingConfig
 from quark.models.policy import Policy
 from quark.pool.base import PromptRecord, SampleBatch, SamplePool
+from quark.pool.columns import REWARD_COLUMN
 from quark.reference.base import ReferencePolicy
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import reward_provenance
 from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import ScoreOutcome, score
-from quark.training.background import BackgroundCall
-from quark.training.distributed import Team
-from quark.training.draws import REWARD_COLUMN, chunk_key
+from quark.training.loop.background import BackgroundCall
+from quark.training.loop.draws import chunk_key
+from quark.training.processes.distributed import Team
 from quark.training.seeds import derive_seed
 from quark.types import Completion, Prompt
 

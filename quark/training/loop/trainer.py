@@ -33,24 +33,13 @@ from quark.generation.base import Generator
 from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization, Sample
+from quark.pool.columns import REWARD_COLUMN
 from quark.pool.native import NativePool, publish_directory
 from quark.pool.ties import tie_share
 from quark.reference.base import ReferencePolicy
 from quark.refusals import way_on
 from quark.run_directory import RunDirectory
 from quark.text_statistics import distinct_n
-from quark.training.advantages import Advantages
-from quark.training.alerts import Alert, Alerts, ControlGap
-from quark.training.brake import is_due, take_note
-from quark.training.checkpoint import Checkpoint, Checkpoints, model_tensors
-from quark.training.distributed import Team
-from quark.training.draws import (
-    REWARD_COLUMN,
-    first_snapshot_with,
-    quantize,
-    round_sampler,
-    settling_sampler,
-)
 from quark.training.events import (
     BeforeAfter,
     Progress,
@@ -59,16 +48,23 @@ from quark.training.events import (
     TrainingListener,
     TrainingResult,
 )
-from quark.training.exploration import Exploration, Explorer
-from quark.training.guards import memory_needed_for, require_finite
-from quark.training.information import InformationMeter
-from quark.training.learner import Learner
-from quark.training.metrics import MetricLog, SilentLog
-from quark.training.model_card import card_section
-from quark.training.optimization import load_optimizer_tensors, optimizer_tensors
+from quark.training.loop.advantages import Advantages
+from quark.training.loop.alerts import Alert, Alerts, ControlGap
+from quark.training.loop.brake import is_due, take_note
+from quark.training.loop.draws import first_snapshot_with, quantize, round_sampler, settling_sampler
+from quark.training.loop.exploration import Exploration, Explorer
+from quark.training.loop.guards import require_finite
+from quark.training.loop.information import InformationMeter
+from quark.training.loop.learner import Learner
+from quark.training.loop.metrics import MetricLog, SilentLog
+from quark.training.loop.optimization import load_optimizer_tensors, optimizer_tensors
 from quark.training.position import Position
-from quark.training.sharding import WholeWeights
-from quark.training.shared import SharedEvaluator
+from quark.training.processes.distributed import Team
+from quark.training.processes.memory import memory_needed_for
+from quark.training.processes.sharding import WholeWeights
+from quark.training.processes.shared import SharedEvaluator
+from quark.training.state.checkpoint import Checkpoint, Checkpoints, model_tensors
+from quark.training.state.model_card import card_section
 from quark.types import Completion
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quark.safe_files import lines
-from quark.training.trackers import Tracker
+from quark.training.loop.trackers import Tracker
 
 
 class MetricLog:

@@ -1,0 +1,1 @@
+"""The loop: explore, quantize, learn, evaluate."""
