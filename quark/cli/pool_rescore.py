@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quark.cli.pool_path import JsonFlag, PoolPath, pool_path
+from quark.pool.columns import REWARD_COLUMN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,7 @@ def rescore(
     ],
     name: Annotated[
         str, typer.Option("--as", help="Score column to write; one that is there is replaced.")
-    ] = "reward",
+    ] = REWARD_COLUMN,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="A reward setting, as in a run."),

@@ -36,6 +36,7 @@ from quark.pool.base import (
 )
 from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.checks import as_rule, as_vector, bounded
+from quark.pool.columns import REWARD_COLUMN
 from quark.pool.info import (
     Collected,
     Compacted,
@@ -419,7 +420,7 @@ class NativePool:
         self,
         num_quantiles: int,
         *,
-        score: Score = "reward",
+        score: Score = REWARD_COLUMN,
         scope: Scope | None = None,
         ties: TieRule = TieRule.HASH,
         remainder: RemainderRule = RemainderRule.SPREAD,
