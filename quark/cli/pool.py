@@ -28,7 +28,7 @@ from quark.cli import (
 from quark.cli.exit_codes import ExitCode
 from quark.cli.pool_path import JsonFlag, PoolPath, opened, pool_path
 from quark.pool.columns import REWARD_COLUMN
-from quark.pool.quantiles import MAX_QUANTILES, NUM_QUANTILES
+from quark.pool.defaults import MAX_QUANTILES, NUM_QUANTILES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quark.cli.pool_path import JsonFlag, PoolPath
-from quark.pool.quantiles import NUM_QUANTILES
+from quark.pool.defaults import NUM_QUANTILES
 
 if TYPE_CHECKING:
     from quark.training.explain import Explanation

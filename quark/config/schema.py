@@ -21,7 +21,7 @@ from quark.pool.base import (
     TieRule,
 )
 from quark.pool.columns import REWARD_COLUMN
-from quark.pool.quantiles import MAX_QUANTILES, NUM_QUANTILES
+from quark.pool.defaults import MAX_QUANTILES, NUM_QUANTILES
 from quark.pool.ranking import RankingRules
 from quark.reference.config import ReferenceConfig
 from quark.rewards.config import RewardConfig, RewardName

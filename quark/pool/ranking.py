@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from quark.pool.base import Quantization, RemainderRule, SamplePool, TieRule
 from quark.pool.columns import REWARD_COLUMN
-from quark.pool.quantiles import NUM_QUANTILES
+from quark.pool.defaults import NUM_QUANTILES
 from quark.pool.scope import Scope
 from quark.pool.ties import tie_share
 

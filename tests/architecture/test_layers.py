@@ -203,7 +203,7 @@ def test_help_imports_nothing_heavy() -> None:
     ours = [
         name for name in loaded if name.startswith("quark.") and not name.startswith("quark.cli")
     ]
-    constants = {"quark.pool", "quark.pool.columns", "quark.pool.quantiles"}
+    constants = {"quark.pool", "quark.pool.columns", "quark.pool.defaults"}
     assert set(ours) <= {"quark.errors", "quark.printable", "quark.refusals"} | constants
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from quark.cli.console import to_json
 from quark.pool.base import PromptRecord
+from quark.pool.defaults import MAX_QUANTILES
 from quark.pool.native import NativePool
-from quark.pool.quantiles import MAX_QUANTILES
 from quark.run_directory import RunDirectory
 from quark.training.explain import explain
 from tests.cli.commands import quark, quark_process

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from quark.pool.base import RemainderRule, SamplePool, SamplingMode, TieRule
+from quark.pool.defaults import MAX_QUANTILES
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
-from quark.pool.quantiles import MAX_QUANTILES
 from quark.pool.scope import Scope
 from tests.pool.batches import VOCAB_SIZE, assert_same_cut, assert_same_draws, make_batch
 
