@@ -82,8 +82,8 @@ def test_held_out_samples_keep_their_rank_and_are_never_drawn(
     # A prompt is held out or not with all its samples.
     prompts = pool.column("prompt_id")
     assert not set(prompts[held_out].tolist()) & set(prompts[~held_out].tolist())
-    everything = quantize(pool, config_of(0.0, seed).pool)
-    ours = quantize(pool, config.pool)
+    everything = quantize(pool, config_of(0.0, seed).pool.ranking())
+    ours = quantize(pool, config.pool.ranking())
     assert_array_equal(ours.labels(), everything.labels())
     sampler = round_sampler(pool, ours, config, round)
     for step in range(4):
