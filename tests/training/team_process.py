@@ -47,7 +47,7 @@ def arrange(plan: dict[str, Any]) -> None:
     def running(self: Trainer) -> TrainingResult:
         result = run_loop(self)
         digest = hashlib.sha256()
-        for parameter in self._policy.model.parameters():
+        for parameter in self._learning.policy.model.parameters():
             everything = whole(parameter.detach()).contiguous()
             digest.update(everything.view(-1).view(torch.uint8).numpy().tobytes())
         path = Path(plan["weights"]).with_suffix(f".{os.environ['RANK']}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from quark.config.schema import RunConfig
 from quark.data.collate import collate
@@ -107,25 +108,12 @@ class Learner:
         mine = _rows(samples, slice(team.rank, None, team.size))
         with memory_needed_for("running the original model", setting="sampling.max_new_tokens"):
             self._reference.prepare(samples.ids.tolist())
-        batch = collate(
-            mine, policy.reward_tokens.ids, policy.pad_id, policy.device, sample_ids=mine.ids
-        )
         others = self._objective.other_quantiles(
             samples.quantiles,
             num_quantiles=policy.reward_tokens.num_quantiles,
             seed=derive_seed(self._seed, "contrast", position.step),
         )
-        if others is not None:
-            ids = torch.tensor(policy.reward_tokens.ids, device=policy.device)
-            chosen = torch.from_numpy(others[team.rank :: team.size].astype(np.int64))
-            batch = replace(batch, other_tokens=ids[chosen.to(policy.device)])
-        if advantages is not None:
-            of_mine = advantages.rows(mine.ids)
-            batch = replace(
-                batch,
-                advantages=torch.from_numpy(of_mine.values).to(policy.device),
-                sampled_logprobs=torch.from_numpy(of_mine.sampled_logprobs).to(policy.device),
-            )
+        batch = self._collated(mine, others, advantages)
         outputs, micro = self._gradient(batch, position, num_sequences, num_tokens)
         sums = team.sums(
             {
@@ -188,6 +176,36 @@ class Learner:
             num_tokens=num_tokens,
             micro_batch_size=micro,
         )
+
+    def _collated(
+        self,
+        mine: PoolBatch,
+        others: NDArray[np.int16] | None,
+        advantages: Advantages | None,
+    ) -> TrainingBatch:
+        """This process's samples as tensors.
+
+        Args:
+            mine: its rows of the minibatch.
+            others: [B, n] quantiles that the whole minibatch is contrasted with.
+            advantages: of the pool's samples.
+        """
+        policy, team = self._policy, self._team
+        batch = collate(
+            mine, policy.reward_tokens.ids, policy.pad_id, policy.device, sample_ids=mine.ids
+        )
+        if others is not None:
+            ids = torch.tensor(policy.reward_tokens.ids, device=policy.device)
+            chosen = torch.from_numpy(others[team.rank :: team.size].astype(np.int64))
+            batch = replace(batch, other_tokens=ids[chosen.to(policy.device)])
+        if advantages is not None:
+            of_mine = advantages.rows(mine.ids)
+            batch = replace(
+                batch,
+                advantages=torch.from_numpy(of_mine.values).to(policy.device),
+                sampled_logprobs=torch.from_numpy(of_mine.sampled_logprobs).to(policy.device),
+            )
+        return batch
 
     def settle(self, batches: Sequence[PoolBatch], position: Position) -> list[float]:
         """Shift the reward tokens' vectors to where they cost least; see ``settle_reward_tokens``.
