@@ -21,7 +21,7 @@ from quark.training.loop.trainer import Trainer
 from quark.training.position import Position
 from quark.training.preflight import check_processes, preflight
 from quark.training.processes.devices import choose_device
-from quark.training.processes.distributed import Team
+from quark.training.processes.process_group import ProcessGroup
 from quark.training.rooms import (
     kept_reference,
     make_evaluating,
@@ -40,7 +40,7 @@ def assemble(
     run_dir: Path | None,
     *,
     listener: TrainingListener,
-    team: Team | None = None,
+    processes: ProcessGroup | None = None,
     fresh: bool = False,
     force: bool = False,
     require_exact: bool = False,
@@ -50,8 +50,8 @@ def assemble(
     Args:
         loaded: the configuration.
         run_dir: None is ``runs/<name of the configuration's source>``.
-        listener: is told what happens, in the lead alone.
-        team: the processes that run it together, all of which call this; None is this one alone.
+        listener: is told what happens, in the main process alone.
+        processes: the processes that run it together, all of which call this; None is this one alone.
         fresh: start over; refuses where there is a run.
         force: with ``fresh``: delete that run first.
         require_exact: refuse to resume where the run would not end with the bytes of an uninterrupted one.
@@ -63,10 +63,10 @@ def assemble(
         ModelError, DataError, RewardError, PoolError, CheckpointError: as the parts say.
     """
     config = loaded.config
-    team = team or Team()
-    if not team.is_lead:
+    processes = processes or ProcessGroup()
+    if not processes.is_main_process:
         listener = Silence()
-    check_processes(config, team)
+    check_processes(config, processes)
     exactness = Exactness(require_exact, listener)
     exactness.check_device(choose_device(config.run.device))
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
@@ -75,11 +75,13 @@ def assemble(
         preflight(config)
         return enter(run, loaded, listener, exactness, fresh=fresh, force=force)
 
-    identity = team.from_lead(checked_and_entered)
+    identity = processes.from_main_process(checked_and_entered)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
-    context = load_context(loaded, run, identity, team=team, listener=listener, fresh=fresh)
+    context = load_context(
+        loaded, run, identity, processes=processes, listener=listener, fresh=fresh
+    )
     serving = make_serving(context)
-    pool = open_shared_pool(team, run, config, context.policy, context.prompts, context.run_id)
+    pool = open_shared_pool(processes, run, config, context.policy, context.prompts, context.run_id)
     try:
         checkpoints = Checkpoints(
             run.checkpoints,
@@ -96,7 +98,7 @@ def assemble(
             record(run, loaded, identity)
             return found.path.name if found is not None else None
 
-        name = team.from_lead(find)
+        name = processes.from_main_process(find)
         # Each process reads it for itself, and every byte is checked.
         resume_from = verify(run.checkpoints / name) if name is not None else None
         reference = kept_reference(context, pool)
@@ -142,6 +144,6 @@ def _trainer(
             journal=journal,
         ),
         alerts=Alerts(config.alerts),
-        team=context.team,
+        processes=context.processes,
         resume_from=resume_from,
     )

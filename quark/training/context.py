@@ -19,8 +19,7 @@ from quark.rewards.base import RewardFunction
 from quark.rewards.build import reward_provenance
 from quark.run_directory import RunDirectory
 from quark.training.events import TrainingListener
-from quark.training.loop.draws import check_scope
-from quark.training.parts import (
+from quark.training.factories import (
     Rewards,
     make_reference,
     make_rewards,
@@ -28,9 +27,10 @@ from quark.training.parts import (
     untrained_policy,
     use_threads,
 )
+from quark.training.loop.draws import check_scope
 from quark.training.processes.devices import autocast_dtype, choose_device, make_autocast
-from quark.training.processes.distributed import Team
-from quark.training.processes.sharding import ShardedWeights, WholeWeights
+from quark.training.processes.process_group import ProcessGroup
+from quark.training.processes.weights import ReplicatedWeights, ShardedWeights, Weights
 from quark.training.state.entry import check_rewards, clear
 from quark.training.state.exactness import make_fingerprint
 
@@ -44,11 +44,11 @@ class RunContext:
     config: RunConfig
     directory: RunDirectory
     run_id: str
-    team: Team
+    processes: ProcessGroup
     listener: TrainingListener
     device: torch.device
     policy: Policy
-    weights: WholeWeights
+    weights: Weights
     reference: ReferencePolicy
     prompts: PromptSet
     rewards: Rewards
@@ -71,7 +71,7 @@ def load_context(
     run: RunDirectory,
     identity: dict[str, Any],
     *,
-    team: Team,
+    processes: ProcessGroup,
     listener: TrainingListener,
     fresh: bool,
 ) -> RunContext:
@@ -81,7 +81,7 @@ def load_context(
         loaded: the configuration.
         run: the directory, entered.
         identity: of the run, as ``enter`` says. Is told which files score.
-        team: the processes, all of which call this.
+        processes: the processes, all of which call this.
         listener: is told what deserves attention.
         fresh: delete the run that is there as soon as everything else has been loaded.
 
@@ -90,13 +90,13 @@ def load_context(
         ModelError, DataError, RewardError: a model, the prompts or a reward cannot be loaded.
     """
     config = loaded.config
-    device = team.place(choose_device(config.run.device))
+    device = processes.own_device(choose_device(config.run.device))
     use_threads(config)
     check_scope(config.pool)
-    rewards = rewards_of(config, team)
+    rewards = rewards_of(config, processes)
     _say_reward(config, rewards.reward, listener)
     scoring = {REWARD_COLUMN: rewards.reward, **rewards.extra_columns}
-    team.from_lead(lambda: check_rewards(run, config, scoring, identity, is_new=fresh))
+    processes.from_main_process(lambda: check_rewards(run, config, scoring, identity, is_new=fresh))
     policy = untrained_policy(config, device)
     _warn_of_coarse_steps(config, listener, has_adapter=policy.adapter is not None)
     prompts = prompts_of(config)
@@ -104,41 +104,43 @@ def load_context(
         listener.on_message(note, level="warning")
     if fresh:
         # Not before: a start that fails leaves the run that is there.
-        team.from_lead(lambda: clear(run, loaded, identity))
-    fingerprint = make_fingerprint(device, team, policy)
-    weights = weights_of(policy, config, team, device)
+        processes.from_main_process(lambda: clear(run, loaded, identity))
+    fingerprint = make_fingerprint(device, processes, policy)
+    weights = weights_of(policy, config, processes, device)
     return RunContext(
         config=config,
         directory=run,
         run_id=identity["run_id"],
-        team=team,
+        processes=processes,
         listener=listener,
         device=device,
         policy=policy,
         weights=weights,
-        reference=weights.place(make_reference(config, policy, device)),
+        reference=weights.distribute(make_reference(config, policy, device)),
         prompts=prompts,
         rewards=rewards,
         fingerprint=fingerprint,
     )
 
 
-def weights_of(policy: Policy, config: RunConfig, team: Team, device: torch.device) -> WholeWeights:
+def weights_of(
+    policy: Policy, config: RunConfig, processes: ProcessGroup, device: torch.device
+) -> Weights:
     """The policy's weights, laid out among the processes as the run asks."""
-    if not team.is_sharded:
-        return WholeWeights(policy, team)
+    if not processes.is_sharded:
+        return ReplicatedWeights(policy, processes)
     dtype = autocast_dtype(config.run.precision, device)
-    return ShardedWeights(policy, team, autocast_dtype=dtype)
+    return ShardedWeights(policy, processes, autocast_dtype=dtype)
 
 
-def rewards_of(config: RunConfig, team: Team) -> Rewards:
+def rewards_of(config: RunConfig, processes: ProcessGroup) -> Rewards:
     """The configured scorers in the process that scores, and stand-ins in the others.
 
     Raises:
         RewardError: one cannot be loaded.
         ConfigError: a setting does not fit.
     """
-    if team.is_lead:
+    if processes.is_main_process:
         return make_rewards(config)
     return Rewards(reward=_Unasked(config.reward.name), judges={}, extra={})
 

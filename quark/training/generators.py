@@ -12,8 +12,8 @@ from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.policy import Policy
 from quark.reference.base import ReferencePolicy
 from quark.training.context import RunContext
-from quark.training.processes.sharding import WholeWeights
-from quark.training.processes.shared import LeadGenerator, SharedGenerator
+from quark.training.processes.data_parallel import DataParallelGenerator, MainProcessGenerator
+from quark.training.processes.weights import Weights
 from quark.training.state.published import PublishedWeights
 
 
@@ -35,10 +35,10 @@ def make_serving(context: RunContext) -> Serving | None:
     config, weights = context.config, context.weights
     if config.sampling.backend != "http":
         return None
-    with weights.whole():
-        if not context.team.is_lead:
+    with weights.gathered():
+        if not context.processes.is_main_process:
             return None
-        policy = weights.alone
+        policy = weights.local_policy
         if policy.num_leading_positions:
             raise ConfigError(
                 'sampling.backend = "http" with a model that has absolute positions: a server counts them '
@@ -65,17 +65,21 @@ class Generators:
         """Samples from the policy."""
         return self._of(self.context.weights, sampling)
 
-    def _of(self, model: WholeWeights | ReferencePolicy, sampling: SamplingConfig) -> Generator:
+    def _of(self, model: Weights | ReferencePolicy, sampling: SamplingConfig) -> Generator:
         context, policy = self.context, self.context.policy
-        alone = model.alone if isinstance(model, WholeWeights) else model
+        local = model.local_policy if isinstance(model, Weights) else model
         if context.config.sampling.backend == "http":
-            served = None if self.serving is None else self._served(self.serving, alone, sampling)
-            return LeadGenerator(served, context.team, model.whole)
+            served = None if self.serving is None else self._served(self.serving, local, sampling)
+            return MainProcessGenerator(served, context.processes, model.gathered)
         sampler = TransformersGenerator(
-            alone.causal, policy.tokenizer, policy.reward_tokens, sampling, context.device
+            local.causal, policy.tokenizer, policy.reward_tokens, sampling, context.device
         )
-        within = model.sampling if isinstance(model, WholeWeights) else model.whole
-        return sampler if context.team.size == 1 else SharedGenerator(sampler, context.team, within)
+        within = model.gathered_for_sampling if isinstance(model, Weights) else model.gathered
+        return (
+            sampler
+            if context.processes.size == 1
+            else DataParallelGenerator(sampler, context.processes, within)
+        )
 
     def _served(
         self, serving: Serving, model: Policy | ReferencePolicy, sampling: SamplingConfig

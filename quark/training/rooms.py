@@ -8,6 +8,10 @@ from quark.pool.native import NativePool
 from quark.reference.base import ReferencePolicy
 from quark.reference.row_files import RowFiles
 from quark.training.context import RunContext
+from quark.training.factories import (
+    held_out_sampling,
+    make_evaluator,
+)
 from quark.training.generators import Generators
 from quark.training.loop.cached_reference import CachedReference
 from quark.training.loop.evaluating import Evaluating
@@ -19,11 +23,7 @@ from quark.training.loop.learner import Learner
 from quark.training.loop.learning import Learning
 from quark.training.loop.metrics import MetricLog, SilentLog
 from quark.training.loop.trackers import make_trackers
-from quark.training.parts import (
-    held_out_sampling,
-    make_evaluator,
-)
-from quark.training.processes.shared import SharedEvaluator
+from quark.training.processes.data_parallel import DataParallelEvaluator
 from quark.training.state.checkpoint import Checkpoint
 
 
@@ -52,7 +52,7 @@ def make_exploring(
         completions_per_prompt=config.run.completions_per_prompt,
         autocast=context.autocast,
         overlaps_scoring=config.overlaps_scoring,
-        team=context.team,
+        processes=context.processes,
     )
     return Exploring(
         pool=pool,
@@ -74,7 +74,7 @@ def make_learning(context: RunContext, reference: ReferencePolicy, journal: Jour
         reference=reference,
         objective=objective,
         autocast=context.autocast,
-        team=context.team,
+        processes=context.processes,
         weights=context.weights,
         on_warning=journal.warn,
         on_alert=journal.alert,
@@ -82,7 +82,7 @@ def make_learning(context: RunContext, reference: ReferencePolicy, journal: Jour
     meter = InformationMeter(
         config=context.config,
         policy=context.policy,
-        team=context.team,
+        processes=context.processes,
         weights=context.weights,
         autocast=context.autocast,
     )
@@ -101,14 +101,14 @@ def make_evaluating(
     context: RunContext, generators: Generators, reference: ReferencePolicy, journal: Journal
 ) -> Evaluating:
     """The held-out prompts and what measures on them."""
-    config, rewards, team = context.config, context.rewards, context.team
+    config, rewards, processes = context.config, context.rewards, context.processes
     evaluator = make_evaluator(
         config, context.prompts.evaluation, reference, rewards.reward, rewards.judges
     )
     return Evaluating(
         evaluator=evaluator
-        if team.size == 1
-        else SharedEvaluator(evaluator, team, context.weights),
+        if processes.size == 1
+        else DataParallelEvaluator(evaluator, processes, context.weights),
         original=generators.original(held_out_sampling(config)),
         policy=generators.policy(held_out_sampling(config)),
         model=context.policy,
@@ -132,13 +132,13 @@ def kept_reference(context: RunContext, pool: NativePool) -> ReferencePolicy:
         block_size=REFERENCE_BLOCK,
         autocast=context.autocast,
         autocast_dtype=context.autocast_dtype,
-        team=context.team,
+        processes=context.processes,
     )
 
 
 def open_log(context: RunContext, resume_from: Checkpoint | None) -> MetricLog | SilentLog:
     """The metric log, cut to where the run goes on from; a new one begins with a row about the run."""
-    if not context.team.is_lead:
+    if not context.processes.is_main_process:
         return SilentLog()
     config, run_id = context.config, context.run_id
     log = MetricLog(

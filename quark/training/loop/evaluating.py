@@ -13,8 +13,8 @@ from quark.generation.base import Generator
 from quark.models.policy import Policy
 from quark.training.loop.alerts import ControlGap
 from quark.training.loop.journal import Journal
+from quark.training.processes.data_parallel import DataParallelEvaluator
 from quark.training.processes.memory import memory_needed_for
-from quark.training.processes.shared import SharedEvaluator
 from quark.types import Completion
 
 
@@ -22,7 +22,7 @@ from quark.types import Completion
 class Evaluating:
     """The held-out prompts and what measures on them."""
 
-    evaluator: Evaluator | SharedEvaluator
+    evaluator: Evaluator | DataParallelEvaluator
     original: Generator
     """Samples from p0."""
     policy: Generator

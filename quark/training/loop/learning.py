@@ -18,7 +18,7 @@ from quark.training.loop.information import InformationMeter
 from quark.training.loop.journal import Journal
 from quark.training.loop.learner import Learner
 from quark.training.loop.round_samples import RoundSamples
-from quark.training.processes.sharding import WholeWeights
+from quark.training.processes.weights import Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Learning:
     """The policy and what trains it."""
 
     policy: Policy
-    weights: WholeWeights
+    weights: Weights
     """Where the policy's lie among the processes."""
     objective: QuarkObjective
     learner: Learner

@@ -32,7 +32,7 @@ from quark.training.loop.result import make_result
 from quark.training.loop.round_figures import durations, sample_figures, summary
 from quark.training.loop.round_samples import RoundSamples
 from quark.training.loop.rounds import Rounds
-from quark.training.processes.distributed import Team
+from quark.training.processes.process_group import ProcessGroup
 from quark.training.state.checkpoint import Checkpoint, model_tensors
 
 
@@ -46,7 +46,7 @@ class Trainer:
         evaluating: the held-out prompts and what measures on them.
         outputs: where results go.
         alerts: watch the rounds.
-        team: the processes that run this loop together; all decide alike, the lead alone writes.
+        processes: the processes that run this loop together; all decide alike, the main process local writes.
         resume_from: the checkpoint to go on from, whose position the journal has already.
     """
 
@@ -59,7 +59,7 @@ class Trainer:
         evaluating: Evaluating,
         outputs: Outputs,
         alerts: Alerts,
-        team: Team,
+        processes: ProcessGroup,
         resume_from: Checkpoint | None,
     ) -> None:
         self._rounds = rounds
@@ -68,7 +68,7 @@ class Trainer:
         self._evaluating = evaluating
         self._outputs = outputs
         self._alerts = alerts
-        self._team = team
+        self._processes = processes
         self._resume_from = resume_from
         self._journal = outputs.journal
         self._position = outputs.journal.position
@@ -112,7 +112,7 @@ class Trainer:
             self._restore(self._resume_from)
         here = self._position
         # What a killed process left would take the room that the next checkpoint needs.
-        if self._team.is_lead:
+        if self._processes.is_main_process:
             self._outputs.checkpoints.prune()
         if not here.baseline and not self._should_stop():
             here.baseline = self._evaluating.baseline()
@@ -125,7 +125,7 @@ class Trainer:
 
     def _should_stop(self) -> bool:
         """Whether any process was asked to stop; all get the same answer, and keep to it."""
-        self._is_stopping = self._is_stopping or self._team.any(self._stop_requested)
+        self._is_stopping = self._is_stopping or self._processes.any(self._stop_requested)
         return self._is_stopping
 
     def _run_round(self) -> Evaluation | None:
@@ -237,9 +237,11 @@ class Trainer:
         here, learning = self._position, self._learning
         self._journal.progress("saving")
         model = learning.policy.model
-        weights = learning.weights.gather(model_tensors(model))
-        optimizer = learning.weights.gather(optimizer_tensors(learning.learner.optimizer, model))
-        if not self._team.is_lead:
+        weights = learning.weights.full_tensors(model_tensors(model))
+        optimizer = learning.weights.full_tensors(
+            optimizer_tensors(learning.learner.optimizer, model)
+        )
+        if not self._processes.is_main_process:
             return
         snapshot = self._exploring.pool.snapshot
         # Parameters only: a buffer may hold infinities on purpose, a causal mask for one.
@@ -312,9 +314,9 @@ class Trainer:
             return self._interrupted()
         result = self._result(best, curve, interrupted=False)
         weights = self._learning.weights
-        with weights.whole():
-            if self._team.is_lead:
-                self._outputs.publish(weights.alone, result)
+        with weights.gathered():
+            if self._processes.is_main_process:
+                self._outputs.publish(weights.local_policy, result)
         self._journal.write_end(dataclasses.asdict(result))
         return result
 

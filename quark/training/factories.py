@@ -1,4 +1,4 @@
-"""The parts of a run that follow from its configuration alone: training, a dry run and `quark evaluate` share them."""
+"""Makes what follows from a configuration alone: training, a dry run and `quark evaluate` share it."""
 
 from __future__ import annotations
 
