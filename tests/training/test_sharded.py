@@ -19,10 +19,10 @@ from quark.config.load import load_config
 from quark.errors import ConfigError, TrainingError
 from quark.run_directory import RunDirectory
 from quark.training.assemble import assemble
-from quark.training.processes import sharding
-from quark.training.processes.distributed import Team
-from quark.training.processes.held_rows import fill, first_held, held, held_between
-from quark.training.processes.sharding import ShardedWeights
+from quark.training.processes import weights as weights_module
+from quark.training.processes.process_group import ProcessGroup
+from quark.training.processes.shards import copy_full, first_local_row, local_rows, local_shard
+from quark.training.processes.weights import ShardedWeights
 from tests.tiny import tiny_batch, tiny_policy
 from tests.training.test_distributed import Ended, assert_close, launch, weights_of
 from tests.training.tiny_run import (
@@ -159,17 +159,22 @@ def test_the_cache_of_the_reference_is_refused(config: Path, tmp_path: Path) -> 
     with pytest.raises(
         ConfigError, match=r'reference.cache = "hidden" with run.parallel = "sharded"'
     ):
-        assemble(loaded, tmp_path / "run", listener=Listener(), team=Team(size=2, is_sharded=True))
+        assemble(
+            loaded,
+            tmp_path / "run",
+            listener=Listener(),
+            processes=ProcessGroup(size=2, is_sharded=True),
+        )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
 def weights() -> Iterator[ShardedWeights]:
-    """A policy in the only shard of a team of one."""
+    """A policy in the only shard of a group of one."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        team = Team(is_sharded=True)
-        yield ShardedWeights(tiny_policy(), team, autocast_dtype=torch.bfloat16)
+        processes = ProcessGroup(is_sharded=True)
+        yield ShardedWeights(tiny_policy(), processes, autocast_dtype=torch.bfloat16)
     finally:
         distributed.destroy_process_group()
 
@@ -179,14 +184,14 @@ def test_weights_that_are_gathered_wrongly_are_noticed(
     weights: ShardedWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights.require_equal(step=3)
-    honest = sharding.whole
+    honest = weights_module.full_tensor
 
     def damaged(tensor: torch.Tensor) -> torch.Tensor:
         gathered = honest(tensor).clone()
         gathered.view(-1)[-1] += 1e-6
         return gathered
 
-    monkeypatch.setattr(sharding, "whole", damaged)
+    monkeypatch.setattr(weights_module, "full_tensor", damaged)
     with pytest.raises(TrainingError, match="after step 3 process 0 does not gather the weights"):
         weights.require_equal(step=3)
 
@@ -202,9 +207,9 @@ def test_memory_that_lacks_in_a_step_names_the_setting(weights: ShardedWeights) 
 
 @NEEDS_SHARDING
 def test_the_twin_has_weights_only_within(weights: ShardedWeights) -> None:
-    model = weights.alone.model
+    model = weights.local_policy.model
     assert all(parameter.is_meta for parameter in model.parameters())
-    with weights.whole():
+    with weights.gathered():
         assert not any(parameter.is_meta for parameter in model.parameters())
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert all(parameter.is_meta for parameter in model.parameters())
@@ -214,9 +219,9 @@ def test_the_twin_has_weights_only_within(weights: ShardedWeights) -> None:
 def test_to_sample_linear_layers_are_gathered_as_autocast_rounds_them(
     weights: ShardedWeights,
 ) -> None:
-    policy = weights.alone
+    policy = weights.local_policy
     sizes, rows = [], []
-    for within in (weights.whole, weights.sampling):
+    for within in (weights.gathered, weights.gathered_for_sampling):
         with within(), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             parameters = {name: p.dtype for name, p in policy.model.named_parameters()}
             sizes.append(sum(dtype == torch.bfloat16 for dtype in parameters.values()))
@@ -232,22 +237,22 @@ def test_rows_are_counted_as_torch_deals_them(num_rows: int) -> None:
     everything = torch.arange(2.0 * num_rows).reshape(num_rows, 2)
     dealt = []
     for rank in range(3):
-        # Of a team of three one process, whose exchanges lead nowhere.
+        # Of a group of three one process, whose exchanges lead nowhere.
         distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=3)
         try:
             layer = nn.Linear(2, num_rows, bias=False)
-            fill(layer.weight, everything)
+            copy_full(layer.weight, everything)
             fully_shard(layer, mesh=init_device_mesh("cpu", (3,)))
             weight = layer.weight.detach()
-            mine = held(weight).clone()
-            first = first_held(weight)
+            mine = local_shard(weight).clone()
+            first = first_local_row(weight)
             assert torch.equal(mine, everything[first : first + len(mine)])
-            inner = held_between(weight, 1, num_rows - 1)
+            inner = local_rows(weight, 1, num_rows - 1)
             assert torch.equal(
                 inner, everything[max(first, 1) : min(first + len(mine), num_rows - 1)]
             )
-            fill(weight, everything + 1)
-            assert torch.equal(held(weight), mine + 1)
+            copy_full(weight, everything + 1)
+            assert torch.equal(local_shard(weight), mine + 1)
             dealt.append(mine)
         finally:
             distributed.destroy_process_group()
