@@ -6,11 +6,11 @@
 
 use rayon::prelude::*;
 
+use crate::columns::column;
 use crate::error::Result;
 use crate::quantization::Quantization;
 use crate::rng::hash;
 use crate::schedule::Walk;
-use crate::segment::column;
 use crate::threads::parallel;
 
 /// The weight of a sample of the newest round.

@@ -8,11 +8,12 @@ use std::marker::PhantomData;
 
 use bytemuck::Pod;
 
+use crate::columns::column;
 use crate::datafile::DataFile;
 use crate::error::{PoolError, Result};
 use crate::memory::ensure;
 use crate::processor::{self, Kernel};
-use crate::segment::{column, prompt_column};
+use crate::segment::prompt_column;
 use crate::snapshot::Snapshot;
 
 /// A type of token ids in memory.

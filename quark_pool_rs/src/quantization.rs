@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::columns::column;
 use crate::error::{PoolError, Result};
 use crate::format::RUN_DIR;
 use crate::parts::{Column, Extent};
@@ -15,7 +16,6 @@ use crate::processor::{self, Kernel};
 use crate::ranking::{
     Cut, LazyView, Piece, Quantile, RemainderRule, Runs, TieRule, key_score, score_key,
 };
-use crate::segment::column;
 use crate::selection::{count_ranked, cut_values, label_in_groups};
 use crate::snapshot::Snapshot;
 use crate::threads::parallel;

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::columns::column;
 use crate::datafile::{ColumnSpec, DataFile, FileEntry};
 use crate::error::{PoolError, Result};
 use crate::format::{
@@ -18,7 +19,7 @@ use crate::parts::{Column, RunPlace};
 use crate::ranking::{OwnRun, merge_runs, score_key, tie_hash};
 use crate::recovery::{log_starts, read_settled, recover};
 use crate::segment::{
-    Tokens, column, prompt_column, prompt_columns, run_columns, score_columns, segment_columns,
+    Tokens, prompt_column, prompt_columns, run_columns, score_columns, segment_columns,
     text_position,
 };
 use crate::snapshot::Snapshot;

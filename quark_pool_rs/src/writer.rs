@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::batch::Batch;
 use crate::checksum::Digest256;
+use crate::columns::{Found, NumberArrays};
 use crate::compaction::{Group, merge_prompts, merge_segments, runs_within};
 use crate::datafile::FileEntry;
 use crate::error::{PoolError, Result};
@@ -130,20 +131,17 @@ impl Writer {
             .map(|&(name, scores)| (name, scores, sort_scores(scores, first, settings.tie_seed)))
             .collect();
         let for_all = |value: u32| vec![value; batch.prompt_index.len()];
-        let rows = SegmentRows {
-            prompts: batch.prompt_index.iter().map(|&i| ids[i as usize]).collect(),
-            tokens: batch.completion_tokens,
-            offsets: batch.completion_offsets.iter().map(|&at| at as i32).collect(),
-            finish: batch.finish,
+        let found = Found {
+            prompt: batch.prompt_index.iter().map(|&i| ids[i as usize]).collect(),
             round: for_all(batch.round),
             chunk: for_all(batch.chunk),
             policy_step: for_all(batch.policy_step),
-            reward_tokens: batch.reward_tokens,
             settings: for_all(known.unwrap_or(snapshot.sampling_settings.len()) as u32),
-            seeds: batch.seeds,
-            logprob_policy: batch.logprob_policy,
-            logprob_reference: batch.logprob_reference,
-            logprob_sampled: settings.has_sampled_logprobs().then_some(batch.logprob_sampled),
+        };
+        let rows = SegmentRows {
+            tokens: batch.completion_tokens,
+            offsets: batch.completion_offsets.iter().map(|&at| at as i32).collect(),
+            numbers: NumberArrays::new(found, &batch.given),
             texts: batch.completion_texts,
             scores: ranked.iter().map(|(n, s, (order, _))| (*n, *s, order.clone())).collect(),
         };
