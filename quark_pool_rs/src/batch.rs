@@ -1,4 +1,8 @@
 //! What goes into a pool in one commit, and what is refused at the door.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use crate::columns::Given;
 use crate::error::{PoolError, Result};

@@ -288,6 +288,7 @@ sample_columns! {
 }
 
 /// How many of the columns there are in each version of the format.
+#[expect(clippy::indexing_slicing, reason = "computed when the crate is compiled")]
 const NUM_COLUMNS: [usize; FORMAT_VERSION as usize + 1] = {
     let mut counts = [0; FORMAT_VERSION as usize + 1];
     let mut version = 0;
@@ -364,12 +365,14 @@ fn refuse_numbers<T: Number>(
     if column.is_in(settings) {
         return Ok(());
     }
-    let is_known = |number: &T| !number.value().is_like(column.blank);
-    let Some(row) = numbers.iter().position(is_known) else { return Ok(()) };
+    let mut values = numbers.iter().map(|number| number.value()).enumerate();
+    let Some((row, value)) = values.find(|(_, value)| !value.is_like(column.blank)) else {
+        return Ok(());
+    };
     Err(PoolError::invalid(format!(
         "{}[{row}] is {}, which a pool of format version {} has no place for: give {}, or append to a new pool",
         column.given.unwrap_or(column.name),
-        numbers[row].value(),
+        value,
         settings.format,
         column.blank,
     )))

@@ -2,6 +2,10 @@
 //!
 //! Here it is decided which, and their rows are put one after another; `pool` writes and commits. Samples
 //! keep ids and values, so what is read and what is drawn stays the same. Rules: FORMAT.md, "A compaction".
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::ops::Range;
 

@@ -31,6 +31,8 @@
 //! format  processor  memory  error            limits | loops in the processor's widest vectors | whether there is memory
 //! ```
 
+#![warn(clippy::indexing_slicing)]
+
 mod aging;
 pub mod batch;
 mod beneath;

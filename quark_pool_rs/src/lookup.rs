@@ -1,4 +1,8 @@
 //! Samples, prompts and scores of a snapshot, by id.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::sync::Arc;
 

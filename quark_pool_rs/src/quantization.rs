@@ -3,6 +3,10 @@
 //! A ranking is by a score column, of which sorted runs exist, or by values that are made when they are
 //! needed (a combination of columns, a part of the samples, ranks within a prompt). Rules:
 //! `quark/pool/base.py`.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::sync::Arc;
 

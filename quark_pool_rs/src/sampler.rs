@@ -2,6 +2,10 @@
 //!
 //! Batch `step` takes the slots `step * B .. (step + 1) * B` of an endless sequence, so it can be drawn
 //! without the ones before it. Rules: `quark/pool/base.py`.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};

@@ -110,8 +110,9 @@ pub fn encode_scores(
     order: Vec<u32>,
 ) -> (Vec<u8>, FileEntry) {
     let columns = score_columns(settings, scores.len() as u64);
+    let order_kind = order_kind(settings, scores.len() as u64);
     let arrays: Vec<ArrayRef> =
-        vec![Arc::new(Float32Array::from(scores.to_vec())), order_array(columns[1].1, order)];
+        vec![Arc::new(Float32Array::from(scores.to_vec())), order_array(order_kind, order)];
     encode(name, &columns, arrays)
 }
 

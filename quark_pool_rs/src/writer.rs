@@ -1,6 +1,10 @@
 //! The hand that writes: data files, then the record that lists them, each made durable before the next.
 //!
 //! The order of the steps of an append is the commit argument of FORMAT.md; do not change one without the other.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::path::Path;
 

@@ -1,4 +1,8 @@
 //! Arrays of the caller's.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::collections::HashMap;
 

@@ -1,4 +1,8 @@
 //! The classes. Each method takes what it needs, releases the interpreter and calls the core.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

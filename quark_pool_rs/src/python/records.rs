@@ -98,7 +98,7 @@ impl SampleColumn {
     }
 }
 
-/// The name that NumPy has for a type.
+/// The array type of a kind.
 fn dtype(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::U8 => Some("uint8"),

@@ -1,4 +1,8 @@
 //! `Sampler`, for Python. Each method takes what it needs, releases the interpreter and calls the core.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::sync::{Arc, Mutex, PoisonError};
 
