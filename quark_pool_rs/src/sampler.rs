@@ -201,11 +201,6 @@ impl Sampler {
         &self.quantization
     }
 
-    /// Samples of a batch that are this rank's.
-    pub fn num_rows(&self) -> usize {
-        (self.settings.batch_size - self.settings.rank).div_ceil(self.settings.world_size)
-    }
-
     /// How many batches there are until too few samples are left for one; None without end.
     pub fn num_batches(&self) -> Option<u128> {
         self.schedule.num_slots().map(|slots| slots / self.settings.batch_size as u128)
