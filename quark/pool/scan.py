@@ -22,6 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
+from quark._pool_rs import SAMPLE_COLUMNS
 from quark.pool.base import Sample
 from quark.pool.info import PoolSettings
 from quark.pool.segments import Appended, Segment, segments_of
@@ -57,17 +58,10 @@ SCANNED = COLUMNS | dict.fromkeys(
 
 _IN_MANIFEST = ("key", "round", "chunk")
 _IN_SEGMENT = {
-    "prompt_id": "prompt",
-    "completion_tokens": "completion",
-    "completion_text": "completion_text",
-    "finish_reason": "finish",
-    "policy_step": "policy_step",
-    "reward_token": "reward_token",
-    "seed": "seed",
-    "logprob_policy": "logprob_policy",
-    "logprob_reference": "logprob_reference",
-    "logprob_sampled": "logprob_sampled",
-}
+    column.shown: column.name
+    for column in SAMPLE_COLUMNS
+    if column.shown is not None and column.shown not in _IN_MANIFEST
+} | {"completion_text": "completion_text"}
 """Column -> its name in the segment files."""
 _LOOKED_UP = {
     "prompt_text": "prompt",
@@ -148,8 +142,7 @@ class _Source:
         known = {"id", *of_appends.columns, *self._score_names}
         if not self._pool.settings.store_text:
             known.add("completion_text")
-        if not self._pool.has_sampled_logprobs:
-            known.add("logprob_sampled")
+        known |= self._pool.absent_columns
         conditions = [] if predicate is None else _conjuncts(predicate)
         early = [
             condition for condition in conditions if known.issuperset(condition.meta.root_names())

@@ -34,13 +34,13 @@ def segments_of(pool: Appended) -> list[Segment]:
     """The appends of ``pool.snapshot``, by first id."""
     return [
         Segment(
-            file=pool.path / file,
-            offset=first - begin,
-            key=key,
-            first=first,
-            count=count,
-            round=round_,
-            chunk=chunk,
+            file=pool.path / append.file,
+            offset=append.first - append.file_first,
+            key=append.key,
+            first=append.first,
+            count=append.num_samples,
+            round=append.round,
+            chunk=append.chunk,
         )
-        for file, begin, key, first, count, round_, chunk in pool.appends()
+        for append in pool.appends()
     ]

@@ -243,29 +243,3 @@ def test_the_package_runs_as_a_module() -> None:
         timeout=60,
     ).stdout
     assert out.strip() == f"quark {quark.__version__}"
-
-
-def test_the_stub_and_the_built_extension_name_the_same_things() -> None:
-    extension = pytest.importorskip("quark._pool_rs", reason="the Rust extension is not built")
-    stub = PACKAGE / "_pool_rs.pyi"
-    names: dict[str, set[str]] = {}
-    for node in ast.parse(stub.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef):
-            names[node.name] = {
-                item.name if isinstance(item, ast.FunctionDef) else item.target.id  # type: ignore[union-attr]
-                for item in node.body
-                if isinstance(item, ast.FunctionDef | ast.AnnAssign)
-            }
-        elif isinstance(node, ast.FunctionDef):
-            names[node.name] = set()
-        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) != "TypeAlias":
-            names[ast.unparse(node.target)] = set()
-    names = {name: members for name, members in names.items() if not name.startswith("_")}
-    assert names.keys() == {name for name in dir(extension) if not name.startswith("_")}
-    for name, members in names.items():
-        thing = getattr(extension, name)
-        missing = {member for member in members if not hasattr(thing, member)}
-        assert not missing, f"{name} lacks {missing}"
-        if isinstance(thing, type):
-            public = {member for member in vars(thing) if not member.startswith("_")}
-            assert public <= members, f"the stub's {name} lacks {public - members}"
