@@ -30,27 +30,29 @@ MAX_PROMPT_BYTES = 1 << 20
 
 
 class PromptConfig(Settings):
-    """Which prompts to train and to evaluate on."""
+    """Prompts for training and evaluation."""
 
     source: str = "embedded:reviews"
     """A ``.jsonl``, ``.txt`` (one prompt a line) or ``.parquet`` file, or ``embedded:reviews``."""
     field: str = "prompt"
-    """The column of a JSONL or Parquet file; an object in it is read by its ``text`` key, as
-    RealToxicityPrompts has it."""
+    """The column of a JSONL or Parquet file; if it holds an object, as in RealToxicityPrompts, its
+    ``text`` key is read."""
     where: str | None = None
-    """Keep only rows where a number in the record fits, e.g. ``"prompt.toxicity >= 0.5"``; dots lead into nested
-    objects. Rows without that number are left out."""
+    """Keep only rows whose record satisfies a numeric condition, e.g. ``"prompt.toxicity >= 0.5"``;
+    dots address nested objects. Rows without the number are left out."""
     evaluation_source: str | None = None
     """A file with the held-out prompts; unset takes rows with ``split`` = ``eval`` or ``validation``, or else a seeded
     part of the source. Only rows with ``split`` = ``train``, or none, are trained on."""
     num_evaluation: int = Field(128, ge=1)
-    """How many prompts are held out for evaluation, at most; of a seeded part, half of the different prompts at most."""
+    """Maximum number of prompts held out for evaluation; a seeded part is at most half of the
+    distinct prompts."""
     limit: int | None = Field(None, ge=1)
-    """Use only this many training prompts, a seeded choice."""
+    """Use only this many training prompts, chosen by the seed."""
     max_tokens: int = Field(64, ge=1)
     """Longer prompts are handled as ``over_long`` says."""
     over_long: Literal["truncate", "skip", "fail"] = "truncate"
-    """Keep the last ``max_tokens`` tokens, leave the prompt out (both counted and said), or stop."""
+    """Keep the last ``max_tokens`` tokens, leave the prompt out (both are counted and reported), or
+    stop."""
 
     @field_validator("where")
     @classmethod
@@ -80,7 +82,8 @@ class PromptSet:
     train: tuple[Prompt, ...]
     evaluation: tuple[Prompt, ...]
     notes: tuple[str, ...] = ()
-    """What a person should know: prompts truncated or skipped, repeats of held-out ones, few of them."""
+    """Notes for the user: prompts truncated or skipped, repeats of held-out prompts, too few
+    prompts."""
 
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")

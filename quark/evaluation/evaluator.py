@@ -29,21 +29,21 @@ from quark.types import Completion, Prompt
 
 
 class EvaluationConfig(Settings):
-    """What is measured on held-out prompts, and when."""
+    """Measurements on held-out prompts."""
 
     every_rounds: int = Field(1, ge=1)
     """Evaluate under the best token after this many rounds (always after the last)."""
     completions_per_prompt: int = Field(1, ge=1)
-    """Completions of each prompt; with several, expected maximum and probability metrics mean something."""
+    """Completions of each prompt; expected-maximum and probability metrics need several."""
     judges: tuple[RewardName, ...] = ()
     """Further rewards that are measured and never trained on, by name, e.g. ``["vader"]``."""
     control_curve: bool = True
     """At the end, evaluate under every reward token."""
     control_gap: bool = True
-    """At every evaluation, measure the lowest token too: how far the model can be steered, and what the alerts
-    on the control curve watch. Costs as much again."""
+    """Also measure the lowest token at every evaluation: shows how far the model can be steered,
+    and feeds the alerts on the control curve. Doubles the cost of an evaluation."""
     show_prompts: int = Field(4, ge=0)
-    """Prompts answered before and after, shown at the end."""
+    """Number of prompts whose answers before and after are shown at the end."""
     top_p: float | None = Field(None, gt=0.0, le=1.0)
     """Nucleus mass while evaluating; unset takes ``sampling.top_p`` (the literature reports 0.9)."""
 
@@ -63,7 +63,7 @@ class Evaluation:
     """The figures of one model under one token."""
 
     quantile: int | None
-    """Whose token was given; None for no token."""
+    """Quantile whose token was given; None without a token."""
     rewards: NDArray[np.float32]
     """[N] NaN = not scored."""
     completions: Sequence[Completion]
@@ -77,7 +77,8 @@ class Evaluation:
     drifts: NDArray[np.float64]
     """[N] KL(q || p0) along each completion, in nats, of the distribution q that it was sampled from."""
     failures: Sequence[str] = ()
-    """How many completions got no score, of the reward or of a judge, and why; empty where all did."""
+    """Number of completions without a score, by the reward or by a judge, and the reason; empty if
+    all have one."""
 
 
 class Evaluator:

@@ -50,35 +50,37 @@ from quark.settings import Settings
 
 
 class ModelConfig(Settings):
-    """Which model is trained."""
+    """The model to train."""
 
     name: str = "embedded:reviews"
     """Hub name, folder, path of a ``.gguf`` file, ``package:NAME`` (the folder of an installed Python
     package), or ``embedded:reviews`` (ships with quark)."""
     gguf_file: str | None = None
-    """Name of a GGUF file in that repository or folder; it is converted once, into the cache."""
+    """Name of a GGUF file in that repository or folder; it is converted once and cached."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     cache_dir: Path | None = None
-    """Where converted GGUF models are kept; unset is ``quark/models`` in the user's cache folder."""
+    """Folder for converted GGUF models; unset is ``quark/models`` in the user's cache folder."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the weights."""
     gradient_checkpointing: bool = False
-    """Let backward compute each layer again instead of keeping what it needs of it: less memory, about a third
-    more time, the same numbers."""
+    """Recompute each layer in backward instead of keeping its activations: less memory, about a
+    third more time, the same numbers."""
     shift_positions: bool | None = None
-    """Give the reward token a position of its own, so that prompts and completions stand where the original
-    model has them. Unset: on where positions are absolute (GPT-2, OPT), off elsewhere."""
+    """Give the reward token a position of its own, so that prompts and completions keep the
+    positions that the original model gives them. Unset: on if positions are absolute (GPT-2, OPT),
+    else off."""
     reward_token_std_scale: float = Field(1.0, ge=0.0)
-    """Spread of the new reward tokens' vectors, in standard deviations of the existing ones. 0 begins all of them as one
-    vector, the mean: the tokens then differ by what they learn alone. Random vectors are K random distributions to
-    begin with, and with few samples that is more noise than there is signal."""
+    """Spread of the new reward tokens' vectors, in standard deviations of the existing ones. 0
+    starts all of them at the same vector, the mean, so they differ only by what they learn. Random
+    vectors start as K random distributions, which is more noise than signal if there are few
+    samples."""
     lowest_words: tuple[str, ...] = ()
-    """Begin the reward tokens from meanings that the model knows: the lowest from the mean vector of these words,
-    the best from that of ``highest_words``, the others in between. Unset draws them at random, as the paper does.
-    Where there are few steps, this is worth many of them."""
+    """Start the reward tokens from known meanings: the lowest from the mean vector of these words,
+    the best from that of ``highest_words``, the others in between. Unset draws them at random, as
+    in the paper. In a short run, this saves many steps."""
     highest_words: tuple[str, ...] = ()
-    """The other end of ``lowest_words``."""
+    """The words for the best token; see ``lowest_words``."""
     lora: LoraConfig = LoraConfig()
     """Train low-rank adapters instead of all weights."""
 

@@ -42,11 +42,11 @@ class LoraConfig(Settings):
     alpha: float = Field(16.0, gt=0.0)
     """The adapters' output is scaled by ``alpha / rank``."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of the adapters' inputs that is dropped in training steps, never elsewhere. Above 0, the measured KL is
-    that of a model with holes."""
+    """Share of the adapters' inputs that is dropped in training steps, never elsewhere. Above 0,
+    the KL that steps report includes dropout noise."""
     target_modules: tuple[str, ...] = ()
-    """Names, or ends of names, of the modules that get an adapter, e.g. ``["q_proj", "v_proj"]``. Unset takes every
-    linear layer but the vocabulary head."""
+    """Names, or ends of names, of the modules that get an adapter, e.g. ``["q_proj", "v_proj"]``.
+    Unset takes every linear layer except the vocabulary head."""
 
 
 class RewardTokenEmbedding(nn.Module):

@@ -41,7 +41,7 @@ class KLDirection(StrEnum):
 
 
 class Reduction(StrEnum):
-    """How token losses become one number."""
+    """How token losses are reduced to one number."""
 
     SEQUENCE_SUM = "sequence_sum"
     """Sum over each sequence, mean over sequences (the paper)."""
@@ -50,7 +50,7 @@ class Reduction(StrEnum):
 
 
 class LMSoftmax(StrEnum):
-    """Over which columns the likelihood is normalized."""
+    """The columns over which the likelihood is normalized."""
 
     BASE = "base"
     """The base vocabulary: the distribution that is sampled from."""
@@ -84,42 +84,47 @@ class QuarkObjectiveConfig(Settings):
     contrast_coef: float = Field(0.0, ge=0.0)
     """Weight of the contrast between each sample's own reward token and others. 0 is the paper."""
     contrast_tokens: int = Field(1, ge=1)
-    """Other tokens that each sample is contrasted with, drawn anew in every step; at most K - 1 are there."""
+    """Number of other tokens that each sample is contrasted with, drawn again in every step; at
+    most K - 1."""
     contrast_temperature: float = Field(1.0, gt=0.0)
-    """Divides the sequences' log-probabilities in the contrast."""
+    """Divides the log-probabilities of sequences in the contrast."""
     kl_tokens: KLTokens = KLTokens.OWN
-    """Under which reward tokens the KL is penalized: ``own`` are those that a sample learns under, ``all`` also those
-    that it is contrasted with."""
+    """Reward tokens under which the KL is penalized: ``own`` are those that a sample trains under,
+    ``all`` also those that it is contrasted with."""
     advantage_coef: float = Field(0.0, ge=0.0)
     """Weight of the quantile advantage: the sample's rank, standardized, times its log-probability under the best
     token. 0 is the paper."""
     advantage_scope: AdvantageScope = AdvantageScope.PROMPT
-    """Among which samples the advantage ranks: ``prompt``, the completions of one prompt in one round, or ``round``, all
-    samples of one round."""
+    """Samples among which the advantage ranks: ``prompt``, the completions of one prompt in one
+    round, or ``round``, all samples of one round."""
     ratio_clip: float = Field(1.0, gt=0.0)
-    """A sample with a negative advantage counts by pi(y) over the probability that it was sampled with, at most this.
-    So one that the policy no longer writes stops pushing (TOPR, Le Roux et al. 2025)."""
+    """A sample with a negative advantage is weighted by pi(y) over its sampling probability, at
+    most this. A sample that the policy no longer writes then stops contributing (TOPR, Le Roux et
+    al. 2025)."""
     kl_coef: float = Field(0.05, ge=0.0)
-    """Weight of the KL penalty; the first value where ``kl_target`` is set."""
+    """Weight of the KL penalty; the initial value if ``kl_target`` is set."""
     kl_direction: KLDirection = KLDirection.REFERENCE_TO_POLICY
-    """Which divergence is penalized; both are always reported."""
+    """The divergence that is penalized; both are always reported."""
     kl_target: float | None = Field(None, gt=0.0)
-    """Adapt ``kl_coef``, which then begins above 0, so that the penalized KL becomes this many nats a sequence; unset keeps it fixed."""
+    """Adapt ``kl_coef``, which must then start above 0, so that the penalized KL reaches this many
+    nats per sequence; unset keeps it fixed."""
     kl_horizon: float = Field(2500.0, gt=0.0)
     """Slowness of that adaptation, in sequences."""
     entropy_coef: float = Field(0.0, ge=0.0)
     """Weight of the entropy bonus (the published code: 0.06)."""
     entropy_target: float | None = Field(None, gt=0.0)
-    """Adapt ``entropy_coef``, which then begins above 0, so that the entropy becomes this many nats a sequence; unset keeps it fixed."""
+    """Adapt ``entropy_coef``, which must then start above 0, so that the entropy reaches this many
+    nats per sequence; unset keeps it fixed."""
     entropy_horizon: float = Field(2500.0, gt=0.0)
     """Slowness of that adaptation, in sequences."""
     reduction: Reduction = Reduction.SEQUENCE_SUM
-    """How token losses become one number."""
+    """How token losses are reduced to one number."""
     lm_softmax: LMSoftmax = LMSoftmax.BASE
-    """Over which columns the likelihood is normalized. KL and entropy are over the base vocabulary."""
+    """The columns over which the likelihood is normalized. KL and entropy are over the base
+    vocabulary."""
     length_groups: int = Field(3, ge=1)
-    """Run a batch in at least this many parts of similar length, so that less padding is computed and less memory
-    taken. The loss is the same. A batch without padding is not divided for it."""
+    """Run a batch in at least this many parts of similar length, to save padding and memory. The
+    loss is the same. A batch without padding is not divided."""
 
     @model_validator(mode="after")
     def _has_a_term_that_learns(self) -> Self:

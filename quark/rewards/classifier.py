@@ -21,20 +21,21 @@ _CONTENT = frozenset({".safetensors", ".json", ".txt", ".model"})
 
 
 class ClassifierConfig(Settings):
-    """Which classifier and which of its labels."""
+    """The classifier and the label."""
 
     model: str = ""
     """Folder or hub name of a sequence classifier with safetensors weights."""
     revision: str | None = None
-    """Commit, tag or branch on the hub; name a commit to get the same model for ever."""
+    """Commit, tag or branch on the hub; name a commit to always get the same model."""
     label: str | int | None = None
-    """Name or index of the label that is the reward; may be left out if there is only one."""
+    """Name or index of the label that is the reward; optional if there is only one."""
     output: Literal["probability", "logit"] = "probability"
     """Logits have no ceiling, so they still rank where probabilities are all close to 1."""
     batch_size: int = Field(default=32, ge=1)
     """Texts in one forward pass."""
     max_length: int | None = Field(default=None, ge=1)
-    """Longer texts are cut, in tokens; default: the tokenizer's limit, at most 512 where it has none."""
+    """Longer texts are cut, in tokens; default: the tokenizer's limit, at most 512 if it has
+    none."""
     device: str = "auto"
     """``auto`` takes a GPU if there is one; or a torch device such as ``cpu`` or ``cuda:1``."""
 

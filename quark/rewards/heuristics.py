@@ -15,16 +15,16 @@ from quark.types import Json
 
 
 class LengthConfig(Settings):
-    """How long completions should be."""
+    """The desired length of completions."""
 
     unit: Literal["words", "characters"] = "words"
-    """What is counted; words stand between whitespace."""
+    """Unit of length; words are separated by whitespace."""
     target: int | None = Field(default=None, ge=0)
-    """The one best length; instead of the limits."""
+    """The single best length, instead of the limits."""
     minimum: int = Field(default=0, ge=0)
     """Shortest length with full reward."""
     maximum: int | None = Field(default=None, ge=0)
-    """Longest length with full reward; none means any."""
+    """Longest length with full reward; unset means any."""
 
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:
@@ -43,7 +43,7 @@ class RegexConfig(Settings):
     mode: Literal["match", "count"] = "match"
     """``match``: 1 if found, else 0. ``count``: how often, without overlaps."""
     ignore_case: bool = False
-    """Upper and lower case are the same."""
+    """Ignore upper and lower case."""
     unwanted: bool = False
     """Finding the pattern is bad: the reward is one minus the match, or minus the count."""
 

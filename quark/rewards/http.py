@@ -19,7 +19,7 @@ _TIMEOUT_S = 30.0
 
 
 class HttpConfig(HttpSettings):
-    """Where the scores come from."""
+    """The server that returns scores."""
 
 
 class HttpReward:
