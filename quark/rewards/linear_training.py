@@ -345,7 +345,7 @@ A linear scorer over hashed word and character n-grams, trained by quark on `{so
 The score of a text lies in (0, 1); the reward is {reward}.
 
 {figures_table(report)}
-The data's licence and terms are those of `{source}`: state them here before you pass this scorer on.
+The license and terms of the data are those of `{source}`. State them here before you pass this scorer on.
 """
 
 
