@@ -33,7 +33,8 @@ _SHOWN = 200
 _DECOMPRESSED_AT_ONCE = 1 << 16
 
 MAX_ANSWER_BYTES: Final = 1 << 24
-"""The largest answer that is read, after decompression. Longer ones hold something else than scores or a completion."""
+"""The largest answer that is read, after decompression. Longer ones hold something else than scores
+or a completion."""
 
 
 class HttpSettings(Settings):

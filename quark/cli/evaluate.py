@@ -22,7 +22,8 @@ _COLUMNS = (
     ("distinct-2", "distinct_2", 2),
     ("length", "completion_length_mean", 1),
 )
-"""Columns of the table; ``--json`` has every figure. KL is that of the sampled distribution, per token and per completion."""
+"""Columns of the table; ``--json`` has every figure. KL is that of the sampled distribution, per
+token and per completion."""
 
 
 def evaluate(

@@ -59,9 +59,9 @@ def fit(
 ) -> None:
     """Test on an existing pool whether a model can learn its reward, without generating or scoring.
 
-    Some of the prompts are held out. On their samples the command measures, every few steps, how well the reward
-    tokens tell good from bad, and says at the end whether that is better than chance and when to stop. The pool is
-    only read.
+    Some of the prompts are held out. On their samples the command measures, every few steps, how
+    well the reward tokens tell good from bad, and says at the end whether that is better than
+    chance and when to stop. The pool is only read.
 
     **Examples**
 

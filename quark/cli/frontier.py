@@ -52,8 +52,8 @@ def frontier(
 ) -> None:
     """Measure reward against drift of a trained model, for every token and for guidance from 0 upward.
 
-    Drift is KL(sampled || original) in nats per completion. The result is kept in the run, and `quark report` draws
-    it. Intervals are 95 % over prompts.
+    Drift is KL(sampled || original) in nats per completion. The result is kept in the run, and
+    `quark report` draws it. Intervals are 95 % over prompts.
 
     **Examples**
 

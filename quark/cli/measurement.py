@@ -170,7 +170,10 @@ def configured(
 
 
 def _held_out(source: TrainedModel, config: RunConfig, progress: Console) -> tuple[Prompt, ...]:
-    """The prompts that a run held out, even if its prompt file has changed since; those of the default file for a model."""
+    """The prompts that a run held out, even if its prompt file has changed since.
+
+    Without a run: the prompts of the default file.
+    """
     from quark.cli.console import foreign
     from quark.run_directory import RunDirectory
     from quark.training.parts import prompts_of

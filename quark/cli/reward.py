@@ -141,8 +141,9 @@ def check(
 ) -> None:
     """Call a reward on a few samples and report whether a run can rely on it.
 
-    Shows every score and looks for what makes training fail or stand still: errors, missing scores, one
-    constant score, ties, slowness, answers that change from call to call. Exits with status 3 if a run could not use it.
+    Shows every score and looks for what makes training fail or stand still: errors, missing scores,
+    one constant score, ties, slowness, answers that change from call to call. Exits with status 3
+    if a run could not use it.
 
     **Examples**
 

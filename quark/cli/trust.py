@@ -43,9 +43,10 @@ def check_reach(
 
 
 def check_source(loaded: LoadedConfig, source: str | None, allow: Collection[str] | None) -> None:
-    """Check the reach of a configuration that is a run's own file: passing its path does not vouch for a stranger's text.
+    """Check the reach of a configuration that is a run's own file.
 
-    Values of ``--set`` are the user's own.
+    Passing the path of a stranger's file does not vouch for its text. Values of ``--set`` are the
+    user's own.
 
     Raises:
         ConfigError: the user has not allowed it.

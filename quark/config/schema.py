@@ -1,6 +1,7 @@
-"""The whole configuration: every room's section, composed.
+"""The whole configuration: composed of the sections of all modules.
 
-A knob is declared in the room that obeys it; only what belongs to the loop itself is declared here.
+A setting is declared in the module that uses it; only what belongs to the loop itself is declared
+here.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ class TrackingSection(Settings):
 
 
 class RunConfig(Settings):
-    """Everything a run can be told."""
+    """All settings of a run."""
 
     run: RunSection = RunSection()
     model: ModelConfig = ModelConfig()
@@ -230,10 +231,11 @@ class RunConfig(Settings):
 
     @property
     def overlaps_scoring(self) -> bool:
-        """Whether rewards are asked while the next chunk is generated.
+        """Whether a chunk is scored while the next one is generated.
 
-        By itself only where that cannot matter to the reward: a function may care in which thread it
-        runs (an SQLite connection does), and the built-in scorers have the same cores to share.
+        The default turns it on only if that cannot affect the reward: a function may care in which
+        thread it runs (an SQLite connection does), and the built-in scorers have the same cores to
+        share.
         """
         if self.run.overlap_scoring is not None:
             return self.run.overlap_scoring
@@ -253,7 +255,7 @@ class RunConfig(Settings):
         if self.model.lora.rank and self.objective.lm_softmax is LMSoftmax.ENLARGED:
             raise ValueError(
                 'objective.lm_softmax = "enlarged" trains the vocabulary head\'s columns of the reward tokens, '
-                'which stay as they are with model.lora.rank: leave it at "base"'
+                'which model.lora.rank keeps fixed: leave it at "base"'
             )
         if self.objective.contrast_coef and self.pool.num_quantiles == 1:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""How good a model is on held-out prompts: reward, judges it was never trained on, KL, fluency, diversity."""
+"""Measures a model on held-out prompts: reward, judges that it was never trained on, KL, fluency, diversity."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class EvaluationConfig(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likelihoods:
-    """What two models say of some completions."""
+    """Figures of two models for some completions."""
 
     metrics: Mapping[str, float]
     """Means over all tokens or completions, named as in docs/metrics.md."""
@@ -87,11 +87,11 @@ class Evaluator:
     Args:
         prompts: held out.
         reference: for KL and perplexity.
-        reward: what is trained on.
-        judges: what is not, by name.
+        reward: the reward that is trained on.
+        judges: rewards that are not, by name.
         completions_per_prompt: as configured.
-        sampling: how the generators that are measured sample.
-        retries: calls of the reward or a judge that are made again where one raises.
+        sampling: the sampling settings of the measured generators.
+        retries: how often a call of the reward or a judge is repeated if it raises.
         seed: derived; the same for every model, so that models are compared on equal draws.
     """
 
@@ -117,11 +117,11 @@ class Evaluator:
         self._retries = retries
 
     def evaluate(self, generator: Generator, policy: Policy, *, quantile: int | None) -> Evaluation:
-        """Measure what ``generator`` gives under the token of ``quantile``.
+        """Measure the completions of ``generator`` under the token of ``quantile``.
 
         Args:
-            generator: samples from the policy, or from the reference where ``quantile`` is None.
-            policy: its KL to the reference is measured where a token is given.
+            generator: samples from the policy, or from the reference if ``quantile`` is None.
+            policy: its KL to the reference is measured if a token is given.
             quantile: None measures the original model.
         """
         completions = self.sample(generator, quantile=quantile)
@@ -139,7 +139,7 @@ class Evaluator:
         *,
         quantile: int | None,
     ) -> Evaluation:
-        """The figures of completions that ``sample`` gave, what ``likelihoods`` gave of them among these."""
+        """The figures of completions from ``sample``, including those from ``likelihoods``."""
         texts = [c.text for c in completions]
         prompts = [c.prompt.text for c in completions]
         outcome = score(self._reward, prompts, texts, on_error="nan", retries=self._retries)
@@ -185,9 +185,10 @@ class Evaluator:
     ) -> Likelihoods:
         """Exact KL in both directions and the reference's perplexity, in nats per completion token.
 
-        ``kl_sampled_to_reference`` is KL(q || p0) of the distribution q that is sampled from, with its guidance,
-        temperature and truncation, and ``kl_sampled_per_completion`` its sum over a completion: the drift of the
-        texts that a user gets. Both are means over the completions, each term exact over the vocabulary.
+        ``kl_sampled_to_reference`` is KL(q || p0) of the sampled distribution q, with its guidance,
+        temperature and truncation, and ``kl_sampled_per_completion`` its sum over a completion: the
+        drift of the texts that a user gets. Both are means over the completions, each term exact
+        over the vocabulary.
 
         Arguments as those of ``evaluate``; no reward is asked.
         """
@@ -242,7 +243,7 @@ class Evaluator:
         batch: TrainingBatch,
         policy: Policy,
     ) -> Tensor:
-        """KL(q || p0) [M] at every completion token, for the distribution q that is sampled from."""
+        """KL(q || p0) [M] at every completion token, for the sampled distribution q."""
         models = [rows, original] if away is None else [rows, original, away]
         width = policy.reward_tokens.base_vocab_size
         stops = torch.tensor(
@@ -267,7 +268,7 @@ class Evaluator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rows:
-    """Completions padded as the pool pads its samples."""
+    """Completions, padded as the pool pads its samples."""
 
     quantiles: NDArray[np.int16]
     prompt_tokens: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""What a generator is: prompts in, completions out, token for token as sampled."""
+"""The interface of a generator: prompts in, completions out, token for token as sampled."""
 
 from __future__ import annotations
 

@@ -3,12 +3,13 @@
 Section 2 of Lu et al. 2022: maximize, over samples (x, y) of quantile k,
 log pi(y | x, r_k) - kl_coef * sum_t KL(p0(. | y_<t, x) || pi(. | y_<t, x, r_k)).
 
-Two terms are not in the paper. The contrast minimizes -log P(k | x, y), where P(j | x, y) is proportional to
-pi(y | x, r_j) ** (1 / contrast_temperature) over the own token and some others: the label that the policy itself
-would give the sample (compare GeDi, Krause et al. 2020). log(1 + contrast_tokens) minus it is the InfoNCE bound on
-the mutual information between reward token and completion, in nats. Its gradient scales the likelihood's,
-sequence by sequence: by 1 - P(k) under the own token and by -P(j) under another. The quantile advantage weighs
-log pi(y | x, r_best) by the sample's standardized rank, with a clipped importance ratio where that is negative.
+Two terms are not in the paper. The contrast minimizes -log P(k | x, y), where P(j | x, y) is
+proportional to pi(y | x, r_j) ** (1 / contrast_temperature) over the own token and some others: the
+label that the policy itself would give the sample (compare GeDi, Krause et al. 2020). log(1 +
+contrast_tokens) minus it is the InfoNCE bound on the mutual information between reward token and
+completion, in nats. Its gradient scales the likelihood's, sequence by sequence: by 1 - P(k) under
+the own token and by -P(j) under another. The quantile advantage weighs log pi(y | x, r_best) by the
+sample's standardized rank, with a clipped importance ratio where that is negative.
 """
 
 from __future__ import annotations
@@ -257,9 +258,10 @@ class QuarkObjective:
     ) -> tuple[Tensor, Tensor, float, float]:
         """The loss with contrast and advantage, the sums [4] under the first token, and these two terms' own sums.
 
-        One pass of the policy over every sequence under each of its tokens: its own, the best, and the others.
-        Contrast and advantage depend on the completion's log-probabilities S alone, and d loss / d S is known from
-        the values of S. So their gradient reaches the logits as a weight of each sequence's likelihood.
+        One pass of the policy over every sequence under each of its tokens: its own, the best, and
+        the others. Contrast and advantage depend on the completion's log-probabilities S alone, and
+        d loss / d S is known from the values of S. So their gradient reaches the logits as a weight
+        of each sequence's likelihood.
         """
         config, base_vocab_size = self.config, policy.reward_tokens.base_vocab_size
         tokens = []

@@ -38,16 +38,17 @@ def _known(name: str) -> str:
 
 
 RewardName = Annotated[str, AfterValidator(_known)]
-"""What names a reward wherever one is configured."""
+"""Validation of a reward's name."""
 
 
 class RewardConfig(Settings):
     """The reward for completions."""
 
     name: RewardName = "sentiment"
-    """``sentiment``, ``toxicity`` (one minus it), ``vader``, ``diversity``, ``length``, ``regex``, ``classifier``,
-    ``http``; a function of your own as ``module:function`` or ``path/to/file.py:function``; or the folder of
-    a scorer made by ``quark reward train``, written with a slash (``./my-scorer``)."""
+    """``sentiment``, ``toxicity`` (one minus it), ``vader``, ``diversity``, ``length``, ``regex``,
+    ``classifier``, ``http``; a function of your own as ``module:function`` or
+    ``path/to/file.py:function``; or the folder of a scorer made by ``quark reward train``, written
+    with a slash (``./my-scorer``)."""
     input: Literal["completion", "prompt_and_completion"] = "completion"
     """The text that is scored: the completion alone (as in the paper), or the prompt followed by
     it. Functions and HTTP always get the two separately."""

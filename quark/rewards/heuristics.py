@@ -58,7 +58,7 @@ class RegexConfig(Settings):
 
 
 class DiversityReward:
-    """Product of (1 - rep-n) for n = 2, 3, 4: 1 where nothing is repeated (the paper's repetition task)."""
+    """Product of (1 - rep-n) for n = 2, 3, 4: 1 if nothing is repeated (the paper's repetition task)."""
 
     name: Final = "diversity"
 
@@ -84,7 +84,7 @@ class LengthReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """Which lengths are wanted."""
+        """The desired lengths."""
         return self._config.model_dump(mode="json", exclude_none=True)
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
@@ -103,7 +103,7 @@ class LengthReward:
 
 
 class RegexReward:
-    """Whether or how often a pattern is found.
+    """Whether or how often a pattern matches.
 
     >>> RegexReward(RegexConfig(pattern="!", mode="count"))(prompts=[""], completions=["wow!!"])
     [2.0]
@@ -120,7 +120,7 @@ class RegexReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """What is looked for, and how it counts."""
+        """The pattern, and how matches count."""
         return self._config.model_dump(mode="json")
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
