@@ -1,7 +1,7 @@
 """A server that samples: the address, the weights it has, and one completion at a time.
 
 The protocol is the completions endpoint that vLLM and others have in common with OpenAI's, tokens in and
-tokens out. What they answer is checked by ``quark.generation.http_generator``.
+tokens out. Answers are checked by ``quark.generation.http_generator``.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class CompletionServer:
     """Loads weights and samples from them, over HTTP.
 
     Args:
-        config: where it is.
-        say: told once when the server does not answer yet.
+        config: its address and settings.
+        say: called once if the server does not answer yet.
 
     Raises:
         ModelError: the variable of the key is not set, or the key would travel unencrypted.
@@ -92,7 +92,7 @@ class CompletionServer:
             url=config.reload_url,
         )
         self.version: str | None = None
-        """Of the weights that the server was last given; None where that is not known."""
+        """Folder of the weights that the server last received; None if unknown."""
 
     @property
     def url(self) -> str:

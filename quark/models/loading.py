@@ -1,4 +1,4 @@
-"""Loading causal LMs and tokenizers: from the hub, a folder, a GGUF file, a Python package or quark itself.
+"""Loads causal LMs and tokenizers from the Hub, a folder, a GGUF file, a Python package or quark itself.
 
 Only safetensors weights and GGUF files are read: nothing is unpickled, and no code of a model repository runs.
 """
@@ -115,7 +115,7 @@ def load_base_model(
 
     Args:
         config: which one.
-        device: where to; None is the CPU.
+        device: target device; None is the CPU.
         dtype: of the weights; None is ``config.dtype``.
 
     Raises:
@@ -138,7 +138,7 @@ def load_policy(
         config: the original model.
         num_quantiles: K.
         seed: of the reward tokens' vectors, and of the adapters where there are any.
-        device: where to; None is the CPU.
+        device: target device; None is the CPU.
         dtype: of the weights; None is ``config.dtype``.
 
     Raises:
@@ -183,7 +183,7 @@ def load_saved_policy(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Policy:
-    """The policy that ``Policy.save`` wrote, as it was: its tokenizer adds no reward token by itself.
+    """The policy that ``Policy.save`` wrote, unchanged: its tokenizer adds no reward token by itself.
 
     Raises:
         ModelError: the folder is missing or was not written by ``Policy.save``.
@@ -214,7 +214,7 @@ def load_saved_policy(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """Where a model's files are."""
+    """The location of a model's files."""
 
     name: str
     """As the user gave it."""
@@ -282,7 +282,7 @@ def _is_plain_name(name: str) -> bool:
 
 
 def _check_weights(folder: Path, *, is_installed: bool) -> None:
-    """Refuse folders without safetensors weights, and those that lead elsewhere unless a package brought them."""
+    """Refuse folders without safetensors weights, or with links out of them unless part of a package."""
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} is not a model folder: it has no config.json. For a GGUF file, set gguf_file."
@@ -429,13 +429,13 @@ def _read_model(
 
 
 def _reach_of(source: _Source) -> AbstractContextManager[None]:
-    """The context to read it in: a local folder needs no network."""
+    """The context for reading it: a local folder needs no network."""
     return offline() if source.is_local else nullcontext()
 
 
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
-    """Turn what the library and the hub raise into a ``ModelError`` that names the model."""
+    """Turn errors of the library and the Hub into a ``ModelError`` that names the model."""
     try:
         yield
     except ModelError:
@@ -445,7 +445,7 @@ def _translated(name: str) -> Iterator[None]:
 
 
 def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that the model has a row for the token that fills up batches.
+    """Check that the model has a row for the padding token.
 
     Raises:
         ModelError: the token's id is beyond the model's vocabulary.

@@ -33,7 +33,7 @@ from quark.settings import Settings
 
 
 class KLDirection(StrEnum):
-    """Which divergence is penalized."""
+    """The divergence that is penalized."""
 
     REFERENCE_TO_POLICY = "kl_reference_to_policy"
     """KL(p0 || pi), the paper's: mass-covering."""
@@ -60,7 +60,7 @@ class LMSoftmax(StrEnum):
 
 
 class AdvantageScope(StrEnum):
-    """Among which samples the advantage ranks."""
+    """Samples among which the advantage ranks."""
 
     PROMPT = "prompt"
     """The completions of one prompt in one round."""
@@ -69,7 +69,7 @@ class AdvantageScope(StrEnum):
 
 
 class KLTokens(StrEnum):
-    """Under which reward tokens a sample's KL is penalized."""
+    """Reward tokens under which a sample's KL is penalized."""
 
     OWN = "own"
     """Those that it learns under: the token of its quantile, and with an advantage the best one."""
@@ -153,7 +153,7 @@ class QuarkObjectiveConfig(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
-    """The loss of one (micro-)batch and what it is made of."""
+    """The loss of one (micro-)batch and its parts."""
 
     loss: Tensor
     """Scalar with gradient; micro-batch losses add up to the whole batch's."""
@@ -174,7 +174,7 @@ class LossOutput:
 
 
 class QuarkObjective:
-    """Computes the loss; holds the coefficients where they adapt."""
+    """Computes the loss; holds the coefficients if they adapt."""
 
     def __init__(self, config: QuarkObjectiveConfig) -> None:
         self.config = config

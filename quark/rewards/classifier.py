@@ -110,7 +110,7 @@ class ClassifierReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """Which classifier this is, and what of its answer is the score."""
+        """The identity of the classifier, and the part of its output that is the score."""
         settings = self._config.model_dump(mode="json", exclude={"batch_size", "device"})
         return {**settings, "files": dict(self._files)}
 
@@ -149,7 +149,7 @@ class ClassifierReward:
 
 
 def _content(model: str, commit: str | None) -> Mapping[str, str]:
-    """SHA-256 of the files of a folder that decide scores, or the commit of a model from the hub."""
+    """SHA-256 of the files in a folder that determine the scores, or the commit of a model from the Hub."""
     folder = Path(model)
     if not folder.is_dir():
         return {"commit": commit} if commit else {}
