@@ -36,8 +36,10 @@ lint: env  ## Formats, lints and types, Rust and Python
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# In debug mode the arithmetic is checked for overflow. The power cuts of the other tests take too long there.
 test-rust: env
 	cargo test --workspace --release
+	cargo test --workspace --lib --quiet
 
 # One thread each, on as many processes as there are cores: the models of the tests are small.
 test-python: env

@@ -294,7 +294,7 @@ class Meter:
     ) -> Iterator[Point]:
         """What ``policy`` does under its best token, or without a token."""
         from quark.generation.transformers_generator import TransformersGenerator
-        from quark.training.parts import make_evaluator
+        from quark.training.factories import make_evaluator
 
         peak = peak_mib()
         for strength in guidance:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quark.evaluation.evaluator import Evaluation
     from quark.models.policy import Policy
     from quark.reference.base import ReferencePolicy
-    from quark.training.parts import Rewards
+    from quark.training.factories import Rewards
     from quark.types import Prompt
 
 
@@ -41,7 +41,7 @@ class Measurement:
     def of(cls, source: TrainedModel, config: RunConfig, prompts: Path | None) -> Self:
         """Load what ``config`` says, with the prompts of a file or those that the run held out."""
         from quark.cli.console import make_console, prose
-        from quark.training.parts import (
+        from quark.training.factories import (
             frozen_reference,
             make_reference,
             make_rewards,
@@ -78,7 +78,7 @@ class Measurement:
         """The figures under the token of ``quantile``, or of the original model if it is None."""
         from quark.cli.console import foreign, number, prose
         from quark.generation.transformers_generator import TransformersGenerator
-        from quark.training.parts import held_out_sampling, make_evaluator
+        from quark.training.factories import held_out_sampling, make_evaluator
 
         sampling = self.config.sampling.model_copy(update={"guidance": guidance})
         config = self.config.model_copy(update={"sampling": sampling})
@@ -176,7 +176,7 @@ def _held_out(source: TrainedModel, config: RunConfig, progress: Console) -> tup
     """
     from quark.cli.console import foreign
     from quark.run_directory import RunDirectory
-    from quark.training.parts import prompts_of
+    from quark.training.factories import prompts_of
     from quark.training.state.held_out import are_those_of, read_held_out
 
     def warn(text: str) -> None:

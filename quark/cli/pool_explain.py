@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quark.cli.pool_path import JsonFlag, PoolPath
+from quark.pool.defaults import NUM_QUANTILES
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from quark.training.explain import Explanation
 
 
@@ -24,7 +27,7 @@ def explain(
             "--num-quantiles",
             "-k",
             min=1,
-            help="Cut today's pool into this many. Default: the run's, or 5.",
+            help=f"Cut today's pool into this many. Default: the run's, or {NUM_QUANTILES}.",
         ),
     ] = None,
     as_json: JsonFlag = False,
@@ -161,6 +164,12 @@ def _show(explanation: Explanation) -> None:
 
     console.print()
     console.print(heading("What was learnt from it"))
+    _show_rounds(console, explanation)
+
+
+def _show_rounds(console: Console, explanation: Explanation) -> None:
+    from quark.cli.console import count, grid, prose
+
     if explanation.run is None:
         console.print(
             prose("not known: the pool is not in a run directory, whose settings this needs")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from quark.cli.run_display import RunDisplay
     from quark.config.load import LoadedConfig
     from quark.training.events import TrainingResult
-    from quark.training.processes.distributed import Team
+    from quark.training.processes.process_group import ProcessGroup
 
 
 def train(
@@ -107,8 +107,8 @@ def train(
     from quark.cli.stopping import StopOnSignal
     from quark.training.processes.launch import rank_of_process
 
-    is_lead = rank_of_process() == 0
-    progress = make_console(sys.stderr) if is_lead else make_console(StringIO())
+    is_main_process = rank_of_process() == 0
+    progress = make_console(sys.stderr) if is_main_process else make_console(StringIO())
     with RunDisplay(progress, quiet=quiet) as display:
         # Before what takes seconds to import.
         display.on_message("loading torch and transformers")
@@ -122,13 +122,13 @@ def train(
             loaded = load_within(name, overrides, budget=budget)
         check_source(loaded, source, allow)
         if dry_run:
-            if is_lead:
+            if is_main_process:
                 _dry_run(loaded, display, as_json=as_json)
             return
         with (
             prints_to_stderr(),
             StopOnSignal(lambda text: display.on_message(text, level="warning")) as signals,
-            _team(loaded) as team,
+            _processes(loaded) as processes,
         ):
             from quark.training.assemble import assemble
 
@@ -144,18 +144,18 @@ def train(
                 loaded,
                 directory,
                 listener=display,
-                team=team,
+                processes=processes,
                 fresh=fresh,
                 force=force,
                 require_exact=require_exact,
             )
-            if is_lead:
+            if is_main_process:
                 remember(config, directory)
             signals.ask_through(trainer.request_stop)
             result = trainer.run()
-            if is_lead:
+            if is_main_process:
                 result = _with_report(result, display)
-    if is_lead:
+    if is_main_process:
         _print_result(result, as_json=as_json)
     if result.interrupted:
         progress.print(
@@ -164,11 +164,11 @@ def train(
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
-def _team(loaded: LoadedConfig) -> AbstractContextManager[Team]:
-    from quark.training.processes.distributed import joined
+def _processes(loaded: LoadedConfig) -> AbstractContextManager[ProcessGroup]:
+    from quark.training.processes.process_group import join_process_group
 
     section = loaded.config.run
-    return joined(timeout_s=section.peer_timeout_s, parallel=section.parallel)
+    return join_process_group(timeout_s=section.peer_timeout_s, parallel=section.parallel)
 
 
 def _require_run(run_dir: Path) -> None:

@@ -159,7 +159,7 @@ def open_model(name: str, *, exactly: bool = False) -> TrainedModel:
     )
     from quark.models.reward_tokens import REWARD_TOKENS_FILE
     from quark.run_directory import RunDirectory
-    from quark.training.parts import trained_policy
+    from quark.training.factories import trained_policy
     from quark.training.processes.devices import choose_device
 
     folder, run = Path(name), RunDirectory(Path(name))

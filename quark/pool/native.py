@@ -36,6 +36,8 @@ from quark.pool.base import (
 )
 from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.checks import as_rule, as_vector, bounded
+from quark.pool.columns import REWARD_COLUMN
+from quark.pool.defaults import COMPACTED_FILE, RESCORING_CHUNK
 from quark.pool.info import (
     Collected,
     Compacted,
@@ -52,11 +54,12 @@ from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
 from quark.pool.sampling import (
     NativeQuantization,
     packed_batch,
-    pool_batch,
+    packed_into,
+    padded_batch,
+    padded_into,
     snapshot_of,
     unranked,
     unscored,
-    written_into,
 )
 from quark.pool.scope import Scope, Score, refuse_remainder, says_all, values_of
 from quark.types import Json
@@ -172,11 +175,11 @@ class NativePool:
         self._pool.fork(Path(path).absolute(), uuid.uuid4().hex)
         return type(self).open(path, writable=True)
 
-    def appends(self) -> list[tuple[str, int, str, int, int, int, int]]:
-        """Per append, by first id: file below ``path``, first id in it, key, first id, samples, round, chunk."""
+    def appends(self) -> list[_pool_rs.Append]:
+        """The appends of ``snapshot``, by first id."""
         return self._pool.appends()
 
-    def compact(self, *, max_samples: int = 1 << 20) -> Compacted:
+    def compact(self, *, max_samples: int = COMPACTED_FILE) -> Compacted:
         """Make few large files of many small ones.
 
         Ids, samples, scores and every draw stay what they are; queries and ``open`` have less to open. Each
@@ -195,14 +198,14 @@ class NativePool:
         max_samples = bounded("max_samples", max_samples, 31)
         if max_samples < 1:
             raise ValueError("max_samples is 0; a file has at least one sample")
-        num_segments = self._pool.info()["num_segments"]
+        num_segments = self._pool.info().num_segments
         num_commits = 0
         while self._pool.compact_once(max_samples):
             num_commits += 1
         return Compacted(
             num_commits=num_commits,
             num_segments_before=num_segments,
-            num_segments=self._pool.info()["num_segments"],
+            num_segments=self._pool.info().num_segments,
         )
 
     def retain(
@@ -213,13 +216,17 @@ class NativePool:
         before_round: int | None = None,
         dry_run: bool = False,
     ) -> Retained:
-        first, num_appends, num_samples = self._pool.retain(
+        retained = self._pool.retain(
             None if max_samples is None else bounded("max_samples", max_samples, 64),
             None if max_rounds is None else bounded("max_rounds", max_rounds, 64),
             None if before_round is None else bounded("before_round", before_round, 32),
             dry_run,
         )
-        return Retained(num_appends=num_appends, num_samples=num_samples, num_removed=first)
+        return Retained(
+            num_appends=retained.num_appends,
+            num_samples=retained.num_samples,
+            num_removed=retained.first,
+        )
 
     def gc(self, *, keep_snapshots: int, dry_run: bool = False) -> Collected:
         """Give old snapshots up, and remove the files that only they need.
@@ -239,10 +246,12 @@ class NativePool:
             PoolPoisonedError: An earlier sync failed; reopen.
             OSError: The disk refused; the next collection goes on.
         """
-        oldest, num_files, num_bytes = self._pool.gc(
-            bounded("keep_snapshots", keep_snapshots, 63), dry_run
+        collected = self._pool.gc(bounded("keep_snapshots", keep_snapshots, 63), dry_run)
+        return Collected(
+            oldest_generation=collected.oldest_generation,
+            num_files=collected.num_files,
+            num_bytes=collected.num_bytes,
         )
-        return Collected(oldest_generation=oldest, num_files=num_files, num_bytes=num_bytes)
 
     @staticmethod
     def verify(path: str | Path) -> VerifyReport:
@@ -253,16 +262,17 @@ class NativePool:
             OSError: The disk does not say whether there is one.
         """
         try:
-            generation, num_samples, num_files, num_bytes, problems = _pool_rs.verify(path)
+            report = _pool_rs.verify(path)
         except FileNotFoundError as error:
             raise _no_pool(Path(path), error) from error
         return VerifyReport(
-            generation=generation,
-            num_samples=num_samples,
-            num_files=num_files,
-            num_bytes=num_bytes,
+            generation=report.generation,
+            num_samples=report.num_samples,
+            num_files=report.num_files,
+            num_bytes=report.num_bytes,
             problems=tuple(
-                PoolProblem(file=file, offset=offset, what=what) for file, offset, what in problems
+                PoolProblem(file=problem.file, offset=problem.offset, what=problem.what)
+                for problem in report.problems
             ),
         )
 
@@ -284,18 +294,18 @@ class NativePool:
 
     @property
     def _origin(self) -> Origin:
-        return Origin(self._path, self._pool.snapshot[0])
+        return Origin(self._path, self._pool.snapshot.generation)
 
     @property
     def settings(self) -> PoolSettings:
         """What the pool was created with."""
-        uuid_, vocab_size, store_text, tie_seed, metadata = self._pool.settings
+        settings = self._pool.settings
         return PoolSettings(
-            uuid=uuid_,
-            vocab_size=vocab_size,
-            store_text=store_text,
-            tie_seed=tie_seed,
-            metadata=stored_json(metadata, "the pool's metadata"),
+            uuid=settings.uuid,
+            vocab_size=settings.vocab_size,
+            store_text=settings.store_text,
+            tie_seed=settings.tie_seed,
+            metadata=stored_json(settings.metadata, "the pool's metadata"),
         )
 
     @property
@@ -321,11 +331,20 @@ class NativePool:
         return self._pool.view().num_removed
 
     @property
+    def absent_columns(self) -> frozenset[str]:
+        """Columns of samples that the pool's version of the format lacks. They hold no value."""
+        return frozenset(
+            column.shown
+            for column in _pool_rs.SAMPLE_COLUMNS
+            if column.shown is not None and column.since > self._pool.format
+        )
+
+    @property
     def has_sampled_logprobs(self) -> bool:
-        return self._pool.has_sampled_logprobs
+        return "logprob_sampled" not in self.absent_columns
 
     def __len__(self) -> int:
-        return self._pool.snapshot[2]
+        return self._pool.snapshot.num_samples
 
     def append(self, batch: SampleBatch) -> range:
         prompts = _columns(batch.prompts)
@@ -340,32 +359,31 @@ class NativePool:
             completion_tokens=as_vector("completion_tokens", batch.completion_tokens, np.uint32),
             completion_offsets=as_vector("completion_offsets", batch.completion_offsets, np.int64),
             completion_texts=None if texts is None else list(texts),
-            finish_reasons=as_vector("finish_reasons", batch.finish_reasons, np.uint8),
             round=bounded("round", batch.round, 32),
             chunk=bounded("chunk", batch.chunk, 32),
             policy_step=bounded("policy_step", batch.policy_step, 32),
-            reward_tokens=as_vector("reward_tokens", batch.reward_tokens, np.int16),
             settings=batch.settings,
-            seeds=as_vector("seeds", batch.seeds, np.uint64),
-            logprob_policy=as_vector("logprob_policy", batch.logprob_policy, np.float32),
-            logprob_reference=as_vector("logprob_reference", batch.logprob_reference, np.float32),
-            logprob_sampled=as_vector("logprob_sampled", batch.logprob_sampled, np.float32),
+            numbers={
+                column.given: as_vector(
+                    column.given, getattr(batch, column.given), np.dtype(column.dtype).type
+                )
+                for column in _pool_rs.SAMPLE_COLUMNS
+                if column.given is not None
+            },
             scores=[
                 (name, as_vector(f"scores[{name!r}]", values, np.float32))
                 for name, values in batch.scores.items()
             ],
         )
         try:
-            first, end = self._pool.append(arrays)
+            return self._pool.append(arrays)
         except TypeError as error:
             if isinstance(error.__cause__, UnicodeEncodeError):
                 raise ValueError(f"a text is not valid Unicode: {error.__cause__}") from error
             raise
-        return range(first, end)
 
     def find(self, key: str) -> range | None:
-        ids = self._pool.find(key)
-        return None if ids is None else range(*ids)
+        return self._pool.find(key)
 
     def refresh(self) -> Snapshot:
         self._pool.refresh()
@@ -376,7 +394,7 @@ class NativePool:
 
     def draft_source(self, name: str) -> str | None:
         drafts = self._pool.view().drafts
-        return next((source for draft, source, _ in drafts if draft == name), None)
+        return next((draft.source for draft in drafts if draft.name == name), None)
 
     def draft_scores(
         self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
@@ -397,7 +415,7 @@ class NativePool:
         scorer: Scorer,
         *,
         source: Mapping[str, Json] | None = None,
-        chunk_size: int = 8192,
+        chunk_size: int = RESCORING_CHUNK,
         decode: Decoder | None = None,
         restart: bool = False,
         on_chunk: Callable[[int, int], object] | None = None,
@@ -419,7 +437,7 @@ class NativePool:
         self,
         num_quantiles: int,
         *,
-        score: Score = "reward",
+        score: Score = REWARD_COLUMN,
         scope: Scope | None = None,
         ties: TieRule = TieRule.HASH,
         remainder: RemainderRule = RemainderRule.SPREAD,
@@ -438,13 +456,15 @@ class NativePool:
             quantization = view.quantize_values(
                 count, self._values(view, score, scope), scope.per_prompt, ties, remainder
             )
-        return NativeQuantization(quantization, count, Origin(self._path, quantization.snapshot[0]))
+        return NativeQuantization(
+            quantization, count, Origin(self._path, quantization.snapshot.generation)
+        )
 
     def _values(self, view: _pool_rs.View, score: Score, scope: Scope) -> NDArray[np.float32]:
         """What to rank by; kept for the next cut of the same snapshot."""
         if not says_all(score):
             return values_of(view, score, scope)
-        key = (view.snapshot, repr(score), scope)
+        key = (snapshot_of(view.snapshot), repr(score), scope)
         with self._lock:
             kept = self._kept_values
         if kept is None or kept[0] != key:
@@ -483,7 +503,7 @@ class NativePool:
             ValueError: A column that segments lack.
             PoolCorruptedError: The samples are damaged.
         """
-        return self._pool.rows([(span.start, span.stop) for span in spans], list(columns))
+        return self._pool.rows(list(spans), list(columns))
 
     @reads
     def gather(
@@ -491,8 +511,10 @@ class NativePool:
     ) -> PoolBatch:
         ids = as_vector("ids", ids, np.uint64)
         if out is not None:
-            return out.padded(len(ids), *written_into(out, self._pool.gather_into, ids, pad_id))
-        return pool_batch(ids.copy(), unranked(ids), self._pool.gather(ids, pad_id), unscored(ids))
+            return padded_into(out, self._pool.gather_into, ids, pad_id)
+        return padded_batch(
+            ids.copy(), unranked(ids), self._pool.gather(ids, pad_id), unscored(ids)
+        )
 
     @reads
     def gather_packed(
@@ -500,7 +522,7 @@ class NativePool:
     ) -> PackedBatch:
         ids = as_vector("ids", ids, np.uint64)
         if out is not None:
-            return out.packed(len(ids), *written_into(out, self._pool.gather_into, ids, None))
+            return packed_into(out, self._pool.gather_into, ids)
         return packed_batch(ids.copy(), unranked(ids), self._pool.pack(ids), unscored(ids))
 
     def scan(self) -> pl.LazyFrame:
@@ -518,46 +540,41 @@ class NativePool:
     def info(self) -> PoolInfo:
         """Counts and statistics; one pass over the scores."""
         facts = self._pool.info()
-        uuid_, vocab_size, store_text, tie_seed, metadata = self._pool.settings
+        settings = self._pool.settings
         return PoolInfo(
             path=self._path,
-            uuid=uuid_,
-            vocab_size=vocab_size,
-            store_text=store_text,
-            tie_seed=tie_seed,
-            metadata=stored_json(metadata, "the pool's metadata"),
-            snapshot=snapshot_of(facts["snapshot"]),
-            num_removed=facts["num_removed"],
-            num_prompts=facts["num_prompts"],
-            num_segments=facts["num_segments"],
-            num_bytes=facts["num_bytes"],
+            uuid=settings.uuid,
+            vocab_size=settings.vocab_size,
+            store_text=settings.store_text,
+            tie_seed=settings.tie_seed,
+            metadata=stored_json(settings.metadata, "the pool's metadata"),
+            snapshot=snapshot_of(facts.snapshot),
+            num_removed=facts.num_removed,
+            num_prompts=facts.num_prompts,
+            num_segments=facts.num_segments,
+            num_bytes=facts.num_bytes,
             score_columns=tuple(
                 ScoreColumnInfo(
-                    name=name,
-                    version=version,
-                    source=stored_json(source or "{}", f"the source of {name}"),
-                    num_scored=scored,
-                    num_unscored=unscored,
-                    num_runs=runs,
-                    mean=mean,
-                    std=std,
-                    min=low,
-                    max=high,
+                    name=column.name,
+                    version=column.version,
+                    source=stored_json(column.source or "{}", f"the source of {column.name}"),
+                    num_scored=column.num_scored,
+                    num_unscored=column.num_unscored,
+                    num_runs=column.num_runs,
+                    mean=column.mean,
+                    std=column.std,
+                    min=column.min,
+                    max=column.max,
                 )
-                for (name, version, source), (scored, unscored, runs), (
-                    mean,
-                    std,
-                    low,
-                    high,
-                ) in facts["score_columns"]
+                for column in facts.score_columns
             ),
             drafts=tuple(
                 DraftInfo(
-                    name=name,
-                    source=stored_json(source, f"the source of {name}"),
-                    num_covered=end - facts["num_removed"],
+                    name=draft.name,
+                    source=stored_json(draft.source, f"the source of {draft.name}"),
+                    num_covered=draft.end - facts.num_removed,
                 )
-                for name, source, end in facts["drafts"]
+                for draft in facts.drafts
             ),
         )
 
@@ -605,16 +622,11 @@ class _BatchArrays:
     completion_tokens: NDArray[np.uint32]
     completion_offsets: NDArray[np.int64]
     completion_texts: list[str] | None
-    finish_reasons: NDArray[np.uint8]
     round: int
     chunk: int
     policy_step: int
-    reward_tokens: NDArray[np.int16]
     settings: str
-    seeds: NDArray[np.uint64]
-    logprob_policy: NDArray[np.float32]
-    logprob_reference: NDArray[np.float32]
-    logprob_sampled: NDArray[np.float32]
+    numbers: dict[str, NDArray[Any]]
     scores: list[tuple[str, NDArray[np.float32]]]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from quark._pool_rs import SAMPLE_COLUMNS
 from quark.bounded_files import BYTES_AT_ONCE, lines_of, parquet_frames, parse_json
 from quark.errors import ConfigError, DataError
 from quark.pool.export import SETTINGS_KEY, RowFormat
@@ -30,7 +31,7 @@ _OWN = ["id", "prompt_id"]
 TAKEN = {name: dtype for name, dtype in COLUMNS.items() if name not in _OWN}
 """Columns of a scan that a pool takes over."""
 _NULLABLE = ("completion_text", *LOGPROB_COLUMNS)
-_LATER = ("logprob_sampled",)
+_LATER = tuple(column.shown for column in SAMPLE_COLUMNS if column.since > 1)
 """Columns that older files lack: their values are null."""
 _MEANT = {"finish_reason": (0, max(FinishReason)), "reward_token": (-1, 2**15 - 1)}
 """The least and the most that means something, where that is not all that fits into the column."""

@@ -18,7 +18,6 @@ from quark.pool.origin import Origin, reads
 
 _Batch = TypeVar("_Batch", bound=PoolBatch | PackedBatch)
 _Place = TypeVar("_Place")
-_Sizes = TypeVar("_Sizes")
 
 
 class NativeSampler:
@@ -34,23 +33,22 @@ class NativeSampler:
 
     @reads
     def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
-        return self._sampler.draw(bounded("step", step, 64))
+        drawn = self._sampler.draw(bounded("step", step, 64))
+        return drawn.ids, drawn.quantiles
 
     @reads
     def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
         step = bounded("step", step, 64)
         if out is not None:
-            return out.padded(*written_into(out, self._sampler.batch_into, step, pad_id))
-        (ids, quantiles), gathered, scores = self._sampler.batch(step, pad_id)
-        return pool_batch(ids, quantiles, gathered, scores)
+            return padded_into(out, self._sampler.batch_into, step, pad_id)
+        return drawn_batch(self._sampler.batch(step, pad_id))
 
     @reads
     def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
         step = bounded("step", step, 64)
         if out is not None:
-            return out.packed(*written_into(out, self._sampler.batch_into, step, None))
-        (ids, quantiles), packed, scores = self._sampler.packed(step)
-        return packed_batch(ids, quantiles, packed, scores)
+            return packed_into(out, self._sampler.batch_into, step)
+        return drawn_packed_batch(self._sampler.packed(step))
 
     def stream(
         self,
@@ -61,7 +59,7 @@ class NativeSampler:
         depth: int = 2,
         out: Sequence[BatchBuffers] = (),
     ) -> NativeStream[PoolBatch]:
-        return NativeStream(self._start(start, stop, pad_id, depth), pool_batch, out, self._origin)
+        return NativeStream(self._start(start, stop, pad_id, depth), drawn_batch, out, self._origin)
 
     def packed_stream(
         self,
@@ -71,7 +69,9 @@ class NativeSampler:
         depth: int = 2,
         out: Sequence[BatchBuffers] = (),
     ) -> NativeStream[PackedBatch]:
-        return NativeStream(self._start(start, stop, None, depth), packed_batch, out, self._origin)
+        return NativeStream(
+            self._start(start, stop, None, depth), drawn_packed_batch, out, self._origin
+        )
 
     def _start(
         self, start: int, stop: int | None, pad_id: int | None, depth: int
@@ -91,7 +91,7 @@ class NativeStream(Generic[_Batch]):
     def __init__(
         self,
         stream: _pool_rs.Stream,
-        dress: Callable[[NDArray[np.uint64], NDArray[np.int16], Any, NDArray[np.float32]], _Batch],
+        dress: Callable[[Any], _Batch],
         out: Sequence[BatchBuffers],
         origin: Origin,
     ) -> None:
@@ -108,8 +108,7 @@ class NativeStream(Generic[_Batch]):
         prepared = self._stream.next()
         if prepared is None:
             raise StopIteration
-        (ids, quantiles), tokens, scores = prepared
-        batch = self._dress(ids, quantiles, tokens, scores)
+        batch = self._dress(prepared)
         return batch if self._ring is None else next(self._ring).copied(batch)
 
     def close(self) -> None:
@@ -211,27 +210,39 @@ class _SamplerSettings:
     bucket_window: int
 
 
-def snapshot_of(fields: tuple[int, str, int]) -> Snapshot:
-    """The extension's generation, hash and number of samples by name."""
-    generation, digest, num_samples = fields
-    return Snapshot(generation=generation, hash=digest, num_samples=num_samples)
+def snapshot_of(snapshot: _pool_rs.Snapshot) -> Snapshot:
+    """The extension's snapshot as the pool's."""
+    return Snapshot(
+        generation=snapshot.generation, hash=snapshot.hash, num_samples=snapshot.num_samples
+    )
 
 
-def pool_batch(
+def drawn_batch(batch: _pool_rs.PaddedBatch) -> PoolBatch:
+    """The extension's padded batch as the pool's."""
+    drawn = batch.drawn
+    return padded_batch(drawn.ids, drawn.quantiles, batch.tokens, drawn.scores)
+
+
+def drawn_packed_batch(batch: _pool_rs.PackedBatch) -> PackedBatch:
+    """The extension's packed batch as the pool's."""
+    drawn = batch.drawn
+    return packed_batch(drawn.ids, drawn.quantiles, batch.tokens, drawn.scores)
+
+
+def padded_batch(
     ids: NDArray[np.uint64],
     quantiles: NDArray[np.int16],
-    gathered: _pool_rs.Gathered,
+    tokens: _pool_rs.Padded,
     scores: NDArray[np.float32],
 ) -> PoolBatch:
-    """The extension's padded arrays by name."""
-    prompts, prompt_lengths, completions, completion_lengths = gathered
+    """A batch of the extension's padded token ids."""
     return PoolBatch(
         ids=ids,
         quantiles=quantiles,
-        prompt_tokens=prompts,
-        prompt_lengths=prompt_lengths,
-        completion_tokens=completions,
-        completion_lengths=completion_lengths,
+        prompt_tokens=tokens.prompts,
+        prompt_lengths=tokens.prompt_lengths,
+        completion_tokens=tokens.completions,
+        completion_lengths=tokens.completion_lengths,
         scores=scores,
     )
 
@@ -239,18 +250,17 @@ def pool_batch(
 def packed_batch(
     ids: NDArray[np.uint64],
     quantiles: NDArray[np.int16],
-    packed: _pool_rs.Packed,
+    tokens: _pool_rs.Packed,
     scores: NDArray[np.float32],
 ) -> PackedBatch:
-    """The extension's packed arrays by name."""
-    prompts, prompt_offsets, completions, completion_offsets = packed
+    """A batch of the extension's packed token ids."""
     return PackedBatch(
         ids=ids,
         quantiles=quantiles,
-        prompt_tokens=prompts,
-        prompt_offsets=prompt_offsets,
-        completion_tokens=completions,
-        completion_offsets=completion_offsets,
+        prompt_tokens=tokens.prompts,
+        prompt_offsets=tokens.prompt_offsets,
+        completion_tokens=tokens.completions,
+        completion_offsets=tokens.completion_offsets,
         scores=scores,
     )
 
@@ -265,13 +275,33 @@ def unscored(ids: NDArray[np.uint64]) -> NDArray[np.float32]:
     return np.full(len(ids), np.nan, np.float32)
 
 
-def written_into(
+def padded_into(
     out: BatchBuffers,
-    write: Callable[[_Place, int | None, BatchBuffers], _Sizes],
+    write: Callable[[_Place, int | None, BatchBuffers], _pool_rs.Filled],
+    place: _Place,
+    pad_id: int,
+) -> PoolBatch:
+    """The padded batch that ``write`` leaves in ``out``."""
+    filled = _written_into(out, write, place, pad_id)
+    return out.padded(filled.num_rows, filled.prompts, filled.completions)
+
+
+def packed_into(
+    out: BatchBuffers,
+    write: Callable[[_Place, int | None, BatchBuffers], _pool_rs.Filled],
+    place: _Place,
+) -> PackedBatch:
+    """The packed batch that ``write`` leaves in ``out``."""
+    filled = _written_into(out, write, place, None)
+    return out.packed(filled.num_rows, filled.prompts, filled.completions)
+
+
+def _written_into(
+    out: BatchBuffers,
+    write: Callable[[_Place, int | None, BatchBuffers], _pool_rs.Filled],
     place: _Place,
     pad_id: int | None,
-) -> _Sizes:
-    """What ``write`` says of the batch that it wrote into ``out``."""
+) -> _pool_rs.Filled:
     try:
         return write(place, pad_id, out)
     except TypeError as error:

@@ -15,18 +15,17 @@ checked. Only the extension opens files, so a file that is replaced afterwards c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
+from quark._pool_rs import SAMPLE_COLUMNS
 from quark.pool.base import Sample
-from quark.pool.segments import Segment, segments_of
-
-if TYPE_CHECKING:
-    from quark.pool.native import NativePool
+from quark.pool.info import PoolSettings
+from quark.pool.segments import Appended, Segment, segments_of
 
 SCORE_PREFIX = "score:"
 """What a score column's name begins with where the plain name is taken."""
@@ -59,17 +58,10 @@ SCANNED = COLUMNS | dict.fromkeys(
 
 _IN_MANIFEST = ("key", "round", "chunk")
 _IN_SEGMENT = {
-    "prompt_id": "prompt",
-    "completion_tokens": "completion",
-    "completion_text": "completion_text",
-    "finish_reason": "finish",
-    "policy_step": "policy_step",
-    "reward_token": "reward_token",
-    "seed": "seed",
-    "logprob_policy": "logprob_policy",
-    "logprob_reference": "logprob_reference",
-    "logprob_sampled": "logprob_sampled",
-}
+    column.shown: column.name
+    for column in SAMPLE_COLUMNS
+    if column.shown is not None and column.shown not in _IN_MANIFEST
+} | {"completion_text": "completion_text"}
 """Column -> its name in the segment files."""
 _LOOKED_UP = {
     "prompt_text": "prompt",
@@ -82,7 +74,25 @@ _LOOKED_UP = {
 _ROWS_AT_ONCE = 32_768
 
 
-def scan(pool: NativePool) -> pl.LazyFrame:
+class Scannable(Appended, Protocol):
+    """The part of a pool on disk that a scan reads."""
+
+    @property
+    def settings(self) -> PoolSettings: ...
+    @property
+    def score_columns(self) -> tuple[str, ...]: ...
+    @property
+    def num_removed(self) -> int: ...
+    @property
+    def has_sampled_logprobs(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def reopen(self) -> Self: ...
+    def scores(self, name: str) -> NDArray[np.float32]: ...
+    def samples(self, ids: Sequence[int]) -> list[Sample]: ...
+    def arrow_rows(self, spans: Sequence[range], columns: Sequence[str]) -> bytes: ...
+
+
+def scan(pool: Scannable) -> pl.LazyFrame:
     """The samples of ``pool.snapshot``, whatever is appended or closed later.
 
     Returns:
@@ -106,7 +116,7 @@ def score_column(name: str) -> str:
 class _Source:
     """What polars calls to read a pool."""
 
-    def __init__(self, pool: NativePool, segments: Sequence[Segment]) -> None:
+    def __init__(self, pool: Scannable, segments: Sequence[Segment]) -> None:
         self._pool = pool
         self._segments = segments
         self._starts = np.array([segment.first for segment in segments], np.int64)
@@ -132,8 +142,7 @@ class _Source:
         known = {"id", *of_appends.columns, *self._score_names}
         if not self._pool.settings.store_text:
             known.add("completion_text")
-        if not self._pool.has_sampled_logprobs:
-            known.add("logprob_sampled")
+        known |= self._pool.absent_columns
         conditions = [] if predicate is None else _conjuncts(predicate)
         early = [
             condition for condition in conditions if known.issuperset(condition.meta.root_names())

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from quark.pool.native import NativePool
+
+class Appended(Protocol):
+    """The part of a pool on disk that says where its appends lie."""
+
+    @property
+    def path(self) -> Path: ...
+    def appends(self) -> list[tuple[str, int, str, int, int, int, int]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,17 +30,17 @@ class Segment:
     chunk: int
 
 
-def segments_of(pool: NativePool) -> list[Segment]:
+def segments_of(pool: Appended) -> list[Segment]:
     """The appends of ``pool.snapshot``, by first id."""
     return [
         Segment(
-            file=pool.path / file,
-            offset=first - begin,
-            key=key,
-            first=first,
-            count=count,
-            round=round_,
-            chunk=chunk,
+            file=pool.path / append.file,
+            offset=append.first - append.file_first,
+            key=append.key,
+            first=append.first,
+            count=append.num_samples,
+            round=append.round,
+            chunk=append.chunk,
         )
-        for file, begin, key, first, count, round_, chunk in pool.appends()
+        for append in pool.appends()
     ]

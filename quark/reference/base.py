@@ -32,7 +32,7 @@ class ReferencePolicy(Protocol):
         """Be told which samples of the pool the next training step learns from, by all processes together."""
         return
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered(self) -> AbstractContextManager[None]:
         """Within: this process can run it without the others. To be entered and left by all of them together."""
         return nullcontext()
 

@@ -8,14 +8,14 @@ from quark.config.load import LoadedConfig
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.rewards.scoring import score
 from quark.training.events import Progress, TrainingListener
-from quark.training.loop.draws import check_scope
-from quark.training.parts import (
+from quark.training.factories import (
     make_reference,
     make_rewards,
     prompts_of,
     untrained_policy,
     use_threads,
 )
+from quark.training.loop.draws import check_scope
 from quark.training.preflight import preflight
 from quark.training.processes.devices import choose_device, make_autocast
 from quark.training.seeds import derive_seed

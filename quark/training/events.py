@@ -99,7 +99,7 @@ class TrainingListener(Protocol):
 
 
 class Silence:
-    """Watches and tells nobody: the listener of a process that is not the lead."""
+    """Watches and tells nobody: the listener of a process that is not the main process."""
 
     def on_message(self, text: str, *, level: Literal["info", "warning"] = "info") -> None:
         pass

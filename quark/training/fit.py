@@ -32,15 +32,15 @@ from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization
 from quark.pool.native import NativePool, publish_directory
+from quark.training.factories import make_reference, untrained_policy, use_threads
 from quark.training.loop.advantages import Advantages
 from quark.training.loop.draws import held_out_samples, quantize, round_sampler, settling_sampler
 from quark.training.loop.information import MOST_SAMPLES
 from quark.training.loop.learner import Learner
-from quark.training.parts import make_reference, untrained_policy, use_threads
 from quark.training.position import Position
 from quark.training.processes.devices import choose_device, make_autocast
-from quark.training.processes.distributed import Team
-from quark.training.processes.sharding import WholeWeights
+from quark.training.processes.process_group import ProcessGroup
+from quark.training.processes.weights import ReplicatedWeights
 from quark.training.seeds import derive_seed
 
 FEWEST_PROMPTS = 10
@@ -172,15 +172,15 @@ def fit(
     check_tokens(pool, policy, config.model.name)
     reference = make_reference(config, policy, device)
     autocast = make_autocast(config.run.precision, device)
-    team = Team()
+    processes = ProcessGroup()
     learner = Learner(
         config=config,
         policy=policy,
         reference=reference,
         objective=QuarkObjective(config.objective),
         autocast=autocast,
-        team=team,
-        weights=WholeWeights(policy, team),
+        processes=processes,
+        weights=ReplicatedWeights(policy, processes),
         on_warning=on_message,
         on_alert=lambda alert: on_message(alert.text),
     )
@@ -300,7 +300,7 @@ def _parts(
 ) -> tuple[Quantization, int, LabelledSamples]:
     """The ranking, the number of samples to learn from, and those to measure on."""
     try:
-        quantization = quantize(pool, config.pool, score=score)
+        quantization = quantize(pool, config.pool.ranking(score))
     except KeyError:
         there = ", ".join(pool.score_columns) or "none"
         raise ConfigError(f"--score {score}: the pool has no such column; it has {there}") from None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from quark.config.schema import RunConfig
 from quark.data.prompts import check_sources
+from quark.errors import ConfigError
 from quark.training.loop.trackers import check_trackers
+from quark.training.processes.process_group import ProcessGroup
 
 
 def preflight(config: RunConfig) -> None:
@@ -17,3 +19,27 @@ def preflight(config: RunConfig) -> None:
     """
     check_trackers(config.tracking.trackers)
     check_sources(config.prompts)
+
+
+def check_processes(config: RunConfig, processes: ProcessGroup) -> None:
+    """Check that the configuration can be run by these processes.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if processes.is_sharded and config.reference.cache != "off":
+        raise ConfigError(
+            f'reference.cache = "{config.reference.cache}" with run.parallel = "sharded": one process would need all '
+            'weights of the original model whenever a sample is not in the cache. Set reference.cache = "off", or '
+            'run.parallel = "data"'
+        )
+    if processes.is_sharded and config.optimizer.settling_steps:
+        raise ConfigError(
+            "optimizer.settling_steps moves single rows of the embedding, which sharded weights divide among the "
+            'processes: set it to 0, or run.parallel = "data"'
+        )
+    if config.optimizer.batch_size < processes.size:
+        raise ConfigError(
+            f"optimizer.batch_size = {config.optimizer.batch_size} is less than one sample for each of "
+            f"{processes.size} processes"
+        )

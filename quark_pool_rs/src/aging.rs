@@ -3,14 +3,18 @@
 //! An epoch takes a quota of each round, and the samples of a round are walked without replacement from
 //! where the epoch before stopped. All in whole numbers, so that every machine draws alike. Rules:
 //! `quark/pool/base.py`.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use rayon::prelude::*;
 
+use crate::columns::column;
 use crate::error::Result;
 use crate::quantization::Quantization;
 use crate::rng::hash;
 use crate::schedule::Walk;
-use crate::segment::column;
 use crate::threads::parallel;
 
 /// The weight of a sample of the newest round.

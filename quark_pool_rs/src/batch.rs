@@ -1,5 +1,10 @@
 //! What goes into a pool in one commit, and what is refused at the door.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
+use crate::columns::Given;
 use crate::error::{PoolError, Result};
 use crate::format::{
     MAX_COLUMN_BYTES, MAX_KEY_BYTES, PoolSettings, check_column_name, check_json_object,
@@ -30,26 +35,16 @@ pub struct Batch<'a> {
     pub completion_offsets: &'a [i64],
     /// [N] if the pool stores text.
     pub completion_texts: Option<&'a [&'a str]>,
-    /// [N]
-    pub finish: &'a [u8],
     /// For all samples.
     pub round: u32,
     /// For all samples.
     pub chunk: u32,
     /// For all samples.
     pub policy_step: u32,
-    /// [N] -1 none.
-    pub reward_tokens: &'a [i16],
     /// One JSON object for all samples.
     pub settings: &'a str,
-    /// [N]
-    pub seeds: &'a [u64],
-    /// [N] NaN = not computed.
-    pub logprob_policy: &'a [f32],
-    /// [N] NaN = not computed.
-    pub logprob_reference: &'a [f32],
-    /// [N] under the distribution that was sampled, NaN = not known.
-    pub logprob_sampled: &'a [f32],
+    /// [N] the numbers of each sample.
+    pub given: Given<'a>,
     /// Name and [N] values, NaN = not scored.
     pub scores: &'a [(&'a str, &'a [f32])],
 }
@@ -71,41 +66,28 @@ impl Batch<'_> {
         if n > 1 << 31 {
             return refuse(format!("the batch has {n} samples; at most 2^31 go into one append"));
         }
-        let lengths = [
-            ("completion_offsets", self.completion_offsets.len().wrapping_sub(1)),
-            ("finish_reasons", self.finish.len()),
-            ("reward_tokens", self.reward_tokens.len()),
-            ("seeds", self.seeds.len()),
-            ("logprob_policy", self.logprob_policy.len()),
-            ("logprob_reference", self.logprob_reference.len()),
-            ("logprob_sampled", self.logprob_sampled.len()),
-            ("completion_texts", self.completion_texts.map_or(n, <[_]>::len)),
-        ];
+        let offsets = ("completion_offsets", self.completion_offsets.len().wrapping_sub(1));
+        let texts = ("completion_texts", self.completion_texts.map_or(n, <[_]>::len));
+        let lengths = std::iter::once(offsets).chain(self.given.lengths()).chain([texts]);
         for (name, len) in lengths {
             if len != n {
                 return refuse(format!("{name} is for {len} samples, prompt_index for {n}"));
             }
         }
-        if let Some(row) = self.finish.iter().position(|&reason| reason > MAX_FINISH) {
+        let Given { finish_reasons, reward_tokens, .. } = self.given;
+        let wrong = finish_reasons.iter().enumerate().find(|&(_, &reason)| reason > MAX_FINISH);
+        if let Some((row, reason)) = wrong {
             return refuse(format!(
-                "finish_reasons[{row}] is {}; 0 is unknown, 1 stop and 2 length",
-                self.finish[row]
+                "finish_reasons[{row}] is {reason}; 0 is unknown, 1 stop and 2 length"
             ));
         }
-        if let Some(row) = self.reward_tokens.iter().position(|&token| token < -1) {
+        let wrong = reward_tokens.iter().enumerate().find(|&(_, &token)| token < -1);
+        if let Some((row, token)) = wrong {
             return refuse(format!(
-                "reward_tokens[{row}] is {}; -1 is none, others are quantiles",
-                self.reward_tokens[row]
+                "reward_tokens[{row}] is {token}; -1 is none, others are quantiles"
             ));
         }
-        let known = self.logprob_sampled.iter().position(|nats| !nats.is_nan());
-        if let Some(row) = known.filter(|_| !settings.has_sampled_logprobs()) {
-            return refuse(format!(
-                "logprob_sampled[{row}] is {}, which a pool of format version {} has no place for: give NaN, \
-                 or append to a new pool",
-                self.logprob_sampled[row], settings.format
-            ));
-        }
+        self.given.check_version(settings)?;
         match (settings.store_text, self.completion_texts) {
             (true, None) => {
                 return refuse("the pool stores text: completion_texts is missing".into());

@@ -2,6 +2,10 @@
 //!
 //! Which samples the window holds does not change, nor how many of each quantile each batch holds. Rules:
 //! `quark/pool/base.py`.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::collections::HashMap;
 

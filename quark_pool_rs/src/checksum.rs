@@ -61,7 +61,8 @@ impl CheckedBlocks {
     #[inline(always)]
     pub fn is_checked(&self, block: usize) -> bool {
         // Relaxed: the bytes are immutable, so the bit guards no other memory.
-        self.bits[block / 64].load(Ordering::Relaxed) >> (block % 64) & 1 == 1
+        let bits = self.bits.get(block / 64);
+        bits.is_some_and(|bits| bits.load(Ordering::Relaxed) >> (block % 64) & 1 == 1)
     }
 
     /// Whether all blocks that `range` touches were checked.
@@ -99,7 +100,8 @@ impl CheckedBlocks {
         if sum64(bytes).to_le_bytes() != sum {
             return Err(block);
         }
-        self.bits[block / 64].fetch_or(1 << (block % 64), Ordering::Relaxed);
+        let bits = self.bits.get(block / 64).ok_or(block)?;
+        bits.fetch_or(1 << (block % 64), Ordering::Relaxed);
         Ok(())
     }
 }

@@ -2,9 +2,14 @@
 //!
 //! Here it is decided which, and their rows are put one after another; `pool` writes and commits. Samples
 //! keep ids and values, so what is read and what is drawn stays the same. Rules: FORMAT.md, "A compaction".
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::ops::Range;
 
+use crate::columns::{NumberArrays, column};
 use crate::datafile::FileEntry;
 use crate::error::Result;
 use crate::format::{prompts_name, segment_name};
@@ -12,8 +17,7 @@ use crate::manifest::{PromptEntry, SegmentEntry};
 use crate::parts::{Column, Extent, Run, RunPlace, Segment};
 use crate::ranking::sort_scores;
 use crate::segment::{
-    PromptRow, SegmentRows, Tokens, column, encode_prompts, encode_segment, prompt_column,
-    text_position,
+    PromptRow, SegmentRows, Tokens, encode_prompts, encode_segment, prompt_column, text_position,
 };
 use crate::snapshot::Snapshot;
 
@@ -107,15 +111,6 @@ pub fn merge_segments(
     let count = segments.iter().map(|segment| rows(segment).len() as u64).sum();
     let files = segments.iter().map(|s| s.open(&snapshot.home)).collect::<Result<Vec<_>>>()?;
 
-    macro_rules! whole {
-        ($column:expr) => {{
-            let mut values = Vec::with_capacity(count as usize);
-            for (file, segment) in files.iter().zip(segments) {
-                values.extend_from_slice(file.values($column, rows(segment))?);
-            }
-            values
-        }};
-    }
     let (mut tokens, mut offsets, mut texts) = (Vec::new(), vec![0], Vec::new());
     for (file, segment) in files.iter().zip(segments) {
         for row in rows(segment) {
@@ -141,27 +136,11 @@ pub fn merge_segments(
         scores.push((name, values, order));
     }
 
-    let (finish, reward_tokens): (Vec<u8>, Vec<i16>) =
-        (whole!(column::FINISH), whole!(column::REWARD_TOKEN));
-    let seeds: Vec<u64> = whole!(column::SEED);
-    let (logprob_policy, logprob_reference): (Vec<f32>, Vec<f32>) =
-        (whole!(column::LOGPROB_POLICY), whole!(column::LOGPROB_REFERENCE));
-    let logprob_sampled: Option<Vec<f32>> =
-        if settings.has_sampled_logprobs() { Some(whole!(column::LOGPROB_SAMPLED)) } else { None };
+    let parts: Vec<_> = files.iter().zip(segments).map(|(&file, s)| (file, rows(s))).collect();
     let rows = SegmentRows {
-        prompts: whole!(column::PROMPT),
         tokens: &tokens,
         offsets,
-        finish: &finish,
-        round: whole!(column::ROUND),
-        chunk: whole!(column::CHUNK),
-        policy_step: whole!(column::POLICY_STEP),
-        reward_tokens: &reward_tokens,
-        settings: whole!(column::SETTINGS),
-        seeds: &seeds,
-        logprob_policy: &logprob_policy,
-        logprob_reference: &logprob_reference,
-        logprob_sampled: logprob_sampled.as_deref(),
+        numbers: NumberArrays::read(&parts, settings)?,
         texts: settings.store_text.then_some(&texts),
         scores: scores.iter().map(|(n, v, order)| (*n, v.as_slice(), order.clone())).collect(),
     };

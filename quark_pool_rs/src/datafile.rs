@@ -140,15 +140,15 @@ pub fn encode(name: String, columns: &[ColumnSpec], arrays: Vec<ArrayRef>) -> (V
         name,
         length: bytes.len() as u64,
         tail: tail as u64,
-        sum: sum64(&bytes[tail..]),
+        sum: sum64(bytes.get(tail..).unwrap_or_default()),
     };
     (bytes, entry)
 }
 
 /// The footer's length, which stands before the closing magic of an Arrow file.
 fn trailing_footer_len(bytes: &[u8]) -> usize {
-    let at = bytes.len() - 10;
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize
+    let end: Option<&[u8; 10]> = bytes.last_chunk();
+    end.map_or(0, |&[a, b, c, d, ..]| u32::from_le_bytes([a, b, c, d]) as usize)
 }
 
 /// Where a column lies in its file.
@@ -214,12 +214,13 @@ impl DataFile {
         let tail = usize::try_from(entry.tail).unwrap_or(usize::MAX);
         let sums_len = tail.div_ceil(BLOCK_BYTES).saturating_mul(8);
         let footer_start = tail.saturating_add(sums_len);
-        if footer_start.saturating_add(10) > region.len() {
+        let fits = footer_start.saturating_add(10) <= region.len();
+        let Some(summed) = region.get(tail..).filter(|_| fits) else {
             return Err(damaged(entry.tail, "its checksum table does not fit".to_owned()));
-        }
+        };
         let begin = Instant::now();
-        let found = sum64(&region[tail..]);
-        let is_cold = came_from_disk(begin, region.len() - tail);
+        let found = sum64(summed);
+        let is_cold = came_from_disk(begin, summed.len());
         if found != entry.sum {
             let what = format!("its tail has the sum {found:016x}, not {:016x}", entry.sum);
             return Err(damaged(entry.tail, what));
@@ -246,8 +247,9 @@ impl DataFile {
             .checked_sub(trailing_footer_len(&self.region))
             .filter(|&start| start == self.sums.end)
             .ok_or_else(|| wrong("the footer's length"))?;
-        let footer = arrow_ipc::root_as_footer(&self.region[footer_start..footer_end])
-            .map_err(|_| wrong("the footer"))?;
+        let footer = self.region.get(footer_start..footer_end);
+        let footer = footer.and_then(|bytes| arrow_ipc::root_as_footer(bytes).ok());
+        let footer = footer.ok_or_else(|| wrong("the footer"))?;
 
         let fields =
             footer.schema().and_then(|s| s.fields()).ok_or_else(|| wrong("it has no schema"))?;
@@ -271,8 +273,9 @@ impl DataFile {
         let body = self
             .range(metadata.end as i64, block.bodyLength(), self.tail)
             .ok_or_else(|| wrong("the record batch's length"))?;
-        let message = arrow_ipc::root_as_message(&self.bytes(metadata)?[8..])
-            .map_err(|_| wrong("the record batch message"))?;
+        let message = self.bytes(metadata)?.get(8..);
+        let message = message.and_then(|bytes| arrow_ipc::root_as_message(bytes).ok());
+        let message = message.ok_or_else(|| wrong("the record batch message"))?;
         let batch =
             message.header_as_record_batch().ok_or_else(|| wrong("the kind of the message"))?;
         if batch.length() != self.rows as i64 || batch.compression().is_some() {
@@ -319,7 +322,11 @@ impl DataFile {
     fn damaged(&self, offset: usize, what: impl Into<String>) -> PoolError {
         PoolError::corrupted(&self.name, offset as u64, what)
     }
+}
 
+/// Reading. Where columns and rows lie was checked when the file was opened.
+#[expect(clippy::indexing_slicing, reason = "a row costs nanoseconds, and its bounds are asserted")]
+impl DataFile {
     /// Checked bytes; `range` lies before the tail.
     #[inline(always)]
     fn bytes(&self, range: Range<usize>) -> Result<&[u8]> {

@@ -11,8 +11,6 @@ compile_error!("the pool maps little-endian files: big-endian machines are not s
 pub const FORMAT_VERSION: u32 = 3;
 /// From this version on a merged run is one column, and an order is as narrow as its rows allow.
 pub const COMPACT_ORDERS: u32 = 2;
-/// From this version on a segment has the log-probabilities under the distribution that was sampled.
-pub const SAMPLED_LOGPROBS: u32 = 3;
 /// Unit of the checksum table of a data file.
 pub const BLOCK_BYTES: usize = 4096;
 /// Longest payload of a manifest record.
@@ -162,12 +160,6 @@ impl PoolSettings {
     pub fn has_compact_orders(&self) -> bool {
         self.format >= COMPACT_ORDERS
     }
-
-    /// Whether segments have the column of [`SAMPLED_LOGPROBS`].
-    #[inline]
-    pub fn has_sampled_logprobs(&self) -> bool {
-        self.format >= SAMPLED_LOGPROBS
-    }
 }
 
 /// Refuse a score column name that is not `[a-z0-9_.-]{1,64}`.
@@ -251,8 +243,7 @@ mod tests {
         let new = || PoolSettings::new(String::new(), 9, true, 0, "{}").unwrap();
         for format in 1..=FORMAT_VERSION {
             let settings = new().of_version(format).unwrap();
-            let has = (settings.has_compact_orders(), settings.has_sampled_logprobs());
-            assert_eq!(has, (format >= 2, format >= 3));
+            assert_eq!(settings.has_compact_orders(), format >= 2);
         }
         for format in [0, FORMAT_VERSION + 1] {
             assert!(matches!(new().of_version(format), Err(PoolError::Version { .. })));

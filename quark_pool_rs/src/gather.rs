@@ -3,16 +3,21 @@
 //! In stages over the whole batch, so that the memory of one stage is on its way while the next sample's
 //! is asked for: ids, rows, spans, tokens. Nothing is written before every span is known, and what is
 //! written goes straight to where the caller wants it.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::marker::PhantomData;
 
 use bytemuck::Pod;
 
+use crate::columns::column;
 use crate::datafile::DataFile;
 use crate::error::{PoolError, Result};
 use crate::memory::ensure;
 use crate::processor::{self, Kernel};
-use crate::segment::{column, prompt_column};
+use crate::segment::prompt_column;
 use crate::snapshot::Snapshot;
 
 /// A type of token ids in memory.

@@ -1,4 +1,8 @@
 //! Which prompts of a batch a pool has already: each is stored once.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};

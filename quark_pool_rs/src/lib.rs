@@ -22,7 +22,8 @@
 //! lookup  rows                                samples, prompts and scores by id | columns of some samples
 //! snapshot                                    what a reader sees
 //! parts                                       what that is made of
-//! segment  manifest                           columns | records
+//! segment  manifest                           files of columns | records
+//! columns                                     the table of a sample's columns
 //! datafile                                    an Arrow file with checksums
 //! storage                                     what the pool asks of a disk
 //! beneath                                     the only file-system room
@@ -30,11 +31,14 @@
 //! format  processor  memory  error            limits | loops in the processor's widest vectors | whether there is memory
 //! ```
 
+#![warn(clippy::indexing_slicing)]
+
 mod aging;
 pub mod batch;
 mod beneath;
 mod bucketing;
 pub mod checksum;
+pub mod columns;
 pub mod compaction;
 pub mod datafile;
 pub mod describe;

@@ -1,13 +1,18 @@
 //! Samples, prompts and scores of a snapshot, by id.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::sync::Arc;
 
 use bytemuck::Pod;
 use rayon::prelude::*;
 
+use crate::columns::{COLUMNS, SampleNumbers, column};
 use crate::error::{PoolError, Result};
 use crate::parts::{Column, Extent, PromptTable, Segment};
-use crate::segment::{Tokens, column, prompt_column, text_position};
+use crate::segment::{Tokens, prompt_column, text_position};
 use crate::snapshot::Snapshot;
 use crate::threads::parallel;
 
@@ -87,7 +92,7 @@ impl Snapshot {
     /// # Errors
     /// `Corrupted`, `Io`.
     pub fn copy_column<T: Pod + Send + Sync>(&self, column: usize, out: &mut [T]) -> Result<()> {
-        if column == column::LOGPROB_SAMPLED && !self.home.settings.has_sampled_logprobs() {
+        if !COLUMNS[column].is_in(&self.home.settings) {
             return Ok(());
         }
         let mut rest = &mut out[self.num_removed as usize..];
@@ -156,38 +161,26 @@ impl Snapshot {
         let settings = &self.home.settings;
         let (segment, row) = self.locate(id);
         let file = segment.open(&self.home)?;
-        let prompt_id: u32 = file.value(column::PROMPT, row)?;
-        let (table, prompt_row) = self.locate_prompt(prompt_id)?;
+        let numbers = SampleNumbers::read(file, row, settings)?;
+        let (table, prompt_row) = self.locate_prompt(numbers.prompt)?;
         let prompts = table.open(&self.home)?;
         let span = file.span(column::COMPLETION, row)?;
-        let number: u32 = file.value(column::SETTINGS, row)?;
-        let sampling = self.sampling_settings.get(number as usize).ok_or_else(|| {
-            PoolError::corrupted(file.name(), 0, format!("sampling settings {number} are unknown"))
+        let sampling = numbers.settings;
+        let sampling = self.sampling_settings.get(sampling as usize).ok_or_else(|| {
+            let what = format!("sampling settings {sampling} are unknown");
+            PoolError::corrupted(file.name(), 0, what)
         })?;
         let text = settings.store_text.then(|| file.text(text_position(settings), row));
         Ok(Sample {
             id,
-            prompt_id,
             prompt_text: prompts.text(prompt_column::TEXT, prompt_row)?.to_owned(),
-            prompt_tokens: self.prompt_tokens(prompt_id)?.to_vec(),
+            prompt_tokens: self.prompt_tokens(numbers.prompt)?.to_vec(),
             prompt_metadata: prompts.text(prompt_column::METADATA, prompt_row)?.to_owned(),
             completion_tokens: Tokens::read(file, column::COMPLETION, settings.token_bytes, span)?
                 .to_vec(),
             completion_text: text.transpose()?.map(str::to_owned),
-            finish: file.value(column::FINISH, row)?,
-            round: file.value(column::ROUND, row)?,
-            chunk: file.value(column::CHUNK, row)?,
-            policy_step: file.value(column::POLICY_STEP, row)?,
-            reward_token: file.value(column::REWARD_TOKEN, row)?,
             settings: sampling.clone(),
-            seed: file.value(column::SEED, row)?,
-            logprob_policy: file.value(column::LOGPROB_POLICY, row)?,
-            logprob_reference: file.value(column::LOGPROB_REFERENCE, row)?,
-            logprob_sampled: if settings.has_sampled_logprobs() {
-                file.value(column::LOGPROB_SAMPLED, row)?
-            } else {
-                f32::NAN
-            },
+            numbers,
             scores: self
                 .columns
                 .iter()
@@ -248,21 +241,12 @@ impl<'a> Finder<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     pub id: u64,
-    pub prompt_id: u32,
     pub prompt_text: String,
     pub prompt_tokens: Vec<u32>,
     pub prompt_metadata: String,
     pub completion_tokens: Vec<u32>,
     pub completion_text: Option<String>,
-    pub finish: u8,
-    pub round: u32,
-    pub chunk: u32,
-    pub policy_step: u32,
-    pub reward_token: i16,
     pub settings: Arc<str>,
-    pub seed: u64,
-    pub logprob_policy: f32,
-    pub logprob_reference: f32,
-    pub logprob_sampled: f32,
+    pub numbers: SampleNumbers,
     pub scores: Vec<(String, f32)>,
 }

@@ -67,25 +67,23 @@ pub fn encode_record(
     payload: &[u8],
 ) -> (Vec<u8>, Digest256) {
     assert!(payload.len() <= MAX_PAYLOAD_BYTES as usize, "a manifest record outgrew its limit");
-    let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
-    bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&(kind as u32).to_le_bytes());
-    bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(&generation.to_le_bytes());
-    bytes.extend_from_slice(previous);
-    let digest = sha256(&[&bytes, payload]);
-    bytes.extend_from_slice(&digest);
-    bytes.extend_from_slice(&[0; 8]);
-    bytes.extend_from_slice(payload);
-    let sum = frame_sum(&bytes);
-    bytes[88..96].copy_from_slice(&sum);
-    (bytes, digest)
+    let mut header = [0; HEADER_BYTES];
+    header[..8].copy_from_slice(&MAGIC);
+    header[8..12].copy_from_slice(&(kind as u32).to_le_bytes());
+    header[12..16].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    header[16..24].copy_from_slice(&generation.to_le_bytes());
+    header[24..56].copy_from_slice(previous);
+    let digest = sha256(&[&header[..56], payload]);
+    header[56..88].copy_from_slice(&digest);
+    let sum = frame_sum(&header, payload);
+    header[88..96].copy_from_slice(&sum);
+    ([&header, payload].concat(), digest)
 }
 
-fn frame_sum(record: &[u8]) -> [u8; 8] {
+fn frame_sum(header: &[u8; HEADER_BYTES], payload: &[u8]) -> [u8; 8] {
     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-    hasher.update(&record[..88]);
-    hasher.update(&record[HEADER_BYTES..]);
+    hasher.update(&header[..88]);
+    hasher.update(payload);
     hasher.digest().to_le_bytes()
 }
 
@@ -94,26 +92,25 @@ fn frame_sum(record: &[u8]) -> [u8; 8] {
 /// # Errors
 /// What does not fit, for people.
 pub fn decode_record(log: &[u8], offset: usize) -> Result<Record<'_>, &'static str> {
-    let header = log.get(offset..offset + HEADER_BYTES).ok_or("a record header is cut short")?;
-    let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes"));
+    let header: Option<&[u8; HEADER_BYTES]> = log.get(offset..).and_then(<[u8]>::first_chunk);
+    let header = header.ok_or("a record header is cut short")?;
     if header[..8] != MAGIC {
         return Err("a record does not begin with the magic bytes");
     }
-    let payload_len = word(12);
+    let payload_len = u32::from_le_bytes(header[12..16].try_into().expect("4 bytes"));
     if payload_len > MAX_PAYLOAD_BYTES {
         return Err("a record claims to be longer than the format allows");
     }
-    let end = offset + HEADER_BYTES + payload_len as usize;
-    let bytes = log.get(offset..end).ok_or("a record is cut short")?;
-    if frame_sum(bytes) != bytes[88..96] {
+    let start = offset + HEADER_BYTES;
+    let payload = log.get(start..start + payload_len as usize).ok_or("a record is cut short")?;
+    if frame_sum(header, payload) != header[88..96] {
         return Err("a record does not match its sum");
     }
-    let payload = &bytes[HEADER_BYTES..];
     let digest: Digest256 = header[56..88].try_into().expect("32 bytes");
-    if sha256(&[&bytes[..56], payload]) != digest {
+    if sha256(&[&header[..56], payload]) != digest {
         return Err("a record does not match its digest");
     }
-    let kind = match word(8) {
+    let kind = match u32::from_le_bytes(header[8..12].try_into().expect("4 bytes")) {
         1 => Kind::State,
         2 => Kind::Commit,
         3 => Kind::Scores,

@@ -51,7 +51,9 @@ impl Region {
     /// A copy on the heap.
     pub fn copy(bytes: &[u8]) -> Self {
         let mut words = vec![0_u64; bytes.len().div_ceil(8)];
-        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        for (to, &from) in bytemuck::cast_slice_mut(&mut words).iter_mut().zip(bytes) {
+            *to = from;
+        }
         Self(Bytes::Heap { words, len: bytes.len() })
     }
 
@@ -94,7 +96,9 @@ impl Deref for Region {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Bytes::Map(map) => map,
-            Bytes::Heap { words, len } => &bytemuck::cast_slice(words)[..*len],
+            Bytes::Heap { words, len } => {
+                bytemuck::cast_slice(words).get(..*len).unwrap_or_default()
+            }
         }
     }
 }

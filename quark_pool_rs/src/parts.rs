@@ -1,6 +1,10 @@
 //! What a snapshot is made of: segments, prompt files, score columns, their extents and runs.
 //!
 //! A part knows its entry of the manifest and opens its file when it is first needed. Snapshots share parts.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -22,7 +22,7 @@ use crate::recovery::{needed_since, recover, tidy};
 use crate::retention::Limits;
 use crate::snapshot::Snapshot;
 use crate::storage::{Entry, Lock, Storage};
-use crate::writer::{NewFiles, Writer, lock, to_json};
+use crate::writer::{Transaction, Writer, lock, to_json};
 
 /// How to open a pool.
 #[derive(Debug, Clone, Copy, Default)]
@@ -229,7 +229,7 @@ impl Pool {
         }
         let snapshot = self.snapshot();
         batch.check(&snapshot.home.settings)?;
-        let (commit, digest, new_prompts) = writer.append(&snapshot, batch)?;
+        let (commit, digest, new_prompts) = Transaction::begin(writer, &snapshot)?.append(batch)?;
         let ids = commit.segment.first..commit.segment.first + commit.segment.count;
         drop(snapshot);
 
@@ -264,7 +264,7 @@ impl Pool {
     pub fn draft_scores(&self, name: &str, source: &str, first: u64, scores: &[f32]) -> Result<()> {
         check_column_name(name)?;
         check_json_object("the source of the scores", source)?;
-        self.change_scores(|writer, snapshot, files| {
+        self.change_scores(|transaction, snapshot| {
             let draft = snapshot.drafts.iter().find(|draft| draft.name == name);
             if let Some(draft) = draft.filter(|draft| draft.source != source) {
                 return Err(PoolError::invalid(format!(
@@ -282,7 +282,7 @@ impl Pool {
                      the pool has {num_samples} samples"
                 )));
             }
-            writer.write_scores(snapshot, name, source, first, scores, files)
+            transaction.write_scores(name, source, first, scores)
         })
     }
 
@@ -291,7 +291,7 @@ impl Pool {
     /// # Errors
     /// As [`Pool::append`]; `Invalid` where the draft does not cover every sample.
     pub fn publish_scores(&self, name: &str) -> Result<()> {
-        self.change_scores(|_, snapshot, _| {
+        self.change_scores(|_, snapshot| {
             let draft = snapshot.drafts.iter().find(|draft| draft.name == name);
             let num_samples = snapshot.num_samples;
             if draft.map(Column::end) != Some(num_samples) {
@@ -309,7 +309,7 @@ impl Pool {
     /// # Errors
     /// As [`Pool::append`]; `Invalid` where there is no such draft.
     pub fn discard_scores(&self, name: &str) -> Result<()> {
-        self.change_scores(|_, snapshot, _| {
+        self.change_scores(|_, snapshot| {
             if !snapshot.drafts.iter().any(|draft| draft.name == name) {
                 return Err(PoolError::invalid(format!("there is no draft of {name:?}")));
             }
@@ -319,23 +319,14 @@ impl Pool {
 
     fn change_scores(
         &self,
-        write: impl FnOnce(&mut Writer, &Snapshot, &mut NewFiles<'_>) -> Result<ScoreChange>,
+        write: impl FnOnce(&mut Transaction<'_>, &Snapshot) -> Result<ScoreChange>,
     ) -> Result<()> {
         let mut guard = self.lock_writer()?;
         let writer = able_writer(&mut guard)?;
         let snapshot = self.snapshot();
-        writer.begin_log_if_due(&snapshot)?;
-        let mut files = NewFiles::new(snapshot.storage());
-        let published = write(writer, &snapshot, &mut files).and_then(|change| {
-            let generation = snapshot.generation + 1;
-            let digest =
-                writer.publish(files.storage, Kind::Scores, generation, &to_json(&change)?)?;
-            Ok((change, digest))
-        });
-        if published.is_err() && !writer.is_poisoned {
-            files.undo();
-        }
-        let (change, digest) = published?;
+        let mut transaction = Transaction::begin(writer, &snapshot)?;
+        let change = write(&mut transaction, &snapshot)?;
+        let digest = transaction.publish(Kind::Scores, &change)?;
         drop(snapshot);
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut shown.snapshot)
@@ -402,15 +393,14 @@ impl Pool {
 
     /// Say which snapshot is the oldest, durably, and begin a log that does without the others.
     fn give_up(&self, writer: &mut Writer, oldest: u64) -> Result<()> {
-        self.keep_up(writer, Upkeep::GiveUp { oldest })?;
+        let snapshot = self.snapshot();
+        self.keep_up(Transaction::within_log(writer, &snapshot), Upkeep::GiveUp { oldest })?;
         writer.begin_log(&self.snapshot())
     }
 
     /// Commit upkeep.
-    fn keep_up(&self, writer: &mut Writer, upkeep: Upkeep) -> Result<()> {
-        let generation = self.snapshot().generation + 1;
-        let payload = to_json(&upkeep)?;
-        let digest = writer.publish(&*self.storage, Kind::Upkeep, generation, &payload)?;
+    fn keep_up(&self, transaction: Transaction<'_>, upkeep: Upkeep) -> Result<()> {
+        let digest = transaction.publish(Kind::Upkeep, &upkeep)?;
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut shown.snapshot)
             .apply_upkeep(upkeep, digest)
@@ -430,15 +420,10 @@ impl Pool {
         let writer = able_writer(&mut guard)?;
         let snapshot = self.snapshot();
         let Some(group) = plan(&snapshot, max_rows) else { return Ok(false) };
-        writer.begin_log_if_due(&snapshot)?;
-        let mut files = NewFiles::new(&*self.storage);
-        let result = writer
-            .write_group(&snapshot, group, &mut files)
-            .and_then(|upkeep| self.keep_up(writer, upkeep));
-        if result.is_err() && !writer.is_poisoned {
-            files.undo();
-        }
-        result.map(|()| true)
+        let mut transaction = Transaction::begin(writer, &snapshot)?;
+        let upkeep = transaction.write_group(group)?;
+        self.keep_up(transaction, upkeep)?;
+        Ok(true)
     }
 
     /// Remove the oldest appends, as many as the limits say, in one commit; the newest always stays.
@@ -462,15 +447,10 @@ impl Pool {
         if dry_run || num_gone == 0 {
             return Ok(retained);
         }
-        writer.begin_log_if_due(&snapshot)?;
-        let mut files = NewFiles::new(&*self.storage);
-        let result = writer
-            .write_retention(&snapshot, first, &mut files)
-            .and_then(|upkeep| self.keep_up(writer, upkeep));
-        if result.is_err() && !writer.is_poisoned {
-            files.undo();
-        }
-        result.map(|()| retained)
+        let mut transaction = Transaction::begin(writer, &snapshot)?;
+        let upkeep = transaction.write_retention(first)?;
+        self.keep_up(transaction, upkeep)?;
+        Ok(retained)
     }
 }
 

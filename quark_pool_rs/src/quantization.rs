@@ -3,11 +3,16 @@
 //! A ranking is by a score column, of which sorted runs exist, or by values that are made when they are
 //! needed (a combination of columns, a part of the samples, ranks within a prompt). Rules:
 //! `quark/pool/base.py`.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::columns::column;
 use crate::error::{PoolError, Result};
 use crate::format::RUN_DIR;
 use crate::parts::{Column, Extent};
@@ -15,7 +20,6 @@ use crate::processor::{self, Kernel};
 use crate::ranking::{
     Cut, LazyView, Piece, Quantile, RemainderRule, Runs, TieRule, key_score, score_key,
 };
-use crate::segment::column;
 use crate::selection::{count_ranked, cut_values, label_in_groups};
 use crate::snapshot::Snapshot;
 use crate::threads::parallel;

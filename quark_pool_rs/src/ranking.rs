@@ -3,6 +3,10 @@
 //! A run holds its samples best first: key descending, then tie hash, then id. The whole order is never
 //! built: a cut is found by selection over the runs, and a quantile is a slice of each. Rules:
 //! `quark/pool/base.py`; layout of runs: FORMAT.md.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::cmp::Reverse;
 use std::ops::Range;

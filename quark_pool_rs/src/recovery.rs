@@ -101,12 +101,14 @@ fn recover_once(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot
             stale_logs.push(log.name);
             continue;
         }
-        let last = *chain.records.last().expect("not empty");
+        let (Some(first), Some(&last)) = (chain.records.first(), chain.records.last()) else {
+            unreachable!("not empty")
+        };
         check_head(head, &log, &chain)?;
         let end = LogEnd {
             name: log.name.clone(),
             valid_bytes: last.end() as u64,
-            state_bytes: chain.records[0].end() as u64,
+            state_bytes: first.end() as u64,
             digest: last.digest,
             is_acknowledged: chain.broken.is_none()
                 && chain.records.len() > 1
@@ -296,7 +298,7 @@ fn replay(
     let home = Arc::new(Home { storage: storage.clone(), settings: state.pool.clone() });
     let mut snapshot = Snapshot::from_state(home, first.generation, commit_digest(first), state)
         .map_err(|what| wrong(first, what))?;
-    for record in &records[1..] {
+    for record in records.iter().skip(1) {
         if record.generation > at {
             break;
         }

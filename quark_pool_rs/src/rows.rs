@@ -1,6 +1,10 @@
 //! Columns of some samples, for a reader of tables: checked, copied, and handed over as one Arrow file.
 //!
 //! What is handed over was copied from the bytes that were checked, so no file is opened a second time.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -2,6 +2,10 @@
 //!
 //! Batch `step` takes the slots `step * B .. (step + 1) * B` of an endless sequence, so it can be drawn
 //! without the ones before it. Rules: `quark/pool/base.py`.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -195,11 +199,6 @@ impl Sampler {
     /// What is sampled from.
     pub fn quantization(&self) -> &Arc<Quantization> {
         &self.quantization
-    }
-
-    /// Samples of a batch that are this rank's.
-    pub fn num_rows(&self) -> usize {
-        (self.settings.batch_size - self.settings.rank).div_ceil(self.settings.world_size)
     }
 
     /// How many batches there are until too few samples are left for one; None without end.

@@ -2,6 +2,10 @@
 //!
 //! The strata take turns. One that may be walked only so often leaves the rounds when it is used up, and
 //! the others share its slots. All of it follows from a slot's number; nothing counts.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::ops::Range;
 

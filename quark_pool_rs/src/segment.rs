@@ -7,43 +7,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_array::{
-    ArrayRef, FixedSizeBinaryArray, Float32Array, Int16Array, ListArray, StringArray, UInt8Array,
-    UInt16Array, UInt32Array, UInt64Array,
+    ArrayRef, FixedSizeBinaryArray, Float32Array, ListArray, StringArray, UInt16Array, UInt32Array,
+    UInt64Array,
 };
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field};
 
+use crate::columns::{COLUMNS, NumberArrays, num_columns};
 use crate::datafile::{ColumnSpec, DataFile, FileEntry, Kind, encode};
 use crate::error::Result;
 use crate::format::PoolSettings;
-
-/// Columns of a segment by position.
-pub mod column {
-    /// Prompt id.
-    pub const PROMPT: usize = 0;
-    /// Token ids.
-    pub const COMPLETION: usize = 1;
-    /// Finish reason.
-    pub const FINISH: usize = 2;
-    /// Round.
-    pub const ROUND: usize = 3;
-    /// Chunk.
-    pub const CHUNK: usize = 4;
-    /// Optimizer steps of the sampling policy.
-    pub const POLICY_STEP: usize = 5;
-    /// Quantile of the reward token, -1 none.
-    pub const REWARD_TOKEN: usize = 6;
-    /// Number of the sampling settings.
-    pub const SETTINGS: usize = 7;
-    /// Seed.
-    pub const SEED: usize = 8;
-    /// Nats.
-    pub const LOGPROB_POLICY: usize = 9;
-    /// Nats.
-    pub const LOGPROB_REFERENCE: usize = 10;
-    /// Nats, where the pool has them. What follows has no fixed position.
-    pub const LOGPROB_SAMPLED: usize = 11;
-}
 
 /// Columns of a prompt file by position.
 pub mod prompt_column {
@@ -82,37 +55,22 @@ fn order_kind(settings: &PoolSettings, rows: u64) -> Kind {
 
 /// Columns of a segment with so many rows.
 pub fn segment_columns(settings: &PoolSettings, scores: &[String], rows: u64) -> Vec<ColumnSpec> {
-    let mut columns = vec![
-        ("prompt", Kind::U32),
-        ("completion", tokens_kind(settings.token_bytes)),
-        ("finish", Kind::U8),
-        ("round", Kind::U32),
-        ("chunk", Kind::U32),
-        ("policy_step", Kind::U32),
-        ("reward_token", Kind::I16),
-        ("settings", Kind::U32),
-        ("seed", Kind::U64),
-        ("logprob_policy", Kind::F32),
-        ("logprob_reference", Kind::F32),
-    ];
-    if settings.has_sampled_logprobs() {
-        columns.push(("logprob_sampled", Kind::F32));
-    }
-    if settings.store_text {
-        columns.push(("completion_text", Kind::Text));
-    }
-    let fixed = columns.into_iter().map(|(name, kind)| (name.to_owned(), kind));
+    let fixed = COLUMNS.iter().take(num_columns(settings)).map(|column| {
+        let kind = column.kind.unwrap_or(tokens_kind(settings.token_bytes));
+        (column.name.to_owned(), kind)
+    });
+    let text = settings.store_text.then(|| ("completion_text".to_owned(), Kind::Text));
     let scores = scores.iter().flat_map(|name| {
         let order = order_kind(settings, rows);
         [(format!("score:{name}"), Kind::F32), (format!("order:{name}"), order)]
     });
-    fixed.chain(scores).collect()
+    fixed.chain(text).chain(scores).collect()
 }
 
 /// Position of the completions' texts in a segment, where the pool stores them.
 #[inline]
 pub fn text_position(settings: &PoolSettings) -> usize {
-    column::LOGPROB_SAMPLED + usize::from(settings.has_sampled_logprobs())
+    num_columns(settings)
 }
 
 /// Position of the values of a segment's score column `index`; its order is the next one.
@@ -152,8 +110,9 @@ pub fn encode_scores(
     order: Vec<u32>,
 ) -> (Vec<u8>, FileEntry) {
     let columns = score_columns(settings, scores.len() as u64);
+    let order_kind = order_kind(settings, scores.len() as u64);
     let arrays: Vec<ArrayRef> =
-        vec![Arc::new(Float32Array::from(scores.to_vec())), order_array(columns[1].1, order)];
+        vec![Arc::new(Float32Array::from(scores.to_vec())), order_array(order_kind, order)];
     encode(name, &columns, arrays)
 }
 
@@ -168,68 +127,36 @@ fn order_array(kind: Kind, order: Vec<u32>) -> ArrayRef {
 
 /// Values of a segment, N rows.
 #[derive(Debug)]
-pub struct SegmentRows<'a> {
-    /// [N]
-    pub prompts: Vec<u32>,
+pub(crate) struct SegmentRows<'a> {
     /// All completions one after another.
-    pub tokens: &'a [u32],
+    pub(crate) tokens: &'a [u32],
     /// [N + 1]
-    pub offsets: Vec<i32>,
-    /// [N]
-    pub finish: &'a [u8],
-    /// [N]
-    pub round: Vec<u32>,
-    /// [N]
-    pub chunk: Vec<u32>,
-    /// [N]
-    pub policy_step: Vec<u32>,
-    /// [N]
-    pub reward_tokens: &'a [i16],
-    /// [N]
-    pub settings: Vec<u32>,
-    /// [N]
-    pub seeds: &'a [u64],
-    /// [N]
-    pub logprob_policy: &'a [f32],
-    /// [N]
-    pub logprob_reference: &'a [f32],
-    /// [N], if the pool has them.
-    pub logprob_sampled: Option<&'a [f32]>,
+    pub(crate) offsets: Vec<i32>,
+    /// Of every column of numbers.
+    pub(crate) numbers: NumberArrays,
     /// [N], if the pool stores text.
-    pub texts: Option<&'a [&'a str]>,
+    pub(crate) texts: Option<&'a [&'a str]>,
     /// Name, values [N], order [N].
-    pub scores: Vec<(&'a str, &'a [f32], Vec<u32>)>,
+    pub(crate) scores: Vec<(&'a str, &'a [f32], Vec<u32>)>,
 }
 
 /// The bytes of a segment.
-pub fn encode_segment(
+pub(crate) fn encode_segment(
     name: String,
     settings: &PoolSettings,
     rows: SegmentRows<'_>,
 ) -> (Vec<u8>, FileEntry) {
     let names: Vec<String> = rows.scores.iter().map(|(name, _, _)| (*name).to_owned()).collect();
-    let columns = segment_columns(settings, &names, rows.prompts.len() as u64);
-    let order_kind = order_kind(settings, rows.prompts.len() as u64);
-    let floats = |values: &[f32]| -> ArrayRef { Arc::new(Float32Array::from(values.to_vec())) };
-    let mut arrays: Vec<ArrayRef> = vec![
-        Arc::new(UInt32Array::from(rows.prompts)),
-        token_lists(settings.token_bytes, rows.tokens, rows.offsets),
-        Arc::new(UInt8Array::from(rows.finish.to_vec())),
-        Arc::new(UInt32Array::from(rows.round)),
-        Arc::new(UInt32Array::from(rows.chunk)),
-        Arc::new(UInt32Array::from(rows.policy_step)),
-        Arc::new(Int16Array::from(rows.reward_tokens.to_vec())),
-        Arc::new(UInt32Array::from(rows.settings)),
-        Arc::new(UInt64Array::from(rows.seeds.to_vec())),
-        floats(rows.logprob_policy),
-        floats(rows.logprob_reference),
-    ];
-    arrays.extend(rows.logprob_sampled.map(floats));
+    let count = rows.offsets.len() as u64 - 1;
+    let columns = segment_columns(settings, &names, count);
+    let order_kind = order_kind(settings, count);
+    let completions = token_lists(settings.token_bytes, rows.tokens, rows.offsets);
+    let mut arrays = rows.numbers.with_completions(settings, &completions);
     if let Some(texts) = rows.texts {
         arrays.push(Arc::new(StringArray::from_iter_values(texts)));
     }
     for (_, values, order) in rows.scores {
-        arrays.push(floats(values));
+        arrays.push(Arc::new(Float32Array::from(values.to_vec())));
         arrays.push(order_array(order_kind, order));
     }
     encode(name, &columns, arrays)

@@ -1,4 +1,8 @@
 //! Cutting values that no run orders: passes over all of them, in parallel, and a sort of those near the cuts.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::cmp::Reverse;
 use std::sync::Arc;

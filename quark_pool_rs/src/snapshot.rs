@@ -2,6 +2,10 @@
 //!
 //! A snapshot never changes and shares its open files with its neighbours. It knows which parts there are and how
 //! each kind of commit changes them; where a sample lies is told in `lookup`, what scores mean for a ranking in `ranking`.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions in a record are checked where it is applied"
+)]
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::columns::column;
 use crate::datafile::{ColumnSpec, DataFile, FileEntry};
 use crate::error::{PoolError, Result};
 use crate::format::{
@@ -14,11 +15,11 @@ use crate::manifest::{
     Chain, ColumnCut, ColumnState, Commit, ExtentEntry, Kind, MergeEntry, PromptEntry, Record,
     RunEntry, RunSource, ScoreChange, SegmentEntry, State, Upkeep, decode_head, read_chain,
 };
-use crate::parts::{Column, RunPlace};
+use crate::parts::{Column, PromptTable, RunPlace, Segment};
 use crate::ranking::{OwnRun, merge_runs, score_key, tie_hash};
 use crate::recovery::{log_starts, read_settled, recover};
 use crate::segment::{
-    Tokens, column, prompt_column, prompt_columns, run_columns, score_columns, segment_columns,
+    Tokens, prompt_column, prompt_columns, run_columns, score_columns, segment_columns,
     text_position,
 };
 use crate::snapshot::Snapshot;
@@ -85,11 +86,11 @@ fn verify_once(storage: &Arc<dyn Storage>) -> Result<Report> {
     superseded.dedup_by(|a, b| a.0.name == b.0.name);
     report.generation = Some(snapshot.generation);
     report.num_samples = snapshot.num_samples - snapshot.num_removed;
-    for i in 0..snapshot.prompts.len() {
-        check_prompts(&snapshot, i, &mut report);
+    for table in &snapshot.prompts {
+        check_prompts(&snapshot, table, &mut report);
     }
-    for i in 0..snapshot.segments.len() {
-        check_segment(&snapshot, i, &mut report);
+    for segment in &snapshot.segments {
+        check_segment(&snapshot, segment, &mut report);
     }
     let mut live: HashSet<String> = HashSet::new();
     live.extend(snapshot.prompts.iter().map(|table| table.entry.file.name.clone()));
@@ -317,8 +318,7 @@ fn collect_merges(merges: &[MergeEntry], settings: &PoolSettings, named: &mut Ve
     }
 }
 
-fn check_prompts(snapshot: &Snapshot, i: usize, report: &mut Report) {
-    let table = &snapshot.prompts[i];
+fn check_prompts(snapshot: &Snapshot, table: &PromptTable, report: &mut Report) {
     count(&table.entry.file, report);
     let problems = &mut report.problems;
     let file = match table.open(&snapshot.home) {
@@ -360,8 +360,7 @@ fn check_tokens(
     }
 }
 
-fn check_segment(snapshot: &Snapshot, i: usize, report: &mut Report) {
-    let segment = &snapshot.segments[i];
+fn check_segment(snapshot: &Snapshot, segment: &Segment, report: &mut Report) {
     count(&segment.entry.file, report);
     let problems = &mut report.problems;
     let file = match segment.open(&snapshot.home) {
@@ -486,8 +485,8 @@ fn check_merged(
     }
     snapshot.scores_of(column, ids, &mut scores)?;
     let mut last = None;
-    for (at, (&key, &id)) in keys.iter().zip(ids).enumerate() {
-        if scores[at].is_nan() || score_key(scores[at]) != key {
+    for (at, ((&key, &id), score)) in keys.iter().zip(ids).zip(scores).enumerate() {
+        if score.is_nan() || score_key(score) != key {
             return wrong(format!("entry {at} of a run has not the score of sample {id}"));
         }
         let rank = (!key, tie_hash(snapshot.home.settings.tie_seed, id), id);

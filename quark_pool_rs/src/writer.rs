@@ -1,11 +1,16 @@
 //! The hand that writes: data files, then the record that lists them, each made durable before the next.
 //!
 //! The order of the steps of an append is the commit argument of FORMAT.md; do not change one without the other.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::path::Path;
 
 use crate::batch::Batch;
 use crate::checksum::Digest256;
+use crate::columns::{Found, NumberArrays};
 use crate::compaction::{Group, merge_prompts, merge_segments, runs_within};
 use crate::datafile::FileEntry;
 use crate::error::{PoolError, Result};
@@ -41,22 +46,23 @@ pub(crate) struct Writer {
 /// What an append published: the commit, its digest, and hash and id of each new prompt.
 pub(crate) type Published = (Commit, Digest256, Vec<([u8; 16], u32)>);
 
-/// Files of one append, to be removed again if a write fails.
-pub(crate) struct NewFiles<'a> {
-    pub(crate) storage: &'a dyn Storage,
-    names: Vec<String>,
+/// One commit in the making. Its new files are removed again if it ends without being published.
+pub(crate) struct Transaction<'a> {
+    writer: &'a mut Writer,
+    snapshot: &'a Snapshot,
+    /// Names of the files that were written.
+    files: Vec<String>,
 }
 
-impl<'a> NewFiles<'a> {
-    pub(crate) fn new(storage: &'a dyn Storage) -> Self {
-        Self { storage, names: Vec::new() }
-    }
-
-    /// Remove them.
-    pub(crate) fn undo(&self) {
-        for name in &self.names {
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        // Where nobody knows what the disk holds, a record may name the files.
+        if self.writer.is_poisoned || std::thread::panicking() {
+            return;
+        }
+        for name in &self.files {
             // What stays is unlisted and goes when the pool is next opened for writing.
-            let _ = self.storage.remove(Path::new(name));
+            let _ = self.snapshot.storage().remove(Path::new(name));
         }
     }
 }
@@ -79,319 +85,6 @@ impl Writer {
         }
     }
 
-    /// Commit a batch.
-    ///
-    /// # Errors
-    /// As `Pool::append`.
-    pub(crate) fn append(&mut self, snapshot: &Snapshot, batch: &Batch<'_>) -> Result<Published> {
-        self.begin_log_if_due(snapshot)?;
-        let mut files = NewFiles::new(snapshot.storage());
-        let result = self.write_and_publish(snapshot, batch, &mut files);
-        if result.is_err() && !self.is_poisoned {
-            files.undo();
-        }
-        result
-    }
-
-    fn write_and_publish(
-        &mut self,
-        snapshot: &Snapshot,
-        batch: &Batch<'_>,
-        files: &mut NewFiles<'_>,
-    ) -> Result<Published> {
-        let generation = snapshot.generation + 1;
-        let settings = &snapshot.home.settings;
-        let first = snapshot.num_samples;
-        if first.checked_add(batch.prompt_index.len() as u64).is_none_or(|end| end > 1 << 62) {
-            return Err(PoolError::invalid("the pool is full"));
-        }
-
-        // Prompts: the ones that the pool has keep their id.
-        let known = match self.prompts.take() {
-            Some(known) => known,
-            None => KnownPrompts::read(snapshot)?,
-        };
-        let (ids, new_prompts) = self.prompts.insert(known).intern(snapshot, batch)?;
-        let prompts = if new_prompts.is_empty() {
-            None
-        } else {
-            let name = prompts_name(snapshot.num_prompts, generation);
-            let (bytes, file) = encode_prompts(name, settings.token_bytes, &new_prompts);
-            self.write_file(files, &file, &bytes)?;
-            let count = new_prompts.len() as u32;
-            Some(PromptEntry { first: snapshot.num_prompts, count, file })
-        };
-
-        // The segment, with the order of its own scores.
-        let known = snapshot.sampling_settings.iter().position(|s| **s == *batch.settings);
-        let ranked: Vec<_> = batch
-            .scores
-            .iter()
-            .map(|&(name, scores)| (name, scores, sort_scores(scores, first, settings.tie_seed)))
-            .collect();
-        let for_all = |value: u32| vec![value; batch.prompt_index.len()];
-        let rows = SegmentRows {
-            prompts: batch.prompt_index.iter().map(|&i| ids[i as usize]).collect(),
-            tokens: batch.completion_tokens,
-            offsets: batch.completion_offsets.iter().map(|&at| at as i32).collect(),
-            finish: batch.finish,
-            round: for_all(batch.round),
-            chunk: for_all(batch.chunk),
-            policy_step: for_all(batch.policy_step),
-            reward_tokens: batch.reward_tokens,
-            settings: for_all(known.unwrap_or(snapshot.sampling_settings.len()) as u32),
-            seeds: batch.seeds,
-            logprob_policy: batch.logprob_policy,
-            logprob_reference: batch.logprob_reference,
-            logprob_sampled: settings.has_sampled_logprobs().then_some(batch.logprob_sampled),
-            texts: batch.completion_texts,
-            scores: ranked.iter().map(|(n, s, (order, _))| (*n, *s, order.clone())).collect(),
-        };
-        let (bytes, file) = encode_segment(segment_name(first, generation), settings, rows);
-        self.write_file(files, &file, &bytes)?;
-        drop(bytes);
-
-        // Runs: where a tier is full, its runs become one of the next tier.
-        let mut scores = Vec::with_capacity(ranked.len());
-        for (name, values, (order, scored)) in &ranked {
-            let own = OwnRun { first, scores: values, order: &order[..*scored] };
-            let number = snapshot.columns.iter().position(|c| c.name == *name);
-            let merges = match number {
-                Some(at) => self.merge_tiers(snapshot, &snapshot.columns[at], at, own, files)?,
-                None => Vec::new(),
-            };
-            let (name, scored) = ((*name).to_owned(), *scored as u64);
-            scores.push(CommitScore { name, scored, merges });
-        }
-
-        // Names.
-        let mut directories = vec![SEGMENT_DIR];
-        directories.extend(prompts.is_some().then_some(PROMPT_DIR));
-        directories.extend(scores.iter().any(|s| !s.merges.is_empty()).then_some(RUN_DIR));
-        self.sync_directories(files.storage, &directories)?;
-
-        // The record.
-        let commit = Commit {
-            segment: SegmentEntry {
-                key: batch.key.to_owned(),
-                first,
-                count: batch.prompt_index.len() as u64,
-                round: batch.round,
-                chunk: batch.chunk,
-                further: Vec::new(),
-                scores: batch.scores.iter().map(|(name, _)| (*name).to_owned()).collect(),
-                file,
-            },
-            prompts,
-            sampling_settings: match known {
-                Some(_) => Vec::new(),
-                None => vec![batch.settings.into()],
-            },
-            scores,
-        };
-        let digest = self.publish(files.storage, Kind::Commit, generation, &to_json(&commit)?)?;
-        let new_prompts = new_prompts.iter().zip(snapshot.num_prompts..);
-        Ok((commit, digest, new_prompts.map(|(prompt, id)| (prompt.hash, id)).collect()))
-    }
-
-    /// Write the file that takes the place of a group, and the runs whose place it takes.
-    pub(crate) fn write_group(
-        &mut self,
-        snapshot: &Snapshot,
-        group: Group,
-        files: &mut NewFiles<'_>,
-    ) -> Result<Upkeep> {
-        let generation = snapshot.generation + 1;
-        match group {
-            Group::Prompts(range) => {
-                let (bytes, prompts) = merge_prompts(snapshot, range.clone(), generation)?;
-                self.write_file(files, &prompts.file, &bytes)?;
-                self.sync_directories(files.storage, &[PROMPT_DIR])?;
-                Ok(Upkeep::MergePrompts { start: range.start, end: range.end, prompts })
-            }
-            Group::Segments(range) => {
-                let first = snapshot.segments[range.start].entry.first;
-                let (bytes, segment) = merge_segments(snapshot, range.clone(), first, generation)?;
-                self.write_file(files, &segment.file, &bytes)?;
-                drop(bytes);
-                let mut columns = Vec::new();
-                for (number, column) in snapshot.columns.iter().enumerate() {
-                    let mut merges = Vec::new();
-                    for at in runs_within(column, &segment) {
-                        let run = &column.runs[at..=at];
-                        let first = run[0].first();
-                        let (keys, ids) = merge_runs(snapshot, run, OwnRun::NONE)?;
-                        // The place among the runs makes the name the only one of its generation.
-                        let name = run_name(number, at as u8, generation);
-                        let level = run[0].entry.level;
-                        let run =
-                            self.write_run(snapshot, name, level, first, (keys, ids), files)?;
-                        merges.push(MergeEntry { start: at, end: at + 1, run });
-                    }
-                    if !merges.is_empty() {
-                        columns.push(ColumnMerges { name: column.name.clone(), merges });
-                    }
-                }
-                let mut directories = vec![SEGMENT_DIR];
-                directories.extend((!columns.is_empty()).then_some(RUN_DIR));
-                self.sync_directories(files.storage, &directories)?;
-                Ok(Upkeep::MergeSegments { start: range.start, end: range.end, segment, columns })
-            }
-        }
-    }
-
-    /// Write what is left of the files that hold samples before `first` and others, too.
-    pub(crate) fn write_retention(
-        &mut self,
-        snapshot: &Snapshot,
-        first: u64,
-        files: &mut NewFiles<'_>,
-    ) -> Result<Upkeep> {
-        let at = snapshot.segments.partition_point(|s| s.entry.first <= first) - 1;
-        let mut segment = None;
-        if snapshot.segments[at].entry.first < first {
-            let generation = snapshot.generation + 1;
-            let (bytes, entry) = merge_segments(snapshot, at..at + 1, first, generation)?;
-            self.write_file(files, &entry.file, &bytes)?;
-            segment = Some(entry);
-        }
-        let all = snapshot.columns.iter().chain(&snapshot.drafts).enumerate();
-        let mut columns = all
-            .map(|(number, column)| self.cut_column(snapshot, column, number, first, files))
-            .collect::<Result<Vec<_>>>()?;
-        let drafts = columns.split_off(snapshot.columns.len());
-        let is_in = |directory| files.names.iter().any(|name| name.starts_with(directory));
-        let directories = [SEGMENT_DIR, SCORE_DIR, RUN_DIR].into_iter().filter(|d| is_in(*d));
-        let directories: Vec<_> = directories.collect();
-        self.sync_directories(files.storage, &directories)?;
-        let upkeep = Upkeep::Retain { first, segment, columns, drafts };
-        // Tried before it becomes a record: it counts on numbers that the manifest says of the files.
-        let tried = snapshot.clone().apply_upkeep(upkeep.clone(), [0; 32]);
-        tried.map_err(|what| PoolError::corrupted(MANIFEST_DIR, 0, what))?;
-        Ok(upkeep)
-    }
-
-    /// Write what is left of a column's extent and run that hold samples on both sides of `first`.
-    ///
-    /// Runs hold the samples of one stretch of extents after another, so that the counts tell which are cut.
-    fn cut_column(
-        &mut self,
-        snapshot: &Snapshot,
-        column: &Column,
-        number: usize,
-        first: u64,
-        files: &mut NewFiles<'_>,
-    ) -> Result<ColumnCut> {
-        let generation = snapshot.generation + 1;
-        let gone = column.extents.partition_point(|extent| extent.end() <= first);
-        let mut num_gone: u64 = column.extents[..gone].iter().map(|e| e.entry.scored).sum();
-        let mut extent = None;
-        if let Some(old) = column.extents.get(gone).filter(|old| old.first() < first) {
-            let scores = old.scores(&snapshot.home, 0..old.count())?;
-            let kept = &scores[(first - old.first()) as usize..];
-            let (order, scored) = sort_scores(kept, first, snapshot.home.settings.tie_seed);
-            num_gone += old.entry.scored - (scored as u64).min(old.entry.scored);
-            let mut file = None;
-            if !old.is_in_segment() {
-                let name = kept_scores_name(first, number, generation);
-                let (bytes, entry) = encode_scores(name, &snapshot.home.settings, kept, order);
-                self.write_file(files, &entry, &bytes)?;
-                file = Some(entry);
-            }
-            let count = kept.len() as u64;
-            extent = Some(ExtentEntry { first, count, scored: scored as u64, file });
-        }
-        let (mut runs, mut before) = (0, 0);
-        while let Some(run) = column.runs.get(runs)
-            && before + run.entry.entries <= num_gone
-        {
-            before += run.entry.entries;
-            runs += 1;
-        }
-        // Without a score that goes, too, an order is that of another extent now.
-        let is_cut = |place: &RunPlace| match place {
-            RunPlace::Extent(extent) => extent.first() < first,
-            RunPlace::Merged(_) => before < num_gone,
-        };
-        let mut run = None;
-        if let Some(old) = column.runs.get(runs).filter(|run| is_cut(&run.place)) {
-            let level = old.entry.level;
-            run = Some(match old.place {
-                RunPlace::Extent(_) => {
-                    let entries = before + old.entry.entries - num_gone;
-                    RunEntry { level, entries, first: 0, source: RunSource::Extent(first) }
-                }
-                RunPlace::Merged(_) => {
-                    let (keys, ids) =
-                        merge_runs(snapshot, &column.runs[runs..=runs], OwnRun::NONE)?;
-                    let kept = keys.into_iter().zip(ids).filter(|&(_, id)| id >= first);
-                    let name = run_name(number, level, generation);
-                    self.write_run(snapshot, name, level, first, kept.unzip(), files)?
-                }
-            });
-            runs += 1;
-        }
-        Ok(ColumnCut { name: column.name.clone(), extent, runs, run })
-    }
-
-    /// Write the file of a draft's next scores, and the runs that it makes due.
-    pub(crate) fn write_scores(
-        &mut self,
-        snapshot: &Snapshot,
-        name: &str,
-        source: &str,
-        first: u64,
-        scores: &[f32],
-        files: &mut NewFiles<'_>,
-    ) -> Result<ScoreChange> {
-        let generation = snapshot.generation + 1;
-        let (order, scored) = sort_scores(scores, first, snapshot.home.settings.tie_seed);
-        let ranked = order[..scored].to_vec();
-        let settings = &snapshot.home.settings;
-        let (bytes, file) = encode_scores(scores_name(first, generation), settings, scores, order);
-        self.write_file(files, &file, &bytes)?;
-        drop(bytes);
-        let own = OwnRun { first, scores, order: &ranked };
-        let number = snapshot.drafts.iter().position(|draft| draft.name == name);
-        let merges = match number {
-            // Only part of a file's name, which the generation makes unique.
-            Some(at) => {
-                let number = snapshot.columns.len() + at;
-                self.merge_tiers(snapshot, &snapshot.drafts[at], number, own, files)?
-            }
-            None => Vec::new(),
-        };
-        let mut directories = vec![SCORE_DIR];
-        directories.extend((!merges.is_empty()).then_some(RUN_DIR));
-        self.sync_directories(files.storage, &directories)?;
-        let extent = ExtentEntry {
-            first,
-            count: scores.len() as u64,
-            scored: scored as u64,
-            file: Some(file),
-        };
-        let (name, source) = (name.to_owned(), source.to_owned());
-        Ok(ScoreChange::Draft { name, source, extent, merges })
-    }
-
-    /// Write the file of a merged run of samples from `first` on.
-    fn write_run(
-        &mut self,
-        snapshot: &Snapshot,
-        name: String,
-        level: u8,
-        first: u64,
-        (keys, ids): (Vec<u32>, Vec<u64>),
-        files: &mut NewFiles<'_>,
-    ) -> Result<RunEntry> {
-        let settings = &snapshot.home.settings;
-        let first = if settings.has_compact_orders() { first } else { 0 };
-        let entries = ids.len() as u64;
-        let (bytes, file) = encode_run(name, settings, first, keys, ids);
-        self.write_file(files, &file, &bytes)?;
-        Ok(RunEntry { level, entries, first, source: RunSource::File(file) })
-    }
-
     /// Make the names of new files durable.
     fn sync_directories(&mut self, storage: &dyn Storage, directories: &[&str]) -> Result<()> {
         for directory in directories {
@@ -407,70 +100,8 @@ impl Writer {
         result
     }
 
-    /// Write and sync a new data file.
-    fn write_file(
-        &mut self,
-        files: &mut NewFiles<'_>,
-        entry: &FileEntry,
-        bytes: &[u8],
-    ) -> Result<()> {
-        if !is_data_name(&entry.name) {
-            // Four digits number a column, and nothing that a reader would refuse may be committed.
-            return Err(PoolError::invalid("the pool is full: it has 2^16 score columns"));
-        }
-        let path = Path::new(&entry.name);
-        let storage = files.storage;
-        let io = |action| PoolError::io(action, storage.locate(path));
-        let mut output = match storage.create(path) {
-            // Left by an append that failed and could not clean up.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                storage.remove(path).and_then(|()| storage.create(path))
-            }
-            result => result,
-        }
-        .map_err(io("create"))?;
-        files.names.push(entry.name.clone());
-        output.write_all(bytes).and_then(|()| output.seal()).map_err(io("write"))?;
-        let synced = output.sync().map_err(io("sync"));
-        self.poison_on_error(synced)
-    }
-
-    /// Where a tier of a column is full with the new run, its runs become one of the next tier.
-    fn merge_tiers(
-        &mut self,
-        snapshot: &Snapshot,
-        column: &Column,
-        number: usize,
-        own: OwnRun<'_>,
-        files: &mut NewFiles<'_>,
-    ) -> Result<Vec<MergeEntry>> {
-        let scored = own.order.len() as u64;
-        let mut merges = Vec::new();
-        let runs = &column.runs;
-        let mut levels: Vec<(u8, u64)> =
-            runs.iter().map(|run| (run.entry.level, run.first())).collect();
-        if scored == 0 {
-            return Ok(merges);
-        }
-        levels.push((0, own.first));
-        // A cascade merges everything once: only its last step is carried out.
-        let mut due = None;
-        while let Some((range, level)) = plan_merge(&levels, own.end()) {
-            let first = levels[range.start].1;
-            levels.splice(range.clone(), [(level, first)]);
-            due = Some((range.start, level, first));
-        }
-        if let Some((start, level, first)) = due {
-            let (keys, ids) = merge_runs(snapshot, &runs[start..], own)?;
-            let name = run_name(number, level, snapshot.generation + 1);
-            let run = self.write_run(snapshot, name, level, first, (keys, ids), files)?;
-            merges.push(MergeEntry { start, end: runs.len() + 1, run });
-        }
-        Ok(merges)
-    }
-
     /// Append the record and make it durable.
-    pub(crate) fn publish(
+    fn publish(
         &mut self,
         storage: &dyn Storage,
         kind: Kind,
@@ -508,7 +139,7 @@ impl Writer {
     }
 
     /// Begin a new log where the old one costs more to read than the state.
-    pub(crate) fn begin_log_if_due(&mut self, snapshot: &Snapshot) -> Result<()> {
+    fn begin_log_if_due(&mut self, snapshot: &Snapshot) -> Result<()> {
         if self.end.valid_bytes > MIN_LOG_BYTES.max(3 * self.end.state_bytes) {
             self.begin_log(snapshot)?;
         }
@@ -544,6 +175,378 @@ impl Writer {
             stale_logs: Vec::new(),
         };
         Ok(())
+    }
+}
+
+impl<'a> Transaction<'a> {
+    /// After which the pool shows more than `snapshot`. A new log is begun first if it is due.
+    ///
+    /// # Errors
+    /// As `Pool::append`.
+    pub(crate) fn begin(writer: &'a mut Writer, snapshot: &'a Snapshot) -> Result<Self> {
+        writer.begin_log_if_due(snapshot)?;
+        Ok(Self::within_log(writer, snapshot))
+    }
+
+    /// The same in the log that there is.
+    pub(crate) fn within_log(writer: &'a mut Writer, snapshot: &'a Snapshot) -> Self {
+        Self { writer, snapshot, files: Vec::new() }
+    }
+
+    /// Commit: append the record and make it durable.
+    ///
+    /// # Errors
+    /// As `Pool::append`.
+    pub(crate) fn publish(
+        mut self,
+        kind: Kind,
+        value: &impl serde::Serialize,
+    ) -> Result<Digest256> {
+        let payload = to_json(value)?;
+        let generation = self.snapshot.generation + 1;
+        let digest = self.writer.publish(self.snapshot.storage(), kind, generation, &payload)?;
+        self.files.clear();
+        Ok(digest)
+    }
+
+    /// Make the names of new files durable.
+    fn sync_directories(&mut self, directories: &[&str]) -> Result<()> {
+        self.writer.sync_directories(self.snapshot.storage(), directories)
+    }
+
+    /// Commit a batch.
+    ///
+    /// # Errors
+    /// As `Pool::append`.
+    pub(crate) fn append(mut self, batch: &Batch<'_>) -> Result<Published> {
+        let snapshot = self.snapshot;
+        let generation = snapshot.generation + 1;
+        let settings = &snapshot.home.settings;
+        let first = snapshot.num_samples;
+        if first.checked_add(batch.prompt_index.len() as u64).is_none_or(|end| end > 1 << 62) {
+            return Err(PoolError::invalid("the pool is full"));
+        }
+
+        // Prompts: the ones that the pool has keep their id.
+        let known = match self.writer.prompts.take() {
+            Some(known) => known,
+            None => KnownPrompts::read(snapshot)?,
+        };
+        let (ids, new_prompts) = self.writer.prompts.insert(known).intern(snapshot, batch)?;
+        let prompts = if new_prompts.is_empty() {
+            None
+        } else {
+            let name = prompts_name(snapshot.num_prompts, generation);
+            let (bytes, file) = encode_prompts(name, settings.token_bytes, &new_prompts);
+            self.write_file(&file, &bytes)?;
+            let count = new_prompts.len() as u32;
+            Some(PromptEntry { first: snapshot.num_prompts, count, file })
+        };
+
+        // The segment, with the order of its own scores.
+        let known = snapshot.sampling_settings.iter().position(|s| **s == *batch.settings);
+        let ranked: Vec<_> = batch
+            .scores
+            .iter()
+            .map(|&(name, scores)| (name, scores, sort_scores(scores, first, settings.tie_seed)))
+            .collect();
+        let for_all = |value: u32| vec![value; batch.prompt_index.len()];
+        let found = Found {
+            prompt: batch.prompt_index.iter().map(|&i| ids[i as usize]).collect(),
+            round: for_all(batch.round),
+            chunk: for_all(batch.chunk),
+            policy_step: for_all(batch.policy_step),
+            settings: for_all(known.unwrap_or(snapshot.sampling_settings.len()) as u32),
+        };
+        let rows = SegmentRows {
+            tokens: batch.completion_tokens,
+            offsets: batch.completion_offsets.iter().map(|&at| at as i32).collect(),
+            numbers: NumberArrays::new(found, &batch.given),
+            texts: batch.completion_texts,
+            scores: ranked.iter().map(|(n, s, (order, _))| (*n, *s, order.clone())).collect(),
+        };
+        let (bytes, file) = encode_segment(segment_name(first, generation), settings, rows);
+        self.write_file(&file, &bytes)?;
+        drop(bytes);
+
+        // Runs: where a tier is full, its runs become one of the next tier.
+        let mut scores = Vec::with_capacity(ranked.len());
+        for (name, values, (order, scored)) in &ranked {
+            let own = OwnRun { first, scores: values, order: &order[..*scored] };
+            let number = snapshot.columns.iter().position(|c| c.name == *name);
+            let merges = match number {
+                Some(at) => self.merge_tiers(&snapshot.columns[at], at, own)?,
+                None => Vec::new(),
+            };
+            let (name, scored) = ((*name).to_owned(), *scored as u64);
+            scores.push(CommitScore { name, scored, merges });
+        }
+
+        // Names.
+        let mut directories = vec![SEGMENT_DIR];
+        directories.extend(prompts.is_some().then_some(PROMPT_DIR));
+        directories.extend(scores.iter().any(|s| !s.merges.is_empty()).then_some(RUN_DIR));
+        self.sync_directories(&directories)?;
+
+        // The record.
+        let commit = Commit {
+            segment: SegmentEntry {
+                key: batch.key.to_owned(),
+                first,
+                count: batch.prompt_index.len() as u64,
+                round: batch.round,
+                chunk: batch.chunk,
+                further: Vec::new(),
+                scores: batch.scores.iter().map(|(name, _)| (*name).to_owned()).collect(),
+                file,
+            },
+            prompts,
+            sampling_settings: match known {
+                Some(_) => Vec::new(),
+                None => vec![batch.settings.into()],
+            },
+            scores,
+        };
+        let digest = self.publish(Kind::Commit, &commit)?;
+        let new_prompts = new_prompts.iter().zip(snapshot.num_prompts..);
+        Ok((commit, digest, new_prompts.map(|(prompt, id)| (prompt.hash, id)).collect()))
+    }
+
+    /// Write the file that takes the place of a group, and the runs whose place it takes.
+    pub(crate) fn write_group(&mut self, group: Group) -> Result<Upkeep> {
+        let snapshot = self.snapshot;
+        let generation = snapshot.generation + 1;
+        match group {
+            Group::Prompts(range) => {
+                let (bytes, prompts) = merge_prompts(snapshot, range.clone(), generation)?;
+                self.write_file(&prompts.file, &bytes)?;
+                self.sync_directories(&[PROMPT_DIR])?;
+                Ok(Upkeep::MergePrompts { start: range.start, end: range.end, prompts })
+            }
+            Group::Segments(range) => {
+                let first = snapshot.segments[range.start].entry.first;
+                let (bytes, segment) = merge_segments(snapshot, range.clone(), first, generation)?;
+                self.write_file(&segment.file, &bytes)?;
+                drop(bytes);
+                let mut columns = Vec::new();
+                for (number, column) in snapshot.columns.iter().enumerate() {
+                    let mut merges = Vec::new();
+                    for at in runs_within(column, &segment) {
+                        let run = &column.runs[at..=at];
+                        let first = run[0].first();
+                        let (keys, ids) = merge_runs(snapshot, run, OwnRun::NONE)?;
+                        // The place among the runs makes the name the only one of its generation.
+                        let name = run_name(number, at as u8, generation);
+                        let level = run[0].entry.level;
+                        let run = self.write_run(name, level, first, (keys, ids))?;
+                        merges.push(MergeEntry { start: at, end: at + 1, run });
+                    }
+                    if !merges.is_empty() {
+                        columns.push(ColumnMerges { name: column.name.clone(), merges });
+                    }
+                }
+                let mut directories = vec![SEGMENT_DIR];
+                directories.extend((!columns.is_empty()).then_some(RUN_DIR));
+                self.sync_directories(&directories)?;
+                Ok(Upkeep::MergeSegments { start: range.start, end: range.end, segment, columns })
+            }
+        }
+    }
+
+    /// Write what is left of the files that hold samples before `first` and others, too.
+    pub(crate) fn write_retention(&mut self, first: u64) -> Result<Upkeep> {
+        let snapshot = self.snapshot;
+        let at = snapshot.segments.partition_point(|s| s.entry.first <= first) - 1;
+        let mut segment = None;
+        if snapshot.segments[at].entry.first < first {
+            let generation = snapshot.generation + 1;
+            let (bytes, entry) = merge_segments(snapshot, at..at + 1, first, generation)?;
+            self.write_file(&entry.file, &bytes)?;
+            segment = Some(entry);
+        }
+        let all = snapshot.columns.iter().chain(&snapshot.drafts).enumerate();
+        let mut columns = all
+            .map(|(number, column)| self.cut_column(column, number, first))
+            .collect::<Result<Vec<_>>>()?;
+        let drafts = columns.split_off(snapshot.columns.len());
+        let is_in = |directory| self.files.iter().any(|name| name.starts_with(directory));
+        let directories = [SEGMENT_DIR, SCORE_DIR, RUN_DIR].into_iter().filter(|d| is_in(*d));
+        let directories: Vec<_> = directories.collect();
+        self.sync_directories(&directories)?;
+        let upkeep = Upkeep::Retain { first, segment, columns, drafts };
+        // Tried before it becomes a record: it counts on numbers that the manifest says of the files.
+        let tried = snapshot.clone().apply_upkeep(upkeep.clone(), [0; 32]);
+        tried.map_err(|what| PoolError::corrupted(MANIFEST_DIR, 0, what))?;
+        Ok(upkeep)
+    }
+
+    /// Write what is left of a column's extent and run that hold samples on both sides of `first`.
+    ///
+    /// Runs hold the samples of one stretch of extents after another, so that the counts tell which are cut.
+    fn cut_column(&mut self, column: &Column, number: usize, first: u64) -> Result<ColumnCut> {
+        let snapshot = self.snapshot;
+        let generation = snapshot.generation + 1;
+        let gone = column.extents.partition_point(|extent| extent.end() <= first);
+        let mut num_gone: u64 = column.extents[..gone].iter().map(|e| e.entry.scored).sum();
+        let mut extent = None;
+        if let Some(old) = column.extents.get(gone).filter(|old| old.first() < first) {
+            let scores = old.scores(&snapshot.home, 0..old.count())?;
+            let kept = &scores[(first - old.first()) as usize..];
+            let (order, scored) = sort_scores(kept, first, snapshot.home.settings.tie_seed);
+            num_gone += old.entry.scored - (scored as u64).min(old.entry.scored);
+            let mut file = None;
+            if !old.is_in_segment() {
+                let name = kept_scores_name(first, number, generation);
+                let (bytes, entry) = encode_scores(name, &snapshot.home.settings, kept, order);
+                self.write_file(&entry, &bytes)?;
+                file = Some(entry);
+            }
+            let count = kept.len() as u64;
+            extent = Some(ExtentEntry { first, count, scored: scored as u64, file });
+        }
+        let (mut runs, mut before) = (0, 0);
+        while let Some(run) = column.runs.get(runs)
+            && before + run.entry.entries <= num_gone
+        {
+            before += run.entry.entries;
+            runs += 1;
+        }
+        // Without a score that goes, too, an order is that of another extent now.
+        let is_cut = |place: &RunPlace| match place {
+            RunPlace::Extent(extent) => extent.first() < first,
+            RunPlace::Merged(_) => before < num_gone,
+        };
+        let mut run = None;
+        if let Some(old) = column.runs.get(runs).filter(|run| is_cut(&run.place)) {
+            let level = old.entry.level;
+            run = Some(match old.place {
+                RunPlace::Extent(_) => {
+                    let entries = before + old.entry.entries - num_gone;
+                    RunEntry { level, entries, first: 0, source: RunSource::Extent(first) }
+                }
+                RunPlace::Merged(_) => {
+                    let (keys, ids) =
+                        merge_runs(snapshot, &column.runs[runs..=runs], OwnRun::NONE)?;
+                    let kept = keys.into_iter().zip(ids).filter(|&(_, id)| id >= first);
+                    let name = run_name(number, level, generation);
+                    self.write_run(name, level, first, kept.unzip())?
+                }
+            });
+            runs += 1;
+        }
+        Ok(ColumnCut { name: column.name.clone(), extent, runs, run })
+    }
+
+    /// Write the file of a draft's next scores, and the runs that it makes due.
+    pub(crate) fn write_scores(
+        &mut self,
+        name: &str,
+        source: &str,
+        first: u64,
+        scores: &[f32],
+    ) -> Result<ScoreChange> {
+        let snapshot = self.snapshot;
+        let generation = snapshot.generation + 1;
+        let (order, scored) = sort_scores(scores, first, snapshot.home.settings.tie_seed);
+        let ranked = order[..scored].to_vec();
+        let settings = &snapshot.home.settings;
+        let (bytes, file) = encode_scores(scores_name(first, generation), settings, scores, order);
+        self.write_file(&file, &bytes)?;
+        drop(bytes);
+        let own = OwnRun { first, scores, order: &ranked };
+        let number = snapshot.drafts.iter().position(|draft| draft.name == name);
+        let merges = match number {
+            // Only part of a file's name, which the generation makes unique.
+            Some(at) => {
+                let number = snapshot.columns.len() + at;
+                self.merge_tiers(&snapshot.drafts[at], number, own)?
+            }
+            None => Vec::new(),
+        };
+        let mut directories = vec![SCORE_DIR];
+        directories.extend((!merges.is_empty()).then_some(RUN_DIR));
+        self.sync_directories(&directories)?;
+        let extent = ExtentEntry {
+            first,
+            count: scores.len() as u64,
+            scored: scored as u64,
+            file: Some(file),
+        };
+        let (name, source) = (name.to_owned(), source.to_owned());
+        Ok(ScoreChange::Draft { name, source, extent, merges })
+    }
+
+    /// Write the file of a merged run of samples from `first` on.
+    fn write_run(
+        &mut self,
+        name: String,
+        level: u8,
+        first: u64,
+        (keys, ids): (Vec<u32>, Vec<u64>),
+    ) -> Result<RunEntry> {
+        let snapshot = self.snapshot;
+        let settings = &snapshot.home.settings;
+        let first = if settings.has_compact_orders() { first } else { 0 };
+        let entries = ids.len() as u64;
+        let (bytes, file) = encode_run(name, settings, first, keys, ids);
+        self.write_file(&file, &bytes)?;
+        Ok(RunEntry { level, entries, first, source: RunSource::File(file) })
+    }
+
+    /// Write and sync a new data file.
+    fn write_file(&mut self, entry: &FileEntry, bytes: &[u8]) -> Result<()> {
+        if !is_data_name(&entry.name) {
+            // Four digits number a column, and nothing that a reader would refuse may be committed.
+            return Err(PoolError::invalid("the pool is full: it has 2^16 score columns"));
+        }
+        let path = Path::new(&entry.name);
+        let storage = self.snapshot.storage();
+        let io = |action| PoolError::io(action, storage.locate(path));
+        let mut output = match storage.create(path) {
+            // Left by an append that failed and could not clean up.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                storage.remove(path).and_then(|()| storage.create(path))
+            }
+            result => result,
+        }
+        .map_err(io("create"))?;
+        self.files.push(entry.name.clone());
+        output.write_all(bytes).and_then(|()| output.seal()).map_err(io("write"))?;
+        let synced = output.sync().map_err(io("sync"));
+        self.writer.poison_on_error(synced)
+    }
+
+    /// Where a tier of a column is full with the new run, its runs become one of the next tier.
+    fn merge_tiers(
+        &mut self,
+        column: &Column,
+        number: usize,
+        own: OwnRun<'_>,
+    ) -> Result<Vec<MergeEntry>> {
+        let snapshot = self.snapshot;
+        let scored = own.order.len() as u64;
+        let mut merges = Vec::new();
+        let runs = &column.runs;
+        let mut levels: Vec<(u8, u64)> =
+            runs.iter().map(|run| (run.entry.level, run.first())).collect();
+        if scored == 0 {
+            return Ok(merges);
+        }
+        levels.push((0, own.first));
+        // A cascade merges everything once: only its last step is carried out.
+        let mut due = None;
+        while let Some((range, level)) = plan_merge(&levels, own.end()) {
+            let first = levels[range.start].1;
+            levels.splice(range.clone(), [(level, first)]);
+            due = Some((range.start, level, first));
+        }
+        if let Some((start, level, first)) = due {
+            let (keys, ids) = merge_runs(snapshot, &runs[start..], own)?;
+            let name = run_name(number, level, snapshot.generation + 1);
+            let run = self.write_run(name, level, first, (keys, ids))?;
+            merges.push(MergeEntry { start, end: runs.len() + 1, run });
+        }
+        Ok(merges)
     }
 }
 

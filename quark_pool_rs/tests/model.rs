@@ -9,6 +9,7 @@ use std::sync::Arc;
 use common::disk::Disk;
 use common::{Content, Owned, Step as Commit, TIE_SEED, create, create_version, reader, writer};
 use proptest::prelude::*;
+use quark_pool_rs::columns::column;
 use quark_pool_rs::compaction::plan;
 use quark_pool_rs::describe::describe;
 use quark_pool_rs::error::PoolError;
@@ -21,7 +22,6 @@ use quark_pool_rs::ranking::{RemainderRule, TieRule, tie_hash};
 use quark_pool_rs::retention::Limits;
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::sampler::{Drawn, Sampler, SamplingMode, Settings};
-use quark_pool_rs::segment::column;
 use quark_pool_rs::verify::verify;
 
 #[derive(Debug, Clone)]

@@ -122,7 +122,7 @@ def test_a_dry_run_and_a_run_check_cheap_things_before_they_load_a_model(
     def loads(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("quark.training.parts.load_policy", loads)
+    monkeypatch.setattr("quark.training.factories.load_policy", loads)
     tracker = ["--set", 'tracking.trackers=["wandb"]']
     prompts = ["--set", f"prompts.evaluation_source={tmp_path / 'none.jsonl'}"]
     reward = ["--set", f"reward.name={tmp_path / 'none.py'}:f"]

@@ -7,7 +7,6 @@ import errno
 import itertools
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -375,18 +374,6 @@ def test_a_directory_is_published_whole_and_only_once(tmp_path: Path) -> None:
     (staged / "link").symlink_to("nowhere")
     with pytest.raises(ValueError, match="neither a file nor a directory"):
         publish_directory(staged, tmp_path / "other")
-
-
-def test_the_stub_names_what_the_extension_has() -> None:
-    stub = (Path(errors.__file__).parent / "_pool_rs.pyi").read_text()
-    for name in ("Pool", "Quantization", "Sampler"):
-        section = re.split(rf"^class {name}:$", stub, flags=re.M)[1]
-        section = re.split(r"^\S", section, maxsplit=1, flags=re.M)[0]
-        stated = set(re.findall(r"^    def (\w+)", section, flags=re.M))
-        assert stated == {m for m in vars(getattr(_pool_rs, name)) if not m.startswith("_")}
-    functions = set(re.findall(r"^def (\w+)", stub, flags=re.M))
-    built = {n for n in dir(_pool_rs) if callable(getattr(_pool_rs, n)) and n[0].islower()}
-    assert functions == built
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from quark.pool.native import NativePool
-from quark.training.loop.trainer import Trainer
+from quark.training.loop.outputs import Outputs
 from quark.training.state import checkpoint as checkpointing
 from quark.training.state.checkpoint import Checkpoints
 from tests.training.tiny_run import Listener, fingerprint_of, train, write_inputs
@@ -136,7 +136,7 @@ def run_and_tell(
     told(Checkpoints, "save", "checkpoint")
     told(checkpointing, "publish_directory", "publish")
     told(Checkpoints, "prune", "prune")
-    told(Trainer, "_save_model", "model")
+    told(Outputs, "publish", "model")
     operations = 0
 
     def before_operation(event: str, arguments: tuple[Any, ...]) -> None:

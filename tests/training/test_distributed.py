@@ -24,8 +24,8 @@ from torch.distributed.fsdp import FSDPModule
 from quark.cli.exit_codes import ExitCode
 from quark.errors import ConfigError
 from quark.run_directory import RunDirectory
-from quark.training.processes.distributed import Team, joined
 from quark.training.processes.launch import rank_of_process
+from quark.training.processes.process_group import ProcessGroup, join_process_group
 from quark.training.state.checkpoint import verify
 from tests.training.tiny_run import (
     NUM_ROUNDS,
@@ -76,7 +76,7 @@ def launch(
     begin = time.monotonic()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.team_process", json.dumps(plan)],
+            [sys.executable, "-m", "tests.training.trainer_process", json.dumps(plan)],
             cwd=ROOT,
             env=os.environ
             | (environment or {})
@@ -262,12 +262,12 @@ def test_a_process_alone_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("RANK", "3")
     assert rank_of_process() == 0
-    with joined(timeout_s=1.0) as team:
-        assert (team.rank, team.size, team.is_lead) == (0, 1, True)
+    with join_process_group(timeout_s=1.0) as processes:
+        assert (processes.rank, processes.size, processes.is_main_process) == (0, 1, True)
         assert not torch.distributed.is_initialized()
-        assert team.gather({"a": 1}) == [{"a": 1}]
-        assert team.from_lead(lambda: 7) == 7
-        assert team.sums({"loss": 0.5}) == {"loss": 0.5}
+        assert processes.gather({"a": 1}) == [{"a": 1}]
+        assert processes.from_main_process(lambda: 7) == 7
+        assert processes.sums({"loss": 0.5}) == {"loss": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -294,22 +294,22 @@ def test_an_environment_that_does_not_fit_is_an_error(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     refused = pytest.raises(ConfigError, match=re.escape(said))
-    with refused, joined(timeout_s=1.0, parallel="data"):
+    with refused, join_process_group(timeout_s=1.0, parallel="data"):
         pass
 
 
 def test_a_library_too_old_to_shard_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params", raising=False)
     refused = pytest.raises(ConfigError, match=r"needs torch 2\.13 or newer")
-    with refused, joined(timeout_s=1.0, parallel="sharded"):
+    with refused, join_process_group(timeout_s=1.0, parallel="sharded"):
         pass
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda:1"])
 def test_one_device_for_several_processes_is_refused(device: str) -> None:
     with pytest.raises(ConfigError, match="one device for 2 processes"):
-        Team(rank=0, size=2).place(torch.device(device))
+        ProcessGroup(rank=0, size=2).own_device(torch.device(device))
 
 
 def test_two_processes_share_the_cache_and_train_adapters_alike(

@@ -218,13 +218,13 @@ def poisoned_at(*steps: int, place: str) -> Change:
             return output.loss
         if place == "loss":
             return output.loss * math.nan
-        weight = trainer._policy.model.get_input_embeddings().weight
+        weight = trainer._learning.policy.model.get_input_embeddings().weight
         if place == "weight":
             with torch.no_grad():
                 weight[0, 0] = math.inf
             return output.loss
         if place == "moment":
-            trainer._learner.optimizer.state[weight]["exp_avg_sq"][0, 0] = math.inf
+            trainer._learning.learner.optimizer.state[weight]["exp_avg_sq"][0, 0] = math.inf
             return output.loss
         return output.loss + 0.0 * (weight[0, 0] - weight[0, 0].detach()).sqrt()
 
@@ -250,9 +250,9 @@ def test_what_is_not_finite_never_reaches_weights_optimizer_or_checkpoint(
     newest, _ = Checkpoints(RunDirectory(tmp_path / "run").checkpoints, keep_last=2).newest()
     assert newest is not None
     require_finite(newest.optimizer_tensors(), step=12)
-    require_finite(trainer._policy.model.state_dict(), step=12)
-    newest.load_model(trainer._policy.model)
-    require_finite(trainer._policy.model.state_dict(), step=12)
+    require_finite(trainer._learning.policy.model.state_dict(), step=12)
+    newest.load_model(trainer._learning.policy.model)
+    require_finite(trainer._learning.policy.model.state_dict(), step=12)
 
 
 def test_skipped_steps_are_counted_alike_after_a_resume(config: Path, tmp_path: Path) -> None:

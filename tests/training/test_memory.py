@@ -29,7 +29,7 @@ from quark.run_directory import RunDirectory
 from quark.training.dry_run import dry_run
 from quark.training.loop.cached_reference import CachedReference
 from quark.training.loop.optimization import make_optimizer
-from quark.training.processes.distributed import Team
+from quark.training.processes.process_group import ProcessGroup
 from tests.tiny import save_tiny, tiny_gpt2
 from tests.training.tiny_run import (
     NUM_ROUNDS,
@@ -195,7 +195,7 @@ def cached_reference(config: Path, run_dir: Path, folder: Path) -> tuple[CachedR
         block_size=5,
         autocast=nullcontext,
         autocast_dtype=None,
-        team=Team(),
+        processes=ProcessGroup(),
     )
     return reference, policy
 

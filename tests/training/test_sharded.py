@@ -19,13 +19,14 @@ from quark.config.load import load_config
 from quark.errors import ConfigError, TrainingError
 from quark.run_directory import RunDirectory
 from quark.training.assemble import assemble
-from quark.training.processes import sharding
-from quark.training.processes.distributed import Team
-from quark.training.processes.held_rows import fill, first_held, held, held_between
-from quark.training.processes.sharding import ShardedWeights
+from quark.training.processes import weights as weights_module
+from quark.training.processes.process_group import ProcessGroup
+from quark.training.processes.shards import copy_full, first_local_row, local_rows, local_shard
+from quark.training.processes.weights import ShardedWeights
 from tests.tiny import tiny_batch, tiny_policy
 from tests.training.test_distributed import Ended, assert_close, launch, weights_of
 from tests.training.tiny_run import (
+    NEEDS_SHARDING,
     NUM_ROUNDS,
     STEPS_PER_ROUND,
     Listener,
@@ -80,6 +81,7 @@ def steps_of(run_dir: Path) -> list[dict[str, float]]:
     return [row for row in rows_of(run_dir) if row["event"] == "step"]
 
 
+@NEEDS_SHARDING
 def test_shards_learn_what_one_process_does(alone: Path, sharded: Ended, sharded_dir: Path) -> None:
     assert_close(sharded_dir, alone)
     steps = steps_of(sharded_dir), steps_of(alone)
@@ -95,6 +97,7 @@ def test_shards_learn_what_one_process_does(alone: Path, sharded: Ended, sharded
     assert sharded.err[1] == sharded.out[1] == ""
 
 
+@NEEDS_SHARDING
 def test_between_steps_a_process_holds_half_of_weights_and_moments(
     sharded: Ended, sharded_dir: Path
 ) -> None:
@@ -107,6 +110,7 @@ def test_between_steps_a_process_holds_half_of_weights_and_moments(
         assert 0.45 * everything < num_bytes < 0.52 * everything
 
 
+@NEEDS_SHARDING
 def test_a_killed_process_ends_the_run_and_any_strategy_resumes(
     config: Path, sharded: Ended, sharded_dir: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +130,7 @@ def test_a_killed_process_ends_the_run_and_any_strategy_resumes(
     assert_close(other, alone)
 
 
+@NEEDS_SHARDING
 def test_shards_go_on_from_the_checkpoint_of_one_process(
     config: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +142,7 @@ def test_shards_go_on_from_the_checkpoint_of_one_process(
     assert_close(tmp_path / "run", alone)
 
 
+@NEEDS_SHARDING
 @pytest.mark.slow
 def test_adapters_are_sharded_with_the_weights_below(config: Path, tmp_path: Path) -> None:
     settings = (*SETTINGS, "model.lora.rank=2")
@@ -153,37 +159,44 @@ def test_the_cache_of_the_reference_is_refused(config: Path, tmp_path: Path) -> 
     with pytest.raises(
         ConfigError, match=r'reference.cache = "hidden" with run.parallel = "sharded"'
     ):
-        assemble(loaded, tmp_path / "run", listener=Listener(), team=Team(size=2, is_sharded=True))
+        assemble(
+            loaded,
+            tmp_path / "run",
+            listener=Listener(),
+            processes=ProcessGroup(size=2, is_sharded=True),
+        )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
 def weights() -> Iterator[ShardedWeights]:
-    """A policy in the only shard of a team of one."""
+    """A policy in the only shard of a group of one."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        team = Team(is_sharded=True)
-        yield ShardedWeights(tiny_policy(), team, autocast_dtype=torch.bfloat16)
+        processes = ProcessGroup(is_sharded=True)
+        yield ShardedWeights(tiny_policy(), processes, autocast_dtype=torch.bfloat16)
     finally:
         distributed.destroy_process_group()
 
 
+@NEEDS_SHARDING
 def test_weights_that_are_gathered_wrongly_are_noticed(
     weights: ShardedWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights.require_equal(step=3)
-    honest = sharding.whole
+    honest = weights_module.full_tensor
 
     def damaged(tensor: torch.Tensor) -> torch.Tensor:
         gathered = honest(tensor).clone()
         gathered.view(-1)[-1] += 1e-6
         return gathered
 
-    monkeypatch.setattr(sharding, "whole", damaged)
+    monkeypatch.setattr(weights_module, "full_tensor", damaged)
     with pytest.raises(TrainingError, match="after step 3 process 0 does not gather the weights"):
         weights.require_equal(step=3)
 
 
+@NEEDS_SHARDING
 def test_memory_that_lacks_in_a_step_names_the_setting(weights: ShardedWeights) -> None:
     def hungry(size: int) -> int:
         raise torch.OutOfMemoryError(f"out of memory for {size}")
@@ -192,21 +205,23 @@ def test_memory_that_lacks_in_a_step_names_the_setting(weights: ShardedWeights) 
         weights.run(hungry, 4, on_smaller=lambda size, reason: None)
 
 
+@NEEDS_SHARDING
 def test_the_twin_has_weights_only_within(weights: ShardedWeights) -> None:
-    model = weights.alone.model
+    model = weights.local_policy.model
     assert all(parameter.is_meta for parameter in model.parameters())
-    with weights.whole():
+    with weights.gathered():
         assert not any(parameter.is_meta for parameter in model.parameters())
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
+@NEEDS_SHARDING
 def test_to_sample_linear_layers_are_gathered_as_autocast_rounds_them(
     weights: ShardedWeights,
 ) -> None:
-    policy = weights.alone
+    policy = weights.local_policy
     sizes, rows = [], []
-    for within in (weights.whole, weights.sampling):
+    for within in (weights.gathered, weights.gathered_for_sampling):
         with within(), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             parameters = {name: p.dtype for name, p in policy.model.named_parameters()}
             sizes.append(sum(dtype == torch.bfloat16 for dtype in parameters.values()))
@@ -222,22 +237,22 @@ def test_rows_are_counted_as_torch_deals_them(num_rows: int) -> None:
     everything = torch.arange(2.0 * num_rows).reshape(num_rows, 2)
     dealt = []
     for rank in range(3):
-        # Of a team of three one process, whose exchanges lead nowhere.
+        # Of a group of three one process, whose exchanges lead nowhere.
         distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=3)
         try:
             layer = nn.Linear(2, num_rows, bias=False)
-            fill(layer.weight, everything)
+            copy_full(layer.weight, everything)
             fully_shard(layer, mesh=init_device_mesh("cpu", (3,)))
             weight = layer.weight.detach()
-            mine = held(weight).clone()
-            first = first_held(weight)
+            mine = local_shard(weight).clone()
+            first = first_local_row(weight)
             assert torch.equal(mine, everything[first : first + len(mine)])
-            inner = held_between(weight, 1, num_rows - 1)
+            inner = local_rows(weight, 1, num_rows - 1)
             assert torch.equal(
                 inner, everything[max(first, 1) : min(first + len(mine), num_rows - 1)]
             )
-            fill(weight, everything + 1)
-            assert torch.equal(held(weight), mine + 1)
+            copy_full(weight, everything + 1)
+            assert torch.equal(local_shard(weight), mine + 1)
             dealt.append(mine)
         finally:
             distributed.destroy_process_group()

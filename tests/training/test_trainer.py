@@ -111,7 +111,7 @@ def test_the_result_tells_before_and_after(config: Path, tmp_path: Path) -> None
 
 def test_the_saved_model_is_loaded_by_plain_transformers(run_dir: Path) -> None:
     generate = pipeline("text-generation", model=str(RunDirectory(run_dir).model))
-    assert generate("say one")[0]["generated_text"]
+    assert generate("say one", max_new_tokens=8)[0]["generated_text"]
 
 
 def test_the_models_card_tells_the_run(run_dir: Path) -> None:
@@ -147,9 +147,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 ) -> None:
     """The second step's loss or gradient is made NaN; its weights must be those of the first."""
     with trainer_of(config, tmp_path / "run") as trainer:
-        policy = trainer._policy
+        policy = trainer._learning.policy
         weights: list[torch.Tensor] = []
-        compute = trainer._objective.__class__.__call__
+        compute = trainer._learning.objective.__class__.__call__
         calls = 0
 
         def poisoned(self, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -165,7 +165,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
                     output.loss.register_hook(lambda gradient: gradient * math.nan)
             return output
 
-        monkeypatch.setattr(trainer._objective.__class__, "__call__", poisoned)
+        monkeypatch.setattr(trainer._learning.objective.__class__, "__call__", poisoned)
         result = trainer.run()
     assert result.metrics["skipped_steps"] == 1
     assert not torch.equal(weights[0], weights[1])
@@ -179,14 +179,14 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with trainer_of(config, tmp_path / "run", "optimizer.max_skipped_steps=2") as trainer:
-        compute = trainer._objective.__class__.__call__
+        compute = trainer._learning.objective.__class__.__call__
 
         def poisoned(self, *args, **kwargs):  # type: ignore[no-untyped-def]
             output = compute(self, *args, **kwargs)
             object.__setattr__(output, "loss", output.loss * math.nan)
             return output
 
-        monkeypatch.setattr(trainer._objective.__class__, "__call__", poisoned)
+        monkeypatch.setattr(trainer._learning.objective.__class__, "__call__", poisoned)
         with pytest.raises(TrainingError, match="3 steps in a row"):
             trainer.run()
 
@@ -271,8 +271,8 @@ def test_training_on_the_best_quantile_alone_draws_nothing_else(
 ) -> None:
     with trainer_of(config, tmp_path / "run", "pool.train_quantiles=best") as trainer:
         seen: set[int] = set()
-        step = trainer._learner.step
-        trainer._learner.step = lambda samples, position, advantages: (  # type: ignore[method-assign]
+        step = trainer._learning.learner.step
+        trainer._learning.learner.step = lambda samples, position, advantages: (  # type: ignore[method-assign]
             seen.update(samples.quantiles.tolist()),
             step(samples, position, advantages),
         )[1]

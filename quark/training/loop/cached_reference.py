@@ -34,7 +34,7 @@ from quark.reference.base import ReferencePolicy
 from quark.reference.row_files import RowFiles
 from quark.refusals import way_on
 from quark.training.loop.draws import chunk_key, first_snapshot_with
-from quark.training.processes.distributed import Team
+from quark.training.processes.process_group import ProcessGroup
 
 LENGTH_GROUPS = 4
 """A block is run in so many parts of similar length, to compute less padding."""
@@ -62,7 +62,7 @@ class CachedReference(ReferencePolicy):
         block_size: samples of a chunk that are computed together: those that exploration hands in together.
         autocast: the context for forward passes.
         autocast_dtype: of that context, None where there is none.
-        team: the processes; blocks are dealt out.
+        processes: the processes; blocks are dealt out.
 
     Raises:
         ModelError: the model's logits are more than a projection of its last hidden states.
@@ -79,7 +79,7 @@ class CachedReference(ReferencePolicy):
         block_size: int,
         autocast: Callable[[], AbstractContextManager[object]],
         autocast_dtype: torch.dtype | None,
-        team: Team,
+        processes: ProcessGroup,
     ) -> None:
         head_dtype = inner.causal.head_dtype
         if head_dtype is None:
@@ -94,7 +94,7 @@ class CachedReference(ReferencePolicy):
         self._policy = policy
         self._block_size = block_size
         self._autocast = autocast
-        self._team = team
+        self._processes = processes
         self._head_dtype = head_dtype
         # What the head rounds its input to anyway, so that nothing is lost; else the finer of the halves.
         is_half = head_dtype in (torch.float16, torch.bfloat16)
@@ -109,10 +109,10 @@ class CachedReference(ReferencePolicy):
 
     def prepare(self, sample_ids: Sequence[int]) -> None:
         for block in sorted({self._block_of(i) for i in sample_ids}, key=lambda ids: ids.start):
-            if block.start // self._block_size % self._team.size == self._team.rank:
+            if block.start // self._block_size % self._processes.size == self._processes.rank:
                 self._open(block)
         # The others read what this process has made.
-        self._team.gather(None)
+        self._processes.gather(None)
 
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
         if batch.sample_ids is None:

@@ -33,7 +33,7 @@ from quark.rewards.config import RewardConfig
 from quark.rewards.scoring import ScoreOutcome, score
 from quark.training.loop.background import BackgroundCall
 from quark.training.loop.draws import chunk_key
-from quark.training.processes.distributed import Team
+from quark.training.processes.process_group import ProcessGroup
 from quark.training.seeds import derive_seed
 from quark.types import Completion, Prompt
 
@@ -83,7 +83,7 @@ class Explorer:
         run_id: first part of every chunk's key.
         seed: the run's.
         prompts: the training prompts.
-        pool: opened for writing by the lead, for reading by the other processes.
+        pool: opened for writing by the main process, for reading by the other processes.
         reward: the column ``reward``.
         extra_rewards: further columns by name; a failure of theirs is NaN, never an error.
         reward_config: how failures are handled, and what goes into the provenance.
@@ -95,7 +95,7 @@ class Explorer:
         completions_per_prompt: of each prompt.
         autocast: the context for forward passes.
         overlaps_scoring: ask the rewards of a chunk while the next one is generated.
-        team: the processes; the lead alone scores and commits.
+        processes: the processes; the main process alone scores and commits.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Explorer:
         completions_per_prompt: int,
         autocast: Callable[[], AbstractContextManager[object]],
         overlaps_scoring: bool,
-        team: Team,
+        processes: ProcessGroup,
     ) -> None:
         self._run_id = run_id
         self._seed = seed
@@ -139,7 +139,7 @@ class Explorer:
         self._per_prompt = completions_per_prompt
         self._autocast = autocast
         self._overlaps_scoring = overlaps_scoring
-        self._team = team
+        self._processes = processes
 
     def explore(
         self,
@@ -192,7 +192,7 @@ class Explorer:
             except Exception:
                 # What was generated before is not to be lost by it. Several processes cannot: the others
                 # do not know of the failure, and would take this exchange for theirs.
-                if waiting is not None and self._team.size == 1:
+                if waiting is not None and self._processes.size == 1:
                     commit(waiting)
                 raise
             span = (begin, done.elapsed())
@@ -239,14 +239,14 @@ class Explorer:
     def _begin_scoring(
         self, completions: Sequence[Completion], done: _Done
     ) -> Callable[[], _Scored]:
-        """What gives the scores; in the lead they are being asked for already where scoring overlaps."""
+        """What gives the scores; in the main process they are being asked for already where scoring overlaps."""
 
         def ask() -> _Scored:
             begin = done.elapsed()
             outcomes = self._ask_rewards(completions)
             return _Scored(outcomes=outcomes, span=(begin, done.elapsed()))
 
-        if not self._overlaps_scoring or not self._team.is_lead:
+        if not self._overlaps_scoring or not self._processes.is_main_process:
             return ask
         return BackgroundCall(ask, name="scoring").result
 
@@ -287,22 +287,22 @@ class Explorer:
         return figures
 
     def _append(self, batch: SampleBatch) -> range:
-        """Commit in the lead; on return every process sees the samples.
+        """Commit in the main process; on return every process sees the samples.
 
         Raises:
-            TrainingError: a process reads other files than the lead writes.
+            TrainingError: a process reads other files than the main process writes.
         """
 
         def commit() -> list[int]:
             ids = self._pool.append(batch)
             return [ids.start, ids.stop]
 
-        ids = range(*self._team.from_lead(commit))
-        if not self._team.is_lead:
+        ids = range(*self._processes.from_main_process(commit))
+        if not self._processes.is_main_process:
             self._pool.refresh()
             if self._pool.find(batch.key) != ids:
                 raise TrainingError(
-                    f"process {self._team.rank} does not see in {self._pool.path} what process 0 has "
+                    f"process {self._processes.rank} does not see in {self._pool.path} what process 0 has "
                     "written: the run directory has to be on a file system that all machines share"
                 )
         return ids
@@ -310,7 +310,7 @@ class Explorer:
     def _share_scores(self, scoring: Callable[[], _Scored]) -> _Scored:
         """All scores of a chunk by column, the reward first, the same in every process.
 
-        The lead alone asks: a reward may be somebody's code that remembers what it saw, or a server
+        The main process alone asks: a reward may be somebody's code that remembers what it saw, or a server
         that counts its calls, and is to be called as often and with the same batches as in one process.
         """
 
@@ -322,7 +322,7 @@ class Explorer:
             }
             return {"outcomes": outcomes, "span": scored.span}
 
-        shared = self._team.from_lead(plain)
+        shared = self._processes.from_main_process(plain)
         return _Scored(
             outcomes={
                 name: ScoreOutcome(
@@ -411,8 +411,8 @@ class Explorer:
         size = REFERENCE_BLOCK
         starts = range(0, len(completions), size)
         parts: dict[int, list[float]] = {}
-        with self._reference.whole(), self._autocast():
-            for start in starts[self._team.rank :: self._team.size]:
+        with self._reference.gathered(), self._autocast():
+            for start in starts[self._processes.rank :: self._processes.size]:
                 batch = completion_batch(
                     completions[start : start + size], self._policy, quantile=0
                 )
@@ -422,7 +422,7 @@ class Explorer:
                     is_block=True,
                 )
                 parts[start] = logprobs.float().cpu().tolist()
-        shares = [dict(share) for share in self._team.gather(list(parts.items()))]
+        shares = [dict(share) for share in self._processes.gather(list(parts.items()))]
         found = {start: part for share in shares for start, part in share.items()}
         return np.array([value for start in starts for value in found[start]], dtype=np.float32)
 

@@ -16,9 +16,9 @@ from quark.models.policy import Policy
 from quark.pool.base import Quantization, SamplePool
 from quark.pool.columns import REWARD_COLUMN
 from quark.training.loop.draws import held_out_samples
-from quark.training.processes.distributed import Team
 from quark.training.processes.memory import memory_needed_for
-from quark.training.processes.sharding import WholeWeights
+from quark.training.processes.process_group import ProcessGroup
+from quark.training.processes.weights import Weights
 
 MOST_SAMPLES = 512
 """Samples of a measurement, the newest rounds' first: each takes K forward passes."""
@@ -30,7 +30,7 @@ class InformationMeter:
     Args:
         config: the effective configuration.
         policy: is measured.
-        team: the processes that train it.
+        processes: the processes that train it.
         weights: where the policy's lie among them; where no process has all, all of them make the passes.
         autocast: the context for forward passes.
     """
@@ -40,13 +40,13 @@ class InformationMeter:
         *,
         config: RunConfig,
         policy: Policy,
-        team: Team,
-        weights: WholeWeights,
+        processes: ProcessGroup,
+        weights: Weights,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self._config = config
         self._policy = policy
-        self._team = team
+        self._processes = processes
         self._weights = weights
         self._autocast = autocast
 
@@ -109,11 +109,13 @@ class InformationMeter:
 
         measured: NDArray[np.float64] | None = None
         if self._weights.is_sharded:
-            with self._team.exchange():
+            with self._processes.exchange():
                 measured = logprobs()
             self._weights.release()
         found = np.array(
-            self._team.from_lead(lambda: (logprobs() if measured is None else measured).tolist())
+            self._processes.from_main_process(
+                lambda: (logprobs() if measured is None else measured).tolist()
+            )
         )
         return Information.of(
             found,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from quark.config.schema import RunConfig
 from quark.data.collate import collate
@@ -23,9 +24,9 @@ from quark.training.loop.guards import count_skipped_step, is_finite_step
 from quark.training.loop.optimization import learning_rate, make_optimizer
 from quark.training.loop.settling import settle_reward_tokens
 from quark.training.position import Position
-from quark.training.processes.distributed import Team
 from quark.training.processes.memory import memory_needed_for
-from quark.training.processes.sharding import WholeWeights
+from quark.training.processes.process_group import ProcessGroup
+from quark.training.processes.weights import Weights
 from quark.training.seeds import derive_seed
 
 _SUMS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
@@ -55,7 +56,7 @@ class Learner:
         reference: p0.
         objective: the loss.
         autocast: the context for forward passes.
-        team: the processes that share every batch.
+        processes: the processes that share every batch.
         weights: where the policy's lie among them.
         on_warning: told of a step that is skipped.
         on_alert: told of memory that did not suffice.
@@ -69,8 +70,8 @@ class Learner:
         reference: ReferencePolicy,
         objective: QuarkObjective,
         autocast: Callable[[], AbstractContextManager[object]],
-        team: Team,
-        weights: WholeWeights,
+        processes: ProcessGroup,
+        weights: Weights,
         on_warning: Callable[[str], None],
         on_alert: Callable[[Alert], None],
     ) -> None:
@@ -82,7 +83,7 @@ class Learner:
         self._reference = reference
         self._objective = objective
         self._autocast = autocast
-        self._team = team
+        self._processes = processes
         self._weights = weights
         self._on_warning = on_warning
         self._on_alert = on_alert
@@ -101,33 +102,20 @@ class Learner:
         Raises:
             TrainingError: too many skipped steps in a row, or too little memory for one sequence or the update.
         """
-        section, policy, team = self._section, self._policy, self._team
+        section, policy, processes = self._section, self._policy, self._processes
         num_sequences, num_tokens = len(samples.ids), int(samples.completion_lengths.sum())
         # Any partition would do: the sum over the processes is the batch's.
-        mine = _rows(samples, slice(team.rank, None, team.size))
+        mine = _rows(samples, slice(processes.rank, None, processes.size))
         with memory_needed_for("running the original model", setting="sampling.max_new_tokens"):
             self._reference.prepare(samples.ids.tolist())
-        batch = collate(
-            mine, policy.reward_tokens.ids, policy.pad_id, policy.device, sample_ids=mine.ids
-        )
         others = self._objective.other_quantiles(
             samples.quantiles,
             num_quantiles=policy.reward_tokens.num_quantiles,
             seed=derive_seed(self._seed, "contrast", position.step),
         )
-        if others is not None:
-            ids = torch.tensor(policy.reward_tokens.ids, device=policy.device)
-            chosen = torch.from_numpy(others[team.rank :: team.size].astype(np.int64))
-            batch = replace(batch, other_tokens=ids[chosen.to(policy.device)])
-        if advantages is not None:
-            of_mine = advantages.rows(mine.ids)
-            batch = replace(
-                batch,
-                advantages=torch.from_numpy(of_mine.values).to(policy.device),
-                sampled_logprobs=torch.from_numpy(of_mine.sampled_logprobs).to(policy.device),
-            )
+        batch = self._collated(mine, others, advantages)
         outputs, micro = self._gradient(batch, position, num_sequences, num_tokens)
-        sums = team.sums(
+        sums = processes.sums(
             {
                 "loss": sum(float(output.loss.detach()) for output in outputs),
                 **{
@@ -189,6 +177,36 @@ class Learner:
             micro_batch_size=micro,
         )
 
+    def _collated(
+        self,
+        mine: PoolBatch,
+        others: NDArray[np.int16] | None,
+        advantages: Advantages | None,
+    ) -> TrainingBatch:
+        """This process's samples as tensors.
+
+        Args:
+            mine: its rows of the minibatch.
+            others: [B, n] quantiles that the whole minibatch is contrasted with.
+            advantages: of the pool's samples.
+        """
+        policy, processes = self._policy, self._processes
+        batch = collate(
+            mine, policy.reward_tokens.ids, policy.pad_id, policy.device, sample_ids=mine.ids
+        )
+        if others is not None:
+            ids = torch.tensor(policy.reward_tokens.ids, device=policy.device)
+            chosen = torch.from_numpy(others[processes.rank :: processes.size].astype(np.int64))
+            batch = replace(batch, other_tokens=ids[chosen.to(policy.device)])
+        if advantages is not None:
+            of_mine = advantages.rows(mine.ids)
+            batch = replace(
+                batch,
+                advantages=torch.from_numpy(of_mine.values).to(policy.device),
+                sampled_logprobs=torch.from_numpy(of_mine.sampled_logprobs).to(policy.device),
+            )
+        return batch
+
     def settle(self, batches: Sequence[PoolBatch], position: Position) -> list[float]:
         """Shift the reward tokens' vectors to where they cost least; see ``settle_reward_tokens``.
 
@@ -223,7 +241,7 @@ class Learner:
             return costs, policy.reward_vectors.float().tolist()
 
         with memory_needed_for("settling the tokens", setting="optimizer.micro_batch_size"):
-            costs, vectors = self._team.from_lead(shifted)
+            costs, vectors = self._processes.from_main_process(shifted)
         found: list[float] = costs
         policy.reward_vectors.copy_(torch.tensor(vectors))
         return found
@@ -236,7 +254,7 @@ class Learner:
         ``num_sequences`` and ``num_tokens`` are those of all processes' batches together. They have the
         same size of parts, so that they run out of memory and go on as one.
         """
-        largest = math.ceil(num_sequences / self._team.size)
+        largest = math.ceil(num_sequences / self._processes.size)
         wanted = position.micro_batch_size, self._section.micro_batch_size, largest
         size = min(size for size in wanted if size is not None)
 
@@ -247,7 +265,7 @@ class Learner:
             if num_passes > len(parts):
                 parts = batch.split(num_passes)
             with self._policy.dropping(
-                derive_seed(self._seed, "dropout", position.step, self._team.rank)
+                derive_seed(self._seed, "dropout", position.step, self._processes.rank)
             ):
                 outputs = [self._backward(part, num_sequences, num_tokens) for part in parts]
                 # Fewer sequences than the others have passes: it goes along, and adds nothing.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from quark.config.schema import OptimizerSection
 from quark.models.lora import RewardTokenEmbedding
-from quark.training.processes.held_rows import fill
+from quark.training.processes.shards import copy_full
 
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 """Kinds of devices that have a fused AdamW."""
@@ -91,7 +91,7 @@ def load_optimizer_tensors(
         parameter = parameters[parameter_name]
         if value.shape == parameter.shape:
             moment = torch.zeros_like(parameter, dtype=value.dtype)
-            fill(moment, value)
+            copy_full(moment, value)
         else:
             moment = value.to(parameter.device).clone()
         optimizer.state[parameter][key] = moment

@@ -32,7 +32,7 @@ from quark.errors import CheckpointError, UnsafeFileError
 from quark.pool.native import publish_directory
 from quark.refusals import says_nothing_of_the_bytes, way_on
 from quark.safe_files import contained, read_bytes
-from quark.training.processes.held_rows import fill
+from quark.training.processes.shards import copy_full
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")
@@ -88,7 +88,7 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Pa
             f"{path} holds the weights of another model: bring that model back, or choose another --run-dir"
         )
     for name, value in tensors.items():
-        fill(target[name], value)
+        copy_full(target[name], value)
 
 
 class Checkpoints:

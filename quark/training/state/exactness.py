@@ -14,7 +14,7 @@ from quark.errors import CheckpointError, ConfigError
 from quark.models.lora import frozen_digest
 from quark.models.policy import Policy
 from quark.training.events import TrainingListener
-from quark.training.processes.distributed import Team
+from quark.training.processes.process_group import ProcessGroup
 
 FROZEN_WEIGHTS = "frozen weights"
 """Their digest in a fingerprint, where a checkpoint holds adapters alone."""
@@ -67,7 +67,9 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
-def make_fingerprint(device: torch.device, team: Team, policy: Policy) -> dict[str, str]:
+def make_fingerprint(
+    device: torch.device, processes: ProcessGroup, policy: Policy
+) -> dict[str, str]:
     """What a byte-exact resume needs to be equal: device kind, processes, threads, versions, frozen weights."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     adapter = {}
@@ -76,7 +78,7 @@ def make_fingerprint(device: torch.device, team: Team, policy: Policy) -> dict[s
     return {
         "device": f"{device.type} {name}",
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "processes": f"{team.size}{' sharded' if team.is_sharded else ''}",
+        "processes": f"{processes.size}{' sharded' if processes.is_sharded else ''}",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "quark": quark.__version__,

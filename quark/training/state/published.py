@@ -10,7 +10,7 @@ from quark.errors import ModelError
 from quark.models.policy import Policy
 from quark.pool.native import publish_directory
 from quark.refusals import way_on
-from quark.training.processes.distributed import checksum
+from quark.training.processes.process_group import checksum
 
 INITIAL = "initial"
 

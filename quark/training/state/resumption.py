@@ -18,7 +18,7 @@ from quark.models.policy import Policy
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.training.events import TrainingListener
-from quark.training.processes.distributed import Team
+from quark.training.processes.process_group import ProcessGroup
 from quark.training.seeds import derive_seed
 from quark.training.state.checkpoint import Checkpoint, Checkpoints
 from quark.training.state.exactness import FROZEN_WEIGHTS, Exactness, differences
@@ -26,14 +26,14 @@ from quark.training.state.held_out import prompts_digest, write_held_out
 
 
 def open_shared_pool(
-    team: Team,
+    processes: ProcessGroup,
     run: RunDirectory,
     config: RunConfig,
     policy: Policy,
     prompts: PromptSet,
     run_id: str,
 ) -> NativePool:
-    """The run's pool, opened for writing in the lead and after that for reading in the others.
+    """The run's pool, opened for writing in the main process and after that for reading in the others.
 
     Raises:
         DataError: it was filled from other prompts than these.
@@ -44,12 +44,12 @@ def open_shared_pool(
     def open_for_writing() -> None:
         opened.append(_open_pool(run, config, policy, prompts, run_id))
 
-    team.from_lead(open_for_writing)
-    if team.is_lead:
+    processes.from_main_process(open_for_writing)
+    if processes.is_main_process:
         return opened[0]
     if not run.pool.exists():
         raise TrainingError(
-            f"process {team.rank} does not find {run.pool.absolute()}, which process 0 has made: the run "
+            f"process {processes.rank} does not find {run.pool.absolute()}, which process 0 has made: the run "
             "directory has to be on a file system that all machines share"
         )
     return NativePool.open(run.pool)

@@ -1,12 +1,23 @@
-//! Arrays in and out.
+//! Arrays of the caller's.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
-use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray1};
+use std::collections::HashMap;
+
+use numpy::{PyArray1, PyReadonlyArray1, PyReadwriteArray1};
+use pyo3::exceptions::{PyKeyError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
+use pyo3::types::PyDict;
 
+use super::records::Filled;
 use crate::batch::Batch;
+use crate::columns::{COLUMNS, Given, Numbers, SampleColumn};
+use crate::datafile::Kind;
 use crate::error::Result;
-use crate::gather::{Gathered, ListsMut, Packed, Padding, TokensMut, check_room, locate};
+use crate::gather::{ListsMut, Padding, TokensMut, check_room, locate};
 use crate::snapshot::Snapshot;
 
 /// A batch to append, as `quark.pool.native` lays it out: contiguous arrays of the right types.
@@ -21,16 +32,11 @@ pub(super) struct BatchArrays<'py> {
     completion_tokens: PyReadonlyArray1<'py, u32>,
     completion_offsets: PyReadonlyArray1<'py, i64>,
     completion_texts: Option<Vec<PyBackedStr>>,
-    finish_reasons: PyReadonlyArray1<'py, u8>,
     round: u32,
     chunk: u32,
     policy_step: u32,
-    reward_tokens: PyReadonlyArray1<'py, i16>,
     settings: PyBackedStr,
-    seeds: PyReadonlyArray1<'py, u64>,
-    logprob_policy: PyReadonlyArray1<'py, f32>,
-    logprob_reference: PyReadonlyArray1<'py, f32>,
-    logprob_sampled: PyReadonlyArray1<'py, f32>,
+    numbers: Bound<'py, PyDict>,
     scores: Vec<(PyBackedStr, PyReadonlyArray1<'py, f32>)>,
 }
 
@@ -47,6 +53,20 @@ impl BatchArrays<'_> {
             .iter()
             .map(|(name, values)| Ok((&**name, values.as_slice()?)))
             .collect::<PyResult<Vec<_>>>()?;
+        let numbers = COLUMNS
+            .iter()
+            .filter_map(|column| Some((column.given?, column.kind?)))
+            .map(|(name, kind)| {
+                let array = self.numbers.get_item(name)?;
+                let array = array.ok_or_else(|| PyKeyError::new_err(name))?;
+                Ok((name, NumberArray::extract(kind, &array)?))
+            })
+            .collect::<PyResult<HashMap<_, _>>>()?;
+        let numbers_of = |column: &SampleColumn| match column.given.and_then(|n| numbers.get(n)) {
+            Some(array) => array.as_numbers(),
+            None => Err(PyKeyError::new_err(column.name)),
+        };
+        let given = Given::collect(numbers_of, |column| PyTypeError::new_err(column.name))?;
         work(&Batch {
             key: &self.key,
             prompt_tokens: self.prompt_tokens.as_slice()?,
@@ -57,16 +77,11 @@ impl BatchArrays<'_> {
             completion_tokens: self.completion_tokens.as_slice()?,
             completion_offsets: self.completion_offsets.as_slice()?,
             completion_texts: completion_texts.as_deref(),
-            finish: self.finish_reasons.as_slice()?,
             round: self.round,
             chunk: self.chunk,
             policy_step: self.policy_step,
-            reward_tokens: self.reward_tokens.as_slice()?,
             settings: &self.settings,
-            seeds: self.seeds.as_slice()?,
-            logprob_policy: self.logprob_policy.as_slice()?,
-            logprob_reference: self.logprob_reference.as_slice()?,
-            logprob_sampled: self.logprob_sampled.as_slice()?,
+            given,
             scores: &scores,
         })
     }
@@ -85,42 +100,41 @@ fn texts_or<'t>(
     column.map_or_else(|| vec![otherwise; count], texts)
 }
 
-/// Prompts [B, P], prompt lengths [B], completions [B, T], completion lengths [B].
-pub(super) type GatheredArrays<'py> = (
-    Bound<'py, PyArray2<i64>>,
-    Bound<'py, PyArray1<i32>>,
-    Bound<'py, PyArray2<i64>>,
-    Bound<'py, PyArray1<i32>>,
-);
-
-/// A gathered batch as arrays that own its memory.
-pub(super) fn to_arrays(py: Python<'_>, gathered: Gathered) -> PyResult<GatheredArrays<'_>> {
-    let rows = gathered.prompt_lengths.len();
-    let matrix = |values: Vec<i64>, width| PyArray1::from_vec(py, values).reshape([rows, width]);
-    Ok((
-        matrix(gathered.prompts, gathered.prompt_width)?,
-        PyArray1::from_vec(py, gathered.prompt_lengths),
-        matrix(gathered.completions, gathered.completion_width)?,
-        PyArray1::from_vec(py, gathered.completion_lengths),
-    ))
+/// Numbers of a batch, of the type of their column.
+enum NumberArray<'py> {
+    U8(PyReadonlyArray1<'py, u8>),
+    I16(PyReadonlyArray1<'py, i16>),
+    U16(PyReadonlyArray1<'py, u16>),
+    U32(PyReadonlyArray1<'py, u32>),
+    U64(PyReadonlyArray1<'py, u64>),
+    F32(PyReadonlyArray1<'py, f32>),
 }
 
-/// Prompts, prompt offsets [B + 1], completions, completion offsets [B + 1].
-pub(super) type PackedArrays<'py> = (
-    Bound<'py, PyArray1<i64>>,
-    Bound<'py, PyArray1<i64>>,
-    Bound<'py, PyArray1<i64>>,
-    Bound<'py, PyArray1<i64>>,
-);
+impl<'py> NumberArray<'py> {
+    fn extract(kind: Kind, array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Ok(match kind {
+            Kind::U8 => Self::U8(array.extract()?),
+            Kind::I16 => Self::I16(array.extract()?),
+            Kind::U16 => Self::U16(array.extract()?),
+            Kind::U32 => Self::U32(array.extract()?),
+            Kind::U64 => Self::U64(array.extract()?),
+            Kind::F32 => Self::F32(array.extract()?),
+            Kind::ListU16 | Kind::ListU32 | Kind::Text | Kind::Bytes16 => {
+                return Err(PyTypeError::new_err("a column of numbers"));
+            }
+        })
+    }
 
-/// A packed batch as arrays that own its memory.
-pub(super) fn to_packed_arrays(py: Python<'_>, packed: Packed) -> PackedArrays<'_> {
-    (
-        PyArray1::from_vec(py, packed.prompts),
-        PyArray1::from_vec(py, packed.prompt_offsets),
-        PyArray1::from_vec(py, packed.completions),
-        PyArray1::from_vec(py, packed.completion_offsets),
-    )
+    fn as_numbers(&self) -> PyResult<Numbers<'_>> {
+        Ok(match self {
+            Self::U8(array) => Numbers::U8(array.as_slice()?),
+            Self::I16(array) => Numbers::I16(array.as_slice()?),
+            Self::U16(array) => Numbers::U16(array.as_slice()?),
+            Self::U32(array) => Numbers::U32(array.as_slice()?),
+            Self::U64(array) => Numbers::U64(array.as_slice()?),
+            Self::F32(array) => Numbers::F32(array.as_slice()?),
+        })
+    }
 }
 
 /// Token ids of the caller's buffers, of either type.
@@ -198,20 +212,21 @@ impl BufferArrays<'_> {
 }
 
 impl Buffers<'_> {
-    /// Write some samples, padded if there is a `pad_id`; see `ListsMut::fill` for what is returned.
+    /// Write some samples, padded if there is a `pad_id`.
     pub(super) fn fill(
         &mut self,
         snapshot: &Snapshot,
         ids: &[u64],
         pad_id: Option<i64>,
-    ) -> Result<(usize, usize)> {
+    ) -> Result<Filled> {
         let room = self.ids.len().min(self.quantiles.len()).min(self.scores.len());
         check_room("ids, quantiles and scores", room, ids.len())?;
         let located = locate(snapshot, ids)?;
         self.ids[..ids.len()].copy_from_slice(ids);
-        Ok((
-            self.prompts.fill(&located.prompts, Padding::Left, pad_id)?,
-            self.completions.fill(&located.completions, Padding::Right, pad_id)?,
-        ))
+        Ok(Filled {
+            num_rows: ids.len(),
+            prompts: self.prompts.fill(&located.prompts, Padding::Left, pad_id)?,
+            completions: self.completions.fill(&located.completions, Padding::Right, pad_id)?,
+        })
     }
 }

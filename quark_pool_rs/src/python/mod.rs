@@ -3,38 +3,26 @@
 mod batch;
 mod errors;
 mod pool;
+mod records;
 mod sampler;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use crate::error::PoolError;
 use crate::storage::{FileStorage, Storage};
 
-/// Generation (None if the pool does not open), samples, files, bytes, problems as (file, offset, what).
-type ReportTuple = (Option<u64>, u64, u64, u64, Vec<(String, u64, String)>);
-
 /// Read every byte of a pool and list what is wrong.
 #[pyfunction]
-fn verify(py: Python<'_>, path: PathBuf) -> PyResult<ReportTuple> {
+fn verify(py: Python<'_>, path: PathBuf) -> PyResult<records::Report> {
     let report = errors::detached(py, || {
         let storage: Arc<dyn Storage> = Arc::new(FileStorage::new(path));
         crate::verify::verify(&storage)
     })?;
-    let problems = report
-        .problems
-        .into_iter()
-        .map(|problem| match problem {
-            PoolError::Corrupted { file, offset, what } => (file, offset, what),
-            PoolError::Io { action, path, source } => {
-                (path.display().to_string(), 0, format!("cannot {action} it: {source}"))
-            }
-            other => (String::new(), 0, other.to_string()),
-        })
-        .collect();
-    Ok((report.generation, report.num_samples, report.num_files, report.num_bytes, problems))
+    Ok(records::Report::of(report))
 }
 
 /// Sync everything in `staged`, rename it to `finished`, which lies in the same directory, sync that.
@@ -60,6 +48,27 @@ fn publish_directory(py: Python<'_>, staged: PathBuf, finished: PathBuf) -> PyRe
 fn _pool_rs(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("FORMAT_VERSION", crate::format::FORMAT_VERSION)?;
+    module.add("SAMPLE_COLUMNS", {
+        let columns = records::SampleColumn::all().map(|column| Py::new(module.py(), column));
+        PyTuple::new(module.py(), columns.collect::<PyResult<Vec<_>>>()?)?
+    })?;
+    module.add_class::<records::Append>()?;
+    module.add_class::<records::Collected>()?;
+    module.add_class::<records::Draft>()?;
+    module.add_class::<records::Drawn>()?;
+    module.add_class::<records::Filled>()?;
+    module.add_class::<records::Info>()?;
+    module.add_class::<records::Packed>()?;
+    module.add_class::<records::PackedBatch>()?;
+    module.add_class::<records::Padded>()?;
+    module.add_class::<records::PaddedBatch>()?;
+    module.add_class::<records::Problem>()?;
+    module.add_class::<records::Report>()?;
+    module.add_class::<records::Retained>()?;
+    module.add_class::<records::SampleColumn>()?;
+    module.add_class::<records::ScoreColumn>()?;
+    module.add_class::<records::Settings>()?;
+    module.add_class::<records::Snapshot>()?;
     module.add_class::<pool::PyPool>()?;
     module.add_class::<pool::PyView>()?;
     module.add_class::<pool::PyQuantization>()?;

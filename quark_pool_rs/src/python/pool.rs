@@ -1,4 +1,8 @@
 //! The classes. Each method takes what it needs, releases the interpreter and calls the core.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -8,37 +12,27 @@ use bytemuck::Pod;
 use numpy::{Element, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyRange};
 
-use super::batch::{
-    BatchArrays, BufferArrays, GatheredArrays, PackedArrays, to_arrays, to_packed_arrays,
-};
+use super::batch::{BatchArrays, BufferArrays};
 use super::errors::detached;
+use super::records::{self, to_object};
 use super::sampler::{PySampler, SamplerSettings};
-use crate::describe::describe;
+use crate::columns::{COLUMNS, SampleColumn, Value};
+use crate::describe::{ColumnDescription, describe};
 use crate::fork::fork;
 use crate::format::{FORMAT_VERSION, PoolSettings};
 use crate::gather::{gather, pack};
 use crate::manifest::AppendEntry;
 use crate::memory::ensure;
-use crate::parts::{Column, Segment};
+use crate::parts::Segment;
 use crate::pool::{OpenOptions, Pool};
 use crate::quantization::Quantization;
 use crate::ranking::{RemainderRule, TieRule};
 use crate::retention::Limits;
 use crate::rows::rows;
-use crate::segment::column;
 use crate::snapshot::Snapshot;
 use crate::storage::{FileStorage, Storage};
-
-/// Generation, hash, number of samples.
-type SnapshotTuple = (u64, String, u64);
-/// A row of `PyPool::appends`.
-type AppendTuple = (String, u64, String, u64, u64, u32, u32);
-
-fn snapshot_tuple(snapshot: &Snapshot) -> SnapshotTuple {
-    (snapshot.generation, snapshot.hash(), snapshot.num_samples)
-}
 
 fn storage(path: PathBuf) -> Arc<dyn Storage> {
     Arc::new(FileStorage::new(path))
@@ -88,8 +82,8 @@ impl PyPool {
     }
 
     #[getter]
-    fn snapshot(&self) -> SnapshotTuple {
-        snapshot_tuple(&self.0.snapshot())
+    fn snapshot(&self) -> records::Snapshot {
+        records::Snapshot::of(&self.0.snapshot())
     }
 
     /// The oldest generation that can be shown.
@@ -110,17 +104,21 @@ impl PyPool {
         })
     }
 
-    /// Per append: its file, the first id in that file, key, first id, samples, round, chunk.
-    fn appends(&self) -> Vec<AppendTuple> {
+    /// The appends of what the handle shows, by first id.
+    fn appends(&self) -> Vec<records::Append> {
         let snapshot = self.0.snapshot();
         let of_segment = |segment: &Arc<Segment>| {
             let entry = segment.entry.clone();
-            let row = |(append, ids): (AppendEntry, Range<u64>)| {
-                let (file, begin) = (entry.file.name.clone(), entry.first);
-                let count = ids.end - ids.start;
-                (file, begin, append.key, ids.start, count, append.round, append.chunk)
+            let record = |(append, ids): (AppendEntry, Range<u64>)| records::Append {
+                file: entry.file.name.clone(),
+                file_first: entry.first,
+                key: append.key,
+                first: ids.start,
+                num_samples: ids.end - ids.start,
+                round: append.round,
+                chunk: append.chunk,
             };
-            entry.appends().map(row).collect::<Vec<_>>()
+            entry.appends().map(record).collect::<Vec<_>>()
         };
         snapshot.segments.iter().flat_map(of_segment).collect()
     }
@@ -130,7 +128,7 @@ impl PyPool {
         detached(py, || self.0.compact_once(max_samples))
     }
 
-    /// The oldest sample that is left, appends and samples that went (or would).
+    /// Remove the oldest appends.
     fn retain(
         &self,
         py: Python<'_>,
@@ -138,35 +136,52 @@ impl PyPool {
         max_rounds: Option<u64>,
         before_round: Option<u32>,
         dry_run: bool,
-    ) -> PyResult<(u64, u64, u64)> {
+    ) -> PyResult<records::Retained> {
         let limits = Limits { max_samples, max_rounds, before_round };
         let retained = detached(py, || self.0.retain(&limits, dry_run))?;
-        Ok((retained.first, retained.appends, retained.samples))
+        Ok(records::Retained {
+            first: retained.first,
+            num_appends: retained.appends,
+            num_samples: retained.samples,
+        })
     }
 
-    /// The oldest generation that is left, files and bytes that went (or would).
-    fn gc(&self, py: Python<'_>, keep: u64, dry_run: bool) -> PyResult<(u64, u64, u64)> {
+    /// Give old snapshots up.
+    fn gc(&self, py: Python<'_>, keep: u64, dry_run: bool) -> PyResult<records::Collected> {
         let collected = detached(py, || self.0.collect(keep, dry_run))?;
-        Ok((collected.oldest, collected.files, collected.bytes))
+        Ok(records::Collected {
+            oldest_generation: collected.oldest,
+            num_files: collected.files,
+            num_bytes: collected.bytes,
+        })
     }
 
-    /// uuid, `vocab_size`, `store_text`, `tie_seed`, metadata
+    /// What the pool was created with.
     #[getter]
-    fn settings(&self) -> (String, u32, bool, u64, String) {
-        let snapshot = self.0.snapshot();
-        let s = &snapshot.home.settings;
-        (s.uuid.clone(), s.vocab_size, s.store_text, s.tie_seed, s.metadata.clone())
+    fn settings(&self) -> records::Settings {
+        let settings = self.0.snapshot().home.settings.clone();
+        records::Settings {
+            uuid: settings.uuid,
+            vocab_size: settings.vocab_size,
+            store_text: settings.store_text,
+            tie_seed: settings.tie_seed,
+            metadata: settings.metadata,
+        }
     }
 
-    /// Whether the pool's version has a place for `logprob_sampled`.
+    /// Version of the pool's format.
     #[getter]
-    fn has_sampled_logprobs(&self) -> bool {
-        self.0.snapshot().home.settings.has_sampled_logprobs()
+    fn format(&self) -> u32 {
+        self.0.snapshot().home.settings.format
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
-    fn append(&self, py: Python<'_>, batch: BatchArrays<'_>) -> PyResult<(u64, u64)> {
-        batch.with(|batch| detached(py, || self.0.append(batch).map(|ids| (ids.start, ids.end))))
+    fn append<'py>(
+        &self,
+        py: Python<'py>,
+        batch: BatchArrays<'py>,
+    ) -> PyResult<Bound<'py, PyRange>> {
+        range(py, batch.with(|batch| detached(py, || self.0.append(batch)))?)
     }
 
     /// Ids below this are in the draft of a column; None without a draft.
@@ -195,8 +210,8 @@ impl PyPool {
         detached(py, || self.0.discard_scores(name))
     }
 
-    fn find(&self, key: &str) -> Option<(u64, u64)> {
-        self.0.find(key).map(|ids| (ids.start, ids.end))
+    fn find<'py>(&self, py: Python<'py>, key: &str) -> PyResult<Option<Bound<'py, PyRange>>> {
+        self.0.find(key).map(|ids| range(py, ids)).transpose()
     }
 
     fn refresh(&self, py: Python<'_>) -> PyResult<()> {
@@ -222,7 +237,6 @@ impl PyPool {
             .map(|sample| {
                 let dict = PyDict::new(py);
                 dict.set_item("id", sample.id)?;
-                dict.set_item("prompt_id", sample.prompt_id)?;
                 dict.set_item("prompt_text", sample.prompt_text)?;
                 dict.set_item("prompt_tokens", PyArray1::from_vec(py, sample.prompt_tokens))?;
                 dict.set_item("prompt_metadata", sample.prompt_metadata)?;
@@ -231,16 +245,10 @@ impl PyPool {
                     PyArray1::from_vec(py, sample.completion_tokens),
                 )?;
                 dict.set_item("completion_text", sample.completion_text)?;
-                dict.set_item("finish_reason", sample.finish)?;
-                dict.set_item("round", sample.round)?;
-                dict.set_item("chunk", sample.chunk)?;
-                dict.set_item("policy_step", sample.policy_step)?;
-                dict.set_item("reward_token", sample.reward_token)?;
                 dict.set_item("settings", &*sample.settings)?;
-                dict.set_item("seed", sample.seed)?;
-                dict.set_item("logprob_policy", sample.logprob_policy)?;
-                dict.set_item("logprob_reference", sample.logprob_reference)?;
-                dict.set_item("logprob_sampled", sample.logprob_sampled)?;
+                for (name, value) in sample.numbers.shown() {
+                    dict.set_item(name, to_object(py, value)?)?;
+                }
                 let scores = PyDict::new(py);
                 for (name, score) in sample.scores {
                     scores.set_item(name, score)?;
@@ -256,12 +264,12 @@ impl PyPool {
     fn rows<'py>(
         &self,
         py: Python<'py>,
-        spans: Vec<(u64, u64)>,
+        spans: Vec<Span>,
         names: Vec<String>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let snapshot = self.0.snapshot();
         let bytes = detached(py, || {
-            let spans: Vec<_> = spans.into_iter().map(|(start, end)| start..end).collect();
+            let spans: Vec<_> = spans.iter().map(|span| span.start..span.stop).collect();
             rows(&snapshot, &spans, &names)
         })?;
         Ok(PyBytes::new(py, &bytes))
@@ -274,10 +282,10 @@ impl PyPool {
         py: Python<'py>,
         ids: PyReadonlyArray1<'py, u64>,
         pad_id: i64,
-    ) -> PyResult<GatheredArrays<'py>> {
+    ) -> PyResult<records::Padded> {
         let snapshot = self.0.snapshot();
         let ids = ids.as_slice()?;
-        to_arrays(py, detached(py, || gather(&snapshot, ids, pad_id))?)
+        records::Padded::new(py, detached(py, || gather(&snapshot, ids, pad_id))?)
     }
 
     /// Some samples, packed.
@@ -286,13 +294,13 @@ impl PyPool {
         &self,
         py: Python<'py>,
         ids: PyReadonlyArray1<'py, u64>,
-    ) -> PyResult<PackedArrays<'py>> {
+    ) -> PyResult<records::Packed> {
         let snapshot = self.0.snapshot();
         let ids = ids.as_slice()?;
-        Ok(to_packed_arrays(py, detached(py, || pack(&snapshot, ids))?))
+        Ok(records::Packed::new(py, detached(py, || pack(&snapshot, ids))?))
     }
 
-    /// Some samples in the caller's memory, padded if there is a `pad_id`: widths, or numbers of token ids.
+    /// Some samples in the caller's memory, padded if there is a `pad_id`.
     #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
     fn gather_into<'py>(
         &self,
@@ -300,7 +308,7 @@ impl PyPool {
         ids: PyReadonlyArray1<'py, u64>,
         pad_id: Option<i64>,
         mut buffers: BufferArrays<'py>,
-    ) -> PyResult<(usize, usize)> {
+    ) -> PyResult<records::Filled> {
         let snapshot = self.0.snapshot();
         let ids = ids.as_slice()?;
         buffers.with(|mut buffers| {
@@ -310,29 +318,30 @@ impl PyPool {
         })
     }
 
-    fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    fn info(&self, py: Python<'_>) -> PyResult<records::Info> {
         let snapshot = self.0.snapshot();
         let description = detached(py, || describe(&snapshot))?;
-        let dict = PyDict::new(py);
-        dict.set_item("snapshot", snapshot_tuple(&snapshot))?;
-        dict.set_item("num_removed", description.num_removed)?;
-        dict.set_item("num_prompts", description.num_prompts)?;
-        dict.set_item("num_segments", description.num_segments)?;
-        dict.set_item("num_bytes", description.num_bytes)?;
-        let columns: Vec<_> = description
-            .columns
-            .into_iter()
-            .map(|c| {
-                (
-                    (c.name, c.version, c.source),
-                    (c.scored, c.unscored, c.num_runs),
-                    (c.mean, c.std, c.min, c.max),
-                )
-            })
-            .collect();
-        dict.set_item("score_columns", columns)?;
-        dict.set_item("drafts", drafts(&snapshot))?;
-        Ok(dict)
+        let column = |column: ColumnDescription| records::ScoreColumn {
+            name: column.name,
+            version: column.version,
+            source: column.source,
+            num_scored: column.scored,
+            num_unscored: column.unscored,
+            num_runs: column.num_runs,
+            mean: column.mean,
+            std: column.std,
+            min: column.min,
+            max: column.max,
+        };
+        Ok(records::Info {
+            snapshot: records::Snapshot::of(&snapshot),
+            num_removed: description.num_removed,
+            num_prompts: description.num_prompts,
+            num_segments: description.num_segments,
+            num_bytes: description.num_bytes,
+            score_columns: description.columns.into_iter().map(column).collect(),
+            drafts: records::Draft::all(&snapshot),
+        })
     }
 }
 
@@ -344,8 +353,8 @@ pub(super) struct PyView(Arc<Snapshot>);
 #[pymethods]
 impl PyView {
     #[getter]
-    fn snapshot(&self) -> SnapshotTuple {
-        snapshot_tuple(&self.0)
+    fn snapshot(&self) -> records::Snapshot {
+        records::Snapshot::of(&self.0)
     }
 
     /// Ids below this were removed.
@@ -359,10 +368,10 @@ impl PyView {
         self.0.columns.iter().map(|column| column.name.clone()).collect()
     }
 
-    /// Name, source and end of each.
+    /// Score columns in the making.
     #[getter]
-    fn drafts(&self) -> Vec<(String, String, u64)> {
-        drafts(&self.0)
+    fn drafts(&self) -> Vec<records::Draft> {
+        records::Draft::all(&self.0)
     }
 
     fn __len__(&self) -> usize {
@@ -410,18 +419,17 @@ impl PyView {
     /// A provenance column in id order.
     fn column<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
         let snapshot = &self.0;
-        match name {
-            "prompt_id" => copied(py, snapshot, column::PROMPT, 0_u32),
-            "finish_reason" => copied(py, snapshot, column::FINISH, 0_u8),
-            "round" => copied(py, snapshot, column::ROUND, 0_u32),
-            "chunk" => copied(py, snapshot, column::CHUNK, 0_u32),
-            "policy_step" => copied(py, snapshot, column::POLICY_STEP, 0_u32),
-            "reward_token" => copied(py, snapshot, column::REWARD_TOKEN, -1_i16),
-            "seed" => copied(py, snapshot, column::SEED, 0_u64),
-            "logprob_policy" => copied(py, snapshot, column::LOGPROB_POLICY, f32::NAN),
-            "logprob_reference" => copied(py, snapshot, column::LOGPROB_REFERENCE, f32::NAN),
-            "logprob_sampled" => copied(py, snapshot, column::LOGPROB_SAMPLED, f32::NAN),
-            _ => Err(PyKeyError::new_err(name.to_owned())),
+        let is_meant = |column: &&SampleColumn| column.kind.is_some() && column.shown == Some(name);
+        let Some(at) = COLUMNS.iter().position(|column| is_meant(&column)) else {
+            return Err(PyKeyError::new_err(name.to_owned()));
+        };
+        match COLUMNS[at].blank {
+            Value::U8(blank) => copied(py, snapshot, at, blank),
+            Value::I16(blank) => copied(py, snapshot, at, blank),
+            Value::U16(blank) => copied(py, snapshot, at, blank),
+            Value::U32(blank) => copied(py, snapshot, at, blank),
+            Value::U64(blank) => copied(py, snapshot, at, blank),
+            Value::F32(blank) => copied(py, snapshot, at, blank),
         }
     }
 
@@ -437,12 +445,16 @@ impl PyView {
     }
 }
 
-/// Name, source and end of the score columns in the making.
-fn drafts(snapshot: &Snapshot) -> Vec<(String, String, u64)> {
-    let draft = |draft: &Column| {
-        (draft.name.clone(), draft.source.clone(), snapshot.draft_end(Some(draft)))
-    };
-    snapshot.drafts.iter().map(draft).collect()
+/// A `range` of ids; there are fewer than 2^62.
+fn range(py: Python<'_>, ids: Range<u64>) -> PyResult<Bound<'_, PyRange>> {
+    PyRange::new(py, ids.start as isize, ids.end as isize)
+}
+
+/// A `range` of ids.
+#[derive(FromPyObject)]
+struct Span {
+    start: u64,
+    stop: u64,
 }
 
 fn tie_rule(name: &str) -> PyResult<TieRule> {
@@ -492,8 +504,8 @@ pub(super) struct PyQuantization(Arc<Quantization>);
 #[pymethods]
 impl PyQuantization {
     #[getter]
-    fn snapshot(&self) -> SnapshotTuple {
-        snapshot_tuple(self.0.snapshot())
+    fn snapshot(&self) -> records::Snapshot {
+        records::Snapshot::of(self.0.snapshot())
     }
 
     #[getter]

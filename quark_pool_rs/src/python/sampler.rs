@@ -1,13 +1,17 @@
 //! `Sampler`, for Python. Each method takes what it needs, releases the interpreter and calls the core.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are the pool's own, or were checked at the door"
+)]
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use numpy::PyArray1;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::batch::{BufferArrays, GatheredArrays, PackedArrays, to_arrays, to_packed_arrays};
+use super::batch::BufferArrays;
 use super::errors::detached;
+use super::records;
 use crate::gather::{Gathered, Packed, gather, pack};
 use crate::quantization::Quantization;
 use crate::sampler::{Drawn, Sampler, SamplingMode, Settings};
@@ -58,11 +62,6 @@ impl PySampler {
     }
 }
 
-/// Ids [B] and quantiles [B].
-type Draw<'py> = (Bound<'py, PyArray1<u64>>, Bound<'py, PyArray1<i16>>);
-/// A batch's ids and quantiles, its tokens, its scores [B].
-type BatchOf<'py, Tokens> = (Draw<'py>, Tokens, Bound<'py, PyArray1<f32>>);
-
 #[pymethods]
 impl PySampler {
     #[getter]
@@ -70,9 +69,8 @@ impl PySampler {
         self.0.num_batches()
     }
 
-    fn draw<'py>(&self, py: Python<'py>, step: u64) -> PyResult<Draw<'py>> {
-        let drawn = detached(py, || self.0.draw(step))?;
-        Ok((PyArray1::from_vec(py, drawn.ids), PyArray1::from_vec(py, drawn.quantiles)))
+    fn draw(&self, py: Python<'_>, step: u64) -> PyResult<records::Drawn> {
+        Ok(records::Drawn::new(py, detached(py, || self.0.draw(step))?))
     }
 
     /// Batches from `start` on, padded if there is a `pad_id`, at most `depth` ahead of who asks.
@@ -99,46 +97,41 @@ impl PySampler {
     }
 
     /// Padded.
-    fn batch<'py>(
-        &self,
-        py: Python<'py>,
-        step: u64,
-        pad_id: i64,
-    ) -> PyResult<BatchOf<'py, GatheredArrays<'py>>> {
+    fn batch(&self, py: Python<'_>, step: u64, pad_id: i64) -> PyResult<records::PaddedBatch> {
         let (rows, tokens) = detached(py, || {
             let rows = self.0.draw(step)?;
             let tokens = gather(self.0.quantization().snapshot(), &rows.ids, pad_id)?;
             Ok((rows, tokens))
         })?;
-        Ok(into_arrays(py, rows, to_arrays(py, tokens)?))
+        padded_batch(py, rows, tokens)
     }
 
     /// Packed.
-    fn packed<'py>(&self, py: Python<'py>, step: u64) -> PyResult<BatchOf<'py, PackedArrays<'py>>> {
+    fn packed(&self, py: Python<'_>, step: u64) -> PyResult<records::PackedBatch> {
         let (rows, tokens) = detached(py, || {
             let rows = self.0.draw(step)?;
             let tokens = pack(self.0.quantization().snapshot(), &rows.ids)?;
             Ok((rows, tokens))
         })?;
-        Ok(into_arrays(py, rows, to_packed_arrays(py, tokens)))
+        packed_batch(py, rows, tokens)
     }
 
-    /// In the caller's memory, padded if there is a `pad_id`: rows; widths, or numbers of token ids.
+    /// In the caller's memory, padded if there is a `pad_id`.
     fn batch_into(
         &self,
         py: Python<'_>,
         step: u64,
         pad_id: Option<i64>,
         mut buffers: BufferArrays<'_>,
-    ) -> PyResult<(usize, usize, usize)> {
+    ) -> PyResult<records::Filled> {
         buffers.with(|mut buffers| {
             detached(py, || {
                 let Drawn { ids, quantiles, scores } = self.0.draw(step)?;
                 let snapshot = self.0.quantization().snapshot();
-                let (prompts, completions) = buffers.fill(snapshot, &ids, pad_id)?;
+                let filled = buffers.fill(snapshot, &ids, pad_id)?;
                 buffers.quantiles[..ids.len()].copy_from_slice(&quantiles);
                 buffers.scores[..ids.len()].copy_from_slice(&scores);
-                Ok((ids.len(), prompts, completions))
+                Ok(filled)
             })
         })
     }
@@ -155,12 +148,8 @@ impl PyStream {
         let next = detached(py, || self.0.lock().unwrap_or_else(PoisonError::into_inner).take())?;
         let Some((rows, tokens)) = next else { return Ok(None) };
         Ok(Some(match tokens {
-            Tokens::Padded(padded) => {
-                into_arrays(py, rows, to_arrays(py, padded)?).into_pyobject(py)?.into_any()
-            }
-            Tokens::Packed(packed) => {
-                into_arrays(py, rows, to_packed_arrays(py, packed)).into_pyobject(py)?.into_any()
-            }
+            Tokens::Padded(padded) => padded_batch(py, rows, padded)?.into_pyobject(py)?.into_any(),
+            Tokens::Packed(packed) => packed_batch(py, rows, packed)?.into_pyobject(py)?.into_any(),
         }))
     }
 
@@ -176,8 +165,16 @@ enum Tokens {
     Packed(Packed),
 }
 
-fn into_arrays<Tokens>(py: Python<'_>, drawn: Drawn, tokens: Tokens) -> BatchOf<'_, Tokens> {
-    let Drawn { ids, quantiles, scores } = drawn;
-    let draw = (PyArray1::from_vec(py, ids), PyArray1::from_vec(py, quantiles));
-    (draw, tokens, PyArray1::from_vec(py, scores))
+fn padded_batch(py: Python<'_>, drawn: Drawn, tokens: Gathered) -> PyResult<records::PaddedBatch> {
+    Ok(records::PaddedBatch {
+        drawn: Py::new(py, records::Drawn::new(py, drawn))?,
+        tokens: Py::new(py, records::Padded::new(py, tokens)?)?,
+    })
+}
+
+fn packed_batch(py: Python<'_>, drawn: Drawn, tokens: Packed) -> PyResult<records::PackedBatch> {
+    Ok(records::PackedBatch {
+        drawn: Py::new(py, records::Drawn::new(py, drawn))?,
+        tokens: Py::new(py, records::Packed::new(py, tokens))?,
+    })
 }

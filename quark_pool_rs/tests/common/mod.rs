@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use quark_pool_rs::batch::Batch;
+use quark_pool_rs::columns::{COLUMNS, Given, column};
 use quark_pool_rs::compaction::plan;
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::format::{FORMAT_VERSION, PoolSettings};
@@ -107,23 +108,29 @@ impl Owned {
             completion_tokens: &tokens,
             completion_offsets: &offsets(self.completions.iter().map(|c| c.0.len())),
             completion_texts: settings.store_text.then_some(&completion_texts),
-            finish: &vec![1; n],
             round: self.round,
             chunk: 2,
             policy_step: 3,
-            reward_tokens: &vec![-1; n],
             settings: &self.settings,
-            seeds: &(0..n as u64).map(|i| i << 40).collect::<Vec<_>>(),
-            logprob_policy: &vec![-1.5; n],
-            logprob_reference: &vec![f32::NAN; n],
-            logprob_sampled: &(0..n).map(sampled).collect::<Vec<_>>(),
+            given: Given {
+                finish_reasons: &vec![1; n],
+                reward_tokens: &vec![-1; n],
+                seeds: &(0..n as u64).map(|i| i << 40).collect::<Vec<_>>(),
+                logprob_policy: &vec![-1.5; n],
+                logprob_reference: &vec![f32::NAN; n],
+                logprob_sampled: &(0..n).map(sampled).collect::<Vec<_>>(),
+            },
             scores: &scores,
         })
     }
 
     /// Of a row; not known of each third one, nor in a pool of a version without the column.
     fn logprob_sampled(row: usize, settings: &PoolSettings) -> f32 {
-        if settings.has_sampled_logprobs() && row % 3 < 2 { -0.25 - row as f32 } else { f32::NAN }
+        if COLUMNS[column::LOGPROB_SAMPLED].is_in(settings) && row % 3 < 2 {
+            -0.25 - row as f32
+        } else {
+            f32::NAN
+        }
     }
 
     /// Whether row `row` is what `sample` of a pool with these settings says.
@@ -134,18 +141,19 @@ impl Owned {
         let mut stored: Vec<_> = sample.scores.iter().map(|(n, s)| (n, s.to_bits())).collect();
         given.sort_unstable();
         stored.sort_unstable();
+        let numbers = &sample.numbers;
         sample.prompt_tokens == prompt.0
             && sample.prompt_text == prompt.1
             && sample.prompt_metadata == prompt.2
             && sample.completion_tokens == self.completions[row].0
             && sample.completion_text.as_ref() == Some(&self.completions[row].1)
-            && (sample.finish, sample.round, sample.chunk) == (1, self.round, 2)
-            && (sample.policy_step, sample.reward_token) == (3, -1)
+            && (numbers.finish, numbers.round, numbers.chunk) == (1, self.round, 2)
+            && (numbers.policy_step, numbers.reward_token) == (3, -1)
             && *sample.settings == *self.settings
-            && sample.seed == (row as u64) << 40
-            && sample.logprob_policy.to_bits() == (-1.5_f32).to_bits()
-            && sample.logprob_reference.is_nan()
-            && sample.logprob_sampled.to_bits() == logprob_sampled.to_bits()
+            && numbers.seed == (row as u64) << 40
+            && numbers.logprob_policy.to_bits() == (-1.5_f32).to_bits()
+            && numbers.logprob_reference.is_nan()
+            && numbers.logprob_sampled.to_bits() == logprob_sampled.to_bits()
             && given == stored
     }
 }

@@ -8,6 +8,7 @@ use arrow_ipc::reader::FileReader;
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{DataType, Field, Schema};
 use quark_pool_rs::checksum::{block_sums, sum64};
+use quark_pool_rs::columns::column;
 use quark_pool_rs::datafile::{ColumnSpec, DataFile, FileEntry, Kind as Column, encode};
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::format::FORMAT_VERSION;
@@ -17,7 +18,7 @@ use quark_pool_rs::pool::Pool;
 use quark_pool_rs::quantization::Quantization;
 use quark_pool_rs::ranking::{RemainderRule, TieRule};
 use quark_pool_rs::segment::{
-    column, encode_run, encode_scores, prompt_column, prompt_columns, segment_columns,
+    encode_run, encode_scores, prompt_column, prompt_columns, segment_columns,
 };
 use quark_pool_rs::snapshot::Snapshot;
 use quark_pool_rs::storage::Storage;

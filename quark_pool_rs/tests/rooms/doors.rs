@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use quark_pool_rs::batch::Batch;
 use quark_pool_rs::checksum::sum64;
+use quark_pool_rs::columns::{COLUMNS, Given, column};
 use quark_pool_rs::error::{PoolError, Result};
 use quark_pool_rs::fork::fork;
-use quark_pool_rs::format::{PoolSettings, SAMPLED_LOGPROBS};
+use quark_pool_rs::format::PoolSettings;
 use quark_pool_rs::manifest::{Kind, decode_record, encode_record};
 use quark_pool_rs::mapping::Region;
 use quark_pool_rs::pool::{OpenOptions, Pool};
-use quark_pool_rs::segment::column;
 use quark_pool_rs::storage::{Entry, Lock, Output, Storage};
 use quark_pool_rs::verify::verify;
 
@@ -32,18 +32,27 @@ const GOOD: Batch<'_> = Batch {
     completion_tokens: &[4, 5],
     completion_offsets: &[0, 0, 2],
     completion_texts: Some(&["", "text"]),
-    finish: &[0, 1],
     round: 1,
     chunk: 2,
     policy_step: 3,
-    reward_tokens: &[-1, 4],
     settings: "{}",
+    given: GIVEN,
+    scores: &[("reward", &[0.5, 1.5])],
+};
+
+const GIVEN: Given<'_> = Given {
+    finish_reasons: &[0, 1],
+    reward_tokens: &[-1, 4],
     seeds: &[7, 8],
     logprob_policy: &[-0.5, -1.5],
     logprob_reference: &[-0.5, -1.5],
     logprob_sampled: &[f32::NAN, -1.5],
-    scores: &[("reward", &[0.5, 1.5])],
 };
+
+/// The two samples with other numbers.
+const fn with(given: Given<'_>) -> Batch<'_> {
+    Batch { given, ..GOOD }
+}
 
 fn refusal<T>(result: Result<T>) -> String {
     let error = result.err().unwrap();
@@ -80,14 +89,17 @@ fn arrays_that_do_not_fit_together_are_refused_by_name() {
         (Batch { key: "", ..GOOD }, "the key has 0 bytes; a key has 1 to 1024"),
         (Batch { prompt_index: &[], ..GOOD }, "the batch has no samples"),
         (Batch { completion_offsets: &[0, 2], ..GOOD }, "completion_offsets is for 1 samples"),
-        (Batch { finish: &[0], ..GOOD }, "finish_reasons is for 1 samples, prompt_index for 2"),
-        (Batch { reward_tokens: &[], ..GOOD }, "reward_tokens is for 0 samples"),
-        (Batch { finish: &[2, 3], ..GOOD }, "finish_reasons[1] is 3; 0 is unknown"),
-        (Batch { reward_tokens: &[-1, -2], ..GOOD }, "reward_tokens[1] is -2; -1 is none"),
-        (Batch { seeds: &[1, 2, 3], ..GOOD }, "seeds is for 3 samples"),
-        (Batch { logprob_policy: &[0.0], ..GOOD }, "logprob_policy is for 1 samples"),
-        (Batch { logprob_reference: &[0.0], ..GOOD }, "logprob_reference is for 1 samples"),
-        (Batch { logprob_sampled: &[0.0], ..GOOD }, "logprob_sampled is for 1 samples"),
+        (
+            with(Given { finish_reasons: &[0], ..GIVEN }),
+            "finish_reasons is for 1 samples, prompt_index for 2",
+        ),
+        (with(Given { reward_tokens: &[], ..GIVEN }), "reward_tokens is for 0 samples"),
+        (with(Given { finish_reasons: &[2, 3], ..GIVEN }), "finish_reasons[1] is 3; 0 is unknown"),
+        (with(Given { reward_tokens: &[-1, -2], ..GIVEN }), "reward_tokens[1] is -2; -1 is none"),
+        (with(Given { seeds: &[1, 2, 3], ..GIVEN }), "seeds is for 3 samples"),
+        (with(Given { logprob_policy: &[0.0], ..GIVEN }), "logprob_policy is for 1 samples"),
+        (with(Given { logprob_reference: &[0.0], ..GIVEN }), "logprob_reference is for 1 samples"),
+        (with(Given { logprob_sampled: &[0.0], ..GIVEN }), "logprob_sampled is for 1 samples"),
         (Batch { completion_texts: Some(&["one"]), ..GOOD }, "completion_texts is for 1 samples"),
         (Batch { completion_texts: None, ..GOOD }, "stores text: completion_texts is missing"),
         (Batch { prompt_metadata: &[], ..GOOD }, "are for different numbers of prompts"),
@@ -121,7 +133,7 @@ fn arrays_that_do_not_fit_together_are_refused_by_name() {
     assert_eq!(pool.snapshot().generation, 0);
     assert_eq!(pool.append(&GOOD).unwrap(), 0..2);
     // A key that is there is not appended again, whatever comes with it.
-    assert_eq!(pool.append(&Batch { finish: &[9], ..GOOD }).unwrap(), 0..2);
+    assert_eq!(pool.append(&with(Given { finish_reasons: &[9], ..GIVEN })).unwrap(), 0..2);
     let settings = PoolSettings::new("0".to_owned(), 500, false, 1, "{}").unwrap();
     let pool = Pool::create(Disk::default().storage(), &settings, "pid 1").unwrap();
     assert!(refusal(pool.append(&GOOD)).contains("stores no text: completion_texts must be None"));
@@ -135,14 +147,14 @@ fn a_pool_of_an_older_version_refuses_what_it_has_no_column_for() {
         pool.snapshot().copy_column(column::LOGPROB_SAMPLED, &mut column).unwrap();
         column.map(f32::to_bits)
     };
-    for version in 1..SAMPLED_LOGPROBS {
+    for version in 1..COLUMNS[column::LOGPROB_SAMPLED].since {
         let pool = create_version(&Disk::default().storage(), version).unwrap();
         let refused = refusal(pool.append(&GOOD));
         let place = format!("logprob_sampled[1] is -1.5, which a pool of format version {version}");
         assert!(refused.contains(&place), "{refused}");
         assert_eq!(pool.snapshot().generation, 0);
-        pool.append(&Batch { logprob_sampled: &[f32::NAN; 2], ..GOOD }).unwrap();
-        assert!(pool.snapshot().sample(1).unwrap().logprob_sampled.is_nan());
+        pool.append(&with(Given { logprob_sampled: &[f32::NAN; 2], ..GIVEN })).unwrap();
+        assert!(pool.snapshot().sample(1).unwrap().numbers.logprob_sampled.is_nan());
         assert_eq!(stored(&pool), [7.0_f32; 2].map(f32::to_bits), "what was there is left");
     }
     let pool = create(&Disk::default().storage()).unwrap();
@@ -164,7 +176,7 @@ fn a_prompt_is_stored_once_however_often_it_is_given() {
     pool.append(&twice).unwrap();
     pool.append(&Batch { key: "run/1", prompt_index: &[0, 2], ..twice }).unwrap();
     let snapshot = pool.snapshot();
-    let prompts: Vec<u32> = (0..4).map(|id| snapshot.sample(id).unwrap().prompt_id).collect();
+    let prompts: Vec<u32> = (0..4).map(|id| snapshot.sample(id).unwrap().numbers.prompt).collect();
     assert_eq!((prompts, snapshot.num_prompts), (vec![0, 1, 0, 1], 2));
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use quark_pool_rs::columns::column;
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::format::{HEAD, LOCK};
@@ -12,7 +13,6 @@ use quark_pool_rs::gather::gather;
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::quantization::Quantization;
 use quark_pool_rs::ranking::{RemainderRule, TieRule};
-use quark_pool_rs::segment::column;
 use quark_pool_rs::snapshot::Snapshot;
 use quark_pool_rs::storage::{FileStorage, Storage, publish_directory};
 use quark_pool_rs::verify::verify;

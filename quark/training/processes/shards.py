@@ -1,4 +1,4 @@
-"""The rows of a weight that this process holds, and the whole weight that they are rows of.
+"""The shard of a weight that this process holds, and the full weight that it is a part of.
 
 A sharded weight is a ``DTensor``, cut along its first dimension into pieces of equal length, of which the last
 ones may be shorter or empty. Of any other tensor a process holds everything.
@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
-def held(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """The rows that this process holds: a view, empty where there are fewer rows than processes."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All rows. Of a sharded tensor a copy, to be asked for by all its processes together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def first_held(tensor: Tensor) -> int:
+def first_local_row(tensor: Tensor) -> int:
     """Number of the first row that this process holds."""
     if not isinstance(tensor, DTensor):
         return 0
@@ -29,16 +29,16 @@ def first_held(tensor: Tensor) -> int:
     return min(mesh.get_local_rank() * -(-len(tensor) // mesh.size()), len(tensor))
 
 
-def held_between(tensor: Tensor, start: int, stop: int) -> Tensor:
+def local_rows(tensor: Tensor, start: int, stop: int) -> Tensor:
     """What this process holds of the rows from ``start`` to ``stop``: a view."""
-    first = first_held(tensor)
-    return held(tensor)[max(start - first, 0) : max(stop - first, 0)]
+    first = first_local_row(tensor)
+    return local_shard(tensor)[max(start - first, 0) : max(stop - first, 0)]
 
 
 @torch.no_grad()
-def fill(tensor: Tensor, rows: Tensor) -> None:
-    """Copy ``rows``, the whole of what ``tensor`` is to be, into the part of it that is held here."""
+def copy_full(tensor: Tensor, rows: Tensor) -> None:
+    """Copy ``rows``, all of what ``tensor`` is to be, into the shard of it that is held here."""
     if isinstance(tensor, DTensor):
-        first = first_held(tensor)
+        first = first_local_row(tensor)
         rows = rows[first : first + len(tensor.to_local())]
-    held(tensor).copy_(rows)
+    local_shard(tensor).copy_(rows)

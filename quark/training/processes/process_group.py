@@ -1,6 +1,6 @@
 """The processes of one run: which of them this is, and how they exchange values.
 
-A run in one process is a team of one and starts nothing of ``torch.distributed``. Control goes over gloo
+A run in one process is a group of one and starts nothing of ``torch.distributed``. Control goes over gloo
 on the CPU whatever the device is: a process that dies closes its connections, so that the others learn it
 at their next exchange instead of waiting. Gradients and sharded weights go over NCCL where the model is on
 CUDA devices.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ BUCKET_ELEMENTS = 1 << 24
 
 
 @dataclass(slots=True, kw_only=True)
-class Team:
+class ProcessGroup:
     """This process among those that train together.
 
     Every method that exchanges something is to be called by all processes, in the same order. Where one
@@ -42,18 +43,18 @@ class Team:
     local_rank: int = 0
     """Number of this process on its machine, so of its device."""
     is_sharded: bool = False
-    """Whether each process holds a part of the weights instead of all."""
+    """Whether each process holds a shard of every weight instead of all weights."""
     timeout_s: float = 1800.0
     """How long one process may keep the others waiting."""
     _gradients: distributed.ProcessGroup | None = None
     """Sums gradients; None is gloo, like everything else."""
 
     @property
-    def is_lead(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that scores, writes and speaks."""
         return self.rank == 0
 
-    def place(self, device: torch.device) -> torch.device:
+    def own_device(self, device: torch.device) -> torch.device:
         """This process's own device.
 
         Args:
@@ -103,16 +104,16 @@ class Team:
             for text, length in zip(texts, lengths, strict=True)
         ]
 
-    def from_lead(self, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
-        """What ``work`` gives in the lead, the only process that does it.
+    def from_main_process(self, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
+        """What ``work`` gives in the main process, the only process that does it.
 
         Raises:
-            TrainingError: in the other processes, where ``work`` raised; the lead gets its exception.
+            TrainingError: in the other processes, where ``work`` raised; the main process gets its exception.
         """
         if self.size == 1:
             return work()
         answer: dict[str, Any] = {}
-        if self.is_lead:
+        if self.is_main_process:
             try:
                 answer["value"] = work()
             except Exception as error:
@@ -203,19 +204,22 @@ class Team:
             distributed.destroy_process_group()
 
     def _group(self, backend: str) -> distributed.ProcessGroup:
-        group = distributed.new_group(backend=backend, timeout=timedelta(seconds=self.timeout_s))
+        with _standard_output_kept():
+            group = distributed.new_group(
+                backend=backend, timeout=timedelta(seconds=self.timeout_s)
+            )
         assert isinstance(group, distributed.ProcessGroup), "a group of all has every process"
         return group
 
 
 @contextmanager
-def joined(
+def join_process_group(
     *, timeout_s: float, parallel: Literal["data", "sharded"] | None = None
-) -> Iterator[Team]:
-    """The team that ``torchrun`` or ``accelerate launch`` has described in the environment.
+) -> Iterator[ProcessGroup]:
+    """The processes that ``torchrun`` or ``accelerate launch`` has described in the environment.
 
     On the way out all processes wait for each other: a launcher ends the others as soon as one has left
-    with a status that is not 0, and the lead may still be writing.
+    with a status that is not 0, and the main process may still be writing.
 
     Args:
         timeout_s: how long one process may keep the others waiting.
@@ -227,7 +231,7 @@ def joined(
     """
     size = number_of("WORLD_SIZE", 1)
     if size == 1:
-        yield Team()
+        yield ProcessGroup()
         return
     for name in ("DEEPSPEED", "MEGATRON_LM"):
         if _says_yes(f"ACCELERATE_USE_{name}"):
@@ -242,7 +246,7 @@ def joined(
             f"WORLD_SIZE is {size} but {', '.join(missing)} is not set: start with torchrun or "
             "accelerate launch, or unset WORLD_SIZE"
         )
-    team = Team(
+    processes = ProcessGroup(
         rank=number_of("RANK", 0),
         size=size,
         local_rank=number_of("LOCAL_RANK", 0),
@@ -250,21 +254,41 @@ def joined(
         timeout_s=timeout_s,
     )
     try:
-        distributed.init_process_group(
-            "gloo", rank=team.rank, world_size=size, timeout=timedelta(seconds=timeout_s)
-        )
+        with _standard_output_kept():
+            distributed.init_process_group(
+                "gloo", rank=processes.rank, world_size=size, timeout=timedelta(seconds=timeout_s)
+            )
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
-            f"process {team.rank} of {size} did not find the others at "
+            f"process {processes.rank} of {size} did not find the others at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {error}"
         ) from error
     try:
-        yield team
-        team.gather(None)
+        yield processes
+        processes.gather(None)
     except BaseException:
-        team.leave(in_order=False)
+        processes.leave(in_order=False)
         raise
-    team.leave(in_order=True)
+    processes.leave(in_order=True)
+
+
+@contextmanager
+def _standard_output_kept() -> Iterator[None]:
+    """Keep the standard output for results: Gloo writes a line about its peers there before torch 2.11 or so."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed: there is nothing to keep
+        yield
+        return
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.close(nothing)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _is_sharded(parallel: Literal["data", "sharded"] | None) -> bool:

@@ -1,18 +1,19 @@
-"""Where the weights lie while several processes train: whole in each of them, or a part in each (FSDP2).
+"""How the trained weights are laid out over the processes: replicated, or sharded (FSDP2).
 
 Sharded, a process keeps its rows of every weight, gradient and moment. ``fully_shard`` gathers a layer for as
 long as a training pass runs it, so these passes are made by all processes together, the same number in each.
 What one process does in its own time (sampling, log-probabilities for the pool, saving) it does with a twin:
-a copy of the model without weights, into which the whole ones are put for so long.
+a copy of the model without weights, into which the full ones are put for so long.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,49 +29,117 @@ from quark.models.policy import Policy
 from quark.models.precision import is_projection
 from quark.reference.adapter_off import AdapterOffReference
 from quark.reference.base import ReferencePolicy
-from quark.training.processes.distributed import Team, checksum
-from quark.training.processes.held_rows import held, held_between, whole
 from quark.training.processes.memory import memory_needed_for, run_within_memory
+from quark.training.processes.process_group import ProcessGroup, checksum
+from quark.training.processes.shards import full_tensor, local_rows, local_shard
 
 _Result = TypeVar("_Result")
 _Holder = TypeVar("_Holder")
 
 
-class WholeWeights:
-    """Every process holds the whole policy, and the same one: data parallelism, and a process alone.
+class Weights(ABC):
+    """The trained weights, however they are laid out over the processes.
 
-    What is said of "all together" here is for the subclass whose processes need each other.
+    What is said of "all together" here is for layouts whose processes need each other.
 
     Args:
         policy: is trained.
-        team: the processes.
+        processes: that train it.
     """
+
+    is_sharded: ClassVar[bool]
+
+    def __init__(self, policy: Policy, processes: ProcessGroup) -> None:
+        self._policy = policy
+        self._processes = processes
+
+    @property
+    @abstractmethod
+    def local_policy(self) -> Policy:
+        """The policy that one process runs or saves by itself, within ``gathered``; not for training."""
+
+    @abstractmethod
+    def gathered(self) -> AbstractContextManager[None]:
+        """Within: ``local_policy`` has its weights. To be entered and left by all together."""
+
+    @abstractmethod
+    def gathered_for_sampling(self) -> AbstractContextManager[None]:
+        """As ``gathered``, for passes under the run's autocast alone: weights may be rounded as it rounds them."""
+
+    @abstractmethod
+    def distribute(self, reference: ReferencePolicy) -> ReferencePolicy:
+        """``reference``, its weights laid out as the policy's are."""
+
+    @abstractmethod
+    def num_passes(self, needed: int) -> int:
+        """How many training passes this process makes that needs ``needed``."""
+
+    @abstractmethod
+    def run(
+        self,
+        attempt: Callable[[int], _Result],
+        size: int,
+        *,
+        on_smaller: Callable[[int, str], None],
+    ) -> tuple[_Result, int]:
+        """The passes of a training step; see ``run_within_memory``.
+
+        Raises:
+            TrainingError: memory does not suffice.
+        """
+
+    @abstractmethod
+    def sum_gradients(self) -> None:
+        """Replace every gradient by its sum over the processes."""
+
+    @abstractmethod
+    def clip_gradients(self, bound: float) -> float:
+        """Scale the gradients down to a norm of ``bound`` at most; returns the norm before, alike in all processes."""
+
+    @property
+    @abstractmethod
+    def reward_vectors(self) -> Tensor:
+        """Those of the reward tokens' input vectors [K, D] that this process updates: a view without gradient."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give up what a training or evaluation pass has gathered."""
+
+    @abstractmethod
+    def require_equal(self, *, step: int) -> None:
+        """Refuse to go on where the processes do not train the same weights.
+
+        Raises:
+            TrainingError: they do not.
+        """
+
+    @abstractmethod
+    def full_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Full tensors, contiguous and on the CPU, in the main process; nothing in the others. For all together."""
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        yield from self._policy.model.parameters()
+
+
+class ReplicatedWeights(Weights):
+    """Every process holds all weights, and the same ones: data parallelism, and a process alone."""
 
     is_sharded = False
 
-    def __init__(self, policy: Policy, team: Team) -> None:
-        self._policy = policy
-        self._team = team
-
     @property
-    def alone(self) -> Policy:
-        """The policy that one process runs or saves by itself, within ``whole``; not for training."""
+    def local_policy(self) -> Policy:
         return self._policy
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Within: ``alone`` has its weights. To be entered and left by all together."""
+    def gathered(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def sampling(self) -> AbstractContextManager[None]:
-        """As ``whole``, for passes under the run's autocast alone: weights may be rounded as it rounds them."""
-        return self.whole()
+    def gathered_for_sampling(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
-    def place(self, reference: ReferencePolicy) -> ReferencePolicy:
-        """``reference``, its weights lying as the policy's do."""
+    def distribute(self, reference: ReferencePolicy) -> ReferencePolicy:
         return reference
 
     def num_passes(self, needed: int) -> int:
-        """How many training passes this process makes that needs ``needed``."""
         return needed
 
     def run(
@@ -80,89 +149,79 @@ class WholeWeights:
         *,
         on_smaller: Callable[[int, str], None],
     ) -> tuple[_Result, int]:
-        """The passes of a training step, run again in smaller parts where memory runs out; see ``run_within_memory``."""
+        """The passes of a training step, run again in smaller micro-batches where memory runs out."""
 
         def agree(reason: str | None) -> str | None:
-            return next((r for r in self._team.gather(reason) if r is not None), None)
+            return next((r for r in self._processes.gather(reason) if r is not None), None)
 
         return run_within_memory(attempt, size, on_smaller=on_smaller, agree=agree)
 
     def sum_gradients(self) -> None:
-        """Replace every gradient by its sum over the processes."""
         # Its copies of gradients come after the parts' memory was given back; it is not redone.
         with memory_needed_for("summing the gradients", setting="model"):
-            self._team.sum_gradients([p for p in self._parameters() if p.requires_grad])
+            self._processes.sum_gradients([p for p in self._parameters() if p.requires_grad])
 
     def clip_gradients(self, bound: float) -> float:
-        """Scale the gradients down to a norm of ``bound`` at most; returns the norm before, alike in all processes."""
         parameters = [p for p in self._parameters() if p.grad is not None]
         return float(torch.nn.utils.clip_grad_norm_(parameters, bound))
 
     @property
     def reward_vectors(self) -> Tensor:
-        """Those of the reward tokens' input vectors [K, D] that this process updates: a view without gradient."""
         return self._policy.reward_vectors
 
     def release(self) -> None:
-        """Give up what a training or evaluation pass has gathered."""
+        """Nothing was gathered."""
 
     def require_equal(self, *, step: int) -> None:
-        """Refuse to go on with weights that are not the same bits in all processes.
+        self._processes.require_equal(self._parameters(), step=step)
 
-        Raises:
-            TrainingError: they are not.
-        """
-        self._team.require_equal(self._parameters(), step=step)
-
-    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors, contiguous and on the CPU, in the lead; nothing in the others. For all together."""
-        if not self._team.is_lead:
+    def full_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not self._processes.is_main_process:
             return {}
         return {name: _saved(value) for name, value in tensors.items()}
 
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        yield from self._policy.model.parameters()
 
-
-class ShardedWeights(WholeWeights):
-    """Every process holds a part of each weight of policy and reference.
+class ShardedWeights(Weights):
+    """Every process holds a shard of each weight of policy and reference (FSDP2).
 
     Args:
-        policy: whole and the same in all processes; sharded in place.
-        team: of more than one process.
+        policy: the same in all processes; sharded in place.
+        processes: of more than one process.
         autocast_dtype: of the run's autocast; None where there is none.
     """
 
     is_sharded = True
 
     def __init__(
-        self, policy: Policy, team: Team, *, autocast_dtype: torch.dtype | None = None
+        self, policy: Policy, processes: ProcessGroup, *, autocast_dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__(policy, team)
+        super().__init__(policy, processes)
         self._autocast_dtype = autocast_dtype
-        self._mesh = team.mesh(policy.device)
+        self._mesh = processes.mesh(policy.device)
         self._twin = _Twin(policy, policy.model, shared=(policy.tokenizer,))
         self._has_gathered: set[FSDPModule] = set()
         self._shard(policy.causal.body)
 
     @property
-    def alone(self) -> Policy:
+    def local_policy(self) -> Policy:
         return self._twin.holder
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered(self) -> Iterator[None]:
         with self._filled(self._twin, None):
             yield
 
     @contextmanager
-    def sampling(self) -> Iterator[None]:
+    def gathered_for_sampling(self) -> Iterator[None]:
         with self._filled(self._twin, self._autocast_dtype):
             yield
 
-    def place(self, reference: ReferencePolicy) -> ReferencePolicy:
+    def distribute(self, reference: ReferencePolicy) -> ReferencePolicy:
         if isinstance(reference, AdapterOffReference):
             # The policy's own weights, which are sharded already.
-            return ShardedReference(reference, AdapterOffReference(self.alone), self.sampling)
+            return ShardedReference(
+                reference, AdapterOffReference(self.local_policy), self.gathered_for_sampling
+            )
         twin = _Twin(reference, reference.causal.model, shared=())
         self._shard(reference.causal.body)
         return ShardedReference(
@@ -170,7 +229,7 @@ class ShardedWeights(WholeWeights):
         )
 
     def num_passes(self, needed: int) -> int:
-        most: int = max(self._team.gather(needed))
+        most: int = max(self._processes.gather(needed))
         return most
 
     def run(
@@ -186,16 +245,16 @@ class ShardedWeights(WholeWeights):
             TrainingError: memory ran out. It cannot be tried again: the others are waiting within a layer.
         """
         needed = memory_needed_for("the layers of a step", setting="optimizer.micro_batch_size")
-        with needed, self._team.exchange():
+        with needed, self._processes.exchange():
             return attempt(size), size
 
     def sum_gradients(self) -> None:
         """They have been summed as they were made."""
 
     def clip_gradients(self, bound: float) -> float:
-        gradients = [held(p.grad) for p in self._parameters() if p.grad is not None]
+        gradients = [local_shard(p.grad) for p in self._parameters() if p.grad is not None]
         square = float(torch.nn.utils.get_total_norm(gradients)) ** 2
-        norm = math.sqrt(self._team.sums({"square": square})["square"])
+        norm = math.sqrt(self._processes.sums({"square": square})["square"])
         if math.isfinite(norm) and norm > bound:
             for gradient in gradients:
                 gradient.mul_(bound / (norm + 1e-6))
@@ -205,10 +264,10 @@ class ShardedWeights(WholeWeights):
     def reward_vectors(self) -> Tensor:
         policy = self._policy
         if policy.adapter is not None:
-            return held(policy.adapter.embedding.rows.detach())
+            return local_shard(policy.adapter.embedding.rows.detach())
         ids = policy.reward_tokens.ids
         weight: Tensor = policy.model.get_input_embeddings().weight
-        return held_between(weight.detach(), ids[0], ids[-1] + 1)
+        return local_rows(weight.detach(), ids[0], ids[-1] + 1)
 
     def release(self) -> None:
         # After a pass without a backward pass: the embedding and the head, and a list of what ran.
@@ -226,25 +285,25 @@ class ShardedWeights(WholeWeights):
             TrainingError: a process gathers something else.
         """
         parts, gathered = [], []
-        with self._team.exchange():
+        with self._processes.exchange():
             for parameter in self._parameters():
-                parts.append(checksum(held(parameter.detach())))
-                gathered.append(checksum(whole(parameter.detach())))
-        sums = [sum(column) % 2**64 for column in zip(*self._team.gather(parts), strict=True)]
-        for rank, checksums in enumerate(self._team.gather(gathered)):
+                parts.append(checksum(local_shard(parameter.detach())))
+                gathered.append(checksum(full_tensor(parameter.detach())))
+        sums = [sum(column) % 2**64 for column in zip(*self._processes.gather(parts), strict=True)]
+        for rank, checksums in enumerate(self._processes.gather(gathered)):
             if [one % 2**64 for one in checksums] != sums:
                 raise TrainingError(
                     f"after step {step} process {rank} does not gather the weights that the processes hold: "
                     "the network or memory is damaged. The last checkpoint is good"
                 )
 
-    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def full_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         gathered = {}
-        with self._team.exchange():
+        with self._processes.exchange():
             for name, value in tensors.items():
                 # One after the other: a process that does not save never has more than one.
-                everything = whole(value)
-                if self._team.is_lead:
+                everything = full_tensor(value)
+                if self._processes.is_main_process:
                     gathered[name] = _saved(everything)
         return gathered
 
@@ -255,7 +314,10 @@ class ShardedWeights(WholeWeights):
     @contextmanager
     def _filled(self, twin: _Twin[_Holder], dtype: torch.dtype | None) -> Iterator[None]:
         try:
-            with memory_needed_for("the whole weights", setting="model"), self._team.exchange():
+            with (
+                memory_needed_for("the whole weights", setting="model"),
+                self._processes.exchange(),
+            ):
                 twin.fill(dtype)
             yield
         finally:
@@ -263,41 +325,41 @@ class ShardedWeights(WholeWeights):
 
 
 class ShardedReference(ReferencePolicy):
-    """A reference whose passes all processes make together, or, within ``whole``, each for itself.
+    """A reference whose passes all processes make together, or, within ``gathered``, each for itself.
 
     Args:
         together: sharded.
-        alone: its twin.
-        whole: the context in which the twin has its weights.
+        local: its twin.
+        gathered: the context in which the twin has its weights.
     """
 
     def __init__(
         self,
         together: ReferencePolicy,
-        alone: ReferencePolicy,
-        whole: Callable[[], AbstractContextManager[None]],
+        local: ReferencePolicy,
+        gathered: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._together = together
-        self._alone = alone
-        self._whole = whole
-        self._is_whole = False
+        self._local = local
+        self._gathered = gathered
+        self._is_gathered = False
 
     @property
     def causal(self) -> CausalModel:
-        """The twin's, to sample from within ``whole``."""
-        return self._alone.causal
+        """The twin's, to sample from within ``gathered``."""
+        return self._local.causal
 
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
-        return (self._alone if self._is_whole else self._together).completion_rows(batch)
+        return (self._local if self._is_gathered else self._together).completion_rows(batch)
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        with self._whole():
-            self._is_whole = True
+    def gathered(self) -> Iterator[None]:
+        with self._gathered():
+            self._is_gathered = True
             try:
                 yield
             finally:
-                self._is_whole = False
+                self._is_gathered = False
 
 
 class _Twin(Generic[_Holder]):
@@ -318,17 +380,17 @@ class _Twin(Generic[_Holder]):
         twin: PreTrainedModel
         self.holder, twin = copy.deepcopy((original, model), memo)
         self._model = model
-        self._places: dict[str, tuple[nn.Module, str, nn.Parameter]] = {}
+        self._slots: dict[str, tuple[nn.Module, str, nn.Parameter]] = {}
         for name, empty in twin.named_parameters(remove_duplicate=False):
             path, _, leaf = name.rpartition(".")
-            self._places[name] = (twin.get_submodule(path), leaf, empty)
+            self._slots[name] = (twin.get_submodule(path), leaf, empty)
         for layer in _layers(twin):
             # Where layers are recomputed: bound to the original's, and of no use without a backward pass.
             layer.__dict__.pop("forward", None)
 
     @torch.no_grad()
     def fill(self, dtype: torch.dtype | None) -> None:
-        """Put the whole weights into it; tied ones once.
+        """Put the full weights into it; tied ones once.
 
         Args:
             dtype: of the autocast under which alone it will be run, None for none: linear layers get their
@@ -336,17 +398,17 @@ class _Twin(Generic[_Holder]):
         """
         gathered: dict[tuple[int, torch.dtype], nn.Parameter] = {}
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            module, leaf, _ = self._places[name]
+            module, leaf, _ = self._slots[name]
             is_weight = leaf == "weight" and is_projection(module)
             kind = dtype if dtype is not None and is_weight else parameter.dtype
             key = (id(parameter), kind)
             if key not in gathered:
-                gathered[key] = nn.Parameter(whole(parameter).to(kind), requires_grad=False)
+                gathered[key] = nn.Parameter(full_tensor(parameter).to(kind), requires_grad=False)
             setattr(module, leaf, gathered[key])
 
     def empty(self) -> None:
         """Give them up."""
-        for module, leaf, empty in self._places.values():
+        for module, leaf, empty in self._slots.values():
             setattr(module, leaf, empty)
 
 

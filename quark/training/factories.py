@@ -1,4 +1,4 @@
-"""The parts of a run that follow from its configuration alone: training, a dry run and `quark evaluate` share them."""
+"""Makes what follows from a configuration alone: training, a dry run and `quark evaluate` share it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from quark.models.loading import (
 )
 from quark.models.policy import Policy
 from quark.models.positions import original_leading_positions
+from quark.pool.columns import column_name
 from quark.reference.adapter_off import AdapterOffReference
 from quark.reference.base import FrozenReference, ReferencePolicy
 from quark.rewards.base import RewardFunction
@@ -41,6 +42,11 @@ class Rewards:
     """What held-out completions are measured by besides, by name."""
     extra: Mapping[str, RewardFunction]
     """What the pool's samples are scored by besides, by name."""
+
+    @property
+    def extra_columns(self) -> dict[str, RewardFunction]:
+        """``extra``, by score column."""
+        return {column_name(name): reward for name, reward in self.extra.items()}
 
 
 def make_rewards(config: RunConfig) -> Rewards:

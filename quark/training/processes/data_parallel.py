@@ -1,4 +1,4 @@
-"""Sampling and evaluating by several processes, with the results of one.
+"""Data-parallel sampling and evaluation: the results are those of one process.
 
 What a process samples are whole batches, the very ones that a single process would run: a completion
 and its log-probability are then the same bits however many processes there are.
@@ -16,39 +16,39 @@ from quark.evaluation.evaluator import Evaluation, Evaluator, Likelihoods
 from quark.generation.base import Generator
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.policy import Policy
-from quark.training.processes.distributed import Team
-from quark.training.processes.sharding import WholeWeights
+from quark.training.processes.process_group import ProcessGroup
+from quark.training.processes.weights import Weights
 from quark.types import Completion, FinishReason, Prompt
 
 
-class SharedGenerator:
+class DataParallelGenerator:
     """A generator whose batches are dealt out to the processes; each gets all completions.
 
     Args:
         generator: of this process.
-        team: all processes.
-        whole: the context in which the generator's model has its weights.
+        processes: all processes.
+        gathered: the context in which the generator's model has its weights.
     """
 
     def __init__(
         self,
         generator: TransformersGenerator,
-        team: Team,
-        whole: Callable[[], AbstractContextManager[None]] = nullcontext,
+        processes: ProcessGroup,
+        gathered: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._generator = generator
-        self._team = team
-        self._whole = whole
+        self._processes = processes
+        self._gathered = gathered
 
     def generate(
         self, prompts: Sequence[Prompt], *, quantile: int | None, seed: int
     ) -> list[Completion]:
         """One completion per prompt, in order, the same in every process; see ``Generator``."""
-        dealt = self._generator.batches(prompts)[self._team.rank :: self._team.size]
+        dealt = self._generator.batches(prompts)[self._processes.rank :: self._processes.size]
         rows = [row for batch in dealt for row in batch]
-        with self._whole():
+        with self._gathered():
             mine = self._generator.generate(prompts, quantile=quantile, seed=seed, rows=rows)
-        shares = self._team.gather([_plain(row, c) for row, c in zip(rows, mine, strict=True)])
+        shares = self._processes.gather([_plain(row, c) for row, c in zip(rows, mine, strict=True)])
         completions = {
             plain["row"]: _completion(plain, prompts, quantile, seed)
             for share in shares
@@ -57,24 +57,24 @@ class SharedGenerator:
         return [completions[row] for row in range(len(prompts))]
 
 
-class LeadGenerator:
-    """A generator that the lead alone has; each process gets all completions.
+class MainProcessGenerator:
+    """A generator that the main process alone has; each process gets all completions.
 
     Args:
-        generator: the lead's; None in the others.
-        team: all processes.
-        whole: the context in which the generator's model has its weights.
+        generator: the main process's; None in the others.
+        processes: all processes.
+        gathered: the context in which the generator's model has its weights.
     """
 
     def __init__(
         self,
         generator: Generator | None,
-        team: Team,
-        whole: Callable[[], AbstractContextManager[None]] = nullcontext,
+        processes: ProcessGroup,
+        gathered: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._generator = generator
-        self._team = team
-        self._whole = whole
+        self._processes = processes
+        self._gathered = gathered
 
     def generate(
         self, prompts: Sequence[Prompt], *, quantile: int | None, seed: int
@@ -86,23 +86,23 @@ class LeadGenerator:
             completions = self._generator.generate(prompts, quantile=quantile, seed=seed)
             return [_plain(row, completion) for row, completion in enumerate(completions)]
 
-        with self._whole():
-            plain = self._team.from_lead(sample)
+        with self._gathered():
+            plain = self._processes.from_main_process(sample)
         return [_completion(one, prompts, quantile, seed) for one in plain]
 
 
-class SharedEvaluator:
-    """An evaluator whose completions all processes sample and whose figures the lead computes.
+class DataParallelEvaluator:
+    """An evaluator whose completions all processes sample and whose figures the main process computes.
 
     Args:
-        evaluator: of this process; only the lead's calls rewards.
-        team: all processes.
+        evaluator: of this process; only the main process's calls rewards.
+        processes: all processes.
         weights: where they lie; where no process has all, all of them make the passes for KL and perplexity.
     """
 
-    def __init__(self, evaluator: Evaluator, team: Team, weights: WholeWeights) -> None:
+    def __init__(self, evaluator: Evaluator, processes: ProcessGroup, weights: Weights) -> None:
         self._evaluator = evaluator
-        self._team = team
+        self._processes = processes
         self._weights = weights
 
     def evaluate(self, generator: Generator, policy: Policy, *, quantile: int | None) -> Evaluation:
@@ -114,7 +114,7 @@ class SharedEvaluator:
 
         measured: Likelihoods | None = None
         if self._weights.is_sharded:
-            with self._team.exchange():
+            with self._processes.exchange():
                 measured = likelihoods()
             self._weights.release()
 
@@ -131,7 +131,7 @@ class SharedEvaluator:
                 "failures": list(evaluation.failures),
             }
 
-        figures = self._team.from_lead(measure)
+        figures = self._processes.from_main_process(measure)
         return Evaluation(
             quantile=quantile,
             rewards=np.array(figures["rewards"], dtype=np.float32),

@@ -1,6 +1,6 @@
 """One process of a run of several: the real command line, with a mishap at a chosen optimizer step.
 
-    python -m tests.training.team_process '{"arguments": [...], "mishap": "raise", "rank": 1, "step": 5}'
+    python -m tests.training.trainer_process '{"arguments": [...], "mishap": "raise", "rank": 1, "step": 5}'
 
 Prints nothing of its own; a run that ends well leaves the hash of this process's weights in ``weights``, and in
 ``held`` the bytes of tensors that it held between the steps of its last round.
@@ -27,7 +27,7 @@ from quark.training.loop.advantages import Advantages
 from quark.training.loop.learner import Learner, Step
 from quark.training.loop.trainer import Trainer
 from quark.training.position import Position
-from quark.training.processes.held_rows import held, whole
+from quark.training.processes.shards import full_tensor, local_shard
 
 
 def arrange(plan: dict[str, Any]) -> None:
@@ -47,8 +47,8 @@ def arrange(plan: dict[str, Any]) -> None:
     def running(self: Trainer) -> TrainingResult:
         result = run_loop(self)
         digest = hashlib.sha256()
-        for parameter in self._policy.model.parameters():
-            everything = whole(parameter.detach()).contiguous()
+        for parameter in self._learning.policy.model.parameters():
+            everything = full_tensor(parameter.detach()).contiguous()
             digest.update(everything.view(-1).view(torch.uint8).numpy().tobytes())
         path = Path(plan["weights"]).with_suffix(f".{os.environ['RANK']}")
         path.write_text(digest.hexdigest())
@@ -60,7 +60,7 @@ def arrange(plan: dict[str, Any]) -> None:
 
 def bytes_held() -> int:
     """Of all tensors that are alive in this process."""
-    tensors = [held(one) for one in gc.get_objects() if issubclass(type(one), Tensor)]
+    tensors = [local_shard(one) for one in gc.get_objects() if issubclass(type(one), Tensor)]
     storages = [one.untyped_storage() for one in tensors if one.device.type == "cpu"]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
@@ -75,7 +75,7 @@ def befall(learner: Learner, mishap: str) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         case "flip":
             with torch.no_grad():
-                held(next(iter(learner._policy.model.parameters()))).view(-1)[0] += 1e-3
+                local_shard(next(iter(learner._policy.model.parameters()))).view(-1)[0] += 1e-3
         case "out of memory":
             backward = learner._backward
 

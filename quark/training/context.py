@@ -1,0 +1,179 @@
+"""What every room of a run is built on: its configuration, its processes, and the models that they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from quark.config.load import LoadedConfig
+from quark.config.schema import RunConfig
+from quark.data.prompts import PromptSet
+from quark.models.policy import Policy
+from quark.pool.columns import REWARD_COLUMN
+from quark.reference.base import ReferencePolicy
+from quark.rewards.base import RewardFunction
+from quark.rewards.build import reward_provenance
+from quark.run_directory import RunDirectory
+from quark.training.events import TrainingListener
+from quark.training.factories import (
+    Rewards,
+    make_reference,
+    make_rewards,
+    prompts_of,
+    untrained_policy,
+    use_threads,
+)
+from quark.training.loop.draws import check_scope
+from quark.training.processes.devices import autocast_dtype, choose_device, make_autocast
+from quark.training.processes.process_group import ProcessGroup
+from quark.training.processes.weights import ReplicatedWeights, ShardedWeights, Weights
+from quark.training.state.entry import check_rewards, clear
+from quark.training.state.exactness import make_fingerprint
+
+BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "length", "regex"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """A run whose models are loaded and whose pool is not open yet."""
+
+    config: RunConfig
+    directory: RunDirectory
+    run_id: str
+    processes: ProcessGroup
+    listener: TrainingListener
+    device: torch.device
+    policy: Policy
+    weights: Weights
+    reference: ReferencePolicy
+    prompts: PromptSet
+    rewards: Rewards
+    fingerprint: Mapping[str, str]
+    """What has to be equal for a resumed run to be the same run."""
+
+    @property
+    def autocast(self) -> Callable[[], AbstractContextManager[object]]:
+        """The context for forward passes."""
+        return make_autocast(self.config.run.precision, self.device)
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """None where there is no autocast."""
+        return autocast_dtype(self.config.run.precision, self.device)
+
+
+def load_context(
+    loaded: LoadedConfig,
+    run: RunDirectory,
+    identity: dict[str, Any],
+    *,
+    processes: ProcessGroup,
+    listener: TrainingListener,
+    fresh: bool,
+) -> RunContext:
+    """Load what a run is built on.
+
+    Args:
+        loaded: the configuration.
+        run: the directory, entered.
+        identity: of the run, as ``enter`` says. Is told which files score.
+        processes: the processes, all of which call this.
+        listener: is told what deserves attention.
+        fresh: delete the run that is there as soon as everything else has been loaded.
+
+    Raises:
+        ConfigError: a setting does not fit, or the rewards are not those that scored the pool.
+        ModelError, DataError, RewardError: a model, the prompts or a reward cannot be loaded.
+    """
+    config = loaded.config
+    device = processes.own_device(choose_device(config.run.device))
+    use_threads(config)
+    check_scope(config.pool)
+    rewards = rewards_of(config, processes)
+    _say_reward(config, rewards.reward, listener)
+    scoring = {REWARD_COLUMN: rewards.reward, **rewards.extra_columns}
+    processes.from_main_process(lambda: check_rewards(run, config, scoring, identity, is_new=fresh))
+    policy = untrained_policy(config, device)
+    _warn_of_coarse_steps(config, listener, has_adapter=policy.adapter is not None)
+    prompts = prompts_of(config)
+    for note in prompts.notes:
+        listener.on_message(note, level="warning")
+    if fresh:
+        # Not before: a start that fails leaves the run that is there.
+        processes.from_main_process(lambda: clear(run, loaded, identity))
+    fingerprint = make_fingerprint(device, processes, policy)
+    weights = weights_of(policy, config, processes, device)
+    return RunContext(
+        config=config,
+        directory=run,
+        run_id=identity["run_id"],
+        processes=processes,
+        listener=listener,
+        device=device,
+        policy=policy,
+        weights=weights,
+        reference=weights.distribute(make_reference(config, policy, device)),
+        prompts=prompts,
+        rewards=rewards,
+        fingerprint=fingerprint,
+    )
+
+
+def weights_of(
+    policy: Policy, config: RunConfig, processes: ProcessGroup, device: torch.device
+) -> Weights:
+    """The policy's weights, laid out among the processes as the run asks."""
+    if not processes.is_sharded:
+        return ReplicatedWeights(policy, processes)
+    dtype = autocast_dtype(config.run.precision, device)
+    return ShardedWeights(policy, processes, autocast_dtype=dtype)
+
+
+def rewards_of(config: RunConfig, processes: ProcessGroup) -> Rewards:
+    """The configured scorers in the process that scores, and stand-ins in the others.
+
+    Raises:
+        RewardError: one cannot be loaded.
+        ConfigError: a setting does not fit.
+    """
+    if processes.is_main_process:
+        return make_rewards(config)
+    return Rewards(reward=_Unasked(config.reward.name), judges={}, extra={})
+
+
+class _Unasked:
+    """Stands where a process that does not score has no reward."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, **_texts: Sequence[str]) -> Sequence[float | None]:
+        raise AssertionError("only process 0 asks rewards")
+
+
+def _warn_of_coarse_steps(
+    config: RunConfig, listener: TrainingListener, *, has_adapter: bool
+) -> None:
+    if config.model.dtype != "float32" and not has_adapter:
+        listener.on_message(
+            f"model.dtype = {config.model.dtype}: steps below about a 500th of a weight are rounded away, and the "
+            'optimizer\'s moments are as coarse. Leave it at float32 (run.precision = "bfloat16" computes in '
+            "bfloat16 all the same), or train adapters (model.lora.rank)",
+            level="warning",
+        )
+
+
+def _say_reward(config: RunConfig, reward: RewardFunction, listener: TrainingListener) -> None:
+    """Name the code, files or server that score, where they are the user's."""
+    if config.reward.name in BUILT_IN_REWARDS:
+        return
+    details = {k: v for k, v in reward_provenance(reward).items() if k not in ("name", "files")}
+    if details:
+        listener.on_message(
+            f"reward {reward.name}: "
+            + ", ".join(f"{key} {value}" for key, value in details.items())
+        )

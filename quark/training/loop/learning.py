@@ -1,0 +1,124 @@
+"""The second phase of a round: optimizer steps on minibatches of the ranked pool."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from quark.config.schema import RunConfig
+from quark.evaluation.information import LabelledSamples
+from quark.models.policy import Policy
+from quark.objectives.quark import QuarkObjective
+from quark.training.loop.advantages import Advantages
+from quark.training.loop.brake import is_due, take_note
+from quark.training.loop.draws import round_sampler, settling_sampler
+from quark.training.loop.information import InformationMeter
+from quark.training.loop.journal import Journal
+from quark.training.loop.learner import Learner
+from quark.training.loop.round_samples import RoundSamples
+from quark.training.processes.weights import Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learning:
+    """The policy and what trains it."""
+
+    policy: Policy
+    weights: Weights
+    """Where the policy's lie among the processes."""
+    objective: QuarkObjective
+    learner: Learner
+    meter: InformationMeter
+    config: RunConfig
+    journal: Journal
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this round's steps are done, but for those that are left out."""
+        here = self.journal.position
+        return here.step_in_round + here.steps_braked >= self.config.run.steps_per_round
+
+    def learn(
+        self,
+        samples: RoundSamples,
+        held_out: LabelledSamples | None,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Take the rest of this round's optimizer steps.
+
+        Args:
+            samples: what the round learns from.
+            held_out: what the brake measures; None where nothing is held out.
+            should_stop: asked before every step.
+
+        Raises:
+            TrainingError: too many steps in a row were not finite, or memory does not suffice for one sequence.
+        """
+        here, journal, objective = self.journal.position, self.journal, self.config.objective
+        advantages = None
+        if objective.advantage_coef:
+            advantages = Advantages.of(samples.pool, objective.advantage_scope)
+        self._settle(samples)
+        sampler = round_sampler(samples.pool, samples.quantization, self.config, here.round)
+        if here.step_in_round == 0:
+            self._brake(held_out)
+        while not self.is_done and not should_stop():
+            begin = time.monotonic()
+            batch = sampler.batch(here.step_in_round, pad_id=self.policy.pad_id)
+            step = self.learner.step(batch, here, advantages)
+            metrics = step.metrics | {
+                "tokens_per_s": step.num_tokens / max(time.monotonic() - begin, 1e-9)
+            }
+            journal.write(
+                "step",
+                time_s=journal.elapsed(),
+                **metrics,
+                micro_batch_size=step.micro_batch_size,
+                is_skipped=not step.is_finite,
+            )
+            here.step += 1
+            here.step_in_round += 1
+            if step.is_finite:
+                here.add(metrics)
+            journal.progress(
+                "learning",
+                done=here.step_in_round,
+                total=self.config.run.steps_per_round,
+                metrics=metrics,
+            )
+            self._brake(held_out)
+        self.weights.require_equal(step=here.step)
+
+    def _settle(self, samples: RoundSamples) -> None:
+        """The settling steps, where they are to be made and were not."""
+        here = self.journal.position
+        num_steps = self.config.optimizer.settling_steps
+        if here.are_tokens_settled or here.step > 0 or num_steps == 0:
+            return
+        sampler = settling_sampler(samples.pool, samples.quantization, self.config)
+        costs = self.learner.settle(
+            [sampler.batch(i, pad_id=self.policy.pad_id) for i in range(num_steps)], here
+        )
+        here.are_tokens_settled = True
+        self.journal.write("settling", time_s=self.journal.elapsed(), kl_by_step=costs)
+
+    def _brake(self, held_out: LabelledSamples | None) -> None:
+        """Measure the held-out samples where that is due, and leave steps out where they say so."""
+        here, section = self.journal.position, self.config.run
+        every, num_steps = section.brake_every_steps, section.steps_per_round
+        if every is None or held_out is None or not is_due(here, every=every, num_steps=num_steps):
+            return
+        figures = self.meter.measure(held_out)
+        if figures is None:
+            return
+        take_note(here, figures.contrast_loss, num_steps=num_steps)
+        self.journal.write(
+            "held_out", **dataclasses.asdict(figures), steps_braked=here.steps_braked
+        )
+        if here.steps_braked:
+            self.journal.say(
+                f"round {here.round}: what the tokens say of held-out samples got worse twice in a row, so the last "
+                f"{here.steps_braked} of {num_steps} steps are left out"
+            )

@@ -1,0 +1,164 @@
+"""The rooms of the loop, each built from what a run is built on."""
+
+from __future__ import annotations
+
+import quark
+from quark.objectives.quark import QuarkObjective
+from quark.pool.native import NativePool
+from quark.reference.base import ReferencePolicy
+from quark.reference.row_files import RowFiles
+from quark.training.context import RunContext
+from quark.training.factories import (
+    held_out_sampling,
+    make_evaluator,
+)
+from quark.training.generators import Generators
+from quark.training.loop.cached_reference import CachedReference
+from quark.training.loop.evaluating import Evaluating
+from quark.training.loop.exploration import REFERENCE_BLOCK, Explorer
+from quark.training.loop.exploring import Exploring
+from quark.training.loop.information import InformationMeter
+from quark.training.loop.journal import Journal
+from quark.training.loop.learner import Learner
+from quark.training.loop.learning import Learning
+from quark.training.loop.metrics import MetricLog, SilentLog
+from quark.training.loop.trackers import make_trackers
+from quark.training.processes.data_parallel import DataParallelEvaluator
+from quark.training.state.checkpoint import Checkpoint
+
+
+def make_exploring(
+    context: RunContext,
+    generators: Generators,
+    pool: NativePool,
+    reference: ReferencePolicy,
+    journal: Journal,
+) -> Exploring:
+    """The pool and what fills it."""
+    config = context.config
+    explorer = Explorer(
+        run_id=context.run_id,
+        seed=config.run.seed,
+        prompts=context.prompts.train,
+        pool=pool,
+        reward=context.rewards.reward,
+        extra_rewards=context.rewards.extra_columns,
+        reward_config=config.reward,
+        sampling=config.sampling,
+        policy=context.policy,
+        reference=reference,
+        stores_text=config.pool.store_text,
+        chunk_size=config.run.chunk_size,
+        completions_per_prompt=config.run.completions_per_prompt,
+        autocast=context.autocast,
+        overlaps_scoring=config.overlaps_scoring,
+        processes=context.processes,
+    )
+    return Exploring(
+        pool=pool,
+        explorer=explorer,
+        original=generators.original(config.sampling),
+        policy=generators.policy(config.sampling),
+        run=config.run,
+        ranking=config.pool,
+        journal=journal,
+    )
+
+
+def make_learning(context: RunContext, reference: ReferencePolicy, journal: Journal) -> Learning:
+    """The policy and what trains it."""
+    objective = QuarkObjective(context.config.objective)
+    learner = Learner(
+        config=context.config,
+        policy=context.policy,
+        reference=reference,
+        objective=objective,
+        autocast=context.autocast,
+        processes=context.processes,
+        weights=context.weights,
+        on_warning=journal.warn,
+        on_alert=journal.alert,
+    )
+    meter = InformationMeter(
+        config=context.config,
+        policy=context.policy,
+        processes=context.processes,
+        weights=context.weights,
+        autocast=context.autocast,
+    )
+    return Learning(
+        policy=context.policy,
+        weights=context.weights,
+        objective=objective,
+        learner=learner,
+        meter=meter,
+        config=context.config,
+        journal=journal,
+    )
+
+
+def make_evaluating(
+    context: RunContext, generators: Generators, reference: ReferencePolicy, journal: Journal
+) -> Evaluating:
+    """The held-out prompts and what measures on them."""
+    config, rewards, processes = context.config, context.rewards, context.processes
+    evaluator = make_evaluator(
+        config, context.prompts.evaluation, reference, rewards.reward, rewards.judges
+    )
+    return Evaluating(
+        evaluator=evaluator
+        if processes.size == 1
+        else DataParallelEvaluator(evaluator, processes, context.weights),
+        original=generators.original(held_out_sampling(config)),
+        policy=generators.policy(held_out_sampling(config)),
+        model=context.policy,
+        autocast=context.autocast,
+        section=config.evaluation,
+        num_quantiles=config.pool.num_quantiles,
+        journal=journal,
+    )
+
+
+def kept_reference(context: RunContext, pool: NativePool) -> ReferencePolicy:
+    """The reference, with what it computed kept in files where the run asks for it."""
+    if context.config.reference.cache == "off":
+        return context.reference
+    return CachedReference(
+        context.reference,
+        files=RowFiles(context.directory.reference_cache),
+        pool=pool,
+        run_id=context.run_id,
+        policy=context.policy,
+        block_size=REFERENCE_BLOCK,
+        autocast=context.autocast,
+        autocast_dtype=context.autocast_dtype,
+        processes=context.processes,
+    )
+
+
+def open_log(context: RunContext, resume_from: Checkpoint | None) -> MetricLog | SilentLog:
+    """The metric log, cut to where the run goes on from; a new one begins with a row about the run."""
+    if not context.processes.is_main_process:
+        return SilentLog()
+    config, run_id = context.config, context.run_id
+    log = MetricLog(
+        context.directory.metrics,
+        offset=int(resume_from.state["metrics_bytes"]) if resume_from is not None else 0,
+        trackers=make_trackers(
+            config.tracking.trackers,
+            context.directory.path,
+            project=config.tracking.project,
+            run_id=run_id,
+            config=config.model_dump(mode="json"),
+        ),
+    )
+    if resume_from is None:
+        log.write(
+            "run",
+            0,
+            run_id=run_id,
+            quark_version=quark.__version__,
+            device=str(context.device),
+            versions=context.fingerprint,
+        )
+    return log
