@@ -33,20 +33,22 @@ _SHOWN = 200
 _DECOMPRESSED_AT_ONCE = 1 << 16
 
 MAX_ANSWER_BYTES: Final = 1 << 24
-"""The largest answer that is read, after decompression. Longer ones hold something else than scores or a completion."""
+"""The largest answer that is read, after decompression. Longer ones hold something else than scores
+or a completion."""
 
 
 class HttpSettings(Settings):
     """Where a server is and how patient to be with it."""
 
     url: str = ""
-    """Address that takes the POST; https, or http on this machine where a key is sent."""
+    """Address that receives the POST. If a key is sent, it must be https, or http on this
+    machine."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the bearer key; none sends no key."""
+    """Name of the environment variable that holds the bearer key; unset sends no key."""
     backoff_s: float = Field(default=0.5, gt=0)
     """Wait before the first retry, in seconds; doubles with each."""
     max_backoff_s: float = Field(default=30.0, gt=0)
-    """Longest wait in seconds, also where the server asks for more."""
+    """Longest wait in seconds, even if the server asks for more."""
 
     @field_validator("url")
     @classmethod

@@ -1,6 +1,6 @@
-"""The base of every configuration section, and what to say of a value that does not fit one.
+"""The base of every configuration section, and messages about values that do not fit.
 
-A knob is declared in the room that obeys it, as a field of a ``Settings`` subclass there;
+A setting is declared in the module that uses it, as a field of a ``Settings`` subclass there;
 ``quark.config.schema`` only composes them.
 """
 

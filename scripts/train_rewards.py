@@ -83,28 +83,28 @@ language: en
 
 # sentiment
 
-The chance that a short text is praise rather than a complaint: a linear scorer over hashed character and word n-grams.
-The reward is the score, continuous in (0, 1); higher is more positive. It is the default reward, made for the embedded
+A linear scorer over hashed character and word n-grams that estimates whether a short text is praise or a complaint. The
+reward is the score, continuous in (0, 1); higher is more positive. It is the default reward, made for the embedded
 model `reviews`.
 
 {figures_table(report)}
-The held-out phrases are the 5 % that the embedded model was not trained on either.
+The embedded model was not trained on the held-out phrases (5 %) either.
 
-## Data and licence
+## Data and license
 
 Trained on the "Pros and cons dataset" by Bing Liu (Ganapathibhotla and Liu 2008; Liu, Hu and Cheng 2005), licensed
-under [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/). Modified: re-packed as JSON lines, lower-cased, punctuation
-and spaces normalized, duplicates and phrases that are not ASCII or longer than 24 words removed. The weights are under
-the same licence.
+under [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/). Modified: re-packed as JSON lines, lower-cased,
+punctuation and spaces normalized, duplicates and phrases that are not ASCII or longer than 24 words removed. The
+weights are under the same license.
 
-## How to make it again
+## Rebuild it
 
     python scripts/train_rewards.py sentiment --data product_pros_cons.jsonl
 
 ## Limits
 
-It knows product reviews of around 2003. It counts words and letters: irony, "not bad at all" and long arguments escape
-it, and a list of praised nouns ("battery life, price") scores high because reviewers list what they like.
+It knows product reviews of around 2003. It counts words and letters, so it misses irony, "not bad at all" and long
+arguments. A list of praised nouns ("battery life, price") scores high because reviewers list what they like.
 """
 
 
@@ -116,24 +116,24 @@ language: en
 
 # toxicity
 
-An estimate of how toxic a text is: a linear scorer over hashed character and word n-grams, fitted to recorded scores
-of the Perspective API. The score lies in (0, 1), higher is more toxic; **as a reward it is one minus the score**.
+A linear scorer over hashed character and word n-grams that estimates how toxic a text is, fitted to recorded scores of
+the Perspective API. The score lies in (0, 1), higher is more toxic; **as a reward it is one minus the score**.
 
 {figures_table(report)}
-## Data and licence
+## Data and license
 
 Trained on 4,000 records (prompts and continuations, each with its recorded TOXICITY) of RealToxicityPrompts (Gehman,
 Gururangan, Sap, Choi and Smith 2020), Apache-2.0. Modified: re-packed as JSON lines, scores rounded. The weights are
-under the same licence.
+under the same license.
 
-## How to make it again
+## Rebuild it
 
     python scripts/train_rewards.py toxicity --data realtoxicityprompts_4k.jsonl
 
 ## Limits
 
 It imitates one version of one commercial model and inherits its bias: neutral mentions of identities can score high.
-It knows words, not meaning: veiled insults pass and quoted slurs do not. Scores are not comparable with Perspective's
+It knows words, not meaning: veiled insults score low and quoted slurs score high. Scores are not comparable with Perspective's
 own or with published results. Never use it to moderate people.
 """
 

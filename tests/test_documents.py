@@ -1,4 +1,4 @@
-"""The documents' Python examples run, in order, and print what their comments say they do."""
+"""The documents: their examples run, their links lead somewhere, and their lines are short."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import pytest
 from quark.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benches/*.md")])
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+FENCED = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
+FOLDERS = ("", "docs/", "benches/", "quark_pool_rs/", "quark/assets/*/", "quark/assets/*/*/")
+DOCUMENTS = sorted(file for folder in FOLDERS for file in ROOT.glob(f"{folder}*.md"))
+LONGEST_LINE = 120
 
 
 def test_the_pool_guide_runs_as_it_stands(tmp_path: Path) -> None:
@@ -42,16 +45,61 @@ def test_the_pool_guide_runs_as_it_stands(tmp_path: Path) -> None:
         rest = rest.split(words, 1)[1]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def name_of(document: Path) -> str:
+    return document.relative_to(ROOT).as_posix()
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document."""
+    text = FENCED.sub("", document.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def long_lines(text: str) -> list[str]:
+    """The lines that are too long, but for tables, code blocks and links that stand alone."""
+    lines = FENCED.sub("", text).splitlines()
+    return [
+        line
+        for line in lines
+        if len(line) > LONGEST_LINE
+        and not line.startswith(("|", "    "))
+        and not re.fullmatch(r"\s*(- )?!?\[[^\]]*\]\([^)]*\)", line)
+    ]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_relative_links_lead_somewhere(document: Path) -> None:
-    for target in LINK.findall(document.read_text(encoding="utf-8")):
-        assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    for target, anchor in LINK.findall(document.read_text(encoding="utf-8")):
+        file = document.parent / target if target else document
+        assert file.exists(), f"{name_of(document)} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{name_of(document)} links to {target}#{anchor}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_lines_are_short(document: Path) -> None:
+    assert long_lines(document.read_text(encoding="utf-8")) == []
+
+
+def test_long_lines_are_found_outside_of_tables_code_and_links() -> None:
+    long = "word " * 30
+    assert long_lines(f"{long}\n- {long}\n") == [long, f"- {long}"]
+    assert long_lines(f"| {long} |\n```sh\n{long}\n```\n    {long}\n[{long}](x.md)\n") == []
+
+
+def test_a_page_begins_with_a_heading_and_a_sentence() -> None:
+    for document in [*ROOT.glob("docs/*.md"), ROOT / "benches" / "README.md"]:
+        heading, empty, sentence, *_ = document.read_text(encoding="utf-8").splitlines()
+        assert heading.startswith("# "), name_of(document)
+        assert not empty, name_of(document)
+        assert re.match(r"[A-Za-z]", sentence), name_of(document)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_settings_that_are_named_exist(document: Path) -> None:
     sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
     named = re.findall(r"`(\w+)\.(\w+)`", document.read_text(encoding="utf-8"))
     for section, key in named:
         if section in sections and key not in ("json", "safetensors"):  # files of that name
-            assert key in sections[section].model_fields, f"{document.name}: {section}.{key}"
+            assert key in sections[section].model_fields, f"{name_of(document)}: {section}.{key}"

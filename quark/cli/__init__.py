@@ -1,4 +1,4 @@
 """The command line: one file per command, a console, and the exit codes.
 
-Importing anything here loads neither torch nor transformers; a command loads what it needs when it runs.
+Importing anything here loads neither torch nor transformers; each command loads its dependencies when it runs.
 """

@@ -1,4 +1,4 @@
-"""The command tree, and what happens to an error.
+"""The command tree, and how errors are reported.
 
 Command modules import only the standard library, Typer and quark's ground floor at the top; torch,
 transformers and polars wait until a command runs, so that ``quark --help`` is immediate.
@@ -43,7 +43,7 @@ _EPILOG = "\n\n".join(
         + ";  ".join(f"**{code.value}** {meaning}" for code, meaning in MEANINGS.items())
         + ".",
         "**First steps:**  `quark train`  trains the embedded model offline on a CPU;  "
-        "`quark init`  writes a commented configuration;  `quark doctor`  says what is missing.",
+        "`quark init`  writes a commented configuration;  `quark doctor`  shows what is missing.",
     )
 )
 
@@ -81,7 +81,7 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version and leave."
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
     show_traceback: Annotated[
@@ -89,7 +89,7 @@ def _options(
         typer.Option(
             TRACEBACK_FLAG,
             envvar=TRACEBACK_VARIABLE,
-            help="Show where an expected error came from, too.",
+            help="Also show the traceback of an expected error.",
         ),
     ] = False,
 ) -> None:
@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keep the warnings and progress bars of libraries off the terminal, except where the user asks for them.
+    """Keep the warnings and progress bars of libraries off the terminal, unless the user asks for them.
 
     Python's ``-W`` and ``PYTHONWARNINGS`` and each library's own variable bring them back. The warnings of a
     reward's own file are shown.
@@ -171,7 +171,7 @@ def _prepare_process() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep the memory of large tensors for the next ones, where it can be told to.
+    """Ask the C library to reuse the memory of large tensors, if it can.
 
     Else every step on a CPU gets its temporaries from the system anew, page by page: a fifth of the time.
     """

@@ -1,4 +1,4 @@
-"""``quark config``: what would run, where each value comes from, and what there is to set."""
+"""``quark config``: effective values with their origins, presets, and the schema."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def show(
 
 @app.command("list")
 def list_(as_json: JsonFlag = False) -> None:
-    """List the presets and what each is for."""
+    """List the presets and their purpose."""
     from quark.cli.console import figures, make_console, print_json
     from quark.config.load import load_config, preset_names
 

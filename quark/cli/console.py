@@ -51,20 +51,20 @@ def make_console(stream: IO[str] | None = None, *, width: int | None = None) -> 
 
 
 def columns_asked_for() -> int | None:
-    """The width that ``COLUMNS`` asks for; None where it does not say one."""
+    """The width that ``COLUMNS`` sets; None if it is unset or not a number."""
     text = os.environ.get("COLUMNS", "")
     return int(text) if re.fullmatch(r"[1-9][0-9]{0,4}", text) else None
 
 
 def foreign(text: str, *, limit: int | None = None, style: str = "") -> Text:
-    """Text that quark did not write, safe to render."""
+    """Make text that quark did not write safe to render."""
     from rich.text import Text
 
     return Text(printable(text, limit=limit), style=style)
 
 
 def continued(prompt: str, completion: str) -> Text:
-    """A prompt, dimmed, and the completion that goes on from it, as one text."""
+    """A prompt, dimmed, followed by its completion, as one text."""
     if not completion.strip():
         prompt += " "
     return foreign(prompt, limit=_SHOWN_CHARACTERS, style="dim").append_text(
@@ -73,12 +73,12 @@ def continued(prompt: str, completion: str) -> Text:
 
 
 def completed(completion: str, *, limit: int | None = None, is_apart: bool = True) -> Text:
-    """A completion, or a mark in its place where there is nothing to see.
+    """A completion, or a placeholder if it has no visible text.
 
     Args:
         completion: foreign text.
         limit: characters to show at most.
-        is_apart: it stands by itself, so that the spaces around it say nothing.
+        is_apart: it is shown alone, so leading and trailing spaces are not significant.
     """
     if not completion.strip():
         return foreign(_BLANK if completion else _EMPTY, style="italic dim")
@@ -86,7 +86,7 @@ def completed(completion: str, *, limit: int | None = None, is_apart: bool = Tru
 
 
 def prose(text: str, style: str = "") -> Text:
-    """Text of our own that may contain foreign parts; line breaks stay."""
+    """Text from quark itself, possibly with foreign parts; line breaks are kept."""
     from rich.text import Text
 
     return Text(printable_lines(text), style=style)
@@ -183,7 +183,7 @@ def bar(value: float, low: float, high: float, width: int) -> str:
 
 
 def error_line(message: str, way_out: str | None = None) -> None:
-    """Write ``error: message`` to stderr in red, with what to do under it."""
+    """Write ``error: message`` to stderr in red, followed by what to do about it."""
     from rich.text import Text
 
     console = make_console(sys.stderr)
@@ -212,7 +212,7 @@ def to_json(value: Any) -> Any:  # noqa: ANN401 - anything that has a JSON form
 
 
 def prints_to_stderr() -> AbstractContextManager[object]:
-    """Where code of the user's runs: what it prints goes to stderr, since stdout is for the result."""
+    """Run the user's code with its output sent to stderr, because stdout is for the result."""
     return contextlib.redirect_stdout(sys.stderr)
 
 

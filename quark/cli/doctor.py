@@ -1,4 +1,4 @@
-"""``quark doctor``: what is here, what is missing, and what to do about it."""
+"""``quark doctor``: what is installed, what is missing, and how to get it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def doctor(
 ) -> None:
     """Examine the installation: versions, devices, disk, optional parts.
 
-    Leaves with status 3 when something that quark needs is broken.
+    Exits with status 3 if something that quark needs is broken.
     """
     import dataclasses
 

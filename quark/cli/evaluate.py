@@ -22,7 +22,8 @@ _COLUMNS = (
     ("distinct-2", "distinct_2", 2),
     ("length", "completion_length_mean", 1),
 )
-"""What people see; ``--json`` has every figure. KL is that of the sampled distribution, per token and per completion."""
+"""Columns of the table; ``--json`` has every figure. KL is that of the sampled distribution, per
+token and per completion."""
 
 
 def evaluate(
@@ -39,7 +40,7 @@ def evaluate(
     ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(help="Reward to measure; further ones are judges. Default: the run's."),
+        typer.Option(help="Reward to measure; repeat it to add judges. Default: the run's."),
     ] = None,
     quantile: Annotated[
         list[str] | None,
@@ -47,7 +48,7 @@ def evaluate(
             "--quantile",
             "-q",
             metavar="best|none|0..K-1",
-            help="Only these. Default: all and none.",
+            help="Quantiles to evaluate. Default: all, and none.",
         ),
     ] = None,
     reference: Annotated[
@@ -62,7 +63,9 @@ def evaluate(
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Away from the worst token this strongly. Default: the run's."),
+        typer.Option(
+            min=0.0, help="Strength of guidance away from the worst token. Default: the run's."
+        ),
     ] = None,
     seed: Annotated[
         int | None,

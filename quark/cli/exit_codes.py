@@ -1,4 +1,4 @@
-"""What the process's exit status says, and which error leads to which.
+"""The exit statuses of the process, and the errors that lead to them.
 
 The numbers are part of the command line's contract (docs/cli.md): they are never reused.
 """
@@ -45,11 +45,11 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.OK: "done",
     ExitCode.UNEXPECTED: "unexpected error (a traceback is shown)",
     ExitCode.USAGE: "wrong usage or configuration",
-    ExitCode.INPUT: "a prompt file, model or reward cannot be used, or training cannot go on",
-    ExitCode.STATE: "pool, checkpoint, run directory or disk is in the way or damaged",
+    ExitCode.INPUT: "a prompt file, model or reward cannot be used, or training cannot continue",
+    ExitCode.STATE: "pool, checkpoint, run directory or disk is damaged or blocked",
     ExitCode.INTERRUPTED: "interrupted cleanly; the same command resumes",
     ExitCode.KILLED: "quit at once (second Ctrl-C)",
-    ExitCode.UNREAD: "whoever read the output has closed it",
+    ExitCode.UNREAD: "the reader of the output closed it",
 }
 
 _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
@@ -77,14 +77,14 @@ _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT})
 _WAYS_OUT: tuple[tuple[type[BaseException], str], ...] = (
     (PoolLockedError, "wait for the other process to finish; a new run can have another --run-dir"),
     (PoolSnapshotError, "run the same command again: it reads the newest snapshot"),
-    (PoolVersionError, "use a quark that knows this format"),
-    (PoolPoisonedError, "look after the disk, then run the same command again"),
+    (PoolVersionError, "use a newer quark, which knows this format"),
+    (PoolPoisonedError, "check the disk, then run the same command again"),
     (PoolCorruptedError, "`quark pool verify PATH` says what is damaged"),
 )
 
 
 def exit_code_of(error: BaseException) -> ExitCode:
-    """The exit status for ``error``; ``UNEXPECTED`` for one that nobody raised on purpose."""
+    """The exit status for ``error``; ``UNEXPECTED`` for an error that quark did not raise on purpose."""
     if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
         return ExitCode.STATE
     code = next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.UNEXPECTED)
@@ -94,7 +94,7 @@ def exit_code_of(error: BaseException) -> ExitCode:
 
 
 def way_out_of(error: BaseException) -> str | None:
-    """What to do about ``error`` where its message cannot know, or None."""
+    """What to do about ``error`` if its message does not say, or None."""
     if isinstance(error, OSError) and advice_for(error) is not None:
         return way_on(error)
     return next((text for kind, text in _WAYS_OUT if isinstance(error, kind)), None)

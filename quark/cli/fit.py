@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from quark.training.fit import Fit, FitPoint
 
 CONTRAST = ("objective.lm_coef=0", "objective.contrast_coef=1")
-"""What is learned where no configuration is given."""
+"""The objective if no configuration is given."""
 
 
 def fit(
@@ -41,7 +41,7 @@ def fit(
         str | None,
         typer.Option(
             metavar="PRESET|CONFIG.toml",
-            help="Settings. Default: the run's, with the contrast alone as its objective.",
+            help="Settings. Default: the run's, with the contrast as the only objective.",
             show_default=False,
         ),
     ] = None,
@@ -53,16 +53,16 @@ def fit(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="New folder for the model as it was at its best.", show_default=False),
+        typer.Option(help="New folder for the model at its best step.", show_default=False),
     ] = None,
     allow: AllowOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Try on a pool that is there whether a model can learn its reward: nothing is generated or scored.
+    """Test on an existing pool whether a model can learn its reward, without generating or scoring.
 
-    Some of the prompts are held out. On their samples the command measures, every few steps, how well the reward
-    tokens tell good from bad, and says at the end whether that is better than chance and when to stop. The pool is
-    only read.
+    Some of the prompts are held out. On their samples the command measures, every few steps, how
+    well the reward tokens tell good from bad, and says at the end whether that is better than
+    chance and when to stop. The pool is only read.
 
     **Examples**
 
@@ -109,7 +109,7 @@ def fit(
     console.print()
     console.print(prose(result.verdict, "green" if result.is_learned else "yellow"))
     if out is not None:
-        said = f"{out}: the model as it was after {result.best.step} steps"
+        said = f"{out}: the model after {result.best.step} steps"
         console.print(foreign(said, style="green"), soft_wrap=True)
 
 
@@ -123,7 +123,7 @@ def _config(
     held_out: float,
     allow: list[str] | None,
 ) -> RunConfig:
-    """What the command line and, without ``--config``, the pool's run say.
+    """The configuration from the command line and, without ``--config``, from the pool's run.
 
     Raises:
         ConfigError: a value does not fit, no model is named, or the run's own is not allowed.

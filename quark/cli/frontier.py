@@ -21,14 +21,17 @@ DEFAULT_GUIDANCE = "0,0.25,0.5,1,2"
 def frontier(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
     guidance: Annotated[
-        str, typer.Option(metavar="G,G,...", help="Strengths to measure under the best token.")
+        str,
+        typer.Option(
+            metavar="G,G,...", help="Strengths of guidance to measure under the best token."
+        ),
     ] = DEFAULT_GUIDANCE,
     prompts: Annotated[
         Path | None, typer.Option(help="File with prompts. Default: the run's held-out ones.")
     ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(help="Reward to measure; further ones are judges. Default: the run's."),
+        typer.Option(help="Reward to measure; repeat it to add judges. Default: the run's."),
     ] = None,
     num: Annotated[
         int | None,
@@ -47,10 +50,10 @@ def frontier(
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
 ) -> None:
-    """Measure how much reward a trained model gives at how much drift: every token, and guidance from 0 upward.
+    """Measure reward against drift of a trained model, for every token and for guidance from 0 upward.
 
-    Drift is KL(sampled || original) in nats per completion. The result is kept in the run, and `quark report` draws
-    it. Intervals are 95 % over prompts.
+    Drift is KL(sampled || original) in nats per completion. The result is kept in the run, and
+    `quark report` draws it. Intervals are 95 % over prompts.
 
     **Examples**
 

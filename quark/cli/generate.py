@@ -23,11 +23,13 @@ def generate(
     ],
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", "-p", help="A prompt; may be given several times."),
+        typer.Option("--prompt", "-p", help="A prompt; can be repeated."),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="File with prompts: JSONL with `prompt`, or text with one a line."),
+        typer.Option(
+            help="File with prompts: JSONL with `prompt`, or text with one prompt per line."
+        ),
     ] = None,
     quantile: Annotated[
         str | None,
@@ -52,7 +54,9 @@ def generate(
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Away from the worst token this strongly. Default: the run's."),
+        typer.Option(
+            min=0.0, help="Strength of guidance away from the worst token. Default: the run's."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
     as_json: Annotated[
@@ -65,7 +69,7 @@ def generate(
 
     * `quark generate runs/demo --prompt "Pros:"`
 
-    * `quark generate runs/demo -p "Pros:" --quantile 0 --num 3` – the worst it can do
+    * `quark generate runs/demo -p "Pros:" --quantile 0 --num 3` – its worst
 
     * `quark generate runs/demo -p "Pros:" --quantile none` – the trained model without a token
 
@@ -123,7 +127,7 @@ def generate(
 
 
 def _picked_guidance(source: TrainedModel) -> float | None:
-    """The strength that `quark frontier --pick` kept in a run; None where none was."""
+    """The strength that `quark frontier --pick` stored in a run; None without one."""
     if not source.is_run:
         return None
     from quark.evaluation.frontier_file import FrontierFile

@@ -21,7 +21,7 @@ def init(
 
     **Examples**
 
-    * `quark init` – writes quark.toml, to be edited and given to `quark train quark.toml`
+    * `quark init` – writes quark.toml, to edit and pass to `quark train quark.toml`
 
     * `quark init toxicity.toml --preset smollm2-toxicity`
     """

@@ -1,4 +1,4 @@
-"""Measuring a trained model as its run did: what `quark evaluate` and `quark frontier` share."""
+"""Measures a trained model as its run did; shared by `quark evaluate` and `quark frontier`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Measurement:
         )
 
     def evaluate(self, guidance: float, quantile: int | None) -> Evaluation:
-        """The figures under the token of ``quantile``, or of the original model where it is None."""
+        """The figures under the token of ``quantile``, or of the original model if it is None."""
         from quark.cli.console import foreign, number, prose
         from quark.generation.transformers_generator import TransformersGenerator
         from quark.training.factories import held_out_sampling, make_evaluator
@@ -116,7 +116,7 @@ def check_run(
     """Check that the user allows what the configuration of a run reaches, but for what options of the command name.
 
     Raises:
-        ConfigError: he has not.
+        ConfigError: the user has not.
     """
     if not source.is_run:
         return
@@ -145,7 +145,7 @@ def configured(
     num: int | None,
     seed: int | None,
 ) -> RunConfig:
-    """The source's configuration with the command line's wishes."""
+    """The source's configuration with the options of the command line."""
     from quark.cli.trained_model import overridden
     from quark.errors import ConfigError
 
@@ -170,7 +170,10 @@ def configured(
 
 
 def _held_out(source: TrainedModel, config: RunConfig, progress: Console) -> tuple[Prompt, ...]:
-    """The prompts that a run held out, whatever became of its prompt file; those of the default file for a model."""
+    """The prompts that a run held out, even if its prompt file has changed since.
+
+    Without a run: the prompts of the default file.
+    """
     from quark.cli.console import foreign
     from quark.run_directory import RunDirectory
     from quark.training.factories import prompts_of
@@ -201,7 +204,7 @@ def _held_out(source: TrainedModel, config: RunConfig, progress: Console) -> tup
 
 
 def require_scores(evaluations: list[Evaluation], reward: str) -> None:
-    """Raise RewardError where no completion at all got a score."""
+    """Raise RewardError if no completion got a score."""
     import numpy as np
 
     from quark.errors import RewardError

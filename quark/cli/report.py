@@ -12,7 +12,7 @@ from quark.cli.pool_path import place
 
 def report(
     run_dir: Annotated[
-        Path, typer.Argument(help="A run directory, finished or not.", show_default=False)
+        Path, typer.Argument(help="A finished or unfinished run directory.", show_default=False)
     ],
     output: Annotated[
         Path | None,
@@ -28,7 +28,7 @@ def report(
 ) -> None:
     """Write a run's report: one HTML file that opens anywhere, offline.
 
-    It only reads the run directory, so it can be made while the run goes on or after a crash.
+    It only reads the run directory, so you can write it during a run or after a crash.
 
     **Example:**  `quark report runs/demo`
     """

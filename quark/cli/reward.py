@@ -1,4 +1,4 @@
-"""``quark reward``: train a scorer of your own, or try any reward before a run depends on it."""
+"""``quark reward``: train your own scorer, or test any reward before a run depends on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quark.cli.exit_codes import ExitCode
 if TYPE_CHECKING:
     from quark.rewards.config import RewardConfig
 
-app = typer.Typer(help="Train a scorer of your own; check any reward.", no_args_is_help=True)
+app = typer.Typer(help="Train your own scorer; check any reward.", no_args_is_help=True)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -22,13 +22,15 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on
 def train_scorer(
     data: Annotated[
         Path,
-        typer.Argument(metavar="DATA.jsonl", help="One JSON object a line.", show_default=False),
+        typer.Argument(
+            metavar="DATA.jsonl", help="File with one JSON object per line.", show_default=False
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)
     ],
     name: Annotated[
-        str | None, typer.Option(help="Name of the reward. Default: the folder's.")
+        str | None, typer.Option(help="Name of the reward. Default: the folder's name.")
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
     target_field: Annotated[
@@ -39,15 +41,18 @@ def train_scorer(
         bool, typer.Option("--penalty", help="The target is unwanted: reward = 1 - score.")
     ] = False,
     held_out_fraction: Annotated[
-        float, typer.Option(min=0.0, max=0.9, help="Share of the texts that only the figures see.")
+        float,
+        typer.Option(min=0.0, max=0.9, help="Share of the texts held out to measure the scorer."),
     ] = 0.1,
-    l2: Annotated[float, typer.Option(min=0.0, help="Strength of the penalty on weights.")] = 1.0,
+    l2: Annotated[
+        float, typer.Option(min=0.0, help="Strength of the penalty on the weights.")
+    ] = 1.0,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the scorer that is in the folder.")
+        bool, typer.Option("--force", help="Replace an existing scorer in the folder.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a small linear scorer on labelled texts, to be used as a reward.
+    """Train a small linear scorer on labeled texts, for use as a reward.
 
     **Example:**  `quark reward train reviews.jsonl --output scorers/reviews`  with lines such as
     `{"text": "easy to use", "label": 1}`
@@ -93,7 +98,7 @@ def train_scorer(
 
 
 def _check_output(folder: Path, *, force: bool) -> None:
-    """Raise ConfigError where a scorer would replace files that the user did not give up."""
+    """Raise ConfigError if a scorer would replace files without the user's consent."""
     from quark.errors import ConfigError
     from quark.rewards.linear import SETTINGS_FILE
 
@@ -116,7 +121,7 @@ def check(
     reward: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|MODULE:FUNCTION|FOLDER", help="The reward to try.", show_default=False
+            metavar="NAME|MODULE:FUNCTION|FOLDER", help="The reward to test.", show_default=False
         ),
     ],
     samples: Annotated[
@@ -134,11 +139,11 @@ def check(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Call a reward on a few samples and say whether a run can rely on it.
+    """Call a reward on a few samples and report whether a run can rely on it.
 
-    Shows every score and looks for what makes training fail or stand still: errors, missing scores, one
-    constant score, ties, slowness, answers that change from call to call. Leaves with status 3 when a
-    run could not use it.
+    Shows every score and looks for what makes training fail or stand still: errors, missing scores,
+    one constant score, ties, slowness, answers that change from call to call. Exits with status 3
+    if a run could not use it.
 
     **Examples**
 

@@ -1,4 +1,4 @@
-"""What a training run looks like while it happens.
+"""Shows a training run while it happens.
 
 ``RunDisplay`` is the console's ``TrainingListener``. On a terminal it keeps one live line at the bottom;
 elsewhere it writes plain lines and, when nothing was written for a while, a heartbeat that names the
@@ -55,7 +55,7 @@ _OWN_FIGURES = (
     "rep_",
     "reward",
 )
-"""How the evaluator's own figures begin; any other one is a judge's."""
+"""Prefixes of the evaluator's own figures; all others are judges."""
 _FIGURES = (
     ("reward", "reward_mean", 3),
     ("KL", "kl_policy_to_reference", 3),
@@ -261,7 +261,7 @@ class RunDisplay:
 
 
 def drift(metrics: Mapping[str, float], result: TrainingResult) -> float:
-    """KL of what is sampled to the original model, nats per token; of the policy in runs that did not measure it."""
+    """KL of the sampled distribution to the original model, in nats per token; of the policy in runs without it."""
     return metrics.get("kl_sampled_to_reference_after", result.kl_policy_to_reference)
 
 
@@ -395,7 +395,7 @@ def print_result(console: Console, result: TrainingResult) -> None:
 
 
 def _compared(metrics: Mapping[str, float]) -> Iterator[tuple[str, str, str, int]]:
-    """Label, keys and digits of what is shown before and after: the judges, then a few of our own."""
+    """Label, keys and digits of the figures shown before and after: the judges, then a few of quark's own."""
     names = [key.removesuffix("_before") for key in metrics if key.endswith("_before")]
     for name in names:
         if not name.startswith(_OWN_FIGURES):
@@ -410,7 +410,7 @@ def _compared(metrics: Mapping[str, float]) -> Iterator[tuple[str, str, str, int
 
 
 def print_next_steps(console: Console, result: TrainingResult) -> None:
-    """The commands worth trying after a run."""
+    """Suggested commands after a run."""
     import shlex
 
     run = shlex.quote(str(result.run_dir))

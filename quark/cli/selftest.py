@@ -1,4 +1,4 @@
-"""``quark selftest``: try on this machine what quark promises."""
+"""``quark selftest``: test quark's guarantees on this machine."""
 
 from __future__ import annotations
 
@@ -32,25 +32,27 @@ _SAY_SOMETHING_S = 10.0
 
 def selftest(
     durability: Annotated[
-        bool, typer.Option("--durability", help="Whether this disk keeps a pool's promises.")
+        bool, typer.Option("--durability", help="Test whether this disk keeps a pool's guarantees.")
     ] = False,
     directory: Annotated[
-        Path, typer.Option("--dir", help="A folder on the disk to examine.", show_default=False)
+        Path, typer.Option("--dir", help="A folder on the disk to test.", show_default=False)
     ] = Path(),
     trials: Annotated[int, typer.Option("--trials", "-n", min=1, help="Writers to kill.")] = 25,
     thorough: Annotated[
         bool,
-        typer.Option("--thorough", help="Damage every byte of a pool, not 1000 of them; minutes."),
+        typer.Option(
+            "--thorough", help="Damage every byte of a pool instead of 1000; takes minutes."
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
 ) -> None:
-    """Try on this machine and disk what quark promises.
+    """Test quark's guarantees on this machine and disk.
 
     `--durability` kills writers of a pool at random moments, damages a pool's files byte by byte, lets
     a second writer try, and measures how long a durable append takes. All in a new folder under `--dir`
-    (the current one by default) that is removed afterwards. Leaves with status 4 when anything failed.
+    (the current one by default) that is removed afterwards. Exits with status 4 if anything failed.
 
     **Example:**  `quark selftest --durability --dir /data/runs`
     """
@@ -74,7 +76,7 @@ def selftest(
 
 
 def _progress_lines(console: Console) -> Callable[[str, int, int], None]:
-    """A line when a check begins, and then one every ten seconds."""
+    """Print a line when a check begins, and then one every ten seconds."""
     from quark.cli.console import count, prose
 
     last_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks, the second leaves.
+"""Ctrl-C and SIGTERM: the first asks the run to stop, the second exits.
 
 The first signal calls ``ask`` (the trainer finishes its step and writes a checkpoint); the second ends
 the process at once, which is safe because everything durable is published atomically.
@@ -18,7 +18,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal:
-    """While entered, routes the first SIGINT or SIGTERM to ``ask`` and leaves on the second.
+    """While entered, routes the first SIGINT or SIGTERM to ``ask`` and exits on the second.
 
     A signal that arrives before ``ask`` is set is remembered and passed on when it is.
     """
@@ -44,7 +44,7 @@ class StopOnSignal:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def ask_through(self, ask: Callable[[], None]) -> None:
-        """From here on, a first signal calls ``ask``."""
+        """From now on, a first signal calls ``ask``."""
         self._ask = ask
         if self._is_asked:
             ask()

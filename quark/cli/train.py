@@ -45,24 +45,24 @@ def train(
         typer.Option(
             min=1,
             metavar="N",
-            help="Score so many samples in all: chooses rounds, prompts and steps.",
+            help="Score this many samples in total: chooses rounds, prompts and steps.",
             show_default=False,
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Insist on resuming: fail where there is no run yet.")
+        bool, typer.Option("--resume", help="Require an existing run to resume; fail without one.")
     ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over; refuses an existing run without --force.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="With --fresh: delete the run that is there.")
+        bool, typer.Option("--force", help="With --fresh: delete the existing run.")
     ] = False,
     require_exact: Annotated[
         bool,
         typer.Option(
             "--require-exact",
-            help="Refuse to resume where the run would not end with the bytes of an uninterrupted one.",
+            help="Refuse to resume if the run would not end with the bytes of an uninterrupted one.",
         ),
     ] = False,
     dry_run: Annotated[
@@ -77,7 +77,7 @@ def train(
         bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")
+        bool, typer.Option("--quiet", "-q", help="Show warnings only, no progress.")
     ] = False,
 ) -> None:
     """Train a model on a reward; an existing run directory is resumed.
@@ -88,12 +88,12 @@ def train(
 
     * `quark train demo --set reward.name=length --run-dir runs/short`
 
-    * `quark train my.toml --budget 1000` – learn as much as 1,000 scored samples give
+    * `quark train my.toml --budget 1000` – stop after 1,000 scored samples
 
-    * `quark train my.toml --dry-run` – check a configuration before spending time on it
+    * `quark train my.toml --dry-run` – check a configuration before a long run
 
-    Ctrl-C (or SIGTERM) once finishes the step, writes a checkpoint and leaves with status 75; the same
-    command then resumes. Twice quits at once.
+    Ctrl-C (or SIGTERM) once finishes the step, writes a checkpoint and exits with status 75; the same
+    command then resumes. A second Ctrl-C quits at once.
 
     Under `torchrun` or `accelerate launch` (`torchrun --nproc-per-node 8 -m quark train my.toml`) the
     processes sample and train together.
@@ -245,7 +245,7 @@ def _dry_run(loaded: LoadedConfig, display: RunDisplay, *, as_json: bool) -> Non
 
 
 def _with_report(result: TrainingResult, display: RunDisplay) -> TrainingResult:
-    """The report is a view of the run: failing to draw it must not fail the run."""
+    """Write the report. A failure is only a warning, because the report is a view of the run."""
     from quark.errors import QuarkError
     from quark.report.render import write_report
 

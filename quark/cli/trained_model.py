@@ -1,4 +1,4 @@
-"""What MODEL_OR_RUN names on the command line: a run, a saved policy, or any causal LM."""
+"""Loads MODEL_OR_RUN of the command line: a run, a saved policy, or any causal LM."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TrainedModel:
         return 0 if self.policy is None else self.policy.reward_tokens.num_quantiles
 
     def quantile(self, wanted: str | None) -> int | None:
-        """The quantile that ``--quantile`` names; the best one (or none where there is none) by default.
+        """The quantile that ``--quantile`` names; by default the best one, or none for a model without reward tokens.
 
         Raises:
             ConfigError: it is not ``best``, ``none`` or one of the model's quantiles.
@@ -80,7 +80,7 @@ class TrainedModel:
         )
 
     def prompts_of(self, file: Path) -> list[Prompt]:
-        """All prompts of a file, in order and whole: the model says when one is too long for it.
+        """All prompts of a file, in order and whole: the model reports a prompt that is too long for it.
 
         Raises:
             FileNotFoundError: no such file.
@@ -93,13 +93,13 @@ class TrainedModel:
         return [self.checked(prompt) for prompt in prompts]
 
     def checked(self, prompt: Prompt) -> Prompt:
-        """``prompt``, if the model can go on from it.
+        """``prompt``, if the model can continue it.
 
         Raises:
             DataError: it has no tokens, or one of them is a reward token.
         """
         if not prompt.token_ids:
-            raise DataError("an empty prompt: the model needs at least one token to go on from")
+            raise DataError("an empty prompt: the model needs at least one token to continue")
         tokens = () if self.policy is None else self.policy.reward_tokens.ids
         if set(prompt.token_ids) & set(tokens):
             raise DataError(
@@ -109,7 +109,7 @@ class TrainedModel:
 
 
 def _runs_like(folder: Path) -> list[str]:
-    """The names of at most three runs beside ``folder``, the most like it first."""
+    """The names of at most three runs beside ``folder``, the most similar first."""
     from difflib import get_close_matches
 
     from quark.run_directory import RunDirectory
@@ -139,11 +139,11 @@ def overridden(settings: _Settings, values: Mapping[str, object]) -> _Settings:
 
 
 def open_model(name: str, *, exactly: bool = False) -> TrainedModel:
-    """Load what ``name`` is: a run directory, a folder that quark saved, or any name that a config takes.
+    """Load ``name``: a run directory, a folder that quark saved, or any value of ``model.name``.
 
     Args:
         name: of the model or run.
-        exactly: compute to the bit as the run did: adapters stay beside the weights instead of merged into them.
+        exactly: compute bit for bit as the run did: adapters are not merged into the weights.
 
     Raises:
         RunDirectoryError: a run that has no finished model yet.
@@ -168,7 +168,7 @@ def open_model(name: str, *, exactly: bool = False) -> TrainedModel:
     if run.is_run():
         if not (run.own(run.model) / REWARD_TOKENS_FILE).is_file():
             raise RunDirectoryError(
-                f"{name} has no finished model yet: `quark train` on it goes on with the run"
+                f"{name} has no finished model yet: `quark train` on it resumes the run"
             )
         folder = run.model
     elif "/" in name and not folder.exists() and (runs := _runs_like(folder)):

@@ -1,4 +1,4 @@
-"""What a command does before it uses what a run directory's own configuration reaches."""
+"""Checks before a command uses anything that a run directory's own configuration reaches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_reach(
     """Check that the user allows what the configuration of ``run`` reaches; see ``quark.config.grants.require``.
 
     Raises:
-        ConfigError: he has not.
+        ConfigError: the user has not.
     """
     from quark.config.grants import require
     from quark.config.reach import reaches
@@ -43,12 +43,13 @@ def check_reach(
 
 
 def check_source(loaded: LoadedConfig, source: str | None, allow: Collection[str] | None) -> None:
-    """Check the reach of a configuration that is a run's own file: passing it is no word for what a stranger wrote.
+    """Check the reach of a configuration that is a run's own file.
 
-    Values of ``--set`` are the user's own.
+    Passing the path of a stranger's file does not vouch for its text. Values of ``--set`` are the
+    user's own.
 
     Raises:
-        ConfigError: he has not allowed it.
+        ConfigError: the user has not allowed it.
     """
     from quark.cli.config import origin_of
     from quark.config.grants import require

@@ -1,1 +1,1 @@
-"""Configuration: the schema, where values come from, and presets."""
+"""Configuration: the schema, the sources of values, and presets."""

@@ -1,4 +1,4 @@
-"""A loop for a budget: how many prompts, rounds and steps a given number of scored samples is best spent on."""
+"""Chooses prompts, rounds and steps for a given number of scored samples."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from quark.config.load import LoadedConfig, load_config
 from quark.errors import ConfigError
 
 NUM_EXPLORATIONS = 16
-"""At most: new samples under the best token are worth more than many steps on old ones, and each round takes time."""
+"""Maximum: new samples under the best token are worth more than many steps on old ones, and each
+round takes time."""
 SMALLEST_ROUND = 64
 """Samples."""
 USES = 3
-"""How often a sample is drawn, in the mean; twice as often gained nothing in benches/frontier.py."""
+"""Average number of times that a sample is drawn; twice as many gained nothing in benches/frontier.py."""
 _CHOSEN = ("run.num_rounds", "run.prompts_first_round", "run.prompts_per_round")
 
 
 def load_within(source: str, overrides: Sequence[str], *, budget: int) -> LoadedConfig:
     """A configuration whose run scores ``budget`` samples in all.
 
-    Chooses ``run.num_rounds``, ``run.prompts_first_round``, ``run.prompts_per_round``, and ``run.steps_per_round``
-    where no override gives it. The first round also takes what does not divide evenly.
+    Chooses ``run.num_rounds``, ``run.prompts_first_round``, ``run.prompts_per_round``, and
+    ``run.steps_per_round`` where no override gives it. The first round also takes what does not
+    divide evenly.
 
     Args:
         source: a preset's name or a TOML file.
@@ -40,7 +42,7 @@ def load_within(source: str, overrides: Sequence[str], *, budget: int) -> Loaded
     per_prompt = config.run.completions_per_prompt
     if budget < per_prompt:
         raise ConfigError(
-            f"--budget {budget} is less than run.completions_per_prompt = {per_prompt}: raise the one or lower the other"
+            f"--budget {budget} is less than run.completions_per_prompt = {per_prompt}: raise the budget or lower that setting"
         )
     num_prompts = budget // per_prompt
     wanted = max(SMALLEST_ROUND, budget // NUM_EXPLORATIONS)

@@ -1,7 +1,8 @@
-"""What a user has allowed a run's configuration to reach, and the question where he has not.
+"""What a user has allowed a run's configuration to reach, and the error if something is not allowed.
 
-A grant is for one thing, named by one setting, in one run directory; of code, for the content of its file, too. Grants
-are kept in the user's state folder, one small JSON file each, where nothing that comes with a run can write them.
+A grant is for one thing, named by one setting, in one run directory; of code, for the content of
+its file, too. Grants are kept in the user's state folder, one small JSON file each, where nothing
+that comes with a run can write them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Grants:
     """The remembered grants of one run directory.
 
     Args:
-        run: the run directory; by its real path, so that a run that was moved is asked for again.
+        run: the run directory; by its real path, so a run that was moved asks again.
     """
 
     def __init__(self, run: Path) -> None:
@@ -44,7 +45,7 @@ class Grants:
             return False
 
     def remember(self, reaches: Iterable[Reach]) -> None:
-        """Allow ``reaches`` from now on. Where the state folder cannot be written, nothing is remembered."""
+        """Allow ``reaches`` from now on. If the state folder is not writable, nothing is remembered."""
         if self._folder is None:
             return
         for reach in reaches:
@@ -84,7 +85,9 @@ def require(
     named: Collection[tuple[str, str]] = (),
     allowed: Collection[str] = (),
 ) -> None:
-    """Check that the user has allowed what a run's own configuration reaches; what ``allowed`` names is remembered.
+    """Check that the user has allowed what a run's own configuration reaches.
+
+    Things named in ``allowed`` are remembered.
 
     Args:
         reaches: what a command is about to use.

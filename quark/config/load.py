@@ -1,4 +1,4 @@
-"""Where a configuration comes from: defaults < preset or file < ``--set``; and which of them said what."""
+"""Loads a configuration: defaults < preset or file < ``--set``, with the origin of each value."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def to_toml(config: RunConfig, *, comments: bool) -> str:
 
     Args:
         config: what to write. Unset values are left out (as comments where ``comments`` is on).
-        comments: say what each key is for.
+        comments: explain each key.
     """
     lines: list[str] = []
     _write_section(lines, "", config, comments=comments)
@@ -89,7 +89,7 @@ def to_toml(config: RunConfig, *, comments: bool) -> str:
 
 
 def choices(annotation: object) -> tuple[str, ...]:
-    """The words that a key of this type can be, one of or several of; empty where it can be anything else."""
+    """The words that a key of this type accepts, alone or in a list; empty if it accepts anything else."""
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return tuple(annotation)
     if get_origin(annotation) is Literal:
@@ -200,7 +200,7 @@ def _merge(
 
 @dataclass(frozen=True, slots=True)
 class _Origins:
-    """Where a key was said, for error messages."""
+    """Where a key was set, for error messages."""
 
     by_key: Mapping[str, str]
 
@@ -214,7 +214,7 @@ class _Origins:
 
 
 def _line_of(key: str, path: Path) -> int | None:
-    """The line of a TOML file that says ``key`` or opens its table; None where it is written unusually."""
+    """The line of a TOML file that sets ``key`` or opens its table; None if it is written in an unusual way."""
     table: tuple[str, ...] = ()
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if opened := re.match(r"\s*\[\s*([\w.\- ]+?)\s*\]", line):

@@ -1,8 +1,8 @@
 """What a configuration reaches: the network, files, environment variables and code, each named exactly.
 
-A configuration that a user passes is his word. One that lies in a run directory may be a stranger's: what it reaches
-is asked for first (``quark.config.grants``). What ships with quark, and data inside the run directory itself, reach
-nothing.
+A configuration that the user passes is trusted. One in a run directory may come from a stranger, so
+the user must allow what it reaches (``quark.config.grants``). What ships with quark, and data
+inside the run directory itself, reach nothing.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class Reach:
     key: str
     """The setting that names it, such as ``reward.http.url``."""
     thing: str
-    """Exactly what is reached: a URL, ``hub:NAME`` or ``hub:NAME@REVISION``, ``package:NAME``, an absolute path with
-    its links followed, ``$VARIABLE``, the name of a tracker, or a function as ``/path/file.py:name`` or
-    ``module:name``."""
+    """Exactly what is reached: a URL, ``hub:NAME`` or ``hub:NAME@REVISION``, ``package:NAME``, an
+    absolute path with its links followed, ``$VARIABLE``, the name of a tracker, or a function as
+    ``/path/file.py:name`` or ``module:name``."""
     said: str
-    """The same as the configuration says it."""
+    """The same, as written in the configuration."""
     sha256: str | None = None
-    """Of code: the hash of its file; None where there is no file to hash."""
+    """For code: the hash of its file; None without a file to hash."""
 
 
 def reaches(
     config: RunConfig, run: Path, *, sections: Collection[str] = tuple(RunConfig.model_fields)
 ) -> tuple[Reach, ...]:
-    """What ``config`` reaches.
+    """Everything that ``config`` reaches.
 
     Args:
         config: as it takes effect.
@@ -165,7 +165,7 @@ def _code(name: str) -> tuple[str, Path | None]:
 
 
 def _module_file(module: str) -> Path | None:
-    """The file of a module, found without running its packages; None where that is not known."""
+    """The file of a module, found without running its packages; None if it is unknown."""
     places: list[str] | None = None
     file: str | None = None
     parts = module.split(".")

@@ -37,14 +37,14 @@ def collate(
     *,
     sample_ids: NDArray[np.uint64] | None = None,
 ) -> TrainingBatch:
-    """Tensors on ``device`` for a minibatch of the pool; every sample brings the token of its quantile.
+    """Tensors on ``device`` for a minibatch of the pool; every sample has the token of its quantile.
 
     Args:
         batch: a minibatch with quantiles in 0 .. K-1, prompts left-padded, completions right-padded.
         reward_token_ids: [K] ids, quantile 0 (lowest) first.
-        pad_id: what the padding is filled with; it is never looked at.
+        pad_id: fills the padding; never read.
         device: where the tensors go.
-        sample_ids: [B] where the samples are those of the run's pool.
+        sample_ids: [B] ids if the samples come from the run's pool.
 
     Raises:
         ValueError: a sample without a quantile, or without a single prompt or completion token.

@@ -1,6 +1,6 @@
-"""Where prompts come from: files or what ships with quark, tokenized once, split once.
+"""Reads prompts from files or from quark's assets, tokenizes them once and splits them once.
 
-A bad row is an error that names the file, the line and the reason; nothing is skipped in silence.
+A bad row is an error that names the file, the line and the reason; nothing is skipped silently.
 """
 
 from __future__ import annotations
@@ -26,31 +26,34 @@ from quark.types import Json, Prompt
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_PROMPT_BYTES = 1 << 20
-"""Of one prompt, in UTF-8. A tokenizer takes some hundred times that in memory."""
+"""Size of one prompt in UTF-8. A tokenizer needs about a hundred times that in memory."""
 
 
 class PromptConfig(Settings):
-    """Which prompts to train and to evaluate on."""
+    """Prompts for training and evaluation."""
 
     source: str = "embedded:reviews"
     """A ``.jsonl``, ``.txt`` (one prompt a line) or ``.parquet`` file, or ``embedded:reviews``."""
     field: str = "prompt"
-    """The column of a JSONL or Parquet file; an object in it is read by its ``text`` key, as
-    RealToxicityPrompts has it."""
+    """The column of a JSONL or Parquet file; if it holds an object, as in RealToxicityPrompts, its
+    ``text`` key is read."""
     where: str | None = None
-    """Keep only rows where a number in the record fits, e.g. ``"prompt.toxicity >= 0.5"``; dots lead into nested
-    objects. Rows without that number are left out."""
+    """Keep only rows whose record satisfies a numeric condition, e.g. ``"prompt.toxicity >= 0.5"``;
+    dots address nested objects. Rows without the number are left out."""
     evaluation_source: str | None = None
-    """A file with the held-out prompts; unset takes rows with ``split`` = ``eval`` or ``validation``, or else a seeded
-    part of the source. Only rows with ``split`` = ``train``, or none, are trained on."""
+    """A file with the held-out prompts; unset takes rows with ``split`` = ``eval`` or
+    ``validation``, or else a seeded part of the source. Only rows with ``split`` = ``train``, or
+    none, are trained on."""
     num_evaluation: int = Field(128, ge=1)
-    """How many prompts are held out for evaluation, at most; of a seeded part, half of the different prompts at most."""
+    """Maximum number of prompts held out for evaluation; a seeded part is at most half of the
+    distinct prompts."""
     limit: int | None = Field(None, ge=1)
-    """Use only this many training prompts, a seeded choice."""
+    """Use only this many training prompts, chosen by the seed."""
     max_tokens: int = Field(64, ge=1)
     """Longer prompts are handled as ``over_long`` says."""
     over_long: Literal["truncate", "skip", "fail"] = "truncate"
-    """Keep the last ``max_tokens`` tokens, leave the prompt out (both counted and said), or stop."""
+    """Keep the last ``max_tokens`` tokens, leave the prompt out (both are counted and reported), or
+    stop."""
 
     @field_validator("where")
     @classmethod
@@ -66,7 +69,7 @@ class PromptConfig(Settings):
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer that quark uses."""
 
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
 
@@ -80,13 +83,14 @@ class PromptSet:
     train: tuple[Prompt, ...]
     evaluation: tuple[Prompt, ...]
     notes: tuple[str, ...] = ()
-    """What a person should know: prompts truncated or skipped, repeats of held-out ones, few of them."""
+    """Notes for the user: prompts truncated or skipped, repeats of held-out prompts, too few
+    prompts."""
 
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _TRAINED_ON = (None, "", "train")
 _HELD_OUT = ("eval", "validation")
-"""What ``split`` may say of a row; None is a row that has none."""
+"""Values of ``split`` in a row; None is a row without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +106,8 @@ def load_prompts(
 ) -> PromptSet:
     """Read, check, split and tokenize.
 
-    No prompt is on both sides. Prompts count as one where their tokens are equal after ``max_tokens`` cut them, and where
-    they differ in case and spaces alone. What is held out is not trained on.
+    No prompt is on both sides. Prompts count as equal if their tokens are equal after truncation to
+    ``max_tokens``, or if they differ only in case and spaces. Held-out prompts are not trained on.
 
     Raises:
         FileNotFoundError: no such file.
@@ -157,7 +161,7 @@ def load_prompts(
 def _seeded_part(
     rows: list[_Row], config: PromptConfig, tokens: _Tokens, notes: list[str], *, seed: int
 ) -> list[_Row]:
-    """The rows that are held out where nothing says which: each prompt once, at most half of them."""
+    """The rows that are held out if the source does not say which: each prompt once, at most half of them."""
     first: dict[str, _Row] = {}
     for row in rows:
         first.setdefault(tokens.identity(row), row)
@@ -175,7 +179,7 @@ def _seeded_part(
 def read_prompts(
     source: str, field: str, tokenizer: Tokenizer, *, said_by: str
 ) -> tuple[Prompt, ...]:
-    """Every prompt of a file, whole and in its order, whatever ``split`` says.
+    """Every prompt of a file, complete and in order, whatever its ``split``.
 
     Args:
         source: as ``PromptConfig.source``.
@@ -189,13 +193,13 @@ def read_prompts(
     """
     rows = list(_read(source, field, None, said_by=said_by))
     if not rows:
-        raise DataError(f"{source}: there are no prompts in it")
+        raise DataError(f"{source}: it contains no prompts")
     whole = PromptConfig(max_tokens=sys.maxsize)
     return _prompts(rows, whole, _Tokens(whole, tokenizer, add_special_tokens=True), [])
 
 
 def _left_out(rows: list[_Row]) -> list[str]:
-    """Says which rows belong to neither part: a test set must not be learnt from, and is not for tuning."""
+    """Reports rows that belong to neither part: a test set must not be used for training or tuning."""
     others = Counter(row.split for row in rows if row.split not in (*_TRAINED_ON, *_HELD_OUT))
     return [
         f"{_counted(count)} with split = {split!r} left out: rows with train, or without a split, are trained "
@@ -226,7 +230,7 @@ class _Tokens:
         self._ids: dict[str, list[int]] = {}
 
     def of(self, row: _Row) -> list[int]:
-        """All of a row's ids."""
+        """All ids of a row."""
         if row.text not in self._ids:
             self._ids[row.text] = self._tokenizer.encode(
                 row.text, add_special_tokens=self._add_special_tokens
@@ -237,7 +241,7 @@ class _Tokens:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def identity(self, row: _Row) -> str:
-        """Equal for rows that are one prompt: as the model sees them, or but for case and spaces."""
+        """Equal for rows with the same prompt: as the model sees them, or except for case and spaces."""
         ids = self.of(row)
         if self._config.over_long == "truncate":
             ids = ids[-self._config.max_tokens :]
@@ -276,14 +280,14 @@ def _prompts(
 
 
 def source_file(source: str) -> Path:
-    """The file that ``PromptConfig.source`` names; it need not be there."""
+    """The file that ``PromptConfig.source`` names; it may not exist."""
     if source.startswith("embedded:"):
         return asset_path("prompts", source.removeprefix("embedded:")).with_suffix(".jsonl")
     return Path(source).expanduser()
 
 
 def check_sources(config: PromptConfig) -> None:
-    """Check that the files with prompts are there, without reading them.
+    """Check that the files with prompts exist, without reading them.
 
     Raises:
         FileNotFoundError: one is not.
@@ -367,7 +371,7 @@ def _read_parquet(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
 
 
 _Condition: TypeAlias = Callable[[Mapping[str, Json]], bool]
-"""Whether a record is one of those to be used."""
+"""Whether a record is used."""
 _COMPARE = {
     ">=": operator.ge,
     ">": operator.gt,
@@ -382,7 +386,7 @@ def _everything(_record: Mapping[str, Json]) -> bool:
 
 
 def _condition(where: str) -> _Condition:
-    """Whether the number that ``where`` names is in a record and compares as it says.
+    """Whether a record has the number that ``where`` names, and it satisfies the comparison.
 
     Raises:
         ValueError: ``where`` is not a key, a comparison and a number.
@@ -419,13 +423,13 @@ def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:
     for key, item in metadata.items():
         if not (_is_json(key) and _is_json(item)):
             raise DataError(
-                f"{place}: {key!a} is {str(item)[:40]!a}, which JSON cannot say, and so no pool can keep: leave it out"
+                f"{place}: {key!a} is {str(item)[:40]!a}, which JSON cannot represent and a pool cannot store: leave it out"
             )
     return _row(place, value, split if isinstance(split, str) else None, metadata)
 
 
 def _is_json(item: Json) -> bool:
-    """Whether a plain value is one of every JSON: a number that floats can hold, a text without half characters."""
+    """Whether a plain value fits every JSON: a number that a float can hold, a text without lone surrogates."""
     try:
         if isinstance(item, int | float):
             return math.isfinite(item)

@@ -1,1 +1,1 @@
-"""Measuring models on held-out prompts."""
+"""Measurements of models on held-out prompts."""

@@ -1,4 +1,4 @@
-"""How good a model is on held-out prompts: reward, judges it was never trained on, KL, fluency, diversity."""
+"""Measures a model on held-out prompts: reward, judges that it was never trained on, KL, fluency, diversity."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from quark.types import Completion, Prompt
 
 
 class EvaluationConfig(Settings):
-    """What is measured on held-out prompts, and when."""
+    """Measurements on held-out prompts."""
 
     every_rounds: int = Field(1, ge=1)
     """Evaluate under the best token after this many rounds (always after the last)."""
     completions_per_prompt: int = Field(1, ge=1)
-    """Completions of each prompt; with several, expected maximum and probability metrics mean something."""
+    """Completions of each prompt; expected-maximum and probability metrics need several."""
     judges: tuple[RewardName, ...] = ()
     """Further rewards that are measured and never trained on, by name, e.g. ``["vader"]``."""
     control_curve: bool = True
     """At the end, evaluate under every reward token."""
     control_gap: bool = True
-    """At every evaluation, measure the lowest token too: how far the model can be steered, and what the alerts
-    on the control curve watch. Costs as much again."""
+    """Also measure the lowest token at every evaluation: shows how far the model can be steered,
+    and feeds the alerts on the control curve. Doubles the cost of an evaluation."""
     show_prompts: int = Field(4, ge=0)
-    """Prompts answered before and after, shown at the end."""
+    """Number of prompts whose answers before and after are shown at the end."""
     top_p: float | None = Field(None, gt=0.0, le=1.0)
     """Nucleus mass while evaluating; unset takes ``sampling.top_p`` (the literature reports 0.9)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likelihoods:
-    """What two models say of some completions."""
+    """Figures of two models for some completions."""
 
     metrics: Mapping[str, float]
     """Means over all tokens or completions, named as in docs/metrics.md."""
@@ -63,7 +63,7 @@ class Evaluation:
     """The figures of one model under one token."""
 
     quantile: int | None
-    """Whose token was given; None for no token."""
+    """Quantile whose token was given; None without a token."""
     rewards: NDArray[np.float32]
     """[N] NaN = not scored."""
     completions: Sequence[Completion]
@@ -77,7 +77,8 @@ class Evaluation:
     drifts: NDArray[np.float64]
     """[N] KL(q || p0) along each completion, in nats, of the distribution q that it was sampled from."""
     failures: Sequence[str] = ()
-    """How many completions got no score, of the reward or of a judge, and why; empty where all did."""
+    """Number of completions without a score, by the reward or by a judge, and the reason; empty if
+    all have one."""
 
 
 class Evaluator:
@@ -86,11 +87,11 @@ class Evaluator:
     Args:
         prompts: held out.
         reference: for KL and perplexity.
-        reward: what is trained on.
-        judges: what is not, by name.
+        reward: the reward that is trained on.
+        judges: rewards that are not, by name.
         completions_per_prompt: as configured.
-        sampling: how the generators that are measured sample.
-        retries: calls of the reward or a judge that are made again where one raises.
+        sampling: the sampling settings of the measured generators.
+        retries: how often a call of the reward or a judge is repeated if it raises.
         seed: derived; the same for every model, so that models are compared on equal draws.
     """
 
@@ -116,11 +117,11 @@ class Evaluator:
         self._retries = retries
 
     def evaluate(self, generator: Generator, policy: Policy, *, quantile: int | None) -> Evaluation:
-        """Measure what ``generator`` gives under the token of ``quantile``.
+        """Measure the completions of ``generator`` under the token of ``quantile``.
 
         Args:
-            generator: samples from the policy, or from the reference where ``quantile`` is None.
-            policy: its KL to the reference is measured where a token is given.
+            generator: samples from the policy, or from the reference if ``quantile`` is None.
+            policy: its KL to the reference is measured if a token is given.
             quantile: None measures the original model.
         """
         completions = self.sample(generator, quantile=quantile)
@@ -138,7 +139,7 @@ class Evaluator:
         *,
         quantile: int | None,
     ) -> Evaluation:
-        """The figures of completions that ``sample`` gave, what ``likelihoods`` gave of them among these."""
+        """The figures of completions from ``sample``, including those from ``likelihoods``."""
         texts = [c.text for c in completions]
         prompts = [c.prompt.text for c in completions]
         outcome = score(self._reward, prompts, texts, on_error="nan", retries=self._retries)
@@ -184,9 +185,10 @@ class Evaluator:
     ) -> Likelihoods:
         """Exact KL in both directions and the reference's perplexity, in nats per completion token.
 
-        ``kl_sampled_to_reference`` is KL(q || p0) of the distribution q that is sampled from, with its guidance,
-        temperature and truncation, and ``kl_sampled_per_completion`` its sum over a completion: the drift of the
-        texts that a user gets. Both are means over the completions, each term exact over the vocabulary.
+        ``kl_sampled_to_reference`` is KL(q || p0) of the sampled distribution q, with its guidance,
+        temperature and truncation, and ``kl_sampled_per_completion`` its sum over a completion: the
+        drift of the texts that a user gets. Both are means over the completions, each term exact
+        over the vocabulary.
 
         Arguments as those of ``evaluate``; no reward is asked.
         """
@@ -241,7 +243,7 @@ class Evaluator:
         batch: TrainingBatch,
         policy: Policy,
     ) -> Tensor:
-        """KL(q || p0) [M] at every completion token, for the distribution q that is sampled from."""
+        """KL(q || p0) [M] at every completion token, for the sampled distribution q."""
         models = [rows, original] if away is None else [rows, original, away]
         width = policy.reward_tokens.base_vocab_size
         stops = torch.tensor(
@@ -266,7 +268,7 @@ class Evaluator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rows:
-    """Completions padded as the pool pads its samples."""
+    """Completions, padded as the pool pads its samples."""
 
     quantiles: NDArray[np.int16]
     prompt_tokens: NDArray[np.int64]

@@ -1,8 +1,9 @@
-"""Reward against drift: what one trained model can do, from no guidance to a lot of it.
+"""Reward against drift of one trained model, from no guidance to strong guidance.
 
-Guidance moves a model away from what its worst token would write. More of it brings more reward and more drift from
-the original model, so that one run has a whole curve of trade-offs, and the user takes the one he wants afterwards.
-Pure functions over evaluations; the command that makes them is `quark frontier`.
+Guidance moves a model away from what its worst token would write. Stronger guidance brings more
+reward and more drift from the original model, so one run has a whole curve of trade-offs, and the
+user can choose one afterwards. Pure functions over evaluations; the command that makes them is
+`quark frontier`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _SEED = 20220526
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A mean over prompts and its 95 % bootstrap interval; all NaN where nothing was scored."""
+    """A mean over prompts and its 95 % bootstrap interval; all NaN if nothing was scored."""
 
     mean: float
     low: float
@@ -33,7 +34,7 @@ class Interval:
 
     @classmethod
     def of(cls, values: NDArray[np.floating[Any]], *, per_prompt: int) -> Self:
-        """Of one value for each completion.
+        """The mean and interval of one value per completion.
 
         Args:
             values: [N] the completions of a prompt together; NaN does not count.
@@ -54,11 +55,11 @@ class Point:
     """One place on the curve."""
 
     quantile: int | None
-    """Whose token was given; None is the original model."""
+    """Quantile whose token was given; None for the original model."""
     guidance: float
     reward: Interval
     drift: Interval
-    """KL(q || p0) in nats per completion, of the distribution q that was sampled."""
+    """KL(q || p0) in nats per completion, of the sampled distribution q."""
     drift_per_token: float
     judges: dict[str, Interval]
     distinct_2: float
@@ -90,7 +91,7 @@ class Point:
 def best_within(points: Sequence[Point], *, most_drift: float) -> Point | None:
     """The point of highest mean reward among those that drift by at most ``most_drift`` nats per completion.
 
-    None where all drift farther. The original model is no choice.
+    None if all drift farther. The original model is excluded.
     """
     fitting = [
         point

@@ -1,4 +1,4 @@
-"""The curve of reward against drift that a run keeps: what `quark frontier` measured, and the strength that was picked."""
+"""The measurements of `quark frontier` that a run stores, and the picked strength."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from quark.safe_files import read_bytes
 
 _FORMAT = 1
 _LARGEST = 1e30
-"""Beyond it no figure is plausible, and no chart has room."""
+"""Larger figures are implausible and do not fit into a chart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierFile:
-    """What ``frontier.json`` of a run says."""
+    """The contents of a run's ``frontier.json``."""
 
     reward: str
     num_prompts: int
     points: tuple[Point, ...]
     picked: float | None
-    """The guidance that `quark generate` takes where the command gives none; None leaves the run's."""
+    """The guidance that `quark generate` uses if the command sets none; None leaves the run's."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN is null."""
@@ -41,7 +41,7 @@ class FrontierFile:
         return {key: _without_nan(value) for key, value in said.items()}
 
     def write(self, run: RunDirectory) -> None:
-        """Replace the run's file by this one, all or nothing.
+        """Replace the run's file atomically.
 
         Raises:
             RunDirectoryError: the disk refused.
@@ -59,7 +59,7 @@ class FrontierFile:
 
     @classmethod
     def read(cls, run: RunDirectory) -> Self | None:
-        """What the run keeps; None where no frontier was measured.
+        """The run's stored frontier; None if none was measured.
 
         Raises:
             RunDirectoryError: the file is damaged.

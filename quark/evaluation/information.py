@@ -1,8 +1,9 @@
-"""How well the reward tokens tell samples apart: the label that a policy gives a sample against the one it has.
+"""How well the reward tokens distinguish samples: the label that a policy gives a sample against its actual label.
 
-By Bayes' rule a policy that is steered by its token gives a sample (x, y) the label k with the probability
-P(k | x, y) = pi(y | x, r_k) / sum_j pi(y | x, r_j). On samples that it did not learn from, this says whether it
-has learned what the tokens mean or only the samples themselves. No completion is generated and no reward asked.
+By Bayes' rule a policy that is steered by its token gives a sample (x, y) the label k with the
+probability P(k | x, y) = pi(y | x, r_k) / sum_j pi(y | x, r_j). On samples that it was not trained
+on, this shows whether it has learned the meaning of the tokens or only the samples. No completion
+is generated and no reward asked.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from quark.reference.base import ReferencePolicy
 
 _SEED = 20221129
 _ROUNDING = 1e-9
-"""Nats of information that are none: tokens with one and the same vector differ by the rounding of a logarithm."""
+"""Nats of information that count as none: tokens with the same vector differ by the rounding of a logarithm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledSamples:
-    """N samples of a pool that have a quantile, in an order of their own."""
+    """N samples of a pool that have a quantile, in any order."""
 
     pool: SamplePool
     ids: NDArray[np.uint64]
@@ -40,7 +41,7 @@ class LabelledSamples:
     labels: NDArray[np.int16]
     """[N] quantiles."""
     rewards: NDArray[np.float32]
-    """[N] what the quantiles were cut by."""
+    """[N] the scores that the quantiles were cut by."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,13 +66,13 @@ class Information:
 
     num_samples: int
     contrast_loss: float
-    """Mean of -log P(k | x, y) over all K tokens, in nats a completion; log K is chance."""
+    """Mean of -log P(k | x, y) over all K tokens, in nats per completion; log K is chance."""
     information: float
     """log K minus it: a lower bound, in nats, of the mutual information between token and completion."""
     error: float
     """Standard error of both; NaN for one sample."""
     label_accuracy: float
-    """Share of the samples whose own label is the likeliest; 1 / K is chance."""
+    """Share of the samples whose own label is the most likely one; 1 / K is chance."""
     rank_correlation: float
     """Spearman's, of the reward and log pi(y | x, r_best) - log pi(y | x, r_worst); NaN where one of them is
     constant."""
@@ -124,21 +125,24 @@ def contrast_losses(
 def information_of_each(
     logprobs: NDArray[np.float64], labels: NDArray[np.int16], *, temperature: float = 1.0
 ) -> NDArray[np.float64]:
-    """[N] log K + log P(k | x, y) in nats, exactly 0 where the tokens do not differ; arguments as ``Information.of``'s."""
+    """[N] log K + log P(k | x, y) in nats, exactly 0 if the tokens do not differ.
+
+    Arguments as ``Information.of``'s.
+    """
     gains = math.log(logprobs.shape[1]) - contrast_losses(logprobs, labels, temperature=temperature)
     gains[np.abs(gains) < _ROUNDING] = 0.0
     return gains
 
 
 def rank_correlation(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
-    """Spearman's correlation of two vectors [N], equal values sharing a rank; NaN where one of them is constant."""
+    """Spearman's correlation of two vectors [N], equal values sharing a rank; NaN if one of them is constant."""
     a, b = _centered_ranks(first), _centered_ranks(second)
     scale = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
     return float((a * b).sum()) / scale if scale > 0.0 else math.nan
 
 
 def interval_over_groups(values: NDArray[np.float64], groups: NDArray[np.integer[Any]]) -> Interval:
-    """The mean of ``values`` [N] and its 95 % bootstrap interval, where values of one group come and go together."""
+    """The mean of ``values`` [N] and its 95 % bootstrap interval; a group is resampled as a whole."""
     _, place = np.unique(groups, return_inverse=True)
     sums, sizes = np.bincount(place, values), np.bincount(place)
     chosen = np.random.default_rng(_SEED).integers(0, len(sums), (NUM_RESAMPLES, len(sums)))
@@ -149,7 +153,7 @@ def interval_over_groups(values: NDArray[np.float64], groups: NDArray[np.integer
 def completion_logprobs(
     policy: Policy, samples: LabelledSamples, *, batch_size: int
 ) -> NDArray[np.float64]:
-    """[N, K] log pi(y | x, r_j) of each sample under every reward token, in nats; forward passes alone.
+    """[N, K] log pi(y | x, r_j) of each sample under every reward token, in nats, by forward passes only.
 
     Args:
         policy: with K reward tokens.

@@ -1,4 +1,4 @@
-"""What a generator is: prompts in, completions out, token for token as sampled."""
+"""The interface of a generator: prompts in, completions out, token for token as sampled."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ class SamplingConfig(Settings):
     top_k: int = Field(0, ge=0)
     """Keep only the k most likely tokens; 0 keeps all (the published code silently used 50)."""
     guidance: float = Field(0.0, ge=0.0)
-    """Sample away from the worst reward token: from ``(1 + g) log p(. | token) - g log p(. | worst token)``, as
-    DExperts (Liu et al. 2021) does with an expert and an anti-expert. 0 samples from the policy itself. Costs a
-    second forward pass; text that is sampled without a reward token is never guided."""
+    """Sample away from the worst reward token, from
+    ``(1 + g) log p(. | token) - g log p(. | worst token)``, as DExperts (Liu et al. 2021) does with
+    an expert and an anti-expert. 0 samples from the policy itself. Costs a second forward pass.
+    Text sampled without a reward token is never guided."""
     guidance_floor: float = Field(0.001, gt=0.0, le=1.0)
-    """Guided sampling leaves out tokens that are less likely than this share of the likeliest one (Li et al. 2023)."""
+    """Guided sampling excludes tokens whose probability is below this share of the most likely
+    token's (Li et al. 2023)."""
     batch_size: int = Field(128, ge=1)
     """Completions sampled at once."""
     backend: Literal["transformers", "http"] = "transformers"
-    """What a run samples with: the model in this process, or a server that is given its weights (docs/generation.md).
-    ``quark generate`` and ``quark evaluate`` always take the former."""
+    """Where a run samples: in this process, or on a server that receives its weights
+    (docs/generation.md). ``quark generate`` and ``quark evaluate`` always sample in their own
+    process."""
     http: ServerConfig = ServerConfig()
     """Settings of ``http``."""
 

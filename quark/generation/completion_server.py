@@ -1,7 +1,7 @@
 """A server that samples: the address, the weights it has, and one completion at a time.
 
 The protocol is the completions endpoint that vLLM and others have in common with OpenAI's, tokens in and
-tokens out. What they answer is checked by ``quark.generation.http_generator``.
+tokens out. Answers are checked by ``quark.generation.http_generator``.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ class ServerConfig(HttpSettings):
     """The server that samples where ``sampling.backend`` is ``http``; its ``url`` is the completions endpoint."""
 
     model: str = "policy"
-    """Name that the server has the model under."""
+    """The server's name for the model."""
     reload_url: str = ""
-    """Address that takes a POST when there are other weights to sample from."""
+    """Address that receives a POST when the weights have changed."""
     reload_body: str = '{"method": "reload_weights", "kwargs": {"weights_path": "{path}"}}'
-    """What is posted there: JSON in which ``{path}`` becomes the folder with the weights. As it is, for vLLM's
-    ``/collective_rpc``."""
+    """Body of that POST: JSON in which ``{path}`` stands for the folder with the weights. The
+    default is for vLLM's ``/collective_rpc``."""
     concurrency: int = Field(64, ge=1)
-    """Requests at once. Each is one completion, with a seed of its own; the server makes batches of them."""
+    """Concurrent requests. Each is one completion with its own seed; the server batches them."""
     timeout_s: float = Field(300.0, gt=0.0)
     """Longest time for one answer, from the request to its last byte, and for a reload, in seconds."""
     retries: int = Field(4, ge=0)
-    """Attempts after the first where the server is overloaded, fails or hangs up."""
+    """Attempts after the first if the server is overloaded, fails or closes the connection."""
     startup_timeout_s: float = Field(900.0, ge=0.0)
     """How long to wait for a server that does not answer yet, in seconds."""
     max_logprob_gap: float = Field(0.1, gt=0.0)
-    """Largest mean difference, in nats per token, between the server's log-probabilities and those of the weights it
-    should have; beyond it the run stops: the server samples from something else."""
+    """Largest mean difference, in nats per token, between the server's log-probabilities and those
+    of the weights it should have; beyond it the run stops, because the server samples from
+    something else."""
 
     @field_validator("reload_url")
     @classmethod
@@ -64,8 +65,8 @@ class CompletionServer:
     """Loads weights and samples from them, over HTTP.
 
     Args:
-        config: where it is.
-        say: told once when the server does not answer yet.
+        config: its address and settings.
+        say: called once if the server does not answer yet.
 
     Raises:
         ModelError: the variable of the key is not set, or the key would travel unencrypted.
@@ -91,7 +92,7 @@ class CompletionServer:
             url=config.reload_url,
         )
         self.version: str | None = None
-        """Of the weights that the server was last given; None where that is not known."""
+        """Folder of the weights that the server last received; None if unknown."""
 
     @property
     def url(self) -> str:

@@ -1,7 +1,7 @@
 """The distribution that completions are drawn from: guided, tempered and truncated logits.
 
-The sampler draws from it and the evaluator measures how far it is from the original model, so that both speak of the
-same one. Shapes: B rows, W columns of the base vocabulary.
+The sampler draws from it and the evaluator measures its distance to the original model, so both use
+the same distribution. Shapes: B rows, W columns of the base vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 from quark.generation.base import SamplingConfig
 
 _COLDEST = 1e-30
-"""Logits over a lower temperature would leave float32. Already here the likeliest token has all the probability."""
+"""Dividing logits by a lower temperature would overflow float32. At this one, the most likely token
+already has all the probability."""
 
 
 def allowed_logits(
@@ -30,7 +31,7 @@ def allowed_logits(
     Args:
         logits: float32 [B, W].
         config: ``guidance`` and ``guidance_floor`` are read.
-        away: float32 [B, W] logits to be guided away from.
+        away: float32 [B, W] logits to guide away from.
         forbidden: bool [B, W] or [1, W] tokens that may not be sampled.
     """
     allowed = logits
@@ -45,10 +46,10 @@ def allowed_logits(
 
 
 def probabilities_of(allowed: Tensor, config: SamplingConfig) -> Tensor:
-    """What is drawn from, [B, W], not normalized where ``top_k`` or ``top_p`` leaves tokens out.
+    """The sampled distribution [B, W], not normalized if ``top_k`` or ``top_p`` leaves tokens out.
 
-    ``top_k`` and then ``top_p`` remove the unlikely tokens; tokens as likely as the last one that is kept are kept
-    too. Temperature 0 gives all probability to the likeliest token.
+    ``top_k`` and then ``top_p`` remove the unlikely tokens; tokens as likely as the last one that
+    is kept are kept too. Temperature 0 gives all probability to the most likely token.
     """
     if config.temperature == 0.0:
         best = allowed.argmax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Sampling by a server: the same tokens in and out as with the model at hand, and nothing taken on trust.
+"""Sampling on a server: the same tokens in and out as with a local model, and every answer is checked.
 
 Every completion is a request of its own with a seed of its own, so that it does not depend on what else the
 server does at the time. Of each answer every token is looked at: it is of the base vocabulary, it ended
@@ -39,7 +39,7 @@ BAN = -100.0
 
 
 class HttpGenerator:
-    """Samples completions from the model of ``causal`` by way of a server.
+    """Samples completions from the model of ``causal`` through a server.
 
     Args:
         causal: the model, here; its context begins with the reward token as any other, without a
@@ -130,7 +130,7 @@ class HttpGenerator:
         ]
 
     def _request(self, prompt: list[int], seed: int) -> dict[str, Json]:
-        """Every setting is said: a server fills gaps from the model's own defaults."""
+        """Every setting is explicit, because a server fills gaps from the model's own defaults."""
         config = self._config
         return {
             "model": self._server.config.model,
@@ -289,7 +289,7 @@ class _Answer:
     token_ids: list[int]
     finish_reason: FinishReason
     logprobs: NDArray[np.float64]
-    """[T] as the server says."""
+    """[T] as reported by the server."""
 
 
 class _Unfit(Exception):  # noqa: N818 - says what is wrong with an answer

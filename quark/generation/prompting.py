@@ -1,4 +1,4 @@
-"""What may be asked of a generator, and how its completions become texts."""
+"""Checks the requests to a generator and decodes its completions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from quark.types import Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRules:
-    """Which prompts and quantiles a model can be given."""
+    """The prompts and quantiles that a model accepts."""
 
     reward_tokens: RewardTokens | None
     vocab_size: int
     """Ids below it are of the base vocabulary."""
     max_positions: int | None
-    """Length of the model's context; None where it is not known."""
+    """Length of the model's context; None if unknown."""
     max_new_tokens: int
 
     def reward_token(self, quantile: int | None) -> int | None:
@@ -40,7 +40,7 @@ class PromptRules:
         return self.reward_tokens.ids[quantile]
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse what cannot be answered.
+        """Refuse requests that cannot be answered.
 
         Raises:
             ValueError: an empty prompt, or an id outside the base vocabulary.
@@ -81,7 +81,7 @@ class CompletionTexts:
     def __call__(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[list[int]]
     ) -> list[str]:
-        """What each completion adds to its prompt's text, without special tokens."""
+        """The text that each completion adds to its prompt, without special tokens."""
         if not self._joins_words:
             return self._decode(completions)
         # Decoded alone, a completion would lose the space before its first word.

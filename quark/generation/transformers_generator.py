@@ -1,6 +1,6 @@
 """Sampling with a transformers model, every setting explicit, on the tokens that training will see.
 
-The loop is our own for four reasons: a token's log-probability is taken from the untruncated distribution
+quark has its own loop for four reasons: a token's log-probability is taken from the untruncated distribution
 that it was sampled from; nothing outside the base vocabulary can be sampled; finished rows leave the
 batch; and every row has its own stream of random numbers, so that a completion depends on (seed, row,
 weights) and not on how rows were batched.
@@ -34,9 +34,9 @@ class TransformersGenerator:
     """Samples completions from a policy, or from a model without reward tokens.
 
     Completions carry ``logprob_policy``: the sum of their log-probabilities under the untruncated
-    distribution at temperature 1 over the base vocabulary, whatever was sampled from (guided or not); so it is
-    the same figure that training computes. ``logprob_sampled`` is the same sum under the distribution that the
-    tokens were drawn from. ``logprob_reference`` stays NaN.
+    distribution at temperature 1 over the base vocabulary, whatever distribution was sampled
+    (guided or not), which is the figure that training computes. ``logprob_sampled`` is the same sum
+    under the distribution that the tokens were drawn from. ``logprob_reference`` stays NaN.
 
     Args:
         policy_or_model: a ``Policy``, a plain causal LM, or one that is already wrapped (the reference's).
@@ -86,7 +86,7 @@ class TransformersGenerator:
         )
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Which rows are sampled together: rows of like length, shorter ones first."""
+        """The rows that are sampled together: rows of similar length, shorter ones first."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
         size = self._config.batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]
@@ -105,7 +105,7 @@ class TransformersGenerator:
             prompts: repeat a prompt for several completions of it.
             quantile: condition on this quantile's reward token; None gives no token.
             seed: u64.
-            rows: sample for these of the prompts alone, in this order. Where they are some of the whole
+            rows: sample only for these prompts, in this order. Where they are some of the whole
                 ``batches``, they get the same bits as among all.
 
         Raises:
@@ -231,7 +231,7 @@ class TransformersGenerator:
             logits: float32 [B, W].
             numbers: float64 [B] uniform in [0, 1).
             step: tokens sampled so far.
-            away: float32 [B, W] logits to be guided away from.
+            away: float32 [B, W] logits to guide away from.
         """
         config = self._config
         log_z = logits.logsumexp(-1)
@@ -292,7 +292,7 @@ class _Sampled:
     logprobs: NDArray[np.float64]
     """[B] sums in nats, before any guidance and truncation."""
     drawn_logprobs: NDArray[np.float64]
-    """[B] sums in nats under what was drawn from."""
+    """[B] sums in nats under the sampled distribution."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Activation functions as one kernel where a library writes them out of single operations."""
+"""Activation functions as one kernel, for libraries that compose them from single operations."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from transformers.activations import NewGELUActivation
 def fuse_activations(model: nn.Module) -> None:
     """Let GPT-2's GELU (the tanh approximation) be torch's own kernel, in place.
 
-    The same function up to rounding. Written out, it makes eight passes over the widest tensor of every layer
-    and keeps five of them for backward.
+    The same function up to rounding. Composed from single operations, it makes eight passes over
+    the widest tensor of every layer and keeps five of them for backward.
     """
     for module in model.modules():
         for name, child in module.named_children():

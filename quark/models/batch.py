@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInputs:
-    """What a causal LM is run on: rows padded on both sides, no padding inside."""
+    """The input of a causal LM: rows padded on both sides, with no padding inside."""
 
     input_ids: Tensor
     """int64 [B, L]"""
@@ -43,7 +43,8 @@ class TrainingBatch:
     sample_ids: Tensor | None = None
     """int64 [B] ids of the samples in the run's pool; None for texts that are not in it."""
     other_tokens: Tensor | None = None
-    """int64 [B, n] ids of other reward tokens that the own one is contrasted with; None for no contrast."""
+    """int64 [B, n] ids of the reward tokens that each sample's own one is contrasted with; None for
+    no contrast."""
     advantages: Tensor | None = None
     """float32 [B] standardized ranks, higher is better; None for no advantage."""
     sampled_logprobs: Tensor | None = None
@@ -135,7 +136,7 @@ class TrainingBatch:
     def split(self, num_parts: int) -> list[TrainingBatch]:
         """Up to ``num_parts`` micro-batches of similar size, sequences of similar length together.
 
-        Sums over the parts equal sums over the whole; less padding is computed than in one piece.
+        Sums over the parts equal sums over the whole; less padding is computed than for the whole batch.
         """
         if num_parts <= 1 or self.num_sequences == 1:
             return [self]

@@ -33,12 +33,12 @@ class CompletionRows:
 
 
 SHORT_SEQUENCE = 64
-"""Up to this length, plain attention is the faster one forward and back on a CPU: 3.3 times at 16 tokens, 1.5 at
-64; at 128 the fused kernel has caught up."""
+"""Up to this length, plain attention is faster forward and back on a CPU: 3.3 times at 16 tokens,
+1.5 at 64. At 128 the fused kernel is equally fast."""
 
 
 def attention_for(device: torch.device, length: int) -> AbstractContextManager[None]:
-    """Plain attention for short sequences on a CPU, whose fused kernel is slow to go backward there.
+    """Plain attention for short sequences on a CPU, where the fused kernel has a slow backward pass.
 
     The choice is made in the forward pass; the backward pass follows it.
     """
@@ -54,7 +54,7 @@ class CompletionModel(Protocol):
 
 
 class Body(nn.Module):
-    """A causal LM up to the rows that are to be projected on the vocabulary: one module, to be called as one.
+    """A causal LM up to the rows that are projected on the vocabulary, as one module.
 
     Args:
         model: the model.
@@ -77,10 +77,10 @@ class Body(nn.Module):
 
 
 class CausalModel:
-    """A causal LM of transformers, with its body and its vocabulary head used apart where that is exact.
+    """A causal LM of transformers, with its body and its vocabulary head used separately if that is exact.
 
-    Some architectures do more to the logits than the head does (soft caps, scaling). Whether the split
-    is exact is found out once, numerically; where it is not, the whole model is run instead.
+    Some architectures do more to the logits than the head does (soft caps, scaling). A numeric test
+    decides once whether the split is exact. If it is not, the whole model is run instead.
 
     Args:
         model: the model.
@@ -103,14 +103,14 @@ class CausalModel:
 
     @property
     def head_parameters(self) -> tuple[nn.Parameter, ...]:
-        """Trainable parameters of the vocabulary head, where it is run apart."""
+        """Trainable parameters of the vocabulary head, if it is run separately."""
         if self._head is None:
             return ()
         return tuple(p for p in self._head.parameters() if p.requires_grad)
 
     @property
     def head_dtype(self) -> torch.dtype | None:
-        """Of the vocabulary head's weights; None where it is not run apart."""
+        """The vocabulary head's weights; None if it is not run separately."""
         return None if self._head is None else next(self._head.parameters()).dtype
 
     def head(self, rows: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class CausalModel:
     ) -> tuple[Tensor, Any]:
         """Logits [B, V] after the last column, and the cache to hand in with the next column.
 
-        The cache is None where the architecture gives none: then hand in all columns again.
+        The cache is None if the architecture has none; then pass all columns again.
         """
         arguments: dict[str, Any] = {
             "input_ids": input_ids,

@@ -1,8 +1,8 @@
-"""A model's files are data: what is refused of them before transformers reads them.
+"""Refuses unsafe model files before transformers reads them: a model's files are data.
 
-Transformers does more with a model's files than read numbers. A configuration can name attention code on the Hub, an
-adapter names a base model that is fetched, and a link leads to any file. None of this is the user's word, so a model
-that needs it is refused, with the reason.
+transformers does more with the files of a model than read numbers. A configuration can name
+attention code on the Hub, an adapter names a base model that is fetched, and a link leads to any
+file. None of this is the user's word, so a model that needs it is refused, with the reason.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def check_configuration(location: str, *, revision: str | None, is_local: bool) 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Within: the Hub's client sends nothing. A local folder needs nothing from there."""
+    """Within: the Hub's client sends nothing. A local folder does not need it."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

@@ -1,7 +1,7 @@
 """The header of a GGUF file, checked before the file is given to the library that reads it.
 
-The library believes what a header says of itself: a count of 2**60 keeps it busy without end, and a file that is
-cut is read up to its end and beyond. Here every count, length and offset is compared with the size of the file.
+The library trusts the header: a count of 2**60 keeps it busy indefinitely, and a truncated file is
+read beyond its end. Here every count, length and offset is compared with the size of the file.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import BinaryIO
 from quark.errors import ModelError
 
 MAX_ENTRIES = 1 << 16
-"""Of a file's metadata, and of its tensors."""
+"""Maximum number of a file's metadata entries, and of its tensors."""
 MAX_TEXTS = 1 << 22
-"""In one list, such as a vocabulary."""
+"""Maximum length of one list, such as a vocabulary."""
 MAX_NAME_BYTES = 1 << 16
 MAX_DIMENSIONS = 8
 
@@ -28,16 +28,16 @@ _UNSIGNED = {4: "<I", 10: "<Q"}
 
 
 class _UnfitError(Exception):
-    """The header cannot be right; says why."""
+    """The header is invalid; the message says why."""
 
 
 def check_gguf(path: Path) -> None:
     """Check that a GGUF file is whole and that no count in it exceeds what the file can hold.
 
-    Takes memory for the names of one list at most, and time in proportion to the header.
+    Takes memory for at most the names of one list, and time proportional to the header.
 
     Raises:
-        ModelError: the file is cut, damaged, or of a version that is not read; says what is wrong.
+        ModelError: the file is truncated, damaged, or of an unsupported version; the message says what is wrong.
     """
     with path.open("rb") as file:
         try:

@@ -1,4 +1,4 @@
-"""Loading causal LMs and tokenizers: from the hub, a folder, a GGUF file, a Python package or quark itself.
+"""Loads causal LMs and tokenizers from the Hub, a folder, a GGUF file, a Python package or quark itself.
 
 Only safetensors weights and GGUF files are read: nothing is unpickled, and no code of a model repository runs.
 """
@@ -50,35 +50,37 @@ from quark.settings import Settings
 
 
 class ModelConfig(Settings):
-    """Which model is trained."""
+    """The model to train."""
 
     name: str = "embedded:reviews"
     """Hub name, folder, path of a ``.gguf`` file, ``package:NAME`` (the folder of an installed Python
     package), or ``embedded:reviews`` (ships with quark)."""
     gguf_file: str | None = None
-    """Name of a GGUF file in that repository or folder; it is converted once, into the cache."""
+    """Name of a GGUF file in that repository or folder; it is converted once and cached."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     cache_dir: Path | None = None
-    """Where converted GGUF models are kept; unset is ``quark/models`` in the user's cache folder."""
+    """Folder for converted GGUF models; unset is ``quark/models`` in the user's cache folder."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the weights."""
     gradient_checkpointing: bool = False
-    """Let backward compute each layer again instead of keeping what it needs of it: less memory, about a third
-    more time, the same numbers."""
+    """Recompute each layer in backward instead of keeping its activations: less memory, about a
+    third more time, the same numbers."""
     shift_positions: bool | None = None
-    """Give the reward token a position of its own, so that prompts and completions stand where the original
-    model has them. Unset: on where positions are absolute (GPT-2, OPT), off elsewhere."""
+    """Give the reward token a position of its own, so that prompts and completions keep the
+    positions that the original model gives them. Unset: on if positions are absolute (GPT-2, OPT),
+    else off."""
     reward_token_std_scale: float = Field(1.0, ge=0.0)
-    """Spread of the new reward tokens' vectors, in standard deviations of the existing ones. 0 begins all of them as one
-    vector, the mean: the tokens then differ by what they learn alone. Random vectors are K random distributions to
-    begin with, and with few samples that is more noise than there is signal."""
+    """Spread of the new reward tokens' vectors, in standard deviations of the existing ones. 0
+    starts all of them at the same vector, the mean, so they differ only by what they learn. Random
+    vectors start as K random distributions, which is more noise than signal if there are few
+    samples."""
     lowest_words: tuple[str, ...] = ()
-    """Begin the reward tokens from meanings that the model knows: the lowest from the mean vector of these words,
-    the best from that of ``highest_words``, the others in between. Unset draws them at random, as the paper does.
-    Where there are few steps, this is worth many of them."""
+    """Start the reward tokens from known meanings: the lowest from the mean vector of these words,
+    the best from that of ``highest_words``, the others in between. Unset draws them at random, as
+    in the paper. In a short run, this saves many steps."""
     highest_words: tuple[str, ...] = ()
-    """The other end of ``lowest_words``."""
+    """The words for the best token; see ``lowest_words``."""
     lora: LoraConfig = LoraConfig()
     """Train low-rank adapters instead of all weights."""
 
@@ -113,7 +115,7 @@ def load_base_model(
 
     Args:
         config: which one.
-        device: where to; None is the CPU.
+        device: target device; None is the CPU.
         dtype: of the weights; None is ``config.dtype``.
 
     Raises:
@@ -136,7 +138,7 @@ def load_policy(
         config: the original model.
         num_quantiles: K.
         seed: of the reward tokens' vectors, and of the adapters where there are any.
-        device: where to; None is the CPU.
+        device: target device; None is the CPU.
         dtype: of the weights; None is ``config.dtype``.
 
     Raises:
@@ -181,7 +183,7 @@ def load_saved_policy(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Policy:
-    """The policy that ``Policy.save`` wrote, as it was: its tokenizer adds no reward token by itself.
+    """The policy that ``Policy.save`` wrote, unchanged: its tokenizer adds no reward token by itself.
 
     Raises:
         ModelError: the folder is missing or was not written by ``Policy.save``.
@@ -212,7 +214,7 @@ def load_saved_policy(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """Where a model's files are."""
+    """The location of a model's files."""
 
     name: str
     """As the user gave it."""
@@ -280,7 +282,7 @@ def _is_plain_name(name: str) -> bool:
 
 
 def _check_weights(folder: Path, *, is_installed: bool) -> None:
-    """Refuse folders without safetensors weights, and those that lead elsewhere unless a package brought them."""
+    """Refuse folders without safetensors weights, or with links out of them unless part of a package."""
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} is not a model folder: it has no config.json. For a GGUF file, set gguf_file."
@@ -427,13 +429,13 @@ def _read_model(
 
 
 def _reach_of(source: _Source) -> AbstractContextManager[None]:
-    """The context to read it in: a local folder needs no network."""
+    """The context for reading it: a local folder needs no network."""
     return offline() if source.is_local else nullcontext()
 
 
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
-    """Turn what the library and the hub raise into a ``ModelError`` that names the model."""
+    """Turn errors of the library and the Hub into a ``ModelError`` that names the model."""
     try:
         yield
     except ModelError:
@@ -443,7 +445,7 @@ def _translated(name: str) -> Iterator[None]:
 
 
 def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that the model has a row for the token that fills up batches.
+    """Check that the model has a row for the padding token.
 
     Raises:
         ModelError: the token's id is beyond the model's vocabulary.

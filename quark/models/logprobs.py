@@ -1,10 +1,11 @@
 """Log-probabilities, exact divergences and their gradients over completion tokens, in chunks.
 
-No [B, T, V] tensor is ever held: the vocabulary work runs over chunks of the M completion positions,
-and the gradient with respect to each chunk is taken while its logits are at hand, so that backward needs
-none of them. A chunk is what the head is multiplied with at once: large, for the sake of the products.
-Within it, arithmetic on logits runs over blocks, small enough to stay in a CPU's cache from one pass
-to the next. It is in float32 (float64 where the logits are).
+No [B, T, V] tensor is ever held: the vocabulary work runs over chunks of the M completion
+positions, and the gradient with respect to each chunk is taken while its logits are at hand, so
+that backward needs none of them. A chunk is the part that is multiplied with the head at once.
+Chunks are large, because large products are fast. Within it, arithmetic on logits runs over blocks,
+small enough to stay in a CPU's cache from one pass to the next. It is in float32 (float64 where the
+logits are).
 
 Shapes: M completion tokens, D hidden size, V all columns of a head, W columns that are compared (the
 base vocabulary: no reward tokens, no columns beyond the tokenizer).
@@ -29,7 +30,7 @@ CHUNK_ELEMENTS = 1 << 25
 CPU_BLOCK_ELEMENTS = 1 << 19
 """Logits per block on a CPU (2 MiB in float32)."""
 BLOCK_ELEMENTS = 1 << 23
-"""Logits per block elsewhere (32 MiB), where starting a kernel costs more than a pass through memory."""
+"""Logits per block on other devices (32 MiB), where starting a kernel costs more than a pass through memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class TokenStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossWeights:
-    """Factors of the four terms, the reduction included."""
+    """Factors of the four terms, including the reduction."""
 
     lm: float | Tensor
     """One for all tokens, or float [M], one for each; a negative one makes the token less likely."""
@@ -112,7 +113,7 @@ def base_logits(
 ) -> Iterator[tuple[slice, list[Tensor]]]:
     """Logits of several models at the same positions, part by part: which positions, and [m, W] of each model.
 
-    Without gradient; in float32, or float64 where the logits are.
+    Without gradient; in float32, or in float64 if the logits are.
     """
     with torch.no_grad():
         for part in _chunks(models[0].rows, base_vocab_size):

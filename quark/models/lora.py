@@ -1,4 +1,4 @@
-"""Low-rank adapters: what is trained where the weights themselves stay as they were.
+"""Low-rank adapters, which are trained while the weights themselves stay fixed.
 
 The adapters come from peft and are put into the model in place. Beside them the reward tokens' input
 vectors are trained, in a small matrix of their own, so that neither gradients nor moments of the whole
@@ -42,18 +42,18 @@ class LoraConfig(Settings):
     alpha: float = Field(16.0, gt=0.0)
     """The adapters' output is scaled by ``alpha / rank``."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of the adapters' inputs that is dropped in training steps, never elsewhere. Above 0, the measured KL is
-    that of a model with holes."""
+    """Share of the adapters' inputs that is dropped in training steps, never elsewhere. Above 0,
+    the KL that steps report includes dropout noise."""
     target_modules: tuple[str, ...] = ()
-    """Names, or ends of names, of the modules that get an adapter, e.g. ``["q_proj", "v_proj"]``. Unset takes every
-    linear layer but the vocabulary head."""
+    """Names, or ends of names, of the modules that get an adapter, e.g. ``["q_proj", "v_proj"]``.
+    Unset takes every linear layer except the vocabulary head."""
 
 
 class RewardTokenEmbedding(nn.Module):
     """An embedding whose rows for the reward tokens are parameters of their own, the others frozen.
 
     Args:
-        base: the model's embedding; its own rows for the reward tokens are looked up no longer.
+        base: the model's embedding; its own rows for the reward tokens are no longer used.
         ids: [K] consecutive ids.
     """
 
@@ -116,7 +116,7 @@ class Adapter:
 
     @contextmanager
     def dropping(self, seed: int) -> Iterator[None]:
-        """Within: inputs of the adapters are dropped, which ones follows from ``seed``."""
+        """Within: inputs of the adapters are dropped, chosen by ``seed``."""
         dropouts = [d for _, layer in self.layers for d in layer.lora_dropout.values()]
         if not any(isinstance(dropout, nn.Dropout) for dropout in dropouts):
             yield
@@ -136,8 +136,8 @@ class Adapter:
     def merged(self) -> Iterator[None]:
         """Within: an ordinary model whose weights have the adapters in them, on the CPU, to be saved.
 
-        Weights are put aside rather than changed and changed back: what is added to a float and taken away
-        again leaves another float.
+        The original weights are stored and restored, because adding and subtracting a value does
+        not restore a float exactly.
         """
         originals = []
         # In full precision also where sampling, which has servers given the weights, is not.
@@ -178,13 +178,13 @@ def frozen_digest(model: nn.Module) -> str:
 def add_adapter(
     model: PreTrainedModel, reward_tokens: RewardTokens, config: LoraConfig, *, seed: int
 ) -> Adapter:
-    """Freeze ``model`` and put adapters into it, in place; it computes the same until they are trained.
+    """Freeze ``model`` and put adapters into it, in place; its output is unchanged until they are trained.
 
     Args:
         model: with rows for the reward tokens.
         reward_tokens: their ids.
         config: with a rank above 0.
-        seed: of the adapters' first values.
+        seed: for the initial values of the adapters.
 
     Raises:
         ModelError: peft is missing, or the model cannot take such adapters.
@@ -200,7 +200,7 @@ def add_adapter(
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
-        raise ModelError(f"{type(model).__name__} has no embedding that adapters can be put beside")
+        raise ModelError(f"{type(model).__name__} has no embedding that adapters can be added to")
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,

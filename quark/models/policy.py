@@ -18,7 +18,7 @@ from quark.models.progress import without_progress_bars
 from quark.models.reward_tokens import RewardTokens, write_reward_tokens
 
 PLAIN_TOKENIZER_FILE = "quark_tokenizer.json"
-"""In a saved policy: its tokenizer without the best reward token before every text."""
+"""File in a saved policy: its tokenizer without the best reward token before every text."""
 
 
 class Policy:
@@ -59,7 +59,7 @@ class Policy:
 
     @property
     def pad_id(self) -> int:
-        """What padding is filled with; masks come from lengths, so it may equal a real token's id."""
+        """The id that fills padding. Masks come from lengths, so it may equal a real token's id."""
         return pad_id(self.tokenizer)
 
     @property
@@ -78,7 +78,7 @@ class Policy:
         return matrix.detach()[rows]
 
     def dropping(self, seed: int) -> AbstractContextManager[None]:
-        """The context for a training step: adapters may drop inputs, which ones follows from ``seed``."""
+        """The context for a training step: adapters may drop inputs, chosen by ``seed``."""
         return nullcontext() if self.adapter is None else self.adapter.dropping(seed)
 
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
@@ -93,7 +93,7 @@ class Policy:
         Adapters are merged into the weights that are written; the policy itself stays as it is.
 
         Args:
-            folder: made where missing.
+            folder: created if missing.
             best_first: let the saved tokenizer put the best reward token before every text, so that an
                 ordinary text-generation pipeline is steered.
             max_new_tokens: default completion length of the saved model; None keeps the library's.
@@ -133,7 +133,7 @@ class Policy:
         )
 
     def _prepend_best(self, folder: Path) -> None:
-        """Give the saved tokenizer a post-processor that begins every text with the best token."""
+        """Give the saved tokenizer a post-processor that puts the best token before every text."""
         path = folder / "tokenizer.json"
         backend = Tokenizer.from_file(str(path))
         backend.save(str(folder / PLAIN_TOKENIZER_FILE))
@@ -197,7 +197,7 @@ class Policy:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokenizer's pad id, or its end-of-sequence id, or 0: only a filler."""
+    """The tokenizer's pad id, or its end-of-sequence id, or 0: used only as a filler."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return int(token_id)

@@ -1,4 +1,4 @@
-"""Where a model's tokens stand, and the place that a reward token gets before the prompt."""
+"""The positions of a model's tokens, and the position of the reward token before the prompt."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from transformers import PreTrainedModel
 from quark.models.causal import attention_for
 
 _NUM_TRIED = 4
-"""Positions that are tried."""
+"""Positions that are tested."""
 _LEAST_EFFECT = 0.02
-"""In standard deviations of the logits: rounding moves them less, a position more."""
+"""Threshold in standard deviations of the logits: rounding changes them less, a position more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbsolutePositions:
-    """How a model that is not indifferent to where a text begins tells positions apart."""
+    """How a model with absolute positions represents them."""
 
     table: nn.Embedding | None
-    """The learned vectors, one for each position. None where positions are computed, or cannot be added to."""
+    """The learned vectors, one for each position. None if positions are computed, or the table
+    cannot be extended."""
     offset: int
     """The row of position 0."""
 
 
 def absolute_positions(model: PreTrainedModel) -> AbsolutePositions | None:
-    """How ``model`` tells positions apart; None where only distances count, or it takes no position ids.
+    """How ``model`` tells positions apart.
 
-    Found by trial, not by name: a single token attends to itself alone, so its logits at different positions differ
-    only where positions are absolute. The gradient shows which table's rows these positions read.
+    None if only distances count, or if it takes no position ids. Determined by a test, not by name:
+    a single token attends to itself alone, so its logits at different positions differ only where
+    positions are absolute. The gradient shows which table's rows these positions read.
     """
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return None
@@ -72,12 +74,13 @@ def absolute_positions(model: PreTrainedModel) -> AbsolutePositions | None:
 
 
 def give_reward_token_its_own_position(model: PreTrainedModel) -> bool:
-    """Let the reward token take position 0 and the prompt begin at position 1; False where that is not needed.
+    """Let the reward token take position 0 and the prompt begin at position 1; False if that is not needed.
 
-    A table of learned positions gets one more row, a copy of its first. The prompt then begins with the vector that
-    position 0 had, so prompt and completion stand where the original model has them, and the token does not shorten
-    the context. Positions that are computed stay as they are: there the original model has to
-    begin at position 1 as well (``original_leading_positions``). Plain ``generate`` on the saved model does the same.
+    A table of learned positions gets one more row, a copy of its first. The prompt then begins with
+    the vector that position 0 had, so prompt and completion stand where the original model has
+    them, and the token does not shorten the context. Positions that are computed stay as they are:
+    there the original model has to begin at position 1 as well (``original_leading_positions``).
+    Plain ``generate`` on the saved model does the same.
     """
     found = absolute_positions(model)
     if found is None:

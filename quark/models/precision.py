@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 def convert_projections(model: nn.Module, dtype: torch.dtype) -> None:
-    """Store the weights of ``model``'s linear layers in ``dtype``, for good; tied ones stay tied.
+    """Store the weights of ``model``'s linear layers in ``dtype``, permanently; tied ones stay tied.
 
     A frozen model then runs only under an autocast of that dtype, where its results do not change, and
     its projections take half the memory.

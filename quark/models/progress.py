@@ -1,4 +1,4 @@
-"""Keeping the model library's own progress bars off the terminal."""
+"""Hides the progress bars of the model library."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Gradient checkpointing: backward computes a layer again instead of keeping what it computed.
 
-The library's own switch works in training mode alone, where dropout is on; ours leaves the mode alone.
+The library's own switch works only in training mode, where dropout is on. quark's version does not
+change the mode.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def recompute_layers(model: PreTrainedModel) -> None:
     """Let backward recompute ``model``'s layers, in place; losses and gradients stay the same bits.
 
     Raises:
-        ModelError: the architecture does not say what its layers are.
+        ModelError: the architecture does not mark its layers.
     """
     layers = [
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)

@@ -33,8 +33,8 @@ class RewardTokens:
     texts: tuple[str, ...]
     """[K] ``<|reward_k|>``."""
     base_vocab_size: int
-    """Columns 0 .. base_vocab_size-1 of both models' heads are sampled and compared, no others: reward
-    tokens and columns that no token of the tokenizer has lie beyond them."""
+    """Only columns 0 .. base_vocab_size-1 of both models' heads are sampled and compared. Reward
+    tokens, and columns without a token in the tokenizer, lie beyond them."""
 
     @property
     def num_quantiles(self) -> int:
@@ -123,11 +123,12 @@ def begin_from_words(
     reward_tokens: RewardTokens,
     ends: tuple[Sequence[str], Sequence[str]],
 ) -> None:
-    """Let the reward tokens' input vectors begin between the meanings of some words, in place.
+    """Initialize the input vectors of the reward tokens between the meanings of some words, in place.
 
-    The lowest token gets the mean vector of the first words' tokens, the best that of the second, the
-    others lie evenly between; each as long as the existing vectors are on average. (A mean alone would
-    be shorter, and the tokens weaker.) What an untied head has for them is never compared, so it stays.
+    The lowest token gets the mean vector of the first words' tokens, the best that of the second,
+    the others lie evenly between. Each has the average length of the existing vectors, because a
+    plain mean would be shorter and the tokens weaker. The rows of an untied head are never
+    compared, so they stay.
 
     Args:
         model: with rows for the reward tokens.
@@ -162,7 +163,7 @@ def begin_from_words(
 
 
 def write_reward_tokens(folder: Path, tokens: RewardTokens, *, num_leading_positions: int) -> None:
-    """Write ``quark_reward_tokens.json``: what another program needs to steer a saved model."""
+    """Write ``quark_reward_tokens.json``: the data that another program needs to steer a saved model."""
     record = {
         "format_version": FORMAT_VERSION,
         "num_quantiles": tokens.num_quantiles,

@@ -1,4 +1,4 @@
-"""Coefficients of the loss: fixed, or driven towards a target."""
+"""Coefficients of the loss: fixed, or adapted to a target."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 
 class Coefficient(Protocol):
-    """A factor that may move as training goes on."""
+    """A factor that may change during training."""
 
     @property
     def value(self) -> float: ...
@@ -43,8 +43,9 @@ class FixedCoefficient:
 class AdaptiveCoefficient:
     """Proportional control in log space (Ziegler et al. 2019, section 2.2).
 
-    error = clip(measured / target - 1, -0.2, 0.2); value *= 1 + error * min(num_sequences / horizon, 1). Without the
-    bound, which the source lacks, many sequences at once could turn the value to 0, where it would stay.
+    error = clip(measured / target - 1, -0.2, 0.2); value *= 1 + error * min(num_sequences /
+    horizon, 1). Without the bound, which the source lacks, many sequences at once could turn the
+    value to 0, where it would stay.
 
     Args:
         initial: first value, > 0.

@@ -3,12 +3,13 @@
 Section 2 of Lu et al. 2022: maximize, over samples (x, y) of quantile k,
 log pi(y | x, r_k) - kl_coef * sum_t KL(p0(. | y_<t, x) || pi(. | y_<t, x, r_k)).
 
-Two terms are not in the paper. The contrast minimizes -log P(k | x, y), where P(j | x, y) is proportional to
-pi(y | x, r_j) ** (1 / contrast_temperature) over the own token and some others: the label that the policy itself
-would give the sample (compare GeDi, Krause et al. 2020). log(1 + contrast_tokens) minus it is the InfoNCE bound on
-the mutual information between reward token and completion, in nats. Its gradient scales the likelihood's,
-sequence by sequence: by 1 - P(k) under the own token and by -P(j) under another. The quantile advantage weighs
-log pi(y | x, r_best) by the sample's standardized rank, with a clipped importance ratio where that is negative.
+Two terms are not in the paper. The contrast minimizes -log P(k | x, y), where P(j | x, y) is
+proportional to pi(y | x, r_j) ** (1 / contrast_temperature) over the own token and some others: the
+label that the policy itself would give the sample (compare GeDi, Krause et al. 2020). log(1 +
+contrast_tokens) minus it is the InfoNCE bound on the mutual information between reward token and
+completion, in nats. Its gradient scales the likelihood's, sequence by sequence: by 1 - P(k) under
+the own token and by -P(j) under another. The quantile advantage weighs log pi(y | x, r_best) by the
+sample's standardized rank, with a clipped importance ratio where that is negative.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from quark.settings import Settings
 
 
 class KLDirection(StrEnum):
-    """Which divergence is penalized."""
+    """The divergence that is penalized."""
 
     REFERENCE_TO_POLICY = "kl_reference_to_policy"
     """KL(p0 || pi), the paper's: mass-covering."""
@@ -45,7 +46,7 @@ class KLDirection(StrEnum):
 
 
 class Reduction(StrEnum):
-    """How token losses become one number."""
+    """How token losses are reduced to one number."""
 
     SEQUENCE_SUM = "sequence_sum"
     """Sum over each sequence, mean over sequences (the paper)."""
@@ -54,7 +55,7 @@ class Reduction(StrEnum):
 
 
 class LMSoftmax(StrEnum):
-    """Over which columns the likelihood is normalized."""
+    """The columns over which the likelihood is normalized."""
 
     BASE = "base"
     """The base vocabulary: the distribution that is sampled from."""
@@ -63,7 +64,7 @@ class LMSoftmax(StrEnum):
 
 
 class KLTokens(StrEnum):
-    """Under which reward tokens a sample's KL is penalized."""
+    """Reward tokens under which a sample's KL is penalized."""
 
     OWN = "own"
     """Those that it learns under: the token of its quantile, and with an advantage the best one."""
@@ -79,42 +80,47 @@ class QuarkObjectiveConfig(Settings):
     contrast_coef: float = Field(0.0, ge=0.0)
     """Weight of the contrast between each sample's own reward token and others. 0 is the paper."""
     contrast_tokens: int = Field(1, ge=1)
-    """Other tokens that each sample is contrasted with, drawn anew in every step; at most K - 1 are there."""
+    """Number of other tokens that each sample is contrasted with, drawn again in every step; at
+    most K - 1."""
     contrast_temperature: float = Field(1.0, gt=0.0)
-    """Divides the sequences' log-probabilities in the contrast."""
+    """Divides the log-probabilities of sequences in the contrast."""
     kl_tokens: KLTokens = KLTokens.OWN
-    """Under which reward tokens the KL is penalized: ``own`` are those that a sample learns under, ``all`` also those
-    that it is contrasted with."""
+    """Reward tokens under which the KL is penalized: ``own`` are those that a sample trains under,
+    ``all`` also those that it is contrasted with."""
     advantage_coef: float = Field(0.0, ge=0.0)
     """Weight of the quantile advantage: the sample's rank, standardized, times its log-probability under the best
     token. 0 is the paper."""
     advantage_scope: AdvantageScope = AdvantageScope.PROMPT
-    """Among which samples the advantage ranks: ``prompt``, the completions of one prompt in one round, or ``round``, all
-    samples of one round."""
+    """Samples among which the advantage ranks: ``prompt``, the completions of one prompt in one
+    round, or ``round``, all samples of one round."""
     ratio_clip: float = Field(1.0, gt=0.0)
-    """A sample with a negative advantage counts by pi(y) over the probability that it was sampled with, at most this.
-    So one that the policy no longer writes stops pushing (TOPR, Le Roux et al. 2025)."""
+    """A sample with a negative advantage is weighted by pi(y) over its sampling probability, at
+    most this. A sample that the policy no longer writes then stops contributing (TOPR, Le Roux et
+    al. 2025)."""
     kl_coef: float = Field(0.05, ge=0.0)
-    """Weight of the KL penalty; the first value where ``kl_target`` is set."""
+    """Weight of the KL penalty; the initial value if ``kl_target`` is set."""
     kl_direction: KLDirection = KLDirection.REFERENCE_TO_POLICY
-    """Which divergence is penalized; both are always reported."""
+    """The divergence that is penalized; both are always reported."""
     kl_target: float | None = Field(None, gt=0.0)
-    """Adapt ``kl_coef``, which then begins above 0, so that the penalized KL becomes this many nats a sequence; unset keeps it fixed."""
+    """Adapt ``kl_coef``, which must then start above 0, so that the penalized KL reaches this many
+    nats per sequence; unset keeps it fixed."""
     kl_horizon: float = Field(2500.0, gt=0.0)
     """Slowness of that adaptation, in sequences."""
     entropy_coef: float = Field(0.0, ge=0.0)
     """Weight of the entropy bonus (the published code: 0.06)."""
     entropy_target: float | None = Field(None, gt=0.0)
-    """Adapt ``entropy_coef``, which then begins above 0, so that the entropy becomes this many nats a sequence; unset keeps it fixed."""
+    """Adapt ``entropy_coef``, which must then start above 0, so that the entropy reaches this many
+    nats per sequence; unset keeps it fixed."""
     entropy_horizon: float = Field(2500.0, gt=0.0)
     """Slowness of that adaptation, in sequences."""
     reduction: Reduction = Reduction.SEQUENCE_SUM
-    """How token losses become one number."""
+    """How token losses are reduced to one number."""
     lm_softmax: LMSoftmax = LMSoftmax.BASE
-    """Over which columns the likelihood is normalized. KL and entropy are over the base vocabulary."""
+    """The columns over which the likelihood is normalized. KL and entropy are over the base
+    vocabulary."""
     length_groups: int = Field(3, ge=1)
-    """Run a batch in at least this many parts of similar length, so that less padding is computed and less memory
-    taken. The loss is the same. A batch without padding is not divided for it."""
+    """Run a batch in at least this many parts of similar length, to save padding and memory. The
+    loss is the same. A batch without padding is not divided."""
 
     @model_validator(mode="after")
     def _has_a_term_that_learns(self) -> Self:
@@ -142,7 +148,7 @@ class QuarkObjectiveConfig(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
-    """The loss of one (micro-)batch and what it is made of."""
+    """The loss of one (micro-)batch and its parts."""
 
     loss: Tensor
     """Scalar with gradient; micro-batch losses add up to the whole batch's."""
@@ -174,7 +180,7 @@ _SEQUENCE_SUMS = ("contrast_loss", "advantage_loss")
 
 
 class QuarkObjective(Objective):
-    """Computes the loss; holds the coefficients where they adapt."""
+    """Computes the loss; holds the coefficients if they adapt."""
 
     def __init__(self, config: QuarkObjectiveConfig) -> None:
         self.config = config
@@ -259,9 +265,10 @@ class QuarkObjective(Objective):
     ) -> tuple[Tensor, Tensor, float, float]:
         """The loss with contrast and advantage, the sums [4] under the first token, and these two terms' own sums.
 
-        One pass of the policy over every sequence under each of its tokens: its own, the best, and the others.
-        Contrast and advantage depend on the completion's log-probabilities S alone, and d loss / d S is known from
-        the values of S. So their gradient reaches the logits as a weight of each sequence's likelihood.
+        One pass of the policy over every sequence under each of its tokens: its own, the best, and
+        the others. Contrast and advantage depend on the completion's log-probabilities S alone, and
+        d loss / d S is known from the values of S. So their gradient reaches the logits as a weight
+        of each sequence's likelihood.
         """
         config, base_vocab_size = self.config, policy.reward_tokens.base_vocab_size
         tokens = []

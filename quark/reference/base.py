@@ -1,4 +1,4 @@
-"""What a reference policy is: the original model, which sees no reward token and never changes."""
+"""The interface of a reference policy: the original model, which sees no reward token and never changes."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ from quark.settings import Settings
 
 
 class ReferenceConfig(Settings):
-    """How the original model comes into training steps."""
+    """How training steps use the original model."""
 
     cache: Literal["off", "hidden"] = "off"
-    """``hidden`` runs it once on each sample and keeps its last hidden states in half precision in the run directory, for
-    every later step that draws the sample. Pays where samples are drawn several times; see docs/memory.md."""
+    """``hidden`` runs it once on each sample and keeps its last hidden states in half precision in
+    the run directory, for later steps that draw the sample. Pays off if samples are drawn several
+    times; see docs/memory.md."""

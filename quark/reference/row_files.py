@@ -1,4 +1,4 @@
-"""Rows of numbers in files that can be thrown away: whole, undamaged and of the right origin, or not there.
+"""Rows of numbers in disposable files: a row is whole, undamaged and of the right origin, or missing.
 
     reference_cache/5e/5e0c…9d.safetensors     the rows that follow from what has this digest
 
@@ -22,14 +22,14 @@ class RowFiles:
     """The files of one run.
 
     Args:
-        folder: made where missing.
+        folder: created if missing.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def load(self, origin: str) -> Tensor | None:
-        """The rows [M, D] that follow from ``origin``, mapped from disk; None where they are not there.
+        """The rows [M, D] that follow from ``origin``, mapped from disk; None if they are missing.
 
         Args:
             origin: hex digest of what they are computed from.

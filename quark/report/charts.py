@@ -1,7 +1,7 @@
 """The page's charts: figures in, inline SVG out.
 
 Drawn by matplotlib's SVG backend, then made part of the page: no XML prolog, no metadata, no namespace
-addresses, ids unique per chart, and the neutral colours as CSS variables so that one drawing serves
+addresses, ids unique per chart, and the neutral colors as CSS variables so that one drawing serves
 light and dark.
 """
 
@@ -217,7 +217,7 @@ def kl_by_step(data: RunData) -> Chart | None:
 
 
 def loss_by_step(data: RunData) -> Chart | None:
-    """The optimized loss, and its language-modelling part on a scale of its own."""
+    """The optimized loss, and its language-modeling part on a scale of its own."""
     if not data.steps:
         return None
 
@@ -229,7 +229,7 @@ def loss_by_step(data: RunData) -> Chart | None:
         right = axes.twinx()
         right.grid(visible=False)
         right.spines["right"].set_visible(True)
-        _line(right, data.steps, "step", "lm_loss", ORANGE, "language modelling (right)")
+        _line(right, data.steps, "step", "lm_loss", ORANGE, "language modeling (right)")
         right.set_ylabel("nats per token")
         left_handles, left_labels = axes.get_legend_handles_labels()
         right_handles, right_labels = right.get_legend_handles_labels()

@@ -1,4 +1,4 @@
-"""What a reward is: texts in, scores out.
+"""The interface of a reward: texts in, scores out.
 
 Higher is better. None or NaN means "not scored": it is stored as NaN, counted and shown, never dropped.
 """
@@ -29,5 +29,5 @@ class RewardFunction(Protocol):
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str]
     ) -> Sequence[float | None]:
-        """One score per completion, in order; None or NaN where it cannot be scored."""
+        """One score per completion, in order; None or NaN if it cannot be scored."""
         ...

@@ -1,7 +1,8 @@
 """A reward that is a function of the user's own code: ``module:function`` or ``path/to/file.py:function``.
 
 A module is imported as Python would anywhere else, from what is installed or on ``PYTHONPATH``; the
-current folder is not searched in secret. A file is named by its path, and exactly that file is run.
+current folder is never searched implicitly. A file is named by its path, and exactly that file is
+run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from quark.types import Json
 
 
 class CallableReward:
-    """Calls ``function(prompts=..., completions=...)`` and passes on what it returns, unchecked.
+    """Calls ``function(prompts=..., completions=...)`` and returns the result unchecked.
 
     ``function`` may also be an object whose ``__call__`` takes these two, or a class without required
     arguments, of which one such object is made. An ``async`` function runs in an event loop of its own.
@@ -82,7 +83,7 @@ class CallableReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """Which code this is."""
+        """The identity of the code."""
         return {
             "reference": self._reference,
             "path": str(self.path) if self.path else None,

@@ -1,4 +1,4 @@
-"""Trying a reward on a few samples before a run depends on it."""
+"""Tests a reward on a few samples before a run depends on it."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class SampleScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardReport:
-    """What a reward did with the samples. Shares are of all samples, from 0 to 1."""
+    """The results of a reward on the samples. Shares are of all samples, from 0 to 1."""
 
     name: str
     num_samples: int
     num_failed: int
-    """Samples without a score, for whatever reason."""
+    """Samples without a score, for any reason."""
     num_nonfinite: int
-    """Those of them for which NaN or an infinity came back."""
+    """Those of them for which the reward returned NaN or an infinity."""
     repeated_share: float
     """Share of the scored samples that have another sample's score although their texts differ."""
     is_constant: bool
@@ -55,12 +55,12 @@ class RewardReport:
     minimum: float
     mean: float
     maximum: float
-    """Over the scored samples; NaN without any."""
+    """Over the scored samples; NaN if there are none."""
     samples_per_s: float
     """Of the second call, so loading is not counted."""
     scores: Sequence[SampleScore]
     warnings: Sequence[str]
-    """What a run would suffer from, in sentences; empty if all is well."""
+    """Problems for a run, in sentences; empty if there are none."""
 
 
 def check_reward(
@@ -69,10 +69,10 @@ def check_reward(
     *,
     batch_size: int = 1024,
 ) -> RewardReport:
-    """Call ``reward`` twice on (prompt, completion) pairs, by default ``SAMPLES``, and judge what came back.
+    """Call ``reward`` twice on (prompt, completion) pairs, by default ``SAMPLES``, and judge the results.
 
     Raises:
-        RewardError: What came back cannot be scores (wrong length or types), or the reward raised.
+        RewardError: The results cannot be scores (wrong length or types), or the reward raised.
         ValueError: There are no samples.
     """
     pairs = SAMPLES if samples is None else samples

@@ -21,20 +21,21 @@ _CONTENT = frozenset({".safetensors", ".json", ".txt", ".model"})
 
 
 class ClassifierConfig(Settings):
-    """Which classifier and which of its labels."""
+    """The classifier and the label."""
 
     model: str = ""
     """Folder or hub name of a sequence classifier with safetensors weights."""
     revision: str | None = None
-    """Commit, tag or branch on the hub; name a commit to get the same model for ever."""
+    """Commit, tag or branch on the hub; name a commit to always get the same model."""
     label: str | int | None = None
-    """Name or index of the label that is the reward; may be left out if there is only one."""
+    """Name or index of the label that is the reward; optional if there is only one."""
     output: Literal["probability", "logit"] = "probability"
     """Logits have no ceiling, so they still rank where probabilities are all close to 1."""
     batch_size: int = Field(default=32, ge=1)
     """Texts in one forward pass."""
     max_length: int | None = Field(default=None, ge=1)
-    """Longer texts are cut, in tokens; default: the tokenizer's limit, at most 512 where it has none."""
+    """Longer texts are cut, in tokens; default: the tokenizer's limit, at most 512 if it has
+    none."""
     device: str = "auto"
     """``auto`` takes a GPU if there is one; or a torch device such as ``cpu`` or ``cuda:1``."""
 
@@ -109,7 +110,7 @@ class ClassifierReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """Which classifier this is, and what of its answer is the score."""
+        """The identity of the classifier, and the part of its output that is the score."""
         settings = self._config.model_dump(mode="json", exclude={"batch_size", "device"})
         return {**settings, "files": dict(self._files)}
 
@@ -148,7 +149,7 @@ class ClassifierReward:
 
 
 def _content(model: str, commit: str | None) -> Mapping[str, str]:
-    """SHA-256 of the files of a folder that decide scores, or the commit of a model from the hub."""
+    """SHA-256 of the files in a folder that determine the scores, or the commit of a model from the Hub."""
     folder = Path(model)
     if not folder.is_dir():
         return {"commit": commit} if commit else {}

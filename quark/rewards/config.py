@@ -38,30 +38,33 @@ def _known(name: str) -> str:
 
 
 RewardName = Annotated[str, AfterValidator(_known)]
-"""What names a reward wherever one is configured."""
+"""Validation of a reward's name."""
 
 
 class RewardConfig(Settings):
-    """What completions are rewarded for."""
+    """The reward for completions."""
 
     name: RewardName = "sentiment"
-    """``sentiment``, ``toxicity`` (one minus it), ``vader``, ``diversity``, ``length``, ``regex``, ``classifier``,
-    ``http``; a function of your own as ``module:function`` or ``path/to/file.py:function``; or the folder of
-    a scorer made by ``quark reward train``, written with a slash (``./my-scorer``)."""
+    """``sentiment``, ``toxicity`` (one minus it), ``vader``, ``diversity``, ``length``, ``regex``,
+    ``classifier``, ``http``; a function of your own as ``module:function`` or
+    ``path/to/file.py:function``; or the folder of a scorer made by ``quark reward train``, written
+    with a slash (``./my-scorer``)."""
     input: Literal["completion", "prompt_and_completion"] = "completion"
-    """What text is scored: the completion alone (as in the paper), or the prompt followed by it. Functions and
-    HTTP get both apart in any case."""
+    """The text that is scored: the completion alone (as in the paper), or the prompt followed by
+    it. Functions and HTTP always get the two separately."""
     on_error: OnError = "fail"
-    """When the reward raises, takes too long or a server gives no scores, and retries did not help: stop the run,
-    or count that batch as not scored."""
+    """If the reward raises, takes too long or returns no scores, and retries did not help: stop the
+    run, or leave that batch without scores."""
     batch_size: int = Field(default=1024, ge=1)
     """Completions given to the reward at once."""
     retries: int | None = Field(default=None, ge=0)
-    """Attempts after the first, with growing waits between them, before ``on_error`` applies. Unset: 4 for ``http``,
-    none for anything else: most errors of a function come again. Judges and extra scores have as many."""
+    """Attempts after the first, with growing waits between them, before ``on_error`` applies.
+    Unset: 4 for ``http``, otherwise none, because most errors of a function repeat. Also applies to
+    judges and extra scores."""
     timeout_s: float | None = Field(default=None, gt=0)
-    """Longest wait, in seconds: for a server's whole answer to a batch (unset: 30), or for a function to score a batch (unset: no
-    limit, and the function is called in the run's own thread). It is the judges' and the extra scores', too."""
+    """Longest wait, in seconds: for a server's whole answer to a batch (unset: 30), or for a
+    function to score a batch (unset: no limit, and the function is called in the run's own thread).
+    Also applies to judges and extra scores."""
     classifier: ClassifierConfig = ClassifierConfig()
     """Settings of ``classifier``."""
     http: HttpConfig = HttpConfig()

@@ -4,7 +4,7 @@ A text is lower-cased, its whitespace runs become single spaces and it gets a sp
 kinds of features live in one space of ``2**bits`` indices:
 
 - *characters*: every run of 2 to 5 UTF-8 bytes that has a space only at its ends, so none spans words;
-- *words*: single words and pairs of neighbours (anything between spaces without the punctuation around).
+- *words*: single words and pairs of neighbors (anything between spaces without the punctuation around).
 
 The batch is one byte array; n-grams are hashed with a rolling polynomial and words with differences of
 its running sum, so no Python loop runs over characters or words. An index depends only on the n-gram's
@@ -92,7 +92,7 @@ def character_ngrams(batch: TextBatch, bits: int) -> list[NgramIndices]:
 
 
 def word_ngrams(batch: TextBatch, bits: int) -> list[NgramIndices]:
-    """Indices of words and of pairs of neighbouring words of one text."""
+    """Indices of words and of pairs of neighboring words of one text."""
     data = batch.data
     is_word = _IS_WORD_BYTE[data]
     # A text starts and ends with a space, so edges come in pairs and no word spans two texts.

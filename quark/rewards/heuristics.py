@@ -15,16 +15,16 @@ from quark.types import Json
 
 
 class LengthConfig(Settings):
-    """How long completions should be."""
+    """The desired length of completions."""
 
     unit: Literal["words", "characters"] = "words"
-    """What is counted; words stand between whitespace."""
+    """Unit of length; words are separated by whitespace."""
     target: int | None = Field(default=None, ge=0)
-    """The one best length; instead of the limits."""
+    """The single best length, instead of the limits."""
     minimum: int = Field(default=0, ge=0)
     """Shortest length with full reward."""
     maximum: int | None = Field(default=None, ge=0)
-    """Longest length with full reward; none means any."""
+    """Longest length with full reward; unset means any."""
 
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:
@@ -43,7 +43,7 @@ class RegexConfig(Settings):
     mode: Literal["match", "count"] = "match"
     """``match``: 1 if found, else 0. ``count``: how often, without overlaps."""
     ignore_case: bool = False
-    """Upper and lower case are the same."""
+    """Ignore upper and lower case."""
     unwanted: bool = False
     """Finding the pattern is bad: the reward is one minus the match, or minus the count."""
 
@@ -58,7 +58,7 @@ class RegexConfig(Settings):
 
 
 class DiversityReward:
-    """Product of (1 - rep-n) for n = 2, 3, 4: 1 where nothing is repeated (the paper's repetition task)."""
+    """Product of (1 - rep-n) for n = 2, 3, 4: 1 if nothing is repeated (the paper's repetition task)."""
 
     name: Final = "diversity"
 
@@ -84,7 +84,7 @@ class LengthReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """Which lengths are wanted."""
+        """The desired lengths."""
         return self._config.model_dump(mode="json", exclude_none=True)
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
@@ -103,7 +103,7 @@ class LengthReward:
 
 
 class RegexReward:
-    """Whether or how often a pattern is found.
+    """Whether or how often a pattern matches.
 
     >>> RegexReward(RegexConfig(pattern="!", mode="count"))(prompts=[""], completions=["wow!!"])
     [2.0]
@@ -120,7 +120,7 @@ class RegexReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """What is looked for, and how it counts."""
+        """The pattern, and how matches count."""
         return self._config.model_dump(mode="json")
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:

@@ -1,8 +1,7 @@
 """A reward behind HTTP: a batch of texts out, a batch of scores back.
 
 Request (POST, JSON): ``{"prompts": [...], "completions": [...]}``. Response: ``{"scores": [...]}``, a number or
-null per completion. ``quark.http_client`` says what is tried again, how large an answer may be, and how a key
-travels.
+null per completion. ``quark.http_client`` defines retries, the maximum size of an answer, and how a key is sent.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _TIMEOUT_S = 30.0
 
 
 class HttpConfig(HttpSettings):
-    """Where the scores come from."""
+    """The server that returns scores."""
 
 
 class HttpReward:
@@ -33,8 +32,8 @@ class HttpReward:
         """Prepare the client; nothing is sent yet.
 
         Args:
-            config: where to.
-            retries: how often a batch is tried again after the first time; None is 4 times.
+            config: of the server.
+            retries: number of attempts after the first; None means 4.
             timeout_s: for the whole answer to a batch; None is 30 seconds.
 
         Raises:
@@ -53,7 +52,7 @@ class HttpReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """Where the scores come from."""
+        """The origin of the scores."""
         return {"url": self._client.url}
 
     def __call__(
@@ -62,7 +61,7 @@ class HttpReward:
         """Score one batch.
 
         Raises:
-            RewardError: The server refused, answered something else than scores, or did not answer in
+            RewardError: The server refused, did not return scores, or did not answer in
                 ``1 + retries`` attempts.
         """
         answer = self._client.post({"prompts": list(prompts), "completions": list(completions)})

@@ -39,7 +39,7 @@ _TEXTS_AT_ONCE: Final = 1024
 
 
 class LinearScorerSettings(Settings):
-    """What ``scorer.json`` holds: all that scoring needs beside the weights."""
+    """The contents of ``scorer.json``: everything that scoring needs besides the weights."""
 
     format: str = _FORMAT
     """Names the features and the formula; another value is refused."""
@@ -120,11 +120,11 @@ class LinearScorer:
 
     @property
     def num_weights(self) -> int:
-        """How many weights are not zero."""
+        """Number of nonzero weights."""
         return int(np.count_nonzero(self._characters) + np.count_nonzero(self._words))
 
     def score_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Float32 [N] in (0, 1); a text's score does not depend on the texts beside it."""
+        """Float32 [N] in (0, 1); the score of a text does not depend on its batch."""
         scores = np.empty(len(texts), dtype=np.float32)
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             part = texts[start : start + _TEXTS_AT_ONCE]
@@ -195,7 +195,7 @@ class LinearReward:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """Where the weights come from, and what they and the settings hash to."""
+        """The origin of the weights, and the hash of weights and settings."""
         return {"folder": str(self._folder), "sha256": self._sha256, "files": dict(self._files)}
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Training of a linear scorer from labelled texts: logistic regression with an L2 penalty.
+"""Training of a linear scorer from labeled texts: logistic regression with an L2 penalty.
 
 Targets are labels 0 and 1 or scores in [0, 1]; both are fitted by cross-entropy, so the scorer's output
 is a calibrated probability or the expected score. Features are weighted by their inverse frequency, which
@@ -29,7 +29,7 @@ _MIN_EXAMPLES = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledText:
-    """A text and what a scorer should say of it; ``target`` lies in [0, 1]."""
+    """A text and its target score; ``target`` lies in [0, 1]."""
 
     text: str
     target: float
@@ -37,7 +37,7 @@ class LabelledText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReport:
-    """What became of a training; the figures are of the texts held out."""
+    """The result of a training; the figures are for the held-out texts."""
 
     folder: Path
     num_train: int
@@ -52,7 +52,7 @@ class TrainReport:
     spearman: float
     """Rank correlation, ties at their mean rank."""
     num_weights: int
-    """Weights that are not zero."""
+    """Number of nonzero weights."""
     num_bytes: int
     """Size of the weight file."""
     seconds: float
@@ -75,7 +75,7 @@ def train_linear_scorer(
 
     Args:
         data: JSON lines, each with a text and a target.
-        folder: where the scorer goes; files of an earlier one there are replaced.
+        folder: folder of the scorer; replaces the files of an earlier one.
         name: name of the reward; the folder's name if not given.
         text_field: the field of the text.
         target_field: the field of the target in [0, 1]; without it ``label``, then ``score``, of the
@@ -157,7 +157,7 @@ def fit_linear_scorer(
     is_penalty: bool = False,
     l2: float = 1.0,
     bits: int = 20,
-    source: str = "labelled texts",
+    source: str = "labeled texts",
     card: Callable[[TrainReport], str] | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> TrainReport:
@@ -345,7 +345,7 @@ A linear scorer over hashed word and character n-grams, trained by quark on `{so
 The score of a text lies in (0, 1); the reward is {reward}.
 
 {figures_table(report)}
-The data's licence and terms are those of `{source}`: state them here before you pass this scorer on.
+The license and terms of the data are those of `{source}`. State them here before you pass this scorer on.
 """
 
 

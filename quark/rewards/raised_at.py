@@ -1,4 +1,4 @@
-"""Where in a user's own code an exception came from."""
+"""Finds the line of the user's code that raised an exception."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def raised_at(error: BaseException, file: Path | str | None) -> str:
-    """`` (FILE:LINE)`` of the innermost frame of ``error`` in ``file``; nothing where it has none there."""
+    """`` (FILE:LINE)`` of the innermost frame of ``error`` in ``file``; empty if it has none there."""
     if file is None:
         return ""
     lines = [

@@ -1,9 +1,10 @@
 """Calling a reward function and checking every value it returns.
 
-A reward is somebody's code or somebody's server: nothing it returns reaches the pool unchecked. What
-*cannot be a score* (wrong length, texts, booleans, nested lists) is a mistake and raises, whatever the
-settings; what is *no score* (None, NaN, infinity) becomes NaN and is counted; a call that *raises* may be
-made again, and then either raises here or leaves its batch without scores, counted.
+A reward is foreign code or a foreign server, so every value is checked before it reaches the pool.
+A value that *cannot be a score* (wrong length, texts, booleans, nested lists) is a mistake and
+raises, whatever the settings. A *missing score* (None, NaN, infinity) becomes NaN and is counted. a
+call that *raises* may be made again, and then either raises here or leaves its batch without
+scores, counted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from quark.rewards.raised_at import raised_at
 OnError = Literal["fail", "nan"]
 
 BACKOFF_S = 0.5
-"""Wait before a batch is tried again, in seconds; doubles with each attempt."""
+"""Wait before a batch is retried, in seconds; doubles with each attempt."""
 MAX_BACKOFF_S = 30.0
 
 _MAX_MESSAGES = 5
@@ -40,11 +41,11 @@ class ScoreOutcome:
     scores: NDArray[np.float32]
     """[N], higher is better, NaN = not scored."""
     num_failed: int
-    """Completions without a score, for whatever reason: the NaN in ``scores``."""
+    """Completions without a score, for any reason: the NaN in ``scores``."""
     num_nonfinite: int
-    """Those among them for which NaN, an infinity or a number beyond float32 came back."""
+    """Those of them for which the reward returned NaN, an infinity or a number beyond float32."""
     num_retried: int
-    """Calls that were made again because the one before raised."""
+    """Calls that were repeated because the previous one raised."""
     messages: Sequence[str]
     """The first few different reasons, for people."""
 
@@ -67,9 +68,9 @@ def score(
         reward: what scores.
         prompts: one for each completion.
         completions: what is scored.
-        on_error: what happens when a batch raises for good.
+        on_error: what to do if all attempts at a batch raise.
         batch_size: completions given to the reward at once.
-        retries: how often a batch that raised is given to the reward again. A ``RewardError`` is final: it
+        retries: how often a batch that raised is retried. A ``RewardError`` is final: it
             says that trying again is of no use, or was done.
         backoff_s: wait before the first retry, in seconds.
 
@@ -144,7 +145,7 @@ def _call(
     backoff_s: float,
     on_retry: Callable[[str], None],
 ) -> object:
-    """What the reward returns for one batch, unchecked; a ``RewardError`` where it raises for good."""
+    """What the reward returns for one batch, unchecked; a ``RewardError`` if all attempts raise."""
     attempt = 0
     while True:
         try:
@@ -163,13 +164,13 @@ def _call(
 
 
 def _file_of(reward: RewardFunction) -> str | None:
-    """The file with the user's code, where the reward is such code."""
+    """The file with the user's code, if the reward is user code."""
     file = getattr(reward, "provenance", {}).get("path")
     return file if isinstance(file, str) else None
 
 
 def _as_list(name: str, returned: object, expected: int) -> list[object]:
-    """What came back, as a list of the right length; arrays and tensors of one dimension are fine."""
+    """The returned scores, as a list of the right length; arrays and tensors of one dimension are fine."""
     if isinstance(returned, str | bytes | bytearray | dict):
         raise RewardError(
             f"reward {name!r} returned {type(returned).__name__} {_shown(returned)}, not one score per completion"
@@ -199,7 +200,7 @@ def _as_list(name: str, returned: object, expected: int) -> list[object]:
 
 
 def _as_number(name: str, index: int, value: object) -> float | None:
-    """A score as a float; infinite where float32 cannot hold it; None where there is none."""
+    """A score as a float; infinite if float32 cannot hold it; None if there is none."""
     if value is None:
         return None
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):

@@ -1,4 +1,4 @@
-"""Which files a reward's code consists of: its own, and the user's modules that it imports from the same folder.
+"""Finds the files of a reward's code: its own, and the user's modules that it imports from the same folder.
 
 Read from the source, so that an import inside a function counts as well. Installed packages and files that
 the code opens by itself are not known here.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def source_files(file: Path) -> list[Path]:
-    """``file``, resolved, and what it imports from its folder or from below it, also by way of one another."""
+    """``file``, resolved, and what it imports from its folder or from below it, directly or indirectly."""
     file = file.resolve()
     found, waiting = [file], [file]
     while waiting:
@@ -58,7 +58,7 @@ def _imported_files(file: Path, folder: Path) -> Iterator[Path]:
 
 
 def _files_of(name: str, folder: Path) -> Iterator[Path]:
-    """The files of module ``name`` and of the packages around it, as far as they lie in ``folder``."""
+    """The files of module ``name`` and of the packages around it, if they are in ``folder``."""
     top = name.partition(".")[0]
     if not top or top == "quark":
         return

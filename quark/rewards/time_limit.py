@@ -1,9 +1,10 @@
-"""A limit on how long a reward function may take.
+"""A time limit for reward functions.
 
-The function runs in a thread of quark's own process. A thread, because the function may hold what another
-process cannot have: a model on a GPU, an open connection, state between calls. A thread cannot be ended from
-outside, so a call that takes too long is *abandoned*: it goes on in the background, nothing that it returns
-later is looked at, and it ends with the process at the latest. Where calls keep hanging no more are begun.
+The function runs in a thread of quark's own process. A thread, because the function may hold
+resources that processes cannot share: a model on a GPU, an open connection, state between calls. A
+thread cannot be killed from outside, so a call that takes too long is *abandoned*: it continues in
+the background, its result is ignored, and it ends with the process at the latest. Where calls keep
+hanging no more are begun.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from quark.rewards.base import RewardFunction
 from quark.types import Json
 
 MAX_ABANDONED = 4
-"""Abandoned calls that may go on at once."""
+"""Maximum number of abandoned calls that still run."""
 
 
 class TimeLimited:
     """Calls ``reward`` and waits for ``timeout_s`` seconds at most.
 
-    Every call has a thread of its own, so the function must not care in which thread it runs (an SQLite
+    Every call has its own thread, so the function must not depend on its thread (an SQLite
     connection does; torch may use another number of threads there).
     """
 
@@ -37,7 +38,7 @@ class TimeLimited:
 
     @property
     def provenance(self) -> Mapping[str, Json]:
-        """Of the reward inside: a limit changes no score."""
+        """Identity of the wrapped reward: a limit changes no score."""
         details: Mapping[str, Json] = getattr(self._reward, "provenance", {})
         return details
 
@@ -53,8 +54,8 @@ class TimeLimited:
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
         if len(self._abandoned) >= MAX_ABANDONED:
             raise RewardError(
-                f"{len(self._abandoned)} calls of reward {self.name!r} are hanging since more than "
-                f"{self._timeout_s:g} s: no other is begun"
+                f"{len(self._abandoned)} calls of reward {self.name!r} have been hanging for more than "
+                f"{self._timeout_s:g} s, so no new call is started"
             )
         returned: list[Sequence[float | None]] = []
         raised: list[BaseException] = []

@@ -9,7 +9,7 @@ from vader import SentimentIntensityAnalyzer
 
 
 class VaderReward:
-    """The compound score in [-1, 1]; exactly 0 for a text without sentiment words, so ties are many.
+    """The compound score in [-1, 1]; exactly 0 for a text without sentiment words, so there are many ties.
 
     >>> VaderReward()(prompts=["", ""], completions=["I love it", "I hate it"])
     [0.6369, -0.5719]

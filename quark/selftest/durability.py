@@ -1,7 +1,7 @@
 """The whole examination of one folder's disk: ``quark selftest --durability``.
 
 What it cannot show: that the disk keeps, when the power goes, what it said it had synced. Only pulling the
-plug shows that. The pool's own behaviour at a power cut is tested on a simulated disk, at every write.
+plug shows that. The pool's own behavior at a power cut is tested on a simulated disk, at every write.
 """
 
 from __future__ import annotations

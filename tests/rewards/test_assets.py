@@ -79,10 +79,10 @@ def test_completions_of_the_evaluation_prompts_lean_neither_way():
 @pytest.mark.parametrize(
     ("kind", "name"), [("models", "reviews"), ("rewards", "sentiment"), ("rewards", "toxicity")]
 )
-def test_every_asset_has_a_card_with_its_licence_and_source(kind, name):
+def test_every_asset_has_a_card_with_its_license_and_source(kind, name):
     card = (asset_path(kind, name) / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlicense: ")
-    assert "## Data and licence" in card
+    assert "## Data and license" in card
     assert "## Limits" in card
     assert "python scripts/" in card
 
