@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +26,7 @@ from quark.reference.row_files import RowFiles
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import reward_provenance
 from quark.run_directory import RunDirectory
+from quark.run_identity import RunIdentity
 from quark.training.events import Progress, Silence, TrainingListener
 from quark.training.loop.cached_reference import CachedReference
 from quark.training.loop.draws import check_scope
@@ -54,6 +54,7 @@ from quark.training.state.entry import check_rewards, clear, enter, record
 from quark.training.state.exactness import Exactness, make_fingerprint
 from quark.training.state.published import PublishedWeights
 from quark.training.state.resumption import find_checkpoint, open_shared_pool
+from quark.types import Json
 
 BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "length", "regex"})
 
@@ -94,11 +95,11 @@ def assemble(
     exactness.check_device(choose_device(config.run.device))
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
 
-    def checked_and_entered() -> dict[str, Any]:
+    def checked_and_entered() -> dict[str, Json]:
         preflight(config)
-        return enter(run, loaded, listener, exactness, fresh=fresh, force=force)
+        return enter(run, loaded, listener, exactness, fresh=fresh, force=force).to_json()
 
-    identity = team.from_lead(checked_and_entered)
+    identity = RunIdentity.of_json(team.from_lead(checked_and_entered))
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = team.place(choose_device(config.run.device))
     use_threads(config)
@@ -109,7 +110,8 @@ def assemble(
         _say_reward(rewards.reward, listener)
     scoring = {REWARD_COLUMN: rewards.reward}
     scoring |= {column_name(name): reward for name, reward in rewards.extra.items()}
-    team.from_lead(lambda: check_rewards(run, config, scoring, identity, is_new=fresh))
+    scored_by = team.from_lead(lambda: check_rewards(run, config, scoring, identity, is_new=fresh))
+    identity = replace(identity, scored_by=scored_by, reward_sha256=None)
     policy = untrained_policy(config, device)
     if config.model.dtype != "float32" and policy.adapter is None:
         listener.on_message(
@@ -134,14 +136,14 @@ def assemble(
         with weights.whole():
             serving = _serving(run, config, weights.alone, listener) if team.is_lead else None
     reference = weights.place(make_reference(config, policy, device))
-    pool = open_shared_pool(team, run, config, policy, prompts, identity["run_id"])
+    pool = open_shared_pool(team, run, config, policy, prompts, identity.run_id)
     try:
         if config.reference.cache == "hidden":
             reference = CachedReference(
                 reference,
                 files=RowFiles(run.reference_cache),
                 pool=pool,
-                run_id=identity["run_id"],
+                run_id=identity.run_id,
                 policy=policy,
                 block_size=REFERENCE_BLOCK,
                 autocast=autocast,
@@ -174,12 +176,12 @@ def assemble(
         if team.is_lead:
             log = MetricLog(
                 run.metrics,
-                offset=int(resume_from.state["metrics_bytes"]) if resume_from is not None else 0,
+                offset=resume_from.state.metrics_bytes if resume_from is not None else 0,
                 trackers=make_trackers(
                     config.tracking.trackers,
                     run.path,
                     project=config.tracking.project,
-                    run_id=identity["run_id"],
+                    run_id=identity.run_id,
                     config=config.model_dump(mode="json"),
                 ),
             )
@@ -187,7 +189,7 @@ def assemble(
             log.write(
                 "run",
                 0,
-                run_id=identity["run_id"],
+                run_id=identity.run_id,
                 quark_version=quark.__version__,
                 device=str(device),
                 versions=fingerprint,
@@ -213,7 +215,7 @@ def assemble(
     return Trainer(
         config=config,
         run=run,
-        run_id=identity["run_id"],
+        run_id=identity.run_id,
         policy=policy,
         reference=reference,
         explore_first=generator(reference, config.sampling),
@@ -221,7 +223,7 @@ def assemble(
         evaluate_first=generator(reference, held_out_sampling(config)),
         evaluate=generator(weights, held_out_sampling(config)),
         explorer=Explorer(
-            run_id=identity["run_id"],
+            run_id=identity.run_id,
             seed=config.run.seed,
             prompts=prompts.train,
             pool=pool,

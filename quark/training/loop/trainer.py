@@ -16,11 +16,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -34,8 +32,9 @@ from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization, Sample
 from quark.pool.columns import REWARD_COLUMN
-from quark.pool.native import NativePool, publish_directory
+from quark.pool.native import NativePool
 from quark.pool.ties import tie_share
+from quark.publication import publishing_directory
 from quark.reference.base import ReferencePolicy
 from quark.refusals import way_on
 from quark.run_directory import RunDirectory
@@ -58,13 +57,14 @@ from quark.training.loop.information import InformationMeter
 from quark.training.loop.learner import Learner
 from quark.training.loop.metrics import MetricLog, SilentLog
 from quark.training.loop.optimization import load_optimizer_tensors, optimizer_tensors
-from quark.training.position import Position
+from quark.training.position import Answer, Baseline, Position
 from quark.training.processes.distributed import Team
 from quark.training.processes.memory import memory_needed_for
 from quark.training.processes.sharding import WholeWeights
 from quark.training.processes.shared import SharedEvaluator
 from quark.training.state.checkpoint import Checkpoint, Checkpoints, model_tensors
 from quark.training.state.model_card import card_section
+from quark.training.state.run_state import Coefficients, PoolState, RunState
 from quark.types import Completion
 
 
@@ -118,7 +118,7 @@ class Trainer:
         team: Team,
         weights: WholeWeights,
         resume_from: Checkpoint | None,
-        fingerprint: Mapping[str, object],
+        fingerprint: Mapping[str, str],
     ) -> None:
         self.config = config
         self.run_directory = run
@@ -199,7 +199,7 @@ class Trainer:
         # What a killed process left would take the room that the next checkpoint needs.
         if self._team.is_lead:
             self._checkpoints.prune()
-        if not here.baseline and not self._should_stop():
+        if here.baseline is None and not self._should_stop():
             here.baseline = self._measure_baseline()
         last: Evaluation | None = None
         while here.round < self.config.run.num_rounds and not self._should_stop():
@@ -464,21 +464,25 @@ class Trainer:
 
     # Evaluate
 
-    def _measure_baseline(self) -> dict[str, Any]:
+    def _measure_baseline(self) -> Baseline:
         """Figures of the original model without a token, with the answers that the end compares."""
         self._listener.on_progress(Progress(phase="evaluating", round=self._round, done=0, total=1))
         with _memory_for_evaluation(), self._autocast():
             evaluation = self._evaluator.evaluate(self._evaluate_first, self._policy, quantile=None)
         self._say_failures(evaluation)
         self._write_evaluation(evaluation)
-        return {
-            "metrics": dict(evaluation.metrics),
-            "judges": dict(evaluation.judges),
-            "answers": [
-                [completion.prompt.text, completion.text, reward if math.isfinite(reward) else None]
+        return Baseline(
+            metrics=dict(evaluation.metrics),
+            judges=dict(evaluation.judges),
+            answers=tuple(
+                Answer(
+                    prompt=completion.prompt.text,
+                    completion=completion.text,
+                    reward=reward if math.isfinite(reward) else None,
+                )
                 for completion, reward in self._shown(evaluation)
-            ],
-        }
+            ),
+        )
 
     def _evaluate_quantile(self, quantile: int, *, is_logged: bool = False) -> Evaluation:
         self._listener.on_progress(Progress(phase="evaluating", round=self._round, done=0, total=1))
@@ -523,8 +527,9 @@ class Trainer:
 
     def _check_alerts(self, metrics: Mapping[str, object], gap: ControlGap | None) -> list[Alert]:
         """Tell what has begun to be wrong, and return it."""
-        baseline = self._position.baseline["metrics"]
-        alerts = self._alerts.check(metrics, baseline=baseline, gap=gap)
+        baseline = self._position.baseline
+        assert baseline is not None
+        alerts = self._alerts.check(metrics, baseline=baseline.metrics, gap=gap)
         for alert in alerts:
             self._alert(alert)
         return alerts
@@ -621,27 +626,23 @@ class Trainer:
         # Parameters only: a buffer may hold infinities on purpose, a causal mask for one.
         parameters = {n: weights[n] for n, _ in model.named_parameters() if n in weights}
         require_finite({**parameters, **optimizer}, step=here.step)
-        self._checkpoints.save(
-            here.step,
-            weights=weights,
-            optimizer=optimizer,
+        state = RunState(
+            step=here.step,
             score=score,
-            state={
-                "run_id": self._run_id,
-                "position": dataclasses.asdict(here) | {"seconds": self._elapsed()},
-                "objective": self._objective.state_dict(),
-                "alerts": self._alerts.state_dict(),
-                "pool": {
-                    "generation": snapshot.generation,
-                    "hash": snapshot.hash,
-                    "samples": snapshot.num_samples,
-                    # Of a round under way; the pool can be ahead of it.
-                    "learns_from": self._learns_from,
-                },
-                "metrics_bytes": self._log.sync(),
-                "fingerprint": self._fingerprint,
-            },
+            run_id=self._run_id,
+            position=dataclasses.replace(here, seconds=self._elapsed()),
+            objective=Coefficients(**self._objective.state_dict()),
+            alerts=self._alerts.state(),
+            pool=PoolState(
+                generation=snapshot.generation,
+                hash=snapshot.hash,
+                samples=snapshot.num_samples,
+                learns_from=self._learns_from,
+            ),
+            metrics_bytes=self._log.sync(),
+            fingerprint=self._fingerprint,
         )
+        self._checkpoints.save(state, weights=weights, optimizer=optimizer)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -649,11 +650,11 @@ class Trainer:
         load_optimizer_tensors(
             self._learner.optimizer, self._policy.model, checkpoint.optimizer_tensors()
         )
-        self._objective.load_state_dict(state["objective"])
-        if "alerts" in state:
-            self._alerts.load_state_dict(state["alerts"])
-        self._position = Position(**state["position"])
-        self._learns_from = state["pool"].get("learns_from")
+        self._objective.load_state_dict(dataclasses.asdict(state.objective))
+        if state.alerts is not None:
+            self._alerts.restore(state.alerts)
+        self._position = dataclasses.replace(state.position)
+        self._learns_from = state.pool.learns_from
 
     def _elapsed(self) -> float:
         return self._position.seconds + time.monotonic() - self._started
@@ -662,7 +663,7 @@ class Trainer:
 
     def _interrupted(self) -> TrainingResult:
         here = self._position
-        if here.baseline:
+        if here.baseline is not None:
             self._save()
         where = f"in round {here.round}"
         if here.round == self.config.run.num_rounds:
@@ -714,33 +715,22 @@ class Trainer:
     def _save_model(self, result: TrainingResult) -> None:
         """Write ``run/model`` beside itself and swap it in."""
         final = self.run_directory.model
-        staged = final.with_name("model.partial")
-        previous = final.with_name("model.previous")
         try:
-            for leftover in (staged, previous):
-                shutil.rmtree(leftover, ignore_errors=True)
-            self._weights.alone.save(staged, max_new_tokens=self.config.sampling.max_new_tokens)
-            with (staged / "README.md").open("a", encoding="utf-8") as card:
-                card.write(card_section(self.config, result))
-            if final.exists():
-                final.rename(previous)
-            publish_directory(staged, final)
+            with publishing_directory(final, is_replacing=True) as staged:
+                self._weights.alone.save(staged, max_new_tokens=self.config.sampling.max_new_tokens)
+                with (staged / "README.md").open("a", encoding="utf-8") as card:
+                    card.write(card_section(self.config, result))
         except (OSError, SafetensorError) as err:
-            shutil.rmtree(staged, ignore_errors=True)
-            if previous.exists() and not final.exists():
-                with contextlib.suppress(OSError):
-                    previous.rename(final)
             raise CheckpointError(
                 f"cannot save the model {final}: {err}. The last checkpoint is good; {way_on(err)} to finish"
             ) from err
-        shutil.rmtree(previous, ignore_errors=True)
 
     def _result(
         self, best: Evaluation | None, curve: list[float], *, interrupted: bool
     ) -> TrainingResult:
         baseline = self._position.baseline
-        before: Mapping[str, float] = baseline.get("metrics", {})
-        before_judges: Mapping[str, float] = baseline.get("judges", {})
+        before = baseline.metrics if baseline is not None else {}
+        before_judges = baseline.judges if baseline is not None else {}
         after = best.metrics if best is not None else {}
         names = [
             n
@@ -754,15 +744,15 @@ class Trainer:
         metrics["skipped_steps"] = float(self._position.skipped_steps)
         answers = [
             BeforeAfter(
-                prompt=prompt,
-                before=text,
-                before_reward=math.nan if reward is None else reward,
+                prompt=answer.prompt,
+                before=answer.completion,
+                before_reward=math.nan if answer.reward is None else answer.reward,
                 after=completion.text,
                 after_reward=new_reward,
             )
             # `show_prompts` may have become another number since the baseline was measured.
-            for (prompt, text, reward), (completion, new_reward) in zip(
-                baseline.get("answers", ()) if best is not None else (),
+            for answer, (completion, new_reward) in zip(
+                baseline.answers if baseline is not None else (),
                 self._shown(best) if best is not None else (),
                 strict=False,
             )
