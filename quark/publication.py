@@ -94,7 +94,7 @@ def publishing(path: Path, *, mode: int = 0o666, is_durable: bool = True) -> Ite
                 with _named(path):
                     os.fsync(file.fileno())
         with _named(path):
-            os.replace(staged, path)  # noqa: PTH105 - the recorder of the tests listens to `os`
+            staged.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             staged.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def publishing_directory(final: Path, *, is_replacing: bool = False) -> Iterator
         yield staged
         if is_replacing and final.exists():
             with _named(final):
-                os.rename(final, previous)  # noqa: PTH104 - as above
+                final.rename(previous)
         with _named(final):
             publish_directory(staged, final)
     except BaseException:
@@ -229,7 +229,7 @@ def set_aside(path: Path) -> None:
         OSError: the disk refused.
     """
     with _named(path):
-        os.rename(path, _staged(path))  # noqa: PTH104 - as above
+        path.rename(_staged(path))
 
 
 def left_overs(final: Path) -> list[Path]:
@@ -270,7 +270,7 @@ def _bring_back(previous: Path, final: Path) -> None:
     if final.exists():
         shutil.rmtree(previous, ignore_errors=True)
     else:
-        os.rename(previous, final)  # noqa: PTH104 - as above
+        previous.rename(final)
 
 
 def _staged(path: Path) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from quark.errors import RunDirectoryError
-from quark.formats import VERSION_KEY, check_version
+from quark.formats import VERSION_KEY, by_name, check_version, object_in, optional, text_in
 from quark.publication import publish_file
 from quark.run_directory import RunDirectory
 from quark.safe_files import read_bytes
@@ -43,9 +43,7 @@ class RunIdentity:
             UnsafeFileError: it is a link out of the run, or not a plain file.
         """
         try:
-            said = json.loads(read_bytes(run.identity, run.path))
-            if not isinstance(said, dict):
-                raise ValueError("it is not a JSON object")
+            said = object_in(json.loads(read_bytes(run.identity, run.path)))
             check_version(said, run.identity, newest=FORMAT_VERSION, error=RunDirectoryError)
             return cls.of_json(said)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
@@ -82,33 +80,13 @@ class RunIdentity:
         Raises:
             KeyError, ValueError: it is something else.
         """
-        scored_by = said.get("scored_by")
         return cls(
-            run_id=_text(said["run_id"]),
-            quark_version=_text_or_none(said.get("quark_version")),
-            origins=_texts(said.get("origins", {})),
-            scored_by=None
-            if scored_by is None
-            else {column: _texts(files) for column, files in _object(scored_by).items()},
-            reward_sha256=_text_or_none(said.get("reward_sha256")),
+            run_id=text_in(said["run_id"]),
+            quark_version=optional(text_in, said.get("quark_version")),
+            origins=by_name(text_in, said.get("origins", {})),
+            scored_by=optional(
+                lambda columns: by_name(lambda files: by_name(text_in, files), columns),
+                said.get("scored_by"),
+            ),
+            reward_sha256=optional(text_in, said.get("reward_sha256")),
         )
-
-
-def _object(value: Json) -> dict[str, Json]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{str(value)[:40]!r} stands where an object is needed")
-    return value
-
-
-def _texts(value: Json) -> dict[str, str]:
-    return {key: _text(item) for key, item in _object(value).items()}
-
-
-def _text(value: Json) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:40]!r} stands where a text is needed")
-    return value
-
-
-def _text_or_none(value: Json) -> str | None:
-    return None if value is None else _text(value)

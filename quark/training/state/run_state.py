@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from quark.errors import CheckpointError, UnsafeFileError
-from quark.formats import VERSION_KEY, check_version
+from quark.formats import (
+    VERSION_KEY,
+    by_name,
+    check_version,
+    list_in,
+    number_in,
+    object_in,
+    optional,
+    text_in,
+    truth_in,
+    whole_in,
+)
 from quark.run_directory import RunDirectory
 from quark.safe_files import read_bytes
 from quark.training.position import Answer, Baseline, Position
@@ -135,25 +146,25 @@ class RunState:
             said = _versioned(text, path)
             alerts = said.get("alerts")
             return cls(
-                step=_whole(said["step"]),
-                score=_number_or_none(said.get("score")),
-                run_id=_text(said["run_id"]),
-                position=_position(_object(said["position"])),
+                step=whole_in(said["step"]),
+                score=optional(number_in, said.get("score")),
+                run_id=text_in(said["run_id"]),
+                position=_position(object_in(said["position"])),
                 objective=Coefficients(
-                    kl_coef=_number(_object(said["objective"])["kl_coef"]),
-                    entropy_coef=_number(_object(said["objective"])["entropy_coef"]),
+                    kl_coef=number_in(object_in(said["objective"])["kl_coef"]),
+                    entropy_coef=number_in(object_in(said["objective"])["entropy_coef"]),
                 ),
-                alerts=None if alerts is None else _alerts(_object(alerts)),
-                pool=_pool(_object(said["pool"])),
-                metrics_bytes=_whole(said["metrics_bytes"]),
-                fingerprint={k: _text(v) for k, v in _object(said["fingerprint"]).items()},
+                alerts=None if alerts is None else _alerts(object_in(alerts)),
+                pool=_pool(object_in(said["pool"])),
+                metrics_bytes=whole_in(said["metrics_bytes"]),
+                fingerprint=by_name(text_in, said["fingerprint"]),
             )
 
 
 def score_of(folder: Path) -> float | None:
     """The score of the checkpoint in ``folder``; None where it has none or cannot be read."""
     try:
-        return _number_or_none(json.loads(read_bytes(folder / FILE_NAME, folder))["score"])
+        return optional(number_in, json.loads(read_bytes(folder / FILE_NAME, folder))["score"])
     except (OSError, UnsafeFileError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -171,10 +182,10 @@ def oldest_snapshot_needed(run: RunDirectory) -> int | None:
             with _told_as_damage(path):
                 said = _versioned(read_bytes(path, run.path), path)
                 # A hash and a length are not asked for: what is needed is known without.
-                pool = _object(said["pool"])
+                pool = object_in(said["pool"])
                 learns_from = pool.get("learns_from")
-                generations.append(_whole(pool["generation"]))
-                generations += [] if learns_from is None else [_whole(learns_from)]
+                generations.append(whole_in(pool["generation"]))
+                generations += [] if learns_from is None else [whole_in(learns_from)]
         except NewerStateError:
             raise
         except CheckpointError:  # one that cannot be read cannot be resumed from either
@@ -183,7 +194,7 @@ def oldest_snapshot_needed(run: RunDirectory) -> int | None:
 
 
 def _versioned(text: bytes | str, path: Path) -> dict[str, Json]:
-    said = _object(json.loads(text))
+    said = object_in(json.loads(text))
     check_version(said, path, newest=FORMAT_VERSION, error=NewerStateError)
     return said
 
@@ -211,113 +222,59 @@ def _position_to_json(position: Position) -> dict[str, Json]:
 
 
 def _position(said: dict[str, Json]) -> Position:
-    readers = {
-        "micro_batch_size": _whole_or_none,
-        "totals": _numbers,
-        "seconds": _number,
-        "fresh": _numbers,
-        "previous_bounds": _list_of_numbers_or_none,
-        "held_out_best": _number_or_none,
-        "are_tokens_settled": _truth,
+    readers: dict[str, Callable[[Json], Any]] = {
+        "micro_batch_size": lambda value: optional(whole_in, value),
+        "totals": lambda value: by_name(number_in, value),
+        "seconds": number_in,
+        "fresh": lambda value: by_name(number_in, value),
+        "previous_bounds": lambda value: optional(
+            lambda bounds: [number_in(bound) for bound in list_in(bounds)], value
+        ),
+        "held_out_best": lambda value: optional(number_in, value),
+        "are_tokens_settled": truth_in,
         "baseline": _baseline,
     }
     known = {field.name for field in fields(Position)}
     if unknown := said.keys() - known:
         raise ValueError(f"{min(unknown)!r} in its position is not known here")
     values: dict[str, Any] = {
-        name: readers.get(name, _whole)(value) for name, value in said.items()
+        name: readers.get(name, whole_in)(value) for name, value in said.items()
     }
     return Position(**values)
 
 
 def _baseline(value: Json) -> Baseline | None:
-    said = _object(value)
+    said = object_in(value)
     if not said:
         return None
     return Baseline(
-        metrics=_numbers(said["metrics"]),
-        judges=_numbers(said.get("judges", {})),
-        answers=tuple(_answer(answer) for answer in _list(said.get("answers", []))),
+        metrics=by_name(number_in, said["metrics"]),
+        judges=by_name(number_in, said.get("judges", {})),
+        answers=tuple(_answer(answer) for answer in list_in(said.get("answers", []))),
     )
 
 
 def _answer(value: Json) -> Answer:
-    prompt, completion, reward = _list(value)
+    prompt, completion, reward = list_in(value)
     return Answer(
-        prompt=_text(prompt), completion=_text(completion), reward=_number_or_none(reward)
+        prompt=text_in(prompt), completion=text_in(completion), reward=optional(number_in, reward)
     )
 
 
 def _alerts(said: dict[str, Json]) -> AlertsState:
     return AlertsState(
-        active=frozenset(_text(kind) for kind in _list(said["active"])),
-        largest_gap=_number(said["largest_gap"]),
-        num_gaps=_whole(said["num_gaps"]),
-        largest_information=_number(said.get("largest_information", 0.0)),
-        rounds_without_information=_whole(said.get("rounds_without_information", 0)),
+        active=frozenset(text_in(kind) for kind in list_in(said["active"])),
+        largest_gap=number_in(said["largest_gap"]),
+        num_gaps=whole_in(said["num_gaps"]),
+        largest_information=number_in(said.get("largest_information", 0.0)),
+        rounds_without_information=whole_in(said.get("rounds_without_information", 0)),
     )
 
 
 def _pool(said: dict[str, Json]) -> PoolState:
     return PoolState(
-        generation=_whole(said["generation"]),
-        hash=_text(said["hash"]),
-        samples=_whole(said["samples"]),
-        learns_from=_whole_or_none(said.get("learns_from")),
+        generation=whole_in(said["generation"]),
+        hash=text_in(said["hash"]),
+        samples=whole_in(said["samples"]),
+        learns_from=optional(whole_in, said.get("learns_from")),
     )
-
-
-def _object(value: Json) -> dict[str, Json]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{_shown(value)} stands where an object is needed")
-    return value
-
-
-def _list(value: Json) -> list[Json]:
-    if not isinstance(value, list):
-        raise ValueError(f"{_shown(value)} stands where a list is needed")
-    return value
-
-
-def _text(value: Json) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{_shown(value)} stands where a text is needed")
-    return value
-
-
-def _truth(value: Json) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{_shown(value)} stands where true or false is needed")
-    return value
-
-
-def _whole(value: Json) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{_shown(value)} stands where a whole number is needed")
-    return value
-
-
-def _whole_or_none(value: Json) -> int | None:
-    return None if value is None else _whole(value)
-
-
-def _number(value: Json) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{_shown(value)} stands where a number is needed")
-    return float(value)
-
-
-def _number_or_none(value: Json) -> float | None:
-    return None if value is None else _number(value)
-
-
-def _numbers(value: Json) -> dict[str, float]:
-    return {name: _number(number) for name, number in _object(value).items()}
-
-
-def _list_of_numbers_or_none(value: Json) -> list[float] | None:
-    return None if value is None else [_number(number) for number in _list(value)]
-
-
-def _shown(value: Json) -> str:
-    return repr(value)[:40]
