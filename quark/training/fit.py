@@ -342,6 +342,7 @@ def _save(policy: Policy, kept: dict[str, Tensor], out: Path, *, max_new_tokens:
     for name, parameter in policy.model.named_parameters():
         if name in kept:
             parameter.copy_(kept[name])
+    out.parent.mkdir(parents=True, exist_ok=True)
     with publishing_directory(out) as staged:
         policy.save(staged, max_new_tokens=max_new_tokens)
 
