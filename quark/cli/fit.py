@@ -11,6 +11,7 @@ import typer
 
 from quark.cli.pool_path import JsonFlag, PoolPath
 from quark.cli.trust import AllowOption
+from quark.pool.columns import REWARD_COLUMN
 
 if TYPE_CHECKING:
     from quark.config.schema import RunConfig
@@ -29,7 +30,7 @@ def fit(
             show_default=False,
         ),
     ] = None,
-    score: Annotated[str, typer.Option(help="Score column to learn.")] = "reward",
+    score: Annotated[str, typer.Option(help="Score column to learn.")] = REWARD_COLUMN,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 64,
     every: Annotated[int, typer.Option(min=1, help="Steps between two measurements.")] = 8,
     held_out: Annotated[

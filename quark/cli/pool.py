@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +27,8 @@ from quark.cli import (
 )
 from quark.cli.exit_codes import ExitCode
 from quark.cli.pool_path import JsonFlag, PoolPath, opened, pool_path
+from quark.pool.columns import REWARD_COLUMN
+from quark.pool.defaults import MAX_QUANTILES, NUM_QUANTILES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,14 +36,13 @@ if TYPE_CHECKING:
 
     from quark.pool.base import Quantization
     from quark.pool.native import NativePool
+    from quark.pool.ranking import RankingRules
+    from quark.pool.statistics import ScoreStatistics
 
 app = typer.Typer(
     help="Look into sample pools, take samples out and in; reading never disturbs a run.",
     no_args_is_help=True,
 )
-
-MAX_QUANTILES = (1 << 15) - 1
-"""As ``quark.pool.base.MAX_QUANTILES``, which ``--help`` cannot wait for."""
 
 NumQuantiles = Annotated[
     int | None,
@@ -51,14 +51,12 @@ NumQuantiles = Annotated[
         "-k",
         min=1,
         max=MAX_QUANTILES,
-        help="Cut into this many. Default: the run's, or 5.",
+        help=f"Cut into this many. Default: the run's, or {NUM_QUANTILES}.",
         show_default=False,
     ),
 ]
 
 ScoreColumn = Annotated[str, typer.Option("--score", help="Score column to rank by.")]
-DEFAULT_SCORE = "reward"
-"""Done without where nothing has to be ranked: a pool may have other scores, or none."""
 
 
 @app.command()
@@ -139,7 +137,7 @@ def head(
     best: Annotated[bool, typer.Option("--best", help="The highest scores first.")] = False,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Samples to show.")] = 10,
     num_quantiles: NumQuantiles = None,
-    score: ScoreColumn = DEFAULT_SCORE,
+    score: ScoreColumn = REWARD_COLUMN,
     as_json: JsonFlag = False,
 ) -> None:
     """Show samples: the first ones, the best ones, or those of one quantile.
@@ -155,17 +153,15 @@ def head(
     import numpy as np
 
     from quark.cli.console import completed, foreign, grid, make_console, number, print_json, prose
-    from quark.report.load import num_quantiles_of
 
-    run = run_configuration(path)
-    num_quantiles = num_quantiles or num_quantiles_of(run)
-    if quantile is not None and not 0 <= quantile < num_quantiles:
-        raise typer.BadParameter(f"--quantile {quantile} is not in 0 .. {num_quantiles - 1}")
+    rules = asked_rules(path, num_quantiles, score)
+    if quantile is not None and not 0 <= quantile < rules.num_quantiles:
+        raise typer.BadParameter(f"--quantile {quantile} is not in 0 .. {rules.num_quantiles - 1}")
     with opened(path) as pool:
         scores, labels = np.empty(0, np.float32), np.full(len(pool), -1)
         if best or quantile is not None or is_ranked_by(pool, score):
             scores = column(pool, score)
-            labels = ranked(pool, num_quantiles, run, score).labels()
+            labels = ranked(pool, rules).labels()
         ids = np.arange(pool.num_removed, len(pool))
         if quantile is not None:
             ids = np.flatnonzero(labels == quantile)
@@ -215,7 +211,7 @@ def head(
 def stats(
     path: PoolPath,
     num_quantiles: NumQuantiles = None,
-    score: ScoreColumn = DEFAULT_SCORE,
+    score: ScoreColumn = REWARD_COLUMN,
     as_json: JsonFlag = False,
 ) -> None:
     """Show the scores: spread, ties, histogram, quantile cuts, means by round.
@@ -235,11 +231,9 @@ def stats(
         print_json,
         prose,
     )
-    from quark.pool.ties import tie_share
-    from quark.report.load import num_quantiles_of, ranks_each_prompt
+    from quark.pool.statistics import describe, histogram, round_means
 
-    run = run_configuration(path)
-    num_quantiles = num_quantiles or num_quantiles_of(run)
+    rules = asked_rules(path, num_quantiles, score)
     with opened(path) as pool:
         removed = pool.num_removed
         is_ranked = is_ranked_by(pool, score)
@@ -249,59 +243,65 @@ def stats(
             else np.full(len(pool) - removed, np.nan, np.float32)
         )
         columns = {name: describe(pool.scores(name)[removed:]) for name in pool.score_columns}
-        counts, lower_bounds = [0] * num_quantiles, [math.nan] * num_quantiles
+        counts, lower_bounds = [0] * rules.num_quantiles, [math.nan] * rules.num_quantiles
         tied = 0.0
         if is_ranked:
-            cuts = ranked(pool, num_quantiles, run, score)
+            cuts = ranked(pool, rules)
             counts, lower_bounds = cuts.counts.tolist(), cuts.lower_bounds.tolist()
-            prompt_ids = pool.column("prompt_id") if ranks_each_prompt(run) else None
-            tied = tie_share(pool.scores(score), cuts.labels(), prompt_ids)
-        rounds = round_means(pool, scores)
-    histogram = histogram_of(scores)
+            tied = rules.tie_share(pool, cuts)
+        rounds = round_means(pool.column("round")[removed:], scores)
+    bins = histogram(scores)
     if as_json:
         print_json(
             {
                 "samples": len(scores),
                 "removed": removed,
-                "columns": columns,
+                "columns": {name: _plain(column) for name, column in columns.items()},
                 "score": score if is_ranked else None,
                 "quantile_counts": counts,
                 "quantile_lower_bounds": lower_bounds,
                 "tie_share": tied,
                 "histogram": [
-                    {"low": low, "high": high, "samples": num} for low, high, num in histogram
+                    {"low": each.low, "high": each.high, "samples": each.num_samples}
+                    for each in bins
                 ],
-                "rounds": rounds,
+                "rounds": [
+                    {"round": each.round, "samples": each.num_samples, "mean": each.mean}
+                    for each in rounds
+                ],
             }
         )
         return
     console = make_console()
     names = ("mean", "std", "min", "median", "max")
     table = grid("score", "samples", *names, "not scored", "repeated", right=range(1, 9))
-    for name, row in columns.items():
+    for name, statistics in columns.items():
         table.add_row(
             foreign(name, limit=64),
-            prose(count(int(row["samples"]))),
-            *(prose(number(row[key])) for key in names),
-            prose(count(int(row["nan"]))),
-            prose(f"{row['repeated_share']:.0%}"),
+            prose(count(statistics.num_samples)),
+            *(prose(number(getattr(statistics, key))) for key in names),
+            prose(count(statistics.num_unscored)),
+            prose(f"{statistics.repeated_share:.0%}"),
         )
     console.print(table)
     console.print()
     if is_ranked:
-        most = max((num for _, _, num in histogram), default=0)
+        most = max((each.num_samples for each in bins), default=0)
         console.print(heading(f"Histogram of {score}"))
         lines = grid("from", "to", "samples", "", right=(0, 1, 2))
-        for low, high, num in histogram:
-            cells = bar(num, 0, most, console.width - 40)
+        for each in bins:
+            cells = bar(each.num_samples, 0, most, console.width - 40)
             lines.add_row(
-                prose(number(low)), prose(number(high)), prose(count(num)), prose(cells, "cyan")
+                prose(number(each.low)),
+                prose(number(each.high)),
+                prose(count(each.num_samples)),
+                prose(cells, "cyan"),
             )
         console.print(lines)
         console.print()
-        console.print(heading(f"{num_quantiles} quantiles (0 lowest)"))
+        console.print(heading(f"{rules.num_quantiles} quantiles (0 lowest)"))
         table = grid("quantile", "samples", "lowest " + score, right=(0, 1, 2))
-        for index in reversed(range(num_quantiles)):
+        for index in reversed(range(rules.num_quantiles)):
             table.add_row(
                 prose(str(index)), prose(count(counts[index])), prose(number(lower_bounds[index]))
             )
@@ -314,14 +314,14 @@ def stats(
     console.print()
     console.print(heading("By round"))
     table = grid("round", "samples", "mean", "", right=(0, 1, 2))
-    means = [row["mean"] for row in rounds if math.isfinite(row["mean"])]
+    means = [row.mean for row in rounds if math.isfinite(row.mean)]
     low, high = min([*means, 0.0]), max([*means, 0.0])
     for row in rounds:
         table.add_row(
-            prose(str(row["round"])),
-            prose(count(int(row["samples"]))),
-            prose(number(row["mean"])),
-            prose(bar(row["mean"], low, high, console.width - 40), "cyan"),
+            prose(str(row.round)),
+            prose(count(row.num_samples)),
+            prose(number(row.mean)),
+            prose(bar(row.mean, low, high, console.width - 40), "cyan"),
         )
     console.print(table)
 
@@ -362,24 +362,30 @@ app.command("retain")(pool_retain.retain)
 app.command("gc")(pool_gc.gc)
 
 
-def run_configuration(path: Path) -> Mapping[str, Any]:
-    """The configuration of the run that ``path`` is, or is the pool of; empty without one."""
+def run_rules(path: Path) -> RankingRules:
+    """How the run that ``path`` is, or is the pool of, cuts its pool; the defaults without a run."""
+    from quark.pool.ranking import RankingRules
     from quark.report.load import read_config
     from quark.run_directory import RunDirectory
 
     run = RunDirectory.around(path)
-    return read_config(run.config) if run.is_run() else {}
+    return RankingRules.recorded(read_config(run.config)) if run.is_run() else RankingRules()
 
 
-def ranked(
-    pool: NativePool, num_quantiles: int, run: Mapping[str, Any], score: str
-) -> Quantization:
-    """The ranking by one score, by the run's rules. Raises ConfigError where they are none."""
+def asked_rules(path: Path, num_quantiles: int | None, score: str) -> RankingRules:
+    """``run_rules`` with what the command line says instead."""
+    rules = run_rules(path)
+    return dataclasses.replace(
+        rules, num_quantiles=num_quantiles or rules.num_quantiles, score=score
+    )
+
+
+def ranked(pool: NativePool, rules: RankingRules) -> Quantization:
+    """The ranking by a run's rules. Raises ConfigError where they are none."""
     from quark.errors import ConfigError
-    from quark.report.load import quantize
 
     try:
-        return quantize(pool, num_quantiles, run, score=score)
+        return rules.quantize(pool)
     except (ValueError, TypeError) as err:
         raise ConfigError(
             f"the run's config.toml does not say how its pool is ranked: {err}"
@@ -397,70 +403,15 @@ def column(pool: NativePool, name: str) -> NDArray[np.float32]:
 
 
 def is_ranked_by(pool: NativePool, score: str) -> bool:
-    """Whether to rank by a column: not by the default one where the pool has no such, else yes."""
-    return score != DEFAULT_SCORE or score in pool.score_columns
+    """Whether to rank by a column: not by the default one where the pool has no such, else yes.
 
-
-def describe(scores: NDArray[np.float32]) -> dict[str, float]:
-    """Spread of a score column; ``repeated_share`` is that of ``quark.pool.ties``.
-
-    Mean and spread are NaN where infinite scores leave them without a value.
+    A pool may have other scores, or none.
     """
-    import numpy as np
-
-    from quark.pool.ties import repeated_share
-
-    scored = scores[~np.isnan(scores)].astype(np.float64)
-    if scored.size == 0:
-        empty = dict.fromkeys(("mean", "std", "min", "median", "max"), math.nan)
-        return {
-            "samples": len(scores),
-            **empty,
-            "nan": len(scores),
-            "infinite": 0,
-            "repeated_share": 0.0,
-        }
-    with np.errstate(invalid="ignore"):
-        return {
-            "samples": len(scores),
-            "mean": float(scored.mean()),
-            "std": float(scored.std()),
-            "min": float(scored.min()),
-            "median": float(np.median(scored)),
-            "max": float(scored.max()),
-            "nan": len(scores) - scored.size,
-            "infinite": int(np.isinf(scored).sum()),
-            "repeated_share": repeated_share(scores),
-        }
+    return score != REWARD_COLUMN or score in pool.score_columns
 
 
-def histogram_of(scores: NDArray[np.float32], bins: int = 12) -> list[tuple[float, float, int]]:
-    """(low, high, number of samples) of equal bins over the finite scores; empty without any."""
-    import numpy as np
-
-    finite = scores[np.isfinite(scores)].astype(np.float64)
-    if finite.size == 0:
-        return []
-    counts, edges = np.histogram(finite, bins=1 if finite.min() == finite.max() else bins)
-    return [
-        (float(low), float(high), int(num))
-        for low, high, num in zip(edges[:-1], edges[1:], counts, strict=True)
-    ]
-
-
-def round_means(pool: NativePool, scores: NDArray[np.float32]) -> list[dict[str, float]]:
-    """Samples and mean score (NaN where nothing is scored) of every round, in order.
-
-    ``scores`` are those of the samples that were not removed.
-    """
-    import numpy as np
-
-    of_sample = pool.column("round")[pool.num_removed :]
-    rows = []
-    for index in np.unique(of_sample).tolist():
-        of_round = scores[of_sample == index]
-        scored = of_round[~np.isnan(of_round)].astype(np.float64)
-        with np.errstate(invalid="ignore"):  # of both infinities there is no mean
-            mean = float(scored.mean()) if scored.size else math.nan
-        rows.append({"round": index, "samples": len(of_round), "mean": mean})
-    return rows
+def _plain(statistics: ScoreStatistics) -> dict[str, float]:
+    """Statistics of a score column under the names that the JSON output has."""
+    fields = dataclasses.asdict(statistics)
+    names = {"num_samples": "samples", "num_unscored": "nan", "num_infinite": "infinite"}
+    return {names.get(name, name): value for name, value in fields.items()}

@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from quark.cli.pool_path import JsonFlag, PoolPath, pool_path
+from quark.pool.defaults import COMPACTED_FILE
 
 
 def compact(
     path: PoolPath,
     max_samples: Annotated[
         int, typer.Option("--max-samples", min=2, max=(1 << 31) - 1, help="In one file, at most.")
-    ] = 1 << 20,
+    ] = COMPACTED_FILE,
     as_json: JsonFlag = False,
 ) -> None:
     """Make few large files of the many small ones that appends leave.

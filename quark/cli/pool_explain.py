@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quark.cli.pool_path import JsonFlag, PoolPath
+from quark.pool.defaults import NUM_QUANTILES
 
 if TYPE_CHECKING:
     from quark.training.explain import Explanation
@@ -24,7 +25,7 @@ def explain(
             "--num-quantiles",
             "-k",
             min=1,
-            help="Cut today's pool into this many. Default: the run's, or 5.",
+            help=f"Cut today's pool into this many. Default: the run's, or {NUM_QUANTILES}.",
         ),
     ] = None,
     as_json: JsonFlag = False,

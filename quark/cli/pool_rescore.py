@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quark.cli.pool_path import JsonFlag, PoolPath, pool_path
+from quark.pool.columns import REWARD_COLUMN
+from quark.pool.defaults import RESCORING_CHUNK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,12 +26,12 @@ def rescore(
     ],
     name: Annotated[
         str, typer.Option("--as", help="Score column to write; one that is there is replaced.")
-    ] = "reward",
+    ] = REWARD_COLUMN,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="A reward setting, as in a run."),
     ] = None,
-    chunk_size: Annotated[int, typer.Option(min=1, help="Samples per commit.")] = 8192,
+    chunk_size: Annotated[int, typer.Option(min=1, help="Samples per commit.")] = RESCORING_CHUNK,
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard what an interrupted attempt has left.")
     ] = False,

@@ -16,11 +16,13 @@ from quark.models.loading import ModelConfig
 from quark.objectives.quark import LMSoftmax, QuarkObjectiveConfig
 from quark.pool.base import (
     MAX_AGE_HALF_LIFE,
-    MAX_QUANTILES,
     RemainderRule,
     SamplingMode,
     TieRule,
 )
+from quark.pool.columns import REWARD_COLUMN
+from quark.pool.defaults import MAX_QUANTILES, NUM_QUANTILES
+from quark.pool.ranking import RankingRules
 from quark.reference.config import ReferenceConfig
 from quark.rewards.config import RewardConfig, RewardName
 from quark.settings import Settings
@@ -71,7 +73,7 @@ class RunSection(Settings):
 class PoolSection(Settings):
     """The sample pool and how it is cut and drawn from."""
 
-    num_quantiles: int = Field(5, ge=1, le=MAX_QUANTILES)
+    num_quantiles: int = Field(NUM_QUANTILES, ge=1, le=MAX_QUANTILES)
     """K, also the number of reward tokens."""
     ties: TieRule = TieRule.HASH
     """How equal rewards are cut at a boundary."""
@@ -112,6 +114,20 @@ class PoolSection(Settings):
     """Further rewards by name, e.g. ``["vader"]``: scored and stored beside the reward, never trained on."""
     store_text: bool = True
     """Keep the completions' text beside their tokens."""
+
+    def ranking(self, score: str = REWARD_COLUMN) -> RankingRules:
+        """How the pool is cut into quantiles by one score column."""
+        return RankingRules(
+            num_quantiles=self.num_quantiles,
+            score=score,
+            ties=self.ties,
+            remainder=self.remainder,
+            last_rounds=self.last_rounds,
+            where=self.where,
+            min_score=self.min_score,
+            max_per_round=self.max_per_round,
+            per_prompt=self.per_prompt,
+        )
 
 
 class OptimizerSection(Settings):

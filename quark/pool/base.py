@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 
 from quark.pool.batch import BatchBuffers, PackedBatch
 from quark.pool.batch import PoolBatch as PoolBatch
+from quark.pool.columns import REWARD_COLUMN
 from quark.pool.scope import Scope, Score
 
 _Batch = TypeVar("_Batch", covariant=True)
 
-MAX_QUANTILES = 2**15 - 1
-"""Labels are int16."""
 MAX_AGE_HALF_LIFE = 10_000
 """Rounds; longer ones draw all samples nearly alike."""
 
@@ -524,7 +523,7 @@ class SamplePool(Protocol):
         self,
         num_quantiles: int,
         *,
-        score: Score = "reward",
+        score: Score = REWARD_COLUMN,
         scope: Scope | None = None,
         ties: TieRule = TieRule.HASH,
         remainder: RemainderRule = RemainderRule.SPREAD,

@@ -31,6 +31,7 @@ from quark.pool.base import (
     age_weights,
 )
 from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
+from quark.pool.columns import REWARD_COLUMN
 from quark.pool.scope import (
     LOGPROB_COLUMNS,
     PROVENANCE_COLUMNS,
@@ -267,7 +268,7 @@ class MemoryPool:
         self,
         num_quantiles: int,
         *,
-        score: Score = "reward",
+        score: Score = REWARD_COLUMN,
         scope: Scope | None = None,
         ties: TieRule = TieRule.HASH,
         remainder: RemainderRule = RemainderRule.SPREAD,

@@ -36,6 +36,8 @@ from quark.pool.base import (
 )
 from quark.pool.batch import BatchBuffers, PackedBatch, PoolBatch
 from quark.pool.checks import as_rule, as_vector, bounded
+from quark.pool.columns import REWARD_COLUMN
+from quark.pool.defaults import COMPACTED_FILE, RESCORING_CHUNK
 from quark.pool.info import (
     Collected,
     Compacted,
@@ -176,7 +178,7 @@ class NativePool:
         """Per append, by first id: file below ``path``, first id in it, key, first id, samples, round, chunk."""
         return self._pool.appends()
 
-    def compact(self, *, max_samples: int = 1 << 20) -> Compacted:
+    def compact(self, *, max_samples: int = COMPACTED_FILE) -> Compacted:
         """Make few large files of many small ones.
 
         Ids, samples, scores and every draw stay what they are; queries and ``open`` have less to open. Each
@@ -397,7 +399,7 @@ class NativePool:
         scorer: Scorer,
         *,
         source: Mapping[str, Json] | None = None,
-        chunk_size: int = 8192,
+        chunk_size: int = RESCORING_CHUNK,
         decode: Decoder | None = None,
         restart: bool = False,
         on_chunk: Callable[[int, int], object] | None = None,
@@ -419,7 +421,7 @@ class NativePool:
         self,
         num_quantiles: int,
         *,
-        score: Score = "reward",
+        score: Score = REWARD_COLUMN,
         scope: Scope | None = None,
         ties: TieRule = TieRule.HASH,
         remainder: RemainderRule = RemainderRule.SPREAD,

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quark.pool.base import SamplePool
+from quark.pool.defaults import RESCORING_CHUNK
 from quark.types import Json
 
 Scorer: TypeAlias = Callable[[Sequence[str], Sequence[str]], ArrayLike]
@@ -42,7 +43,7 @@ def rescore(
     scorer: Scorer,
     *,
     source: Mapping[str, Json] | None = None,
-    chunk_size: int = 8192,
+    chunk_size: int = RESCORING_CHUNK,
     decode: Decoder | None = None,
     restart: bool = False,
     on_chunk: Callable[[int, int], object] | None = None,

@@ -15,7 +15,7 @@ checked. Only the extension opens files, so a file that is replaced afterwards c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol, Self
 
 import numpy as np
 import polars as pl
@@ -23,10 +23,8 @@ from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
 from quark.pool.base import Sample
-from quark.pool.segments import Segment, segments_of
-
-if TYPE_CHECKING:
-    from quark.pool.native import NativePool
+from quark.pool.info import PoolSettings
+from quark.pool.segments import Appended, Segment, segments_of
 
 SCORE_PREFIX = "score:"
 """What a score column's name begins with where the plain name is taken."""
@@ -82,7 +80,25 @@ _LOOKED_UP = {
 _ROWS_AT_ONCE = 32_768
 
 
-def scan(pool: NativePool) -> pl.LazyFrame:
+class Scannable(Appended, Protocol):
+    """The part of a pool on disk that a scan reads."""
+
+    @property
+    def settings(self) -> PoolSettings: ...
+    @property
+    def score_columns(self) -> tuple[str, ...]: ...
+    @property
+    def num_removed(self) -> int: ...
+    @property
+    def has_sampled_logprobs(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def reopen(self) -> Self: ...
+    def scores(self, name: str) -> NDArray[np.float32]: ...
+    def samples(self, ids: Sequence[int]) -> list[Sample]: ...
+    def arrow_rows(self, spans: Sequence[range], columns: Sequence[str]) -> bytes: ...
+
+
+def scan(pool: Scannable) -> pl.LazyFrame:
     """The samples of ``pool.snapshot``, whatever is appended or closed later.
 
     Returns:
@@ -106,7 +122,7 @@ def score_column(name: str) -> str:
 class _Source:
     """What polars calls to read a pool."""
 
-    def __init__(self, pool: NativePool, segments: Sequence[Segment]) -> None:
+    def __init__(self, pool: Scannable, segments: Sequence[Segment]) -> None:
         self._pool = pool
         self._segments = segments
         self._starts = np.array([segment.first for segment in segments], np.int64)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from quark.pool.native import NativePool
+
+class Appended(Protocol):
+    """The part of a pool on disk that says where its appends lie."""
+
+    @property
+    def path(self) -> Path: ...
+    def appends(self) -> list[tuple[str, int, str, int, int, int, int]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +30,7 @@ class Segment:
     chunk: int
 
 
-def segments_of(pool: NativePool) -> list[Segment]:
+def segments_of(pool: Appended) -> list[Segment]:
     """The appends of ``pool.snapshot``, by first id."""
     return [
         Segment(

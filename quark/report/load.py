@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from quark.config.load import parse_toml
 from quark.errors import PoolError, RunDirectoryError, UnsafeFileError
 from quark.evaluation.frontier_file import FrontierFile
-from quark.pool.base import Quantization, Sample, SamplePool
+from quark.pool.base import Sample, SamplePool
 from quark.pool.columns import REWARD_COLUMN
-from quark.pool.scope import Scope
+from quark.pool.ranking import RankingRules
 from quark.pool.writer_lock import has_writer
 from quark.run_directory import RunDirectory
 from quark.run_identity import RunIdentity
@@ -77,6 +77,8 @@ class RunData:
     directory: RunDirectory
     identity: RunIdentity
     config: Row
+    rules: RankingRules
+    """How the configuration cuts the pool."""
     runs: tuple[Row, ...]
     steps: tuple[Row, ...]
     rounds: tuple[Row, ...]
@@ -105,7 +107,7 @@ class RunData:
         for row, key in ((self.last_round, "quantile_counts"), (self.last_curve, "reward_mean")):
             if row is not None and isinstance(values := row.get(key), list) and values:
                 return len(values)
-        return num_quantiles_of(self.config)
+        return self.rules.num_quantiles
 
     @property
     def last_round(self) -> Row | None:
@@ -156,6 +158,7 @@ def load_run(path: Path) -> RunData:
         directory=directory,
         identity=identity,
         config=config,
+        rules=RankingRules.recorded(config),
         runs=tuple(by_event.get("run", ())),
         steps=_last_of_each(by_event.get("step", []), "step"),
         rounds=rounds,
@@ -196,18 +199,18 @@ def number_in(value: object) -> float:
     return float(value)
 
 
-def summarize_pool(pool: SamplePool, num_quantiles: int, config: Row) -> PoolView:
-    """Rewards, labels and a few samples of every quantile, ranked as a run of this configuration ranks them.
+def summarize_pool(pool: SamplePool, rules: RankingRules) -> PoolView:
+    """Rewards, labels and a few samples of every quantile, ranked by these rules.
 
     Raises:
-        KeyError: there is no reward column.
-        ValueError, TypeError: the configuration says what no ranking obeys.
+        KeyError: there is no such score column.
+        ValueError, TypeError: as ``RankingRules.quantize``.
     """
-    rewards = pool.scores(REWARD_COLUMN)
-    quantization = quantize(pool, num_quantiles, config)
+    rewards = pool.scores(rules.score)
+    quantization = rules.quantize(pool)
     labels = quantization.labels()
     views = []
-    for index in range(num_quantiles):
+    for index in range(rules.num_quantiles):
         ids = np.flatnonzero(labels == index)
         ranked = ids[np.argsort(-rewards[ids], kind="stable")]
         views.append(
@@ -221,41 +224,6 @@ def summarize_pool(pool: SamplePool, num_quantiles: int, config: Row) -> PoolVie
         )
     removed = pool.num_removed
     return PoolView(rewards=rewards[removed:], labels=labels[removed:], quantiles=tuple(views))
-
-
-def quantize(
-    pool: SamplePool, num_quantiles: int, config: Row, *, score: str = REWARD_COLUMN
-) -> Quantization:
-    """The ranking by one score column, by the rules of a run's configuration (of none: the defaults).
-
-    Raises:
-        KeyError: an unknown column.
-        ValueError, TypeError: the configuration says what no ranking obeys.
-    """
-    given = _pool_section(config)
-    scope = ("last_rounds", "where", "min_score", "max_per_round", "per_prompt")
-    return pool.quantize(
-        num_quantiles,
-        score=score,
-        scope=Scope(**{name: given[name] for name in scope if name in given}),
-        **{name: given[name] for name in ("ties", "remainder") if name in given},
-    )
-
-
-def num_quantiles_of(config: Row) -> int:
-    """K of a run's configuration; 5, the default, where it does not say one."""
-    said = _pool_section(config).get("num_quantiles")
-    return said if isinstance(said, int) and said > 0 else 5
-
-
-def ranks_each_prompt(config: Row) -> bool:
-    """Whether a run's configuration cuts each prompt's samples for themselves."""
-    return _pool_section(config).get("per_prompt") is True
-
-
-def _pool_section(config: Row) -> Row:
-    section = config.get("pool")
-    return section if isinstance(section, dict) else {}
 
 
 def _picked(pool: SamplePool, ranked: NDArray[np.int64]) -> tuple[tuple[str, Sample], ...]:
@@ -289,7 +257,8 @@ def _with_pool(data: RunData) -> RunData:
     try:
         if len(pool) == 0:
             return replace(data, pool_problem="the pool is still empty")
-        return replace(data, pool=summarize_pool(pool, data.num_quantiles, data.config))
+        rules = replace(data.rules, num_quantiles=data.num_quantiles)
+        return replace(data, pool=summarize_pool(pool, rules))
     except KeyError:
         return replace(data, pool_problem=f"the pool has no score column {REWARD_COLUMN!r}")
     except (PoolError, OSError) as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from quark.errors import PoolError
 from quark.pool.base import SamplePool
+from quark.pool.columns import REWARD_COLUMN
 from quark.pool.native import NativePool
 from quark.selftest.base import Check, OnTrial
 from quark.selftest.samples import VOCAB_SIZE, fields, make_batch
@@ -77,7 +78,9 @@ def check_damage(
 def _make_pool(path: Path) -> dict[str, object]:
     with NativePool.create(path, vocab_size=VOCAB_SIZE) as pool:
         for number, key in enumerate(_KEYS):
-            pool.append(make_batch(key, {"reward": [0.5, float("nan"), -number]}, content=number))
+            pool.append(
+                make_batch(key, {REWARD_COLUMN: [0.5, float("nan"), -number]}, content=number)
+            )
         return _content(pool)
 
 

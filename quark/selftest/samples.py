@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from quark.pool.base import PromptRecord, Sample, SampleBatch
+from quark.pool.columns import REWARD_COLUMN
 
 VOCAB_SIZE = 1000
 _WORDS = ("", "good", "bad", "naïve", "映画", "a\nb\tc", "\x00", "🎬" * 3)
@@ -54,7 +55,7 @@ def numbered_batch(number: int) -> SampleBatch:
     rng = np.random.default_rng(number)
     rewards = rng.normal(size=rng.integers(1, 60)).round(1)
     rewards[rng.random(len(rewards)) < 0.1] = np.nan
-    scores = {"reward": rewards.tolist(), "judge": rewards[::-1].tolist()}
+    scores = {REWARD_COLUMN: rewards.tolist(), "judge": rewards[::-1].tolist()}
     return make_batch(f"history/{number}", scores, content=number)
 
 

@@ -7,7 +7,7 @@ of that ranking, the configuration, the seed and its number, so both are compute
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from quark.errors import ConfigError, RunDirectoryError
 from quark.pool.base import Quantization, Sample, SamplePool, Snapshot
 from quark.pool.columns import REWARD_COLUMN
 from quark.pool.native import NativePool
+from quark.pool.ranking import RankingRules
 from quark.pool.segments import segments_of
 from quark.run_directory import RunDirectory
 from quark.run_identity import RunIdentity
@@ -89,7 +90,7 @@ def explain(path: Path, sample_id: int, *, num_quantiles: int | None = None) -> 
     Args:
         path: a pool or a run directory; the run around a pool (``RUN/pool``) is found.
         sample_id: which sample.
-        num_quantiles: K of the standings; None is the run's, or 5. Rounds have the run's in any case.
+        num_quantiles: K of the standings; None is the run's, or the default without a run. Rounds have the run's in any case.
 
     Raises:
         IndexError: the pool has no such sample, or retention removed it.
@@ -105,9 +106,9 @@ def explain(path: Path, sample_id: int, *, num_quantiles: int | None = None) -> 
                 f"the pool has no sample {sample_id}; it holds {len(pool)} samples, numbered from 0"
             )
         (sample,) = pool.samples([sample_id])
-        cut = PoolSection() if run is None else run.config.pool
+        rules = RankingRules() if run is None else run.config.pool.ranking()
         if num_quantiles is not None:
-            cut = cut.model_copy(update={"num_quantiles": num_quantiles})
+            rules = replace(rules, num_quantiles=num_quantiles)
         appends = segments_of(pool)
         rounds = (
             ()
@@ -119,8 +120,11 @@ def explain(path: Path, sample_id: int, *, num_quantiles: int | None = None) -> 
             sample=sample,
             key=next(append.key for append in reversed(appends) if append.first <= sample_id),
             snapshot=pool.snapshot,
-            num_quantiles=cut.num_quantiles,
-            standings=tuple(_standing(pool, sample_id, cut, name) for name in pool.score_columns),
+            num_quantiles=rules.num_quantiles,
+            standings=tuple(
+                _standing(pool, sample_id, replace(rules, score=name))
+                for name in pool.score_columns
+            ),
             run=None if run is None else run.directory.path,
             rounds=known,
             num_rounds_unknown=len(rounds) - len(known),
@@ -139,16 +143,16 @@ def _run_around(path: Path) -> _Run | None:
     return _Run(directory=directory, id=run_id, config=config)
 
 
-def _standing(pool: SamplePool, sample_id: int, cut: PoolSection, column: str) -> Standing:
-    scores = pool.scores(column)
+def _standing(pool: SamplePool, sample_id: int, rules: RankingRules) -> Standing:
+    scores = pool.scores(rules.score)
     score = scores[sample_id]
     return Standing(
-        column=column,
+        column=rules.score,
         score=float(score),
         rank=None if np.isnan(score) else 1 + int((scores > score).sum()),
         num_tied=int((scores == score).sum()),
         num_scored=int((~np.isnan(scores)).sum()),
-        quantile=_quantile_of(sample_id, quantize(pool, cut, score=column)),
+        quantile=_quantile_of(sample_id, quantize(pool, rules)),
     )
 
 
@@ -170,7 +174,7 @@ def _rounds(
             if not _ranks_as_at_first(then, num_samples, run.config.pool):
                 uses.append(None)
                 continue
-            quantization = quantize(then, run.config.pool)
+            quantization = quantize(then, run.config.pool.ranking())
             steps = _steps_with(sample_id, then, quantization, run.config, round, left_out)
             uses.append(
                 RoundUse(

@@ -300,7 +300,7 @@ def _parts(
 ) -> tuple[Quantization, int, LabelledSamples]:
     """The ranking, the number of samples to learn from, and those to measure on."""
     try:
-        quantization = quantize(pool, config.pool, score=score)
+        quantization = quantize(pool, config.pool.ranking(score))
     except KeyError:
         there = ", ".join(pool.score_columns) or "none"
         raise ConfigError(f"--score {score}: the pool has no such column; it has {there}") from None

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quark.cli import pool as commands
 from quark.cli.console import to_json
-from quark.pool import base
 from quark.pool.base import PromptRecord
+from quark.pool.defaults import MAX_QUANTILES
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.training.explain import explain
@@ -203,10 +202,10 @@ def test_what_cannot_be_is_named_in_a_line(
 
 
 def test_the_largest_bounds_are_taken(tmp_path: Path) -> None:
-    assert commands.MAX_QUANTILES == base.MAX_QUANTILES
     with NativePool.create(tmp_path / "pool", vocab_size=1000) as pool:
         pool.append(make_batch("a", {"reward": [1.0]}))
-    assert quark("pool", "head", tmp_path / "pool", "-k", "32767").code == 0
+    assert quark("pool", "head", tmp_path / "pool", "-k", str(MAX_QUANTILES)).code == 0
+    assert quark("pool", "head", tmp_path / "pool", "-k", str(MAX_QUANTILES + 1)).code == 2
     assert quark("pool", "gc", tmp_path / "pool", "--keep", str(2**63 - 1)).code == 0
     for option in ("--max-samples", "--max-rounds"):
         assert quark("pool", "retain", tmp_path / "pool", option, str(2**64 - 1)).code == 0

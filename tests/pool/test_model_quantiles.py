@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from quark.pool.base import MAX_QUANTILES, RemainderRule, SamplePool, SamplingMode, TieRule
+from quark.pool.base import RemainderRule, SamplePool, SamplingMode, TieRule
+from quark.pool.defaults import MAX_QUANTILES
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
 from quark.pool.scope import Scope

@@ -22,7 +22,14 @@ from quark.selftest.samples import VOCAB_SIZE, make_batch
 from quark.training.loop.draws import held_out_samples, quantize, round_sampler
 from quark.training.loop.information import MOST_SAMPLES, labels_by, newest
 from tests.training.test_distributed import assert_close, launch
-from tests.training.tiny_run import NUM_ROUNDS, fingerprint_of, rows_of, train, write_inputs
+from tests.training.tiny_run import (
+    NEEDS_SHARDING,
+    NUM_ROUNDS,
+    fingerprint_of,
+    rows_of,
+    train,
+    write_inputs,
+)
 
 SETTINGS = (
     "objective.lm_coef=0",
@@ -75,8 +82,8 @@ def test_held_out_samples_keep_their_rank_and_are_never_drawn(
     # A prompt is held out or not with all its samples.
     prompts = pool.column("prompt_id")
     assert not set(prompts[held_out].tolist()) & set(prompts[~held_out].tolist())
-    everything = quantize(pool, config_of(0.0, seed).pool)
-    ours = quantize(pool, config.pool)
+    everything = quantize(pool, config_of(0.0, seed).pool.ranking())
+    ours = quantize(pool, config.pool.ranking())
     assert_array_equal(ours.labels(), everything.labels())
     sampler = round_sampler(pool, ours, config, round)
     for step in range(4):
@@ -206,7 +213,7 @@ def test_a_run_with_a_held_out_part_stopped_within_rounds_ends_equal(
         assert found[name] == expected[name], name
 
 
-@pytest.mark.parametrize("parallel", ["data", "sharded"])
+@pytest.mark.parametrize("parallel", ["data", pytest.param("sharded", marks=NEEDS_SHARDING)])
 def test_two_processes_measure_what_one_does(
     inputs: Path, whole_run: Path, tmp_path: Path, parallel: str
 ) -> None:

@@ -14,7 +14,14 @@ from quark.pool.native import NativePool
 from tests.generation.sampling_server import SamplingServer, serving
 from tests.tiny import save_tiny, tiny_llama
 from tests.training.test_distributed import launch
-from tests.training.tiny_run import Listener, fingerprint_of, rows_of, train, write_inputs
+from tests.training.tiny_run import (
+    NEEDS_SHARDING,
+    Listener,
+    fingerprint_of,
+    rows_of,
+    train,
+    write_inputs,
+)
 
 KEY = "s3cret-key"
 
@@ -97,7 +104,7 @@ def test_learned_positions_that_begin_after_the_reward_token_are_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["data", "sharded"])
+@pytest.mark.parametrize("parallel", ["data", pytest.param("sharded", marks=NEEDS_SHARDING)])
 def test_of_several_processes_one_asks_and_all_learn_from_the_answers(
     config: Path, served: tuple[SamplingServer, tuple[str, ...]], tmp_path: Path, parallel: str
 ) -> None:

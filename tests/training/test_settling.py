@@ -15,7 +15,7 @@ from quark.reference.base import FrozenReference
 from quark.training.loop.settling import settle_reward_tokens
 from tests.tiny import save_tiny, tiny_batch, tiny_llama
 from tests.training.test_distributed import launch
-from tests.training.tiny_run import fingerprint_of, rows_of, train, write_inputs
+from tests.training.tiny_run import NEEDS_SHARDING, fingerprint_of, rows_of, train, write_inputs
 
 SETTINGS = ("optimizer.settling_steps=6", "model.reward_token_std_scale=0.0")
 
@@ -103,6 +103,7 @@ def test_two_processes_settle_as_one_does(config: Path, whole_run: Path, tmp_pat
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@NEEDS_SHARDING
 def test_sharded_weights_refuse_it(config: Path, tmp_path: Path) -> None:
     ended = launch(config, tmp_path / "run", *SETTINGS, "run.parallel=sharded")
     assert 0 not in ended.codes

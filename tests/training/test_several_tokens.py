@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.test_distributed import assert_close, launch
-from tests.training.tiny_run import fingerprint_of, rows_of, train, write_inputs
+from tests.training.tiny_run import NEEDS_SHARDING, fingerprint_of, rows_of, train, write_inputs
 
 SETTINGS = (
     "objective.lm_coef=0.2",
@@ -37,10 +37,13 @@ def test_every_step_says_what_the_terms_are(whole_run: Path) -> None:
     for row in steps:
         assert row["information"] == pytest.approx(math.log(3) - row["contrast_loss"])
         assert math.isfinite(row["advantage_loss"])
-    rounds = [row for row in rows_of(whole_run) if row["event"] == "round"]
-    assert all("information_mean" in row for row in rounds)
-    # The tokens are told apart better at the end than at the beginning.
-    assert rounds[-1]["information_mean"] > rounds[0]["information_mean"]
+
+
+def test_the_tokens_are_told_apart_better_at_the_end(config: Path, tmp_path: Path) -> None:
+    # Fast enough that the difference is far larger than what the choice of samples makes.
+    train(config, tmp_path / "run", overrides=(*SETTINGS, "optimizer.learning_rate=0.01"))
+    rounds = [row for row in rows_of(tmp_path / "run") if row["event"] == "round"]
+    assert rounds[-1]["information_mean"] > rounds[0]["information_mean"] + 0.1
 
 
 def test_a_run_stopped_within_rounds_ends_equal(
@@ -57,7 +60,7 @@ def test_a_run_stopped_within_rounds_ends_equal(
     assert found["files"][last] == expected["files"][last]
 
 
-@pytest.mark.parametrize("parallel", ["data", "sharded"])
+@pytest.mark.parametrize("parallel", ["data", pytest.param("sharded", marks=NEEDS_SHARDING)])
 def test_two_processes_learn_what_one_does(
     config: Path, whole_run: Path, tmp_path: Path, parallel: str
 ) -> None:

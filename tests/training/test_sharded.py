@@ -26,6 +26,7 @@ from quark.training.processes.sharding import ShardedWeights
 from tests.tiny import tiny_batch, tiny_policy
 from tests.training.test_distributed import Ended, assert_close, launch, weights_of
 from tests.training.tiny_run import (
+    NEEDS_SHARDING,
     NUM_ROUNDS,
     STEPS_PER_ROUND,
     Listener,
@@ -80,6 +81,7 @@ def steps_of(run_dir: Path) -> list[dict[str, float]]:
     return [row for row in rows_of(run_dir) if row["event"] == "step"]
 
 
+@NEEDS_SHARDING
 def test_shards_learn_what_one_process_does(alone: Path, sharded: Ended, sharded_dir: Path) -> None:
     assert_close(sharded_dir, alone)
     steps = steps_of(sharded_dir), steps_of(alone)
@@ -95,6 +97,7 @@ def test_shards_learn_what_one_process_does(alone: Path, sharded: Ended, sharded
     assert sharded.err[1] == sharded.out[1] == ""
 
 
+@NEEDS_SHARDING
 def test_between_steps_a_process_holds_half_of_weights_and_moments(
     sharded: Ended, sharded_dir: Path
 ) -> None:
@@ -107,6 +110,7 @@ def test_between_steps_a_process_holds_half_of_weights_and_moments(
         assert 0.45 * everything < num_bytes < 0.52 * everything
 
 
+@NEEDS_SHARDING
 def test_a_killed_process_ends_the_run_and_any_strategy_resumes(
     config: Path, sharded: Ended, sharded_dir: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +130,7 @@ def test_a_killed_process_ends_the_run_and_any_strategy_resumes(
     assert_close(other, alone)
 
 
+@NEEDS_SHARDING
 def test_shards_go_on_from_the_checkpoint_of_one_process(
     config: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +142,7 @@ def test_shards_go_on_from_the_checkpoint_of_one_process(
     assert_close(tmp_path / "run", alone)
 
 
+@NEEDS_SHARDING
 @pytest.mark.slow
 def test_adapters_are_sharded_with_the_weights_below(config: Path, tmp_path: Path) -> None:
     settings = (*SETTINGS, "model.lora.rank=2")
@@ -168,6 +174,7 @@ def weights() -> Iterator[ShardedWeights]:
         distributed.destroy_process_group()
 
 
+@NEEDS_SHARDING
 def test_weights_that_are_gathered_wrongly_are_noticed(
     weights: ShardedWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +191,7 @@ def test_weights_that_are_gathered_wrongly_are_noticed(
         weights.require_equal(step=3)
 
 
+@NEEDS_SHARDING
 def test_memory_that_lacks_in_a_step_names_the_setting(weights: ShardedWeights) -> None:
     def hungry(size: int) -> int:
         raise torch.OutOfMemoryError(f"out of memory for {size}")
@@ -192,6 +200,7 @@ def test_memory_that_lacks_in_a_step_names_the_setting(weights: ShardedWeights) 
         weights.run(hungry, 4, on_smaller=lambda size, reason: None)
 
 
+@NEEDS_SHARDING
 def test_the_twin_has_weights_only_within(weights: ShardedWeights) -> None:
     model = weights.alone.model
     assert all(parameter.is_meta for parameter in model.parameters())
@@ -201,6 +210,7 @@ def test_the_twin_has_weights_only_within(weights: ShardedWeights) -> None:
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
+@NEEDS_SHARDING
 def test_to_sample_linear_layers_are_gathered_as_autocast_rounds_them(
     weights: ShardedWeights,
 ) -> None:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from quark.config.load import LoadedConfig, load_config
 from quark.pool.native import NativePool
@@ -23,6 +25,10 @@ from quark.training.assemble import assemble
 from quark.training.events import Progress, RoundSummary, TrainingResult
 from tests.tiny import save_tiny
 
+NEEDS_SHARDING = pytest.mark.skipif(
+    not hasattr(FSDPModule, "set_reduce_scatter_unused_params"),
+    reason="sharding needs torch 2.13 or newer",
+)
 NUM_ROUNDS = 3
 STEPS_PER_ROUND = 4
 CONFIG = """

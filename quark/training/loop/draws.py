@@ -17,7 +17,8 @@ from quark.errors import ConfigError
 from quark.pool.base import Quantization, SamplePool, Sampler
 from quark.pool.columns import REWARD_COLUMN, column_name
 from quark.pool.native import NativePool
-from quark.pool.scope import Scope, scramble_all, try_condition
+from quark.pool.ranking import RankingRules
+from quark.pool.scope import scramble_all, try_condition
 from quark.training.seeds import derive_seed
 
 
@@ -60,28 +61,15 @@ def check_scope(section: PoolSection) -> None:
             raise ConfigError(f"pool.{error}") from error
 
 
-def quantize(pool: SamplePool, section: PoolSection, *, score: str = REWARD_COLUMN) -> Quantization:
-    """The ranking by one score column, by the run's rules.
+def quantize(pool: SamplePool, rules: RankingRules) -> Quantization:
+    """The ranking by the run's rules, with errors that name the configuration.
 
     Raises:
         KeyError: an unknown column.
         ConfigError: ``pool.where`` is no condition on the columns that there are.
     """
-    scope = Scope(
-        last_rounds=section.last_rounds,
-        where=section.where,
-        min_score=section.min_score,
-        max_per_round=section.max_per_round,
-        per_prompt=section.per_prompt,
-    )
     try:
-        return pool.quantize(
-            section.num_quantiles,
-            score=score,
-            scope=scope,
-            ties=section.ties,
-            remainder=section.remainder,
-        )
+        return rules.quantize(pool)
     except ValueError as error:
         raise ConfigError(f"pool: {error}") from error
 

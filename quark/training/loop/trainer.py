@@ -33,7 +33,6 @@ from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization, Sample
 from quark.pool.columns import REWARD_COLUMN
 from quark.pool.native import NativePool
-from quark.pool.ties import tie_share
 from quark.publication import publishing_directory
 from quark.reference.base import ReferencePolicy
 from quark.refusals import way_on
@@ -355,7 +354,7 @@ class Trainer:
         return pool
 
     def _quantize(self, pool: NativePool) -> Quantization:
-        quantization = quantize(pool, self.config.pool)
+        quantization = quantize(pool, self.config.pool.ranking())
         if int(quantization.counts.sum()) == 0:
             num_samples = len(pool) - pool.num_removed
             section = self.config.pool
@@ -549,7 +548,6 @@ class Trainer:
         samples = pool.samples(ids)
         bounds = quantization.lower_bounds
         num_samples = len(pool) - pool.num_removed
-        prompt_ids = pool.column("prompt_id") if self.config.pool.per_prompt else None
         return {
             "samples": num_samples,
             "new_samples": len(ids),
@@ -561,7 +559,7 @@ class Trainer:
             "reward_max": float(scored.max()) if scored.size else math.nan,
             "quantile_counts": quantization.counts,
             "quantile_lower_bounds": bounds,
-            "tie_share": tie_share(everything, quantization.labels(), prompt_ids),
+            "tie_share": self.config.pool.ranking().tie_share(pool, quantization),
             "completion_length_mean": float(np.mean([len(s.completion_tokens) for s in samples])),
             "distinct_2": distinct_n([self._text(s) for s in samples], 2),
             "logprob_policy_mean": float(np.mean([s.logprob_policy for s in samples])),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -203,7 +204,10 @@ class Team:
             distributed.destroy_process_group()
 
     def _group(self, backend: str) -> distributed.ProcessGroup:
-        group = distributed.new_group(backend=backend, timeout=timedelta(seconds=self.timeout_s))
+        with _standard_output_kept():
+            group = distributed.new_group(
+                backend=backend, timeout=timedelta(seconds=self.timeout_s)
+            )
         assert isinstance(group, distributed.ProcessGroup), "a group of all has every process"
         return group
 
@@ -250,9 +254,10 @@ def joined(
         timeout_s=timeout_s,
     )
     try:
-        distributed.init_process_group(
-            "gloo", rank=team.rank, world_size=size, timeout=timedelta(seconds=timeout_s)
-        )
+        with _standard_output_kept():
+            distributed.init_process_group(
+                "gloo", rank=team.rank, world_size=size, timeout=timedelta(seconds=timeout_s)
+            )
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"process {team.rank} of {size} did not find the others at "
@@ -265,6 +270,25 @@ def joined(
         team.leave(in_order=False)
         raise
     team.leave(in_order=True)
+
+
+@contextmanager
+def _standard_output_kept() -> Iterator[None]:
+    """Keep the standard output for results: Gloo writes a line about its peers there before torch 2.11 or so."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed: there is nothing to keep
+        yield
+        return
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.close(nothing)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _is_sharded(parallel: Literal["data", "sharded"] | None) -> bool:

@@ -1,0 +1,12 @@
+"""Defaults and bounds that the pool shares with settings and commands. Imports nothing: ``--help`` names them."""
+
+from __future__ import annotations
+
+NUM_QUANTILES = 5
+"""K where nobody says another number."""
+MAX_QUANTILES = 2**15 - 1
+"""Labels are int16."""
+RESCORING_CHUNK = 8192
+"""Samples per commit of a rescoring."""
+COMPACTED_FILE = 1 << 20
+"""Samples in one file of a compacted pool, at most; this many take some 200 MB of memory once."""
