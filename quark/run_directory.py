@@ -16,8 +16,6 @@ run/
 
 from __future__ import annotations
 
-import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,29 +105,6 @@ class RunDirectory:
             else:
                 safe_files.check_tree(path, self.path)
 
-    def oldest_snapshot_needed(self) -> int | None:
-        """The oldest pool snapshot from which a checkpoint goes on; None without checkpoints.
-
-        Raises:
-            UnsafeFileError: a link leads from the checkpoints out of the run directory.
-        """
-        generations = []
-        for state in self.own(self.checkpoints).glob("step-*/state.json"):
-            # One that cannot be read cannot be resumed from either.
-            with contextlib.suppress(
-                OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError
-            ):
-                pool = json.loads(safe_files.read_bytes(state, self.path))["pool"]
-                generations.append(int(pool["generation"]))
-                if pool.get("learns_from") is not None:
-                    generations.append(int(pool["learns_from"]))
-        return min(generations, default=None)
-
     def is_run(self) -> bool:
         """Whether this directory holds a run of ours."""
         return self.identity.is_file()
-
-
-def staged(path: Path) -> Path:
-    """Where a small file is written before it takes the place of ``path``."""
-    return path.with_name(f"{path.name}.partial")

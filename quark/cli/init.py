@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -28,15 +29,14 @@ def init(
     from quark.cli.console import make_console, prose
     from quark.config.load import load_config, to_toml
     from quark.errors import ConfigError
+    from quark.publication import publish_file
 
     text = to_toml(load_config(preset).config, comments=True)
     if path.is_dir():
         path = path / "quark.toml"
-    try:
-        with place(path).open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as err:
-        raise ConfigError(f"{path} exists: give another name, or --force to overwrite it") from err
+    if os.path.lexists(path) and not force:
+        raise ConfigError(f"{path} exists: give another name, or --force to overwrite it")
+    publish_file(place(path), text)
     console = make_console()
     console.print(prose(f"wrote {path}", "green"))
     console.print(prose(f"  quark train {path} --dry-run    checks it"), soft_wrap=True)

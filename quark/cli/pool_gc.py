@@ -41,10 +41,11 @@ def gc(
     from quark.errors import ConfigError
     from quark.pool.native import NativePool
     from quark.run_directory import RunDirectory
+    from quark.training.state.run_state import oldest_snapshot_needed
 
     with NativePool.open(pool_path(path), writable=True) as pool:
-        needed = RunDirectory.around(path).oldest_snapshot_needed()
-        if needed is not None and not force:
+        needed = None if force else oldest_snapshot_needed(RunDirectory.around(path))
+        if needed is not None:
             would_keep = pool.gc(keep_snapshots=keep, dry_run=True).oldest_generation
             if would_keep > needed:
                 reason = (

@@ -12,12 +12,12 @@ import hashlib
 import json
 import os
 import shlex
-import uuid
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from quark.config.reach import Kind, Reach
 from quark.errors import ConfigError, UnsafeFileError
+from quark.publication import publish_file
 from quark.safe_files import read_bytes
 
 _FORMAT = 1
@@ -51,16 +51,9 @@ class Grants:
         for reach in reaches:
             record = self._record(reach)
             path = self._path(record)
-            new = path.with_name(f".{uuid.uuid4().hex}")
             with contextlib.suppress(OSError):
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                try:
-                    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                    with os.fdopen(descriptor, "wb") as file:
-                        file.write(record)
-                    new.replace(path)
-                finally:
-                    new.unlink(missing_ok=True)
+                publish_file(path, record, mode=0o600)
 
     def _record(self, reach: Reach) -> bytes:
         record = {

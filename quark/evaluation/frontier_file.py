@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass
 from typing import Any, Self
 
 from quark.errors import RunDirectoryError
 from quark.evaluation.frontier import Interval, Point
-from quark.run_directory import RunDirectory, staged
+from quark.formats import VERSION_KEY, check_version
+from quark.publication import publish_file
+from quark.refusals import way_on
+from quark.run_directory import RunDirectory
 from quark.safe_files import read_bytes
 
 _FORMAT = 1
@@ -32,7 +34,7 @@ class FrontierFile:
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN is null."""
         said = {
-            "format_version": _FORMAT,
+            VERSION_KEY: _FORMAT,
             "reward": self.reward,
             "num_prompts": self.num_prompts,
             "points": [dataclasses.asdict(point) for point in self.points],
@@ -46,29 +48,25 @@ class FrontierFile:
         Raises:
             RunDirectoryError: the disk refused.
         """
-        new = staged(run.frontier)
+        text = json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
         try:
-            new.unlink(missing_ok=True)
-            with new.open("x", encoding="utf-8") as file:
-                file.write(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(run.frontier)
+            publish_file(run.frontier, text)
         except OSError as err:
-            raise RunDirectoryError(f"cannot write {run.frontier}: {err}") from err
+            raise RunDirectoryError(f"cannot write {run.frontier}: {err}; {way_on(err)}") from err
 
     @classmethod
     def read(cls, run: RunDirectory) -> Self | None:
         """The run's stored frontier; None if none was measured.
 
         Raises:
-            RunDirectoryError: the file is damaged.
+            RunDirectoryError: the file is damaged, or a newer quark wrote it.
             UnsafeFileError: it is a link out of the run, or not a plain file.
         """
         try:
             said = json.loads(read_bytes(run.frontier, run.path))
-            if said["format_version"] != _FORMAT:
-                raise ValueError(f"format {said['format_version']} is not known here")
+            if not isinstance(said, dict):
+                raise ValueError("it is not a JSON object")
+            check_version(said, run.frontier, newest=_FORMAT, error=RunDirectoryError)
             picked = said["picked"]
             return cls(
                 reward=str(said["reward"]),

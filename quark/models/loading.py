@@ -9,8 +9,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -45,6 +43,7 @@ from quark.models.positions import give_reward_token_its_own_position
 from quark.models.progress import without_progress_bars
 from quark.models.recomputation import recompute_layers
 from quark.models.reward_tokens import add_reward_tokens, begin_from_words, read_reward_tokens
+from quark.publication import publishing_directory
 from quark.safe_files import contained
 from quark.settings import Settings
 
@@ -358,11 +357,13 @@ def _converted(file: Path, cache: Path) -> Path:
         )
     check_gguf(file)
     cache.mkdir(parents=True, exist_ok=True)
-    # Made beside its final place and renamed, so that a folder that is there is complete.
-    staged = cache / f".converting-{uuid.uuid4().hex}"
-    staged.mkdir()
     try:
-        with _translated(str(file)), without_progress_bars(), offline():
+        with (
+            publishing_directory(folder) as staged,
+            _translated(str(file)),
+            without_progress_bars(),
+            offline(),
+        ):
             model = AutoModelForCausalLM.from_pretrained(
                 str(file.parent),
                 gguf_file=file.name,
@@ -379,13 +380,9 @@ def _converted(file: Path, cache: Path) -> Path:
             )
             model.save_pretrained(staged)
             tokenizer.save_pretrained(staged)
-        try:
-            staged.rename(folder)
-        except OSError:
-            if not (folder / "config.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    except FileExistsError:
+        if not (folder / "config.json").is_file():  # another process was faster
+            raise
     return folder
 
 

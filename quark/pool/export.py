@@ -6,9 +6,7 @@ A file appears under its name when it is whole and synced, never before.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +16,9 @@ import polars as pl
 from quark.errors import ConfigError, DataError
 from quark.pool.sql import condition, reason_of
 from quark.printable import printable
+from quark.publication import publishing
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
     from quark.pool.native import NativePool
 
 SETTINGS_KEY = "quark.pool"
@@ -126,42 +123,23 @@ def write_rows(
         raise ConfigError(f"{path} exists; --force replaces it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no directory {path.parent}")
-    staged = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        # Opened here, not by name: after an error polars' own threads could make the file once more.
-        with _StagedFile(staged, "wb") as file:
-            try:
-                match row_format:
-                    case RowFormat.PARQUET:
-                        rows.sink_parquet(file, metadata=metadata)
-                    case RowFormat.JSONL:
-                        rows.sink_ndjson(file)
-                    case RowFormat.ARROW:
-                        rows.sink_ipc(file)
-                    case RowFormat.CSV:
-                        rows.sink_csv(file)
-            except (pl.exceptions.PolarsError, OSError):
-                if (failed := file.failure) is None:
-                    raise
-                raise OSError(failed.errno, failed.strerror, str(path)) from failed
-            os.fsync(file.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-class _StagedFile(io.FileIO):
-    """A file that keeps why it could not be written: polars passes that on without its number, or not at all."""
-
-    failure: OSError | None = None
-
-    def write(self, data: ReadableBuffer, /) -> int:
+    # Opened here, not by name: after an error polars' own threads could make the file once more.
+    with publishing(path) as file:
         try:
-            return super().write(data)
-        except OSError as error:
-            self.failure = error
-            raise
+            match row_format:
+                case RowFormat.PARQUET:
+                    rows.sink_parquet(file, metadata=metadata)
+                case RowFormat.JSONL:
+                    rows.sink_ndjson(file)
+                case RowFormat.ARROW:
+                    rows.sink_ipc(file)
+                case RowFormat.CSV:
+                    rows.sink_csv(file)
+        except (pl.exceptions.PolarsError, OSError):
+            # Polars passes the reason on without its number, or not at all.
+            if file.failure is None:
+                raise
+            raise file.failure from None
 
 
 def _without_infinity(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -197,11 +175,3 @@ def _is_any_infinite(values: pl.Series) -> bool:
     if isinstance(values.dtype, pl.Struct):
         return any(map(_is_any_infinite, values.struct.unnest().get_columns()))
     return values.dtype.is_float() and values.is_infinite().any()
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

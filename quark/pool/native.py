@@ -596,19 +596,6 @@ class NativePool:
         raise TypeError("a pool cannot be pickled: open it by its path where it is needed")
 
 
-def publish_directory(staged: Path, final: Path) -> None:
-    """Sync every file in ``staged`` and the directory, rename it to ``final``, sync the parent.
-
-    On return ``final`` survives a power cut with all that was in ``staged``; before the rename nothing is
-    visible under that name. Both must lie in one directory.
-
-    Raises:
-        FileExistsError: ``final`` exists.
-        ValueError: ``staged`` lies elsewhere, or holds something that is neither a file nor a directory.
-    """
-    _pool_rs.publish_directory(staged, final)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BatchArrays:
     """A ``SampleBatch`` as the extension reads it: by attribute, contiguous, of exact types."""

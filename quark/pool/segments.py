@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from quark._pool_rs import Append
+
 
 class Appended(Protocol):
     """The part of a pool on disk that says where its appends lie."""
 
     @property
     def path(self) -> Path: ...
-    def appends(self) -> list[tuple[str, int, str, int, int, int, int]]: ...
+    def appends(self) -> list[Append]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

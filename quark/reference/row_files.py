@@ -9,13 +9,14 @@ under another name and renamed; nothing is synced, since what a power cut takes 
 from __future__ import annotations
 
 import hashlib
-import uuid
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
+
+from quark.publication import publish_file
 
 
 class RowFiles:
@@ -50,15 +51,9 @@ class RowFiles:
         """
         final = self._path(origin)
         final.parent.mkdir(parents=True, exist_ok=True)
-        staged = final.with_name(f"{final.name}.partial-{uuid.uuid4().hex[:8]}")
         rows = rows.cpu().contiguous()
-        try:
-            save_file({"rows": rows}, staged, metadata={"sha256": _sha256(rows, origin)})
-            staged.replace(final)
-        except SafetensorError as err:
-            raise OSError(f"{final}: {err}") from err
-        finally:
-            staged.unlink(missing_ok=True)
+        content = save({"rows": rows}, metadata={"sha256": _sha256(rows, origin)})
+        publish_file(final, content, is_durable=False)
 
     def _path(self, origin: str) -> Path:
         return self._folder / origin[:2] / f"{origin}.safetensors"

@@ -25,6 +25,7 @@ from quark.pool.columns import REWARD_COLUMN
 from quark.pool.ranking import RankingRules
 from quark.pool.writer_lock import has_writer
 from quark.run_directory import RunDirectory
+from quark.run_identity import RunIdentity
 from quark.safe_files import lines, read_text
 
 SAMPLES_PER_KIND = 2
@@ -74,7 +75,7 @@ class RunData:
     """Everything the page shows, by event and in order; a repeated row (after a resume) counts once."""
 
     directory: RunDirectory
-    identity: Row
+    identity: RunIdentity
     config: Row
     rules: RankingRules
     """How the configuration cuts the pool."""
@@ -146,7 +147,7 @@ def load_run(path: Path) -> RunData:
             f"{path} is not a run directory (it has no {directory.identity.name}): give the --run-dir of a run"
         )
     rows, num_bad_lines = _read_metrics(directory.metrics)
-    identity = _read_identity(directory.identity)
+    identity = RunIdentity.read(directory)
     config = read_config(directory.config)
     by_event: dict[str, list[Row]] = {}
     for row in rows:
@@ -266,16 +267,6 @@ def _with_pool(data: RunData) -> RunData:
         return replace(data, pool_problem=f"config.toml does not say how it is ranked: {error}")
     finally:
         pool.close()
-
-
-def _read_identity(path: Path) -> Row:
-    try:
-        identity = json.loads(read_text(path, path.parent))
-    except (OSError, ValueError, RecursionError) as err:
-        raise RunDirectoryError(f"{path} cannot be read: {err}") from err
-    if not isinstance(identity, dict):
-        raise RunDirectoryError(f"{path} is not a JSON object")
-    return identity
 
 
 def read_config(path: Path) -> Row:

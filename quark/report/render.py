@@ -10,7 +10,6 @@ import json
 import math
 import os
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import quote
 
 from quark import __version__
 from quark.printable import printable
+from quark.publication import publish_file
 from quark.report import charts
 from quark.report.load import RunData, figure, load_run, number_in
 from quark.run_directory import RunDirectory
@@ -58,14 +58,7 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     """
     path = RunDirectory(run_dir).report if output is None else output
     page = render_report(load_run(run_dir), relative_to=path.parent)
-    staged = path.with_name(f".report-{uuid.uuid4().hex}.html")
-    try:
-        with staged.open("x", encoding="utf-8") as file:
-            file.write(page)
-        staged.replace(path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
+    publish_file(path, page)
     return path
 
 
@@ -205,8 +198,7 @@ def _charts(data: RunData) -> list[charts.Chart]:
 
 
 def _settings(data: RunData) -> Iterator[Setting]:
-    origins = data.identity.get("origins")
-    origins = origins if isinstance(origins, dict) else {}
+    origins = data.identity.origins
 
     def walk(prefix: str, value: object) -> Iterator[Setting]:
         if isinstance(value, dict) and value:
@@ -214,13 +206,14 @@ def _settings(data: RunData) -> Iterator[Setting]:
                 yield from walk(f"{prefix}.{key}" if prefix else str(key), item)
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            yield Setting(key=prefix, value=text, origin=str(origins.get(prefix, "")))
+            yield Setting(key=prefix, value=text, origin=origins.get(prefix, ""))
 
     yield from walk("", dict(data.config))
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
-    facts = [(str(key), value) for key, value in data.identity.items() if key != "origins"]
+    said = data.identity.to_json()
+    facts: list[tuple[str, object]] = [item for item in said.items() if item[0] != "origins"]
     for row in data.runs[-1:]:
         facts += [(str(key), row[key]) for key in row if key not in ("event", "step", "unix_time")]
     flat: dict[str, str] = {}

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from quark.errors import RewardError
+from quark.publication import publish_file
 from quark.rewards.hashed_features import NgramIndices, TextBatch, character_ngrams, word_ngrams
 from quark.rewards.source_files import hashes
 from quark.safe_files import check_tree, read_text
@@ -114,9 +115,9 @@ class LinearScorer:
             index = np.flatnonzero(table)
             tensors[f"{kind}.index"] = index.astype(np.uint32)
             tensors[f"{kind}.weight"] = table[index].astype(np.float16)
-        save_file(tensors, folder / WEIGHTS_FILE)
+        publish_file(folder / WEIGHTS_FILE, save(tensors))
         text = json.dumps(self.settings.model_dump(), indent=2)
-        (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+        publish_file(folder / SETTINGS_FILE, text + "\n")
 
     @property
     def num_weights(self) -> int:

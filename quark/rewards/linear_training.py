@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quark.bounded_files import lines_of, parse_json
 from quark.errors import DataError
+from quark.publication import publish_file
 from quark.rewards.hashed_features import NgramIndices, TextBatch, character_ngrams, word_ngrams
 from quark.rewards.linear import WEIGHTS_FILE, LinearScorer, LinearScorerSettings
 
@@ -200,7 +201,7 @@ def fit_linear_scorer(
         if card
         else model_card(report, name=name, source=source, is_penalty=is_penalty)
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    publish_file(folder / "README.md", text)
     return report
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 from quark.config.load import LoadedConfig
 from quark.pool.native import NativePool
 from quark.reference.base import ReferencePolicy
 from quark.run_directory import RunDirectory
+from quark.run_identity import RunIdentity
 from quark.training.context import RunContext, load_context
 from quark.training.events import Progress, Silence, TrainingListener
 from quark.training.generators import Generators, make_serving
@@ -33,6 +34,7 @@ from quark.training.state.checkpoint import Checkpoint, Checkpoints, verify
 from quark.training.state.entry import enter, record
 from quark.training.state.exactness import Exactness
 from quark.training.state.resumption import find_checkpoint, open_shared_pool
+from quark.types import Json
 
 
 def assemble(
@@ -71,11 +73,11 @@ def assemble(
     exactness.check_device(choose_device(config.run.device))
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
 
-    def checked_and_entered() -> dict[str, Any]:
+    def checked_and_entered() -> dict[str, Json]:
         preflight(config)
-        return enter(run, loaded, listener, exactness, fresh=fresh, force=force)
+        return enter(run, loaded, listener, exactness, fresh=fresh, force=force).to_json()
 
-    identity = processes.from_main_process(checked_and_entered)
+    identity = RunIdentity.of_json(processes.from_main_process(checked_and_entered))
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     context = load_context(
         loaded, run, identity, processes=processes, listener=listener, fresh=fresh
@@ -95,7 +97,7 @@ def assemble(
                 run, checkpoints, context.fingerprint, listener, exactness, num_rounds=rounds
             )
             # Not before: a start that is refused leaves the run as it was, and it may be another process's.
-            record(run, loaded, identity)
+            record(run, loaded, context.identity)
             return found.path.name if found is not None else None
 
         name = processes.from_main_process(find)
@@ -128,7 +130,9 @@ def _trainer(
     resume_from: Checkpoint | None,
 ) -> Trainer:
     config = context.config
-    position = Position() if resume_from is None else Position(**resume_from.state["position"])
+    position = (
+        Position() if resume_from is None else dataclasses.replace(resume_from.state.position)
+    )
     journal = Journal(log, context.listener, position, num_rounds=config.run.num_rounds)
     return Trainer(
         rounds=Rounds.of(config),

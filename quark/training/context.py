@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,6 +17,7 @@ from quark.reference.base import ReferencePolicy
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import reward_provenance
 from quark.run_directory import RunDirectory
+from quark.run_identity import RunIdentity
 from quark.training.events import TrainingListener
 from quark.training.factories import (
     Rewards,
@@ -43,7 +43,7 @@ class RunContext:
 
     config: RunConfig
     directory: RunDirectory
-    run_id: str
+    identity: RunIdentity
     processes: ProcessGroup
     listener: TrainingListener
     device: torch.device
@@ -54,6 +54,10 @@ class RunContext:
     rewards: Rewards
     fingerprint: Mapping[str, str]
     """What has to be equal for a resumed run to be the same run."""
+
+    @property
+    def run_id(self) -> str:
+        return self.identity.run_id
 
     @property
     def autocast(self) -> Callable[[], AbstractContextManager[object]]:
@@ -69,7 +73,7 @@ class RunContext:
 def load_context(
     loaded: LoadedConfig,
     run: RunDirectory,
-    identity: dict[str, Any],
+    identity: RunIdentity,
     *,
     processes: ProcessGroup,
     listener: TrainingListener,
@@ -80,7 +84,7 @@ def load_context(
     Args:
         loaded: the configuration.
         run: the directory, entered.
-        identity: of the run, as ``enter`` says. Is told which files score.
+        identity: of the run, as ``enter`` says.
         processes: the processes, all of which call this.
         listener: is told what deserves attention.
         fresh: delete the run that is there as soon as everything else has been loaded.
@@ -96,7 +100,10 @@ def load_context(
     rewards = rewards_of(config, processes)
     _say_reward(config, rewards.reward, listener)
     scoring = {REWARD_COLUMN: rewards.reward, **rewards.extra_columns}
-    processes.from_main_process(lambda: check_rewards(run, config, scoring, identity, is_new=fresh))
+    scored_by = processes.from_main_process(
+        lambda: check_rewards(run, config, scoring, identity, is_new=fresh)
+    )
+    identity = replace(identity, scored_by=scored_by, reward_sha256=None)
     policy = untrained_policy(config, device)
     _warn_of_coarse_steps(config, listener, has_adapter=policy.adapter is not None)
     prompts = prompts_of(config)
@@ -110,7 +117,7 @@ def load_context(
     return RunContext(
         config=config,
         directory=run,
-        run_id=identity["run_id"],
+        identity=identity,
         processes=processes,
         listener=listener,
         device=device,

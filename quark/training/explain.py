@@ -6,7 +6,6 @@ of that ranking, the configuration, the seed and its number, so both are compute
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from quark.pool.native import NativePool
 from quark.pool.ranking import RankingRules
 from quark.pool.segments import segments_of
 from quark.run_directory import RunDirectory
-from quark.safe_files import read_bytes
+from quark.run_identity import RunIdentity
 from quark.training.loop.draws import first_snapshot_with, quantize, round_sampler, samples_at
 from quark.training.loop.metrics import num_steps_logged, steps_left_out
 
@@ -136,10 +135,7 @@ def _run_around(path: Path) -> _Run | None:
     directory = RunDirectory.around(path)
     if not directory.is_run():
         return None
-    try:
-        run_id = str(json.loads(read_bytes(directory.identity, directory.path))["run_id"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
-        raise RunDirectoryError(f"{directory.identity} is damaged: {err}") from err
+    run_id = RunIdentity.read(directory).run_id
     try:
         config = load_config(directory.own(directory.config)).config
     except (OSError, ConfigError) as err:

@@ -7,7 +7,6 @@ of prompts that no step learns from.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,8 @@ from quark.evaluation.information import (
 from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization
-from quark.pool.native import NativePool, publish_directory
+from quark.pool.native import NativePool
+from quark.publication import publishing_directory
 from quark.training.factories import make_reference, untrained_policy, use_threads
 from quark.training.loop.draws import held_out_samples, quantize, round_sampler, settling_sampler
 from quark.training.loop.information import MOST_SAMPLES
@@ -339,10 +339,9 @@ def _save(policy: Policy, kept: dict[str, Tensor], out: Path, *, max_new_tokens:
     for name, parameter in policy.model.named_parameters():
         if name in kept:
             parameter.copy_(kept[name])
-    staged = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)  # of a command that was killed
-    policy.save(staged, max_new_tokens=max_new_tokens)
-    publish_directory(staged, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with publishing_directory(out) as staged:
+        policy.save(staged, max_new_tokens=max_new_tokens)
 
 
 def _steps(number: int) -> str:

@@ -4,7 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the original model wrote to a held-out prompt."""
+
+    prompt: str
+    completion: str
+    reward: float | None
+    """None where it was not scored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """Figures of the original model on the held-out prompts."""
+
+    metrics: Mapping[str, float]
+    """By name, as in docs/metrics.md."""
+    judges: Mapping[str, float] = field(default_factory=dict)
+    """Mean score by judge."""
+    answers: tuple[Answer, ...] = ()
+    """Of the first prompts, for the end to compare with."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,8 +57,8 @@ class Position:
     """Steps at the end of this round that are left out for that."""
     are_tokens_settled: bool = False
     """Whether the settling steps before the first round's own were made."""
-    baseline: dict[str, Any] = field(default_factory=dict)
-    """Figures of the original model on the held-out prompts."""
+    baseline: Baseline | None = None
+    """None before it was measured."""
 
     @property
     def skipped_in_round(self) -> int:

@@ -150,7 +150,7 @@ def open_log(context: RunContext, resume_from: Checkpoint | None) -> MetricLog |
     config, run_id = context.config, context.run_id
     log = MetricLog(
         context.directory.metrics,
-        offset=int(resume_from.state["metrics_bytes"]) if resume_from is not None else 0,
+        offset=resume_from.state.metrics_bytes if resume_from is not None else 0,
         trackers=make_trackers(
             config.tracking.trackers,
             context.directory.path,

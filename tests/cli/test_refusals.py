@@ -22,6 +22,7 @@ from quark.run_directory import RunDirectory
 from quark.training.state.checkpoint import Checkpoints, verify
 from tests.cli.commands import TINY_RUN, quark, start
 from tests.full_disk import file_size_limit
+from tests.training.states import run_state
 
 DELETING = ("--fresh", "--force", "delete", "remove", "from nothing")
 
@@ -135,7 +136,7 @@ def test_a_checkpoint_that_cannot_be_opened_now_is_not_called_damaged(begun: Pat
         with pytest.raises(OSError, match="Too many open files"):
             verify(before[-1])
         with pytest.raises(OSError, match="Too many open files"):
-            checkpoints.save(step, weights={}, optimizer={}, state={})
+            checkpoints.save(run_state(step), weights={}, optimizer={})
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert sorted(folder.iterdir()) == before

@@ -86,7 +86,8 @@ def test_a_frontier_is_read_as_it_was_written(tmp_path: Path) -> None:
         "",
         "[]",
         "{",
-        '{"format_version": 2}',
+        '{"format_version": 1}',
+        '{"format_version": "2"}',
         '{"format_version": 1, "reward": "x", "num_prompts": 1, "points": [3], "picked": null}',
         "[" * 100_000,
     ],
@@ -96,6 +97,18 @@ def test_a_damaged_frontier_is_named_with_the_way_out(tmp_path: Path, damage: st
     run.frontier.write_text(damage)
     with pytest.raises(QuarkError, match=r"frontier.json is damaged .*quark frontier"):
         FrontierFile.read(run)
+
+
+def test_a_frontier_of_a_newer_quark_is_not_called_damaged(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    FrontierFile(reward="x", num_prompts=1, points=POINTS, picked=None).write(run)
+    said = json.loads(run.frontier.read_text())
+    run.frontier.write_text(json.dumps(said | {"format_version": 2}))
+    with pytest.raises(QuarkError, match=r"frontier.json was written by a newer quark"):
+        FrontierFile.read(run)
+    del said["format_version"]
+    run.frontier.write_text(json.dumps(said))
+    assert FrontierFile.read(run) is not None
 
 
 def test_figures_that_no_chart_has_room_for_are_damage(tmp_path: Path) -> None:

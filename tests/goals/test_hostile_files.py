@@ -18,6 +18,7 @@ from quark.data.prompts import PromptConfig, load_prompts
 from quark.errors import CheckpointError, ConfigError, DataError
 from quark.training.state.checkpoint import Checkpoints, verify
 from tests.tiny import byte_tokenizer
+from tests.training.states import run_state
 
 quickly = settings(
     max_examples=30,
@@ -81,7 +82,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     moments = {"weight/exp_avg": torch.ones(2, 2)}
     return Checkpoints(folder, keep_last=2).save(
-        7, weights={"weight": torch.eye(2)}, optimizer=moments, state={}
+        run_state(7), weights={"weight": torch.eye(2)}, optimizer=moments
     )
 
 
@@ -98,7 +99,11 @@ def test_a_checkpoint_verifies_or_is_refused(
     whole = (path / name).read_bytes()
     if name == "state.json" and data.draw(st.booleans()):
         state = json.loads(whole) | {
-            data.draw(st.sampled_from(["step", "format_version"])): data.draw(JSON)
+            data.draw(
+                st.sampled_from(
+                    ["step", "format_version", "position", "alerts", "pool", "fingerprint"]
+                )
+            ): data.draw(JSON)
         }
         content = json.dumps(state).encode()
     else:

@@ -24,8 +24,9 @@ from quark import _pool_rs, errors
 from quark.errors import PoolCorruptedError
 from quark.pool.base import PromptColumns, TieRule
 from quark.pool.memory import MemoryPool
-from quark.pool.native import NativePool, publish_directory
+from quark.pool.native import NativePool
 from quark.pool.scope import Scope
+from quark.publication import publish_directory
 from tests.pool.batches import VOCAB_SIZE, assert_same_content, filled_alike, make_batch
 from tests.pool.forked import child_alive, is_true_in_a_fork
 

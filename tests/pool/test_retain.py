@@ -21,6 +21,7 @@ from quark.pool.scope import Scope
 from quark.run_directory import RunDirectory
 from quark.selftest.samples import numbered_batch
 from quark.training.explain import explain
+from quark.training.state.run_state import oldest_snapshot_needed
 from tests.cli.commands import quark
 from tests.pool.batches import (
     VOCAB_SIZE,
@@ -269,7 +270,7 @@ def test_a_run_goes_on_without_its_oldest_samples(cache: str, tmp_path: Path) ->
     )
     state = json.loads(newest.read_bytes())["pool"]
     assert (state["generation"], state["learns_from"]) == (before + 1, before)
-    assert RunDirectory(run).oldest_snapshot_needed() == before
+    assert oldest_snapshot_needed(RunDirectory(run)) == before
     assert "goes on from snapshot" in quark("pool", "gc", run).err
     result = train(config, run, overrides=options)
     assert (result.rounds, result.interrupted) == (3, False)

@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
+from quark import publication
 from quark.pool.native import NativePool
 from quark.training.loop.outputs import Outputs
-from quark.training.state import checkpoint as checkpointing
 from quark.training.state.checkpoint import Checkpoints
 from tests.training.tiny_run import Listener, fingerprint_of, train, write_inputs
 
@@ -134,7 +134,7 @@ def run_and_tell(
 
     told(NativePool, "append", "commit")
     told(Checkpoints, "save", "checkpoint")
-    told(checkpointing, "publish_directory", "publish")
+    told(publication, "publish_directory", "publish")
     told(Checkpoints, "prune", "prune")
     told(Outputs, "publish", "model")
     operations = 0

@@ -13,6 +13,7 @@ import pytest
 from quark.config.schema import AlertsSection
 from quark.errors import TrainingError
 from quark.training.loop.alerts import Alerts, ControlGap
+from quark.training.state.run_state import AlertsState
 from tests.training.tiny_run import (
     NUM_ROUNDS,
     Listener,
@@ -146,14 +147,14 @@ def test_a_round_that_did_not_measure_information_neither_ends_nor_repeats_an_al
 
 def test_the_state_of_before_there_was_information_loads() -> None:
     alerts = Alerts(AlertsSection())
-    alerts.load_state_dict({"active": [], "largest_gap": 0.5, "num_gaps": 1})
+    alerts.restore(AlertsState(largest_gap=0.5, num_gaps=1))
     assert kinds(alerts, 0.01, **information(0.5)) == ["control_curve_collapsed"]
 
 
 def test_the_state_carries_over() -> None:
     before, after = Alerts(AlertsSection()), Alerts(AlertsSection())
     kinds(before, 0.5, failed_scores=50, **information(0.5))
-    after.load_state_dict(before.state_dict())
+    after.restore(before.state())
     assert kinds(after, 0.01, failed_scores=50, **information(0.0)) == [
         "information_collapsed",
         "control_curve_collapsed",

@@ -12,12 +12,13 @@ import torch
 
 from quark.errors import CheckpointError
 from quark.training.state.checkpoint import Checkpoints, verify
+from tests.training.states import run_state
 
 
 def save(checkpoints: Checkpoints, step: int, score: float | None = None) -> Path:
     weights = {"weight": torch.eye(2)}
     moments = {"weight/exp_avg": torch.full((2, 2), float(step))}
-    return checkpoints.save(step, weights=weights, optimizer=moments, state={}, score=score)
+    return checkpoints.save(run_state(step, score=score), weights=weights, optimizer=moments)
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -64,7 +65,7 @@ def test_what_does_not_fit_is_refused_before_a_byte_is_written(tmp_path: Path) -
     with pytest.raises(
         CheckpointError, match=r"needs 4,503,599,627\.4 MB.*the disk has .* MB left"
     ):
-        checkpoints.save(2, weights={}, optimizer=too_large, state={})
+        checkpoints.save(run_state(2), weights={}, optimizer=too_large)
     assert steps_in(tmp_path) == [1]
     newest, _ = checkpoints.newest()
     assert newest is not None

@@ -205,7 +205,7 @@ def test_a_signal_to_one_process_stops_all_and_any_number_resumes(
     assert stopped.codes == [ExitCode.INTERRUPTED] * 2, stopped.err
     checkpoint = verify(sorted(RunDirectory(run_dir).checkpoints.iterdir())[-1])
     assert checkpoint.step == 6  # the step that the signal fell into was finished
-    assert checkpoint.state["fingerprint"]["processes"] == "2"
+    assert checkpoint.state.fingerprint["processes"] == "2"
     other = tmp_path / "by_one"
     shutil.copytree(run_dir, other)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quark.config.schema import AlertsSection
+from quark.training.state.run_state import AlertsState
 
 NOISE = 2.0
 """Standard errors that a control gap has to exceed before it counts as there."""
@@ -124,22 +125,23 @@ class Alerts:
         self._active |= {kind for kind, alert in measured.items() if alert is not None}
         return begun
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the next check depends on, as plain values."""
-        return {
-            "active": sorted(self._active),
-            "largest_gap": self._largest_gap,
-            "num_gaps": self._num_gaps,
-            "largest_information": self._largest_information,
-            "rounds_without_information": self._rounds_without_information,
-        }
+    def state(self) -> AlertsState:
+        """What the next check depends on."""
+        return AlertsState(
+            active=frozenset(self._active),
+            largest_gap=self._largest_gap,
+            num_gaps=self._num_gaps,
+            largest_information=self._largest_information,
+            rounds_without_information=self._rounds_without_information,
+        )
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._active = set(state["active"])
-        self._largest_gap = float(state["largest_gap"])
-        self._num_gaps = int(state["num_gaps"])
-        self._largest_information = float(state.get("largest_information", 0.0))
-        self._rounds_without_information = int(state.get("rounds_without_information", 0))
+    def restore(self, state: AlertsState) -> None:
+        """Go on as if the checks that led to ``state`` had been made here."""
+        self._active = set(state.active)
+        self._largest_gap = state.largest_gap
+        self._num_gaps = state.num_gaps
+        self._largest_information = state.largest_information
+        self._rounds_without_information = state.rounds_without_information
 
     # Each check gives its kind, with None where all is well, or nothing where it cannot tell.
 

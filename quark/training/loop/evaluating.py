@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 from quark.evaluation.evaluator import Evaluation, EvaluationConfig, Evaluator
 from quark.generation.base import Generator
 from quark.models.policy import Policy
 from quark.training.loop.alerts import ControlGap
 from quark.training.loop.journal import Journal
+from quark.training.position import Answer, Baseline
 from quark.training.processes.data_parallel import DataParallelEvaluator
 from quark.training.processes.memory import memory_needed_for
 from quark.types import Completion
@@ -34,18 +34,22 @@ class Evaluating:
     num_quantiles: int
     journal: Journal
 
-    def baseline(self) -> dict[str, Any]:
+    def baseline(self) -> Baseline:
         """Figures of the original model without a token, with the answers that the end compares."""
         evaluation = self._evaluate(self.original, None)
         self._write(evaluation)
-        return {
-            "metrics": dict(evaluation.metrics),
-            "judges": dict(evaluation.judges),
-            "answers": [
-                [completion.prompt.text, completion.text, reward if math.isfinite(reward) else None]
+        return Baseline(
+            metrics=dict(evaluation.metrics),
+            judges=dict(evaluation.judges),
+            answers=tuple(
+                Answer(
+                    prompt=completion.prompt.text,
+                    completion=completion.text,
+                    reward=reward if math.isfinite(reward) else None,
+                )
                 for completion, reward in self.shown(evaluation)
-            ],
-        }
+            ),
+        )
 
     def best(self, *, is_logged: bool = False) -> Evaluation:
         """Figures under the best token; ``is_logged`` where the log has their row already."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quark.publication import AppendedFile
 from quark.safe_files import lines
 from quark.training.loop.trackers import Tracker
 
@@ -26,12 +26,7 @@ class MetricLog:
     """
 
     def __init__(self, path: Path, *, offset: int, trackers: Sequence[Tracker] = ()) -> None:
-        self._path = path
-        # Without a buffer: what a full disk refused would be tried again by closing, and fail without a name.
-        self._file = path.open("ab", buffering=0)
-        if self._file.tell() > offset:
-            self._file.truncate(offset)
-            self._file.seek(offset)
+        self._file = AppendedFile(path, keep=offset)
         self._trackers = trackers
 
     def write(self, event: str, step: int, **fields: object) -> None:
@@ -41,16 +36,7 @@ class MetricLog:
             OSError: the disk refused, and nothing of the row is in the file.
         """
         row = _plain({"event": event, "step": step, "unix_time": round(time.time(), 3), **fields})
-        left = memoryview(json.dumps(row, allow_nan=False).encode() + b"\n")
-        begin = self._file.tell()
-        try:
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError as err:
-            with contextlib.suppress(OSError):
-                self._file.truncate(begin)  # the next row begins on a line of its own
-                self._file.seek(begin)
-            raise OSError(err.errno, err.strerror, str(self._path)) from err
+        self._file.append(json.dumps(row, allow_nan=False).encode() + b"\n")
         numbers = {
             f"{event}/{key}": float(value)
             for key, value in row.items()
@@ -61,8 +47,7 @@ class MetricLog:
 
     def sync(self) -> int:
         """Make the rows durable and return the file's length in bytes."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        return self._file.sync()
 
     def close(self) -> None:
         self._file.close()

@@ -21,7 +21,7 @@ class Outputs:
     directory: RunDirectory
     run_id: str
     """In keys and logs."""
-    fingerprint: Mapping[str, object]
+    fingerprint: Mapping[str, str]
     """What has to be equal for a resumed run to be the same run; goes into checkpoints."""
     checkpoints: Checkpoints
     config: RunConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from quark.evaluation.evaluator import Evaluation
 from quark.run_directory import RunDirectory
@@ -39,8 +39,8 @@ def make_result(
         interrupted: whether it is not at its end.
     """
     baseline = position.baseline
-    before: Mapping[str, float] = baseline.get("metrics", {})
-    before_judges: Mapping[str, float] = baseline.get("judges", {})
+    before = baseline.metrics if baseline is not None else {}
+    before_judges = baseline.judges if baseline is not None else {}
     after = best.metrics if best is not None else {}
     names = [n for n in before if n not in _HEADLINES]
     metrics = {f"{n}_before": float(before[n]) for n in names}
@@ -65,15 +65,15 @@ def make_result(
         metrics=metrics,
         before_after=[
             BeforeAfter(
-                prompt=prompt,
-                before=text,
-                before_reward=math.nan if reward is None else reward,
+                prompt=answer.prompt,
+                before=answer.completion,
+                before_reward=math.nan if answer.reward is None else answer.reward,
                 after=completion.text,
                 after_reward=new_reward,
             )
             # `show_prompts` may have become another number since the baseline was measured.
-            for (prompt, text, reward), (completion, new_reward) in zip(
-                baseline.get("answers", ()), shown, strict=False
+            for answer, (completion, new_reward) in zip(
+                baseline.answers if baseline is not None else (), shown, strict=False
             )
         ],
     )

@@ -17,7 +17,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 
-from quark.errors import TrainingError
+from quark.errors import CheckpointError, TrainingError
 from quark.evaluation.evaluator import Evaluation
 from quark.pool.columns import REWARD_COLUMN
 from quark.training.events import TrainingResult
@@ -34,6 +34,7 @@ from quark.training.loop.round_samples import RoundSamples
 from quark.training.loop.rounds import Rounds
 from quark.training.processes.process_group import ProcessGroup
 from quark.training.state.checkpoint import Checkpoint, model_tensors
+from quark.training.state.run_state import PoolState, RunState
 
 
 class Trainer:
@@ -114,7 +115,7 @@ class Trainer:
         # What a killed process left would take the room that the next checkpoint needs.
         if self._processes.is_main_process:
             self._outputs.checkpoints.prune()
-        if not here.baseline and not self._should_stop():
+        if here.baseline is None and not self._should_stop():
             here.baseline = self._evaluating.baseline()
         last: Evaluation | None = None
         while here.round < self._rounds.number and not self._should_stop():
@@ -202,8 +203,9 @@ class Trainer:
 
     def _check_alerts(self, metrics: Mapping[str, object], gap: ControlGap | None) -> list[Alert]:
         """Tell what has begun to be wrong, and return it."""
-        baseline = self._position.baseline["metrics"]
-        return self._tell(self._alerts.check(metrics, baseline=baseline, gap=gap))
+        baseline = self._position.baseline
+        assert baseline is not None, "it is measured before the first round"
+        return self._tell(self._alerts.check(metrics, baseline=baseline.metrics, gap=gap))
 
     def _tell(self, alerts: list[Alert]) -> list[Alert]:
         for alert in alerts:
@@ -248,28 +250,24 @@ class Trainer:
         # Parameters only: a buffer may hold infinities on purpose, a causal mask for one.
         parameters = {n: weights[n] for n, _ in model.named_parameters() if n in weights}
         require_finite({**parameters, **optimizer}, step=here.step)
-        self._outputs.checkpoints.save(
-            here.step,
-            weights=weights,
-            optimizer=optimizer,
+        state = RunState(
+            step=here.step,
             score=score,
-            state={
-                "run_id": self._outputs.run_id,
-                "position": dataclasses.asdict(here) | {"seconds": self._journal.elapsed()},
-                "objective": learning.objective.state_dict(),
-                **({"hooks": hooks} if (hooks := learning.hooks.state()) else {}),
-                "alerts": self._alerts.state_dict(),
-                "pool": {
-                    "generation": snapshot.generation,
-                    "hash": snapshot.hash,
-                    "samples": snapshot.num_samples,
-                    # Of a round under way; the pool can be ahead of it.
-                    "learns_from": self._learns_from,
-                },
-                "metrics_bytes": self._journal.sync(),
-                "fingerprint": dict(self._outputs.fingerprint),
-            },
+            run_id=self._outputs.run_id,
+            position=dataclasses.replace(here, seconds=self._journal.elapsed()),
+            objective=learning.objective.state_dict(),
+            hooks=learning.hooks.state(),
+            alerts=self._alerts.state(),
+            pool=PoolState(
+                generation=snapshot.generation,
+                hash=snapshot.hash,
+                samples=snapshot.num_samples,
+                learns_from=self._learns_from,
+            ),
+            metrics_bytes=self._journal.sync(),
+            fingerprint=self._outputs.fingerprint,
         )
+        self._outputs.checkpoints.save(state, weights=weights, optimizer=optimizer)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Take up everything that a checkpoint holds but the position, which the journal was given."""
@@ -278,17 +276,22 @@ class Trainer:
         load_optimizer_tensors(
             learning.learner.optimizer, learning.policy.model, checkpoint.optimizer_tensors()
         )
-        learning.objective.load_state_dict(state["objective"])
-        learning.hooks.load(state.get("hooks", {}))
-        if "alerts" in state:
-            self._alerts.load_state_dict(state["alerts"])
-        self._learns_from = state["pool"].get("learns_from")
+        try:
+            learning.objective.load_state_dict(state.objective)
+            learning.hooks.load(state.hooks)
+        except KeyError as err:
+            raise CheckpointError(
+                f"{checkpoint.path} lacks {err}, which this objective or a hook carries from step to step"
+            ) from err
+        if state.alerts is not None:
+            self._alerts.restore(state.alerts)
+        self._learns_from = state.pool.learns_from
 
     # End
 
     def _interrupted(self) -> TrainingResult:
         here = self._position
-        if here.baseline:
+        if here.baseline is not None:
             self._save()
         where = f"in round {here.round}"
         if here.round == self._rounds.number:

@@ -15,29 +15,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import re
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from quark.errors import CheckpointError, UnsafeFileError
-from quark.pool.native import publish_directory
+from quark.publication import publishing_directory, set_aside
 from quark.refusals import says_nothing_of_the_bytes, way_on
 from quark.safe_files import contained, read_bytes
 from quark.training.processes.shards import copy_full
+from quark.training.state.run_state import FILE_NAME as STATE_FILE
+from quark.training.state.run_state import NewerStateError, RunState, score_of
 
-FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")
 _STAGED = re.compile(r"step-\d{8}\.partial-[0-9a-f]{8}")
-_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+_FILES = ("model.safetensors", "optimizer.safetensors", STATE_FILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +43,11 @@ class Checkpoint:
     """A verified checkpoint."""
 
     path: Path
-    step: int
-    state: Mapping[str, Any]
+    state: RunState
+
+    @property
+    def step(self) -> int:
+        return self.state.step
 
     def load_model(self, model: nn.Module) -> None:
         """Copy the weights into ``model``.
@@ -108,58 +109,46 @@ class Checkpoints:
 
     def save(
         self,
-        step: int,
+        state: RunState,
         *,
         weights: Mapping[str, Tensor],
         optimizer: Mapping[str, Tensor],
-        state: Mapping[str, object],
-        score: float | None = None,
     ) -> Path:
         """Publish a checkpoint; on return it survives a power cut. A step that is saved already is left as it is.
 
         Args:
-            step: names it.
+            state: everything but the tensors. Its step names the checkpoint, and its score decides whether it is among
+                the best; None or NaN never is.
             weights: the model's, and its buffers: whole, contiguous and on the CPU.
             optimizer: its moments, likewise.
-            state: everything else, as JSON.
-            score: decides whether it is among the best; None or NaN never is.
 
         Raises:
-            CheckpointError: the disk refused; says how much room is needed. Earlier checkpoints are as they were.
+            CheckpointError: the disk refused, which says how much room is needed; or a newer quark wrote the one of that
+                step. Earlier checkpoints are as they were.
             OSError: one of that step is there and cannot be read now.
         """
-        final = self._folder / f"step-{step:08d}"
+        final = self._folder / f"step-{state.step:08d}"
         if final.is_dir():
             try:
                 return verify(final).path
+            except NewerStateError:
+                raise
             except CheckpointError:
                 # A damaged one that the run did not resume from: it makes way.
-                final.rename(self._folder / f"{final.name}.partial-{uuid.uuid4().hex[:8]}")
+                set_aside(final)
                 self._rejected.discard(final)
-        staged = self._folder / f"{final.name}.partial-{uuid.uuid4().hex[:8]}"
         needed = sum(t.numel() * t.element_size() for t in (*weights.values(), *optimizer.values()))
-        score = score if score is not None and math.isfinite(score) else None
-        head = {"format_version": FORMAT_VERSION, "step": step, "score": score}
-        text = json.dumps({**head, **state}, indent=1)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Asked first: a disk that was filled to the last byte would also stop the pool and the log.
             if needed > (free := shutil.disk_usage(self._folder).free):
                 raise OSError(errno.ENOSPC, f"the disk has {_megabytes(free)} left")
-            staged.mkdir()
-            save_file(dict(weights), staged / "model.safetensors")
-            save_file(dict(optimizer), staged / "optimizer.safetensors")
-            (staged / "state.json").write_text(text + "\n", encoding="utf-8")
-            manifest = {
-                name: {"bytes": (staged / name).stat().st_size, "sha256": _sha256(staged / name)}
-                for name in _FILES
-            }
-            (staged / "manifest.json").write_text(
-                json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
-            )
-            publish_directory(staged, final)
+            with publishing_directory(final) as staged:
+                save_file(dict(weights), staged / "model.safetensors")
+                save_file(dict(optimizer), staged / "optimizer.safetensors")
+                (staged / STATE_FILE).write_text(state.to_text(), encoding="utf-8")
+                _write_manifest(staged)
         except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-            shutil.rmtree(staged, ignore_errors=True)
             raise CheckpointError(
                 f"cannot save the checkpoint {final}, which needs {_megabytes(needed)}: {err}. The pool and "
                 f"the earlier checkpoints are good; {way_on(err)} to resume"
@@ -171,12 +160,15 @@ class Checkpoints:
         """The newest checkpoint that verifies, and why each newer one was rejected.
 
         Raises:
+            CheckpointError: a newer quark wrote one of them.
             OSError: as ``verify``.
         """
         rejected: list[str] = []
         for path in reversed(self._published()):
             try:
                 return verify(path), rejected
+            except NewerStateError:
+                raise  # an older one beside it would begin the run anew from there
             except CheckpointError as err:
                 rejected.append(str(err))
                 self._rejected.add(path)
@@ -214,17 +206,8 @@ class Checkpoints:
 
     def _best(self, paths: list[Path]) -> list[Path]:
         """Those with the highest scores; of equal ones the later."""
-        scored = [(score, path) for path in paths if (score := _score(path)) is not None]
+        scored = [(score, path) for path in paths if (score := score_of(path)) is not None]
         return [path for _, path in sorted(scored)[::-1][: self._keep_best]]
-
-
-def _score(path: Path) -> float | None:
-    """The score that a checkpoint was saved with; None where it has none or cannot be read."""
-    try:
-        score = json.loads(read_bytes(path / "state.json", path))["score"]
-    except (OSError, UnsafeFileError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return float(score) if isinstance(score, int | float) else None
 
 
 def _megabytes(num_bytes: int) -> str:
@@ -240,26 +223,24 @@ def verify(path: Path) -> Checkpoint:
     """
     try:
         contained(path, path.parent)
-        manifest = json.loads(read_bytes(path / "manifest.json", path))
-        for name in _FILES:
-            expected = manifest[name]
-            file = path / name
+        for expected in _read_manifest(path):
+            file = path / expected.name
             if file.is_symlink() or not file.is_file():
                 raise CheckpointError(f"{file} is missing")
-            if file.stat().st_size != expected["bytes"]:
+            if file.stat().st_size != expected.num_bytes:
                 raise CheckpointError(
-                    f"{file} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+                    f"{file} has {file.stat().st_size} bytes instead of {expected.num_bytes}"
                 )
-            if _sha256(file) != expected["sha256"]:
+            if _sha256(file) != expected.sha256:
                 raise CheckpointError(
                     f"{file} is damaged: its SHA-256 is not the one it was saved with"
                 )
-        state = json.loads(read_bytes(path / "state.json", path))
-        if state["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} has checkpoint format {state['format_version']}; this is {FORMAT_VERSION}"
-            )
-        return Checkpoint(path=path, step=int(state["step"]), state=state)
+        state = RunState.of_text(read_bytes(path / STATE_FILE, path), path / STATE_FILE)
+        return Checkpoint(path=path, state=state)
+    except NewerStateError:
+        raise
+    except CheckpointError as err:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {err}") from err
     except (
         OSError,
         UnsafeFileError,
@@ -272,6 +253,32 @@ def verify(path: Path) -> Checkpoint:
         if isinstance(err, OSError) and says_nothing_of_the_bytes(err):
             raise
         raise CheckpointError(f"{path} is not a whole checkpoint: {err}") from err
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ListedFile:
+    """What the manifest says of one file. Its layout belongs to the version that ``state.json`` names."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+def _write_manifest(folder: Path) -> None:
+    manifest = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        for name in _FILES
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_manifest(folder: Path) -> list[_ListedFile]:
+    """The files that make up a checkpoint. Raises ValueError, KeyError, TypeError or OSError."""
+    said = json.loads(read_bytes(folder / "manifest.json", folder))
+    return [
+        _ListedFile(name=name, num_bytes=said[name]["bytes"], sha256=said[name]["sha256"])
+        for name in _FILES
+    ]
 
 
 def _sha256(path: Path) -> str:

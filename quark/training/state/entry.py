@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import quark
 from quark.config.load import LoadedConfig, load_config, to_toml
@@ -17,16 +16,16 @@ from quark.config.schema import RunConfig
 from quark.errors import ConfigError, PoolError, PoolLockedError, RunDirectoryError
 from quark.pool.columns import REWARD_COLUMN, column_name
 from quark.pool.native import NativePool
+from quark.publication import left_overs, publish_file
 from quark.refusals import way_on
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_reward, reward_content, reward_provenance
-from quark.run_directory import RunDirectory, staged
-from quark.safe_files import read_bytes
+from quark.run_directory import RunDirectory
+from quark.run_identity import Files, RunIdentity
 from quark.training.events import TrainingListener
 from quark.training.state.checkpoint import Checkpoints
 from quark.training.state.exactness import Exactness
 
-RUN_FORMAT = 1
 MAY_CHANGE = (
     "run.num_rounds",
     "run.num_threads",
@@ -56,7 +55,7 @@ def enter(
     *,
     fresh: bool,
     force: bool,
-) -> dict[str, Any]:
+) -> RunIdentity:
     """Make the run directory, or check that it is this run's; returns its identity.
 
     A run that is to make way stays until ``clear``, when all that the new one needs has been loaded.
@@ -71,13 +70,7 @@ def enter(
         run.check()
     makes_way = fresh and run.is_run()
     if run.is_run() and not fresh:
-        try:
-            identity: dict[str, Any] = json.loads(read_bytes(run.identity, run.path))
-            known = identity["format_version"] == RUN_FORMAT and isinstance(identity["run_id"], str)
-        except (ValueError, KeyError, TypeError, RecursionError) as err:
-            raise RunDirectoryError(f"{run.identity} is damaged: {err}") from err
-        if not known:
-            raise RunDirectoryError(f"{run.identity} was written by another version of quark")
+        identity = RunIdentity.read(run)
         _check_config(run, loaded.config, exactness)
         listener.on_message(f"resuming the run in {run.path}")
     else:
@@ -87,11 +80,7 @@ def enter(
             raise RunDirectoryError(
                 f"{run.path} exists and is not a run of quark: nothing in it is touched; choose another --run-dir"
             )
-        identity = {
-            "format_version": RUN_FORMAT,
-            "run_id": uuid.uuid4().hex,
-            "quark_version": quark.__version__,
-        }
+        identity = RunIdentity(run_id=uuid.uuid4().hex, quark_version=quark.__version__)
     if not makes_way and not run.pool.exists():
         record(run, loaded, identity)
     return identity
@@ -115,14 +104,14 @@ def _check_clearable(run: RunDirectory, *, force: bool) -> None:
         pass  # damaged or not there: no reason to keep the run
 
 
-def clear(run: RunDirectory, loaded: LoadedConfig, identity: dict[str, Any]) -> None:
+def clear(run: RunDirectory, loaded: LoadedConfig, identity: RunIdentity) -> None:
     """Delete the run that makes way for the one of ``identity``, and nothing else; then record the new one.
 
     Raises:
         RunDirectoryError, PoolLockedError: it may not be deleted any more.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if json.loads(read_bytes(run.identity, run.path))["run_id"] == identity["run_id"]:
+    with contextlib.suppress(RunDirectoryError):
+        if RunIdentity.read(run).run_id == identity.run_id:
             return  # there was none
     _check_clearable(run, force=True)
     Checkpoints(run.checkpoints, keep_last=2).remove_all()
@@ -140,13 +129,12 @@ def _folders(run: RunDirectory) -> list[Path]:
     return [*folders, *run.path.glob("model.p*")]
 
 
-def record(run: RunDirectory, loaded: LoadedConfig, identity: dict[str, Any]) -> None:
+def record(run: RunDirectory, loaded: LoadedConfig, identity: RunIdentity) -> None:
     """Say in the run directory with which configuration the run goes on."""
-    identity["origins"] = dict(loaded.origins)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        _replace_text(run.config, to_toml(loaded.config, comments=False))
-        _replace_text(run.identity, json.dumps(identity, indent=1) + "\n")
+        publish_file(run.config, to_toml(loaded.config, comments=False))
+        replace(identity, origins=dict(loaded.origins)).write(run)
     except OSError as err:
         raise RunDirectoryError(
             f"cannot write the run directory {run.path}: {err}; {way_on(err)}"
@@ -155,19 +143,8 @@ def record(run: RunDirectory, loaded: LoadedConfig, identity: dict[str, Any]) ->
 
 def _is_empty(run: RunDirectory) -> bool:
     """Whether there is nothing in the directory but what a run that died at its very start left."""
-    leftovers = {run.config, staged(run.config), staged(run.identity)}
+    leftovers = {run.config, *left_overs(run.config), *left_overs(run.identity)}
     return run.path.is_dir() and leftovers.issuperset(run.path.iterdir())
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write a small file that is either the old or the new one, whatever happens."""
-    new = staged(path)
-    new.unlink(missing_ok=True)  # a link under this name would be written through
-    with new.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) -> None:
@@ -222,11 +199,11 @@ def check_rewards(
     run: RunDirectory,
     config: RunConfig,
     rewards: Mapping[str, RewardFunction],
-    identity: dict[str, Any],
+    identity: RunIdentity,
     *,
     is_new: bool = False,
-) -> None:
-    """Keep in ``identity`` which files score; refuse others than those that scored the samples so far.
+) -> dict[str, dict[str, str]]:
+    """By score column, which files score now; refuse others than those that scored the samples so far.
 
     Args:
         run: whose samples they are.
@@ -239,21 +216,19 @@ def check_rewards(
         ConfigError: a column would hold scores of two different rewards.
     """
     now = {column: dict(reward_content(reward)) for column, reward in rewards.items()}
-    before = identity.get("scored_by", {})
-    if "reward_sha256" in identity:  # as it was kept before imported modules were known
-        sha256 = identity.pop("reward_sha256")
-        is_same = sha256 in (None, reward_provenance(rewards[REWARD_COLUMN]).get("sha256"))
+    before: Mapping[str, Files] = identity.scored_by or {}
+    if identity.reward_sha256 is not None:  # as it was kept before imported modules were known
+        is_same = identity.reward_sha256 == reward_provenance(rewards[REWARD_COLUMN]).get("sha256")
         before = {} if is_same else {REWARD_COLUMN: {}}
-    identity["scored_by"] = now
     if is_new or not _has_samples(run):
-        return
+        return now
     names = dict(
         zip(map(column_name, config.pool.extra_scores), config.pool.extra_scores, strict=True)
     )
     names[REWARD_COLUMN] = config.reward.name
     for column, reward in rewards.items():
         known = before.get(column)
-        if known in (None, now[column]) or _is_scored_anew(run, column, reward):
+        if known is None or known == now[column] or _is_scored_anew(run, column, reward):
             continue
         files = known.keys() | now[column].keys()
         changed = sorted(file for file in files if known.get(file) != now[column].get(file))
@@ -263,6 +238,7 @@ def check_rewards(
             "scales would be ranked as one. Set it back, or score them anew: "
             f"quark pool rescore {run.path} {names[column]}{target}"
         )
+    return now
 
 
 def _has_samples(run: RunDirectory) -> bool:
@@ -272,7 +248,7 @@ def _has_samples(run: RunDirectory) -> bool:
         return len(pool) > 0
 
 
-def _source_of(run: RunDirectory, column: str) -> Mapping[str, Any]:
+def _source_of(run: RunDirectory, column: str) -> Mapping[str, object]:
     """What all scores of a column were made anew by; empty where they were not."""
     if not run.pool.exists():
         return {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,13 @@ from quark import safe_files
 from quark.config.schema import RunConfig
 from quark.data.prompts import source_file
 from quark.errors import PoolError, RunDirectoryError
+from quark.formats import VERSION_KEY, check_version
 from quark.pool.native import NativePool
+from quark.publication import publish_file
 from quark.run_directory import RunDirectory
 from quark.types import Prompt
+
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,28 +49,26 @@ def write_held_out(run: RunDirectory, config: RunConfig, prompts: Sequence[Promp
     """
     source = config.prompts.evaluation_source or config.prompts.source
     digest = _sha256(source_file(source))
-    staged = run.held_out.with_name(f"{run.held_out.name}.partial")
-    staged.unlink(missing_ok=True)
-    with staged.open("x", encoding="utf-8") as file:
-        for prompt in prompts:
-            row = {
-                "prompt": prompt.text,
-                "token_ids": prompt.token_ids,
-                "metadata": dict(prompt.metadata),
-                "source": source,
-                "source_sha256": digest,
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(run.held_out)
+    rows = [
+        {
+            "prompt": prompt.text,
+            "token_ids": prompt.token_ids,
+            "metadata": dict(prompt.metadata),
+            "source": source,
+            "source_sha256": digest,
+            VERSION_KEY: FORMAT_VERSION,
+        }
+        for prompt in prompts
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    publish_file(run.held_out, text)
 
 
 def read_held_out(run: RunDirectory) -> HeldOut | None:
     """What the run recorded; None where it was made before runs recorded it.
 
     Raises:
-        RunDirectoryError: the file is damaged; names the line.
+        RunDirectoryError: the file is damaged, and the line is named; or a newer quark wrote it.
         UnsafeFileError: it is a link out of the run, or no plain file.
     """
     try:
@@ -80,12 +81,13 @@ def read_held_out(run: RunDirectory) -> HeldOut | None:
     for index, line in enumerate(lines):
         try:
             row = json.loads(line)
+            check_version(row, run.held_out, newest=FORMAT_VERSION, error=RunDirectoryError)
             text, source, digest = row["prompt"], row["source"], row["source_sha256"]
             ids, metadata = row["token_ids"], row["metadata"]
             is_sound = all(isinstance(value, str) for value in (text, source, digest))
             is_sound &= isinstance(metadata, dict) and isinstance(ids, list) and bool(ids)
             is_sound = is_sound and all(type(i) is int and i >= 0 for i in ids)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             is_sound = False
         if not is_sound:
             raise RunDirectoryError(

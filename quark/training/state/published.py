@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quark.errors import ModelError
 from quark.models.policy import Policy
-from quark.pool.native import publish_directory
+from quark.publication import clear_left_overs, publishing_directory
 from quark.refusals import way_on
 from quark.training.processes.process_group import checksum
 
@@ -49,16 +49,15 @@ class PublishedWeights:
     def _publish(self, final: Path) -> None:
         if final.exists():
             return
-        staged = final.with_name(f"{final.name}.partial")
         try:
             # The server has what it loaded in its memory.
             for other in self._folder.glob("weights-*"):
                 shutil.rmtree(other)
-            shutil.rmtree(staged, ignore_errors=True)
-            self._policy.save(staged, best_first=False)
-            publish_directory(staged, final)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            clear_left_overs(final)
+            with publishing_directory(final) as staged:
+                self._policy.save(staged, best_first=False)
         except OSError as err:
-            shutil.rmtree(staged, ignore_errors=True)
             raise ModelError(
                 f"cannot write the weights for the server to {final}: {err}. Pool and checkpoints are good; {way_on(err)}"
             ) from err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from quark.config.schema import RunConfig
 from quark.data.prompts import PromptSet
@@ -23,6 +22,7 @@ from quark.training.seeds import derive_seed
 from quark.training.state.checkpoint import Checkpoint, Checkpoints
 from quark.training.state.exactness import FROZEN_WEIGHTS, Exactness, differences
 from quark.training.state.held_out import prompts_digest, write_held_out
+from quark.training.state.run_state import PoolState
 
 
 def open_shared_pool(
@@ -89,8 +89,8 @@ def find_checkpoint(
     if found is None:
         return None
     state = found.state
-    _check_pool(run, state["pool"])
-    done, steps_beyond = state["position"]["round"], state["position"]["step_in_round"]
+    _check_pool(run, state.pool)
+    done, steps_beyond = state.position.round, state.position.step_in_round
     if num_rounds < done + (steps_beyond > 0):
         begun = " and another one has begun" if steps_beyond else ""
         raise ConfigError(
@@ -98,13 +98,13 @@ def find_checkpoint(
             f"{done + (steps_beyond > 0)}, or choose another --run-dir"
         )
     place = f"in round {done}" if done < num_rounds else "after the last round"
-    listener.on_message(f"continuing from the checkpoint of step {state['step']}, {place}")
-    if state["fingerprint"].get(FROZEN_WEIGHTS) != fingerprint.get(FROZEN_WEIGHTS):
+    listener.on_message(f"continuing from the checkpoint of step {state.step}, {place}")
+    if state.fingerprint.get(FROZEN_WEIGHTS) != fingerprint.get(FROZEN_WEIGHTS):
         raise CheckpointError(
-            f"the weights below the adapters are not those of the checkpoint of step {state['step']}: "
+            f"the weights below the adapters are not those of the checkpoint of step {state.step}: "
             "model.name gives another model than it did. Bring that one back, or choose another --run-dir"
         )
-    exactness.void(differences(state["fingerprint"], fingerprint))
+    exactness.void(differences(state.fingerprint, fingerprint))
     return found
 
 
@@ -162,10 +162,10 @@ def _record(run: RunDirectory, config: RunConfig, prompts: PromptSet) -> None:
         raise RunDirectoryError(f"cannot write {run.held_out}: {err}") from err
 
 
-def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
+def _check_pool(run: RunDirectory, expected: PoolState) -> None:
     """Refuse a pool that is not a continuation of the one a checkpoint was made with."""
     # A round under way may learn from an older one: the pool was changed while the run had stopped.
-    needed = min(expected["generation"], expected.get("learns_from") or expected["generation"])
+    needed = expected.oldest_needed
     with NativePool.open(run.pool) as pool:
         oldest = pool.oldest_generation
     if oldest > needed:
@@ -174,8 +174,8 @@ def _check_pool(run: RunDirectory, expected: Mapping[str, Any]) -> None:
             f'from {oldest} on. What it holds now is whole: docs/pool.md shows how to train on it, under "Another K"'
         )
     try:
-        with NativePool.open(run.pool, snapshot=expected["generation"]) as pool:
-            if pool.snapshot.hash == expected["hash"]:
+        with NativePool.open(run.pool, snapshot=expected.generation) as pool:
+            if pool.snapshot.hash == expected.hash:
                 return
             reason = "has another history than the checkpoint's"
     except ValueError:

@@ -1,0 +1,101 @@
+"""What a file of quark says, taken for what it is meant to be: its version, and the JSON values in it.
+
+A file without a version is of the first one, and a newer one is refused. The readers of values raise ValueError for
+another kind of value, with the beginning of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from quark.errors import QuarkError
+from quark.types import Json
+
+VERSION_KEY = "format_version"
+T = TypeVar("T")
+
+
+def check_version(
+    said: Mapping[str, object], path: Path, *, newest: int, error: type[QuarkError]
+) -> None:
+    """Refuse a file of a newer quark.
+
+    Args:
+        said: what the file says; without a version it is of the first one.
+        path: of the file.
+        newest: version that this quark writes, and the last that it reads.
+        error: what is raised.
+
+    Raises:
+        QuarkError: of the class ``error``, for a newer version.
+        ValueError: the version is no positive whole number.
+    """
+    version = said.get(VERSION_KEY, 1)
+    if type(version) is not int or version < 1:
+        raise ValueError(f"{VERSION_KEY} is {str(version)[:40]!r}, which is no version")
+    if version > newest:
+        raise error(
+            f"{path} was written by a newer quark: it has format {version}, and this quark reads formats up to {newest}. "
+            "Update quark, or use the version that wrote it"
+        )
+
+
+def object_in(value: Json) -> dict[str, Json]:
+    """``value``, which is a JSON object."""
+    if not isinstance(value, dict):
+        raise _unfit(value, "an object")
+    return value
+
+
+def list_in(value: Json) -> list[Json]:
+    """``value``, which is a list."""
+    if not isinstance(value, list):
+        raise _unfit(value, "a list")
+    return value
+
+
+def text_in(value: Json) -> str:
+    """``value``, which is a text."""
+    if not isinstance(value, str):
+        raise _unfit(value, "a text")
+    return value
+
+
+def truth_in(value: Json) -> bool:
+    """``value``, which is true or false."""
+    if not isinstance(value, bool):
+        raise _unfit(value, "true or false")
+    return value
+
+
+def whole_in(value: Json) -> int:
+    """``value``, which is a whole number of at least 0."""
+    if type(value) is not int or value < 0:
+        raise _unfit(value, "a whole number")
+    return value
+
+
+def number_in(value: Json) -> float:
+    """``value``, which is a number; NaN and infinities are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _unfit(value, "a number")
+    try:
+        return float(value)
+    except OverflowError as err:
+        raise _unfit(value, "a number that a float can hold") from err
+
+
+def optional(read: Callable[[Json], T], value: Json) -> T | None:
+    """``value`` as ``read`` takes it, or null."""
+    return None if value is None else read(value)
+
+
+def by_name(read: Callable[[Json], T], value: Json) -> dict[str, T]:
+    """A JSON object whose every value is one for ``read``."""
+    return {name: read(item) for name, item in object_in(value).items()}
+
+
+def _unfit(value: Json, needed: str) -> ValueError:
+    return ValueError(f"{repr(value)[:40]} stands where {needed} is needed")
