@@ -1,14 +1,45 @@
-"""Figures of a set of texts or scores; pure functions."""
+"""Figures of a set of texts or scores as pure functions, and which way each figure of an evaluation is better."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quark.text_statistics import distinct_n, diversity
+
+
+class Direction(StrEnum):
+    """Which values of a metric are better."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+    NEITHER = "neither"
+
+
+DIRECTIONS = {
+    "reward_mean": Direction.HIGHER,
+    "reward_std": Direction.NEITHER,
+    "failed_scores": Direction.LOWER,
+    "completion_length_mean": Direction.NEITHER,
+    "reward_minimum_mean": Direction.HIGHER,
+    "reward_below_half_probability": Direction.LOWER,
+    "distinct_1": Direction.HIGHER,
+    "distinct_2": Direction.HIGHER,
+    "distinct_3": Direction.HIGHER,
+    "distinct_2_per_prompt": Direction.HIGHER,
+    "distinct_3_per_prompt": Direction.HIGHER,
+    "diversity": Direction.HIGHER,
+    "kl_reference_to_policy": Direction.LOWER,
+    "kl_policy_to_reference": Direction.LOWER,
+    "kl_sampled_to_reference": Direction.LOWER,
+    "kl_sampled_per_completion": Direction.LOWER,
+    "perplexity_reference": Direction.LOWER,
+}
+"""Of every metric of an evaluation, by its name in docs/metrics.md."""
 
 
 def text_metrics(texts: Sequence[str], *, group_size: int = 1) -> dict[str, float]:

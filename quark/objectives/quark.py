@@ -14,9 +14,11 @@ sample's standardized rank, with a clipped importance ratio where that is negati
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -28,6 +30,8 @@ from quark.models.batch import TrainingBatch
 from quark.models.causal import CompletionModel
 from quark.models.logprobs import LossWeights, token_nll, weighted_loss
 from quark.models.policy import Policy
+from quark.objectives.advantages import COLUMNS, Advantages, AdvantageScope
+from quark.objectives.base import Columns, Objective
 from quark.objectives.controllers import AdaptiveCoefficient, Coefficient, FixedCoefficient
 from quark.settings import Settings
 
@@ -57,15 +61,6 @@ class LMSoftmax(StrEnum):
     """The base vocabulary: the distribution that is sampled from."""
     ENLARGED = "enlarged"
     """All columns, reward tokens included (the published code)."""
-
-
-class AdvantageScope(StrEnum):
-    """Samples among which the advantage ranks."""
-
-    PROMPT = "prompt"
-    """The completions of one prompt in one round."""
-    ROUND = "round"
-    """All samples of one round."""
 
 
 class KLTokens(StrEnum):
@@ -172,12 +167,24 @@ class LossOutput:
     advantage_loss: float
     """Sum of -advantage * log pi(y | x, best token) over the sequences, clipped ratios included; 0 without it."""
 
+    @property
+    def sums(self) -> dict[str, float]:
+        """All that are sums over tokens or sequences, by name."""
+        return {name: getattr(self, name) for name in (*_TOKEN_SUMS, *_SEQUENCE_SUMS)}
 
-class QuarkObjective:
+
+_TOKEN_SUMS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
+"""Figures of a ``LossOutput`` that are sums over its tokens."""
+_SEQUENCE_SUMS = ("contrast_loss", "advantage_loss")
+"""Figures that are sums over its sequences."""
+
+
+class QuarkObjective(Objective):
     """Computes the loss; holds the coefficients if they adapt."""
 
     def __init__(self, config: QuarkObjectiveConfig) -> None:
         self.config = config
+        self._advantages: Advantages | None = None
         self.kl_coefficient: Coefficient = FixedCoefficient(config.kl_coef)
         if config.kl_target is not None:
             self.kl_coefficient = AdaptiveCoefficient(
@@ -351,31 +358,64 @@ class QuarkObjective:
         chosen = distances[:, : self.config.contrast_tokens]
         return (quantiles[:, None] + chosen) % num_quantiles
 
-    def parts(self, batch: TrainingBatch, num_parts: int) -> list[TrainingBatch]:
-        """``batch`` in at least ``num_parts`` parts, for one call and one backward pass each."""
-        groups = self.config.length_groups if batch.has_padding else 1
-        return batch.split(max(num_parts, groups))
+    @property
+    def pool_columns(self) -> tuple[str, ...]:
+        return COLUMNS if self.config.advantage_coef else ()
 
-    def update_coefficients(
+    @property
+    def batch_fields(self) -> tuple[str, ...]:
+        contrast = ("other_tokens",) if self.config.contrast_coef else ()
+        advantage = ("advantages", "sampled_logprobs") if self.config.advantage_coef else ()
+        return (*contrast, *advantage)
+
+    def begin_round(self, columns: Columns) -> None:
+        if self.config.advantage_coef:
+            self._advantages = Advantages.of(columns, self.config.advantage_scope)
+
+    def fields(
         self,
+        ids: NDArray[Any],
+        quantiles: NDArray[Any],
         *,
-        kl_reference_to_policy: float,
-        kl_policy_to_reference: float,
-        entropy: float,
-        num_sequences: int,
-    ) -> None:
-        """Let the coefficients adapt to one optimizer step.
+        reward_tokens: Sequence[int],
+        seed: int,
+    ) -> dict[str, NDArray[Any]]:
+        fields: dict[str, NDArray[Any]] = {}
+        others = self.other_quantiles(quantiles, num_quantiles=len(reward_tokens), seed=seed)
+        if others is not None:
+            fields["other_tokens"] = np.array(reward_tokens, dtype=np.int64)[others]
+        if self._advantages is not None:
+            rows = self._advantages.rows(ids)
+            fields["advantages"] = rows.values
+            fields["sampled_logprobs"] = rows.sampled_logprobs
+        return fields
 
-        Args:
-            kl_reference_to_policy: sum over the step's tokens, in nats, like the next two.
-            kl_policy_to_reference: sum over the step's tokens.
-            entropy: sum over the step's tokens.
-            num_sequences: sequences of the step.
-        """
+    def micro_batches(self, batch: TrainingBatch, number: int) -> list[TrainingBatch]:
+        groups = self.config.length_groups if batch.has_padding else 1
+        return batch.split(max(number, groups))
+
+    def figures(
+        self, sums: Mapping[str, float], *, num_sequences: int, num_tokens: int, num_quantiles: int
+    ) -> dict[str, float]:
+        """Means over tokens; of the terms that compare sequences, means over these, where the loss has them."""
+        figures = {name: sums[name] / num_tokens for name in _TOKEN_SUMS}
+        if self.config.contrast_coef and num_quantiles > 1:
+            contrast_loss = sums["contrast_loss"] / num_sequences
+            num_others = min(self.config.contrast_tokens, num_quantiles - 1)
+            figures["contrast_loss"] = contrast_loss
+            figures["information"] = math.log(1 + num_others) - contrast_loss
+        if self.config.advantage_coef:
+            figures["advantage_loss"] = sums["advantage_loss"] / num_sequences
+        return figures
+
+    def after_step(self, sums: Mapping[str, float], *, num_sequences: int) -> None:
+        """Let the coefficients adapt to the step's sums over its tokens, in nats."""
         forward = self.config.kl_direction is KLDirection.REFERENCE_TO_POLICY
-        kl = kl_reference_to_policy if forward else kl_policy_to_reference
+        kl = sums["kl_reference_to_policy" if forward else "kl_policy_to_reference"]
         self.kl_coefficient.update(kl / num_sequences, num_sequences=num_sequences)
-        self.entropy_coefficient.update(entropy / num_sequences, num_sequences=num_sequences)
+        self.entropy_coefficient.update(
+            sums["entropy"] / num_sequences, num_sequences=num_sequences
+        )
 
     def state_dict(self) -> dict[str, float]:
         """The coefficients, as plain numbers."""
@@ -384,6 +424,6 @@ class QuarkObjective:
             "entropy_coef": self.entropy_coefficient.value,
         }
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.kl_coefficient.load_state_dict({"value": state["kl_coef"]})
         self.entropy_coefficient.load_state_dict({"value": state["entropy_coef"]})

@@ -13,16 +13,14 @@ from quark.errors import CheckpointError, ModelError
 from quark.evaluation.evaluator import Evaluator
 from quark.generation.base import SamplingConfig
 from quark.models.loading import (
-    load_base_model,
     load_policy,
     load_saved_policy,
     load_tokenizer,
 )
 from quark.models.policy import Policy
-from quark.models.positions import original_leading_positions
 from quark.pool.columns import column_name
-from quark.reference.adapter_off import AdapterOffReference
-from quark.reference.base import FrozenReference, ReferencePolicy
+from quark.reference.base import ReferencePolicy
+from quark.reference.build import ReferenceName, build_reference, reference_name
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_judges, build_reward
 from quark.run_directory import RunDirectory
@@ -120,25 +118,28 @@ def _merges_to(policy: Policy, saved: Policy) -> bool:
 
 
 def make_reference(config: RunConfig, policy: Policy, device: torch.device) -> ReferencePolicy:
-    """The original model: below the policy's adapters, or a copy of its own."""
-    if policy.adapter is not None:
-        return AdapterOffReference(policy)
-    return frozen_reference(config, policy, device)
+    """The original model: below the policy's adapters, or a copy of its own.
+
+    Raises:
+        ModelError: it cannot be found.
+    """
+    return _reference(reference_name(policy), config, policy, device)
 
 
-def frozen_reference(config: RunConfig, policy: Policy, device: torch.device) -> FrozenReference:
+def frozen_reference(config: RunConfig, policy: Policy, device: torch.device) -> ReferencePolicy:
     """A copy of the configured model, to compare ``policy`` with.
 
     Raises:
         ModelError: it cannot be found.
     """
-    original = load_base_model(config.model, device=device)
-    has_place = policy.num_leading_positions > 0
-    return FrozenReference(
-        original,
-        autocast_dtype=autocast_dtype(config.run.precision, device),
-        num_leading_positions=original_leading_positions(original) if has_place else 0,
-    )
+    return _reference("frozen", config, policy, device)
+
+
+def _reference(
+    name: ReferenceName, config: RunConfig, policy: Policy, device: torch.device
+) -> ReferencePolicy:
+    dtype = autocast_dtype(config.run.precision, device)
+    return build_reference(name, config.model, policy, device, autocast_dtype=dtype)
 
 
 def prompts_of(config: RunConfig) -> PromptSet:

@@ -33,7 +33,6 @@ from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization
 from quark.pool.native import NativePool, publish_directory
 from quark.training.factories import make_reference, untrained_policy, use_threads
-from quark.training.loop.advantages import Advantages
 from quark.training.loop.draws import held_out_samples, quantize, round_sampler, settling_sampler
 from quark.training.loop.information import MOST_SAMPLES
 from quark.training.loop.learner import Learner
@@ -184,9 +183,7 @@ def fit(
         on_warning=on_message,
         on_alert=lambda alert: on_message(alert.text),
     )
-    advantages = None
-    if config.objective.advantage_coef:
-        advantages = Advantages.of(pool, config.objective.advantage_scope, score=score)
+    learner.begin_round(pool, score=score)
     prompts = pool.column("prompt_id")[held_out.ids.astype(np.int64)]
     result = Fit(
         num_quantiles=config.pool.num_quantiles,
@@ -232,7 +229,7 @@ def fit(
                 kept = _trained(policy)
         if step < num_steps:
             batch = sampler.batch(step, pad_id=policy.pad_id)
-            taken = learner.step(batch, position, advantages)
+            taken = learner.step(batch, position)
             if taken.is_finite and "information" in taken.metrics:
                 since.append(taken.metrics["information"])
             position.step += 1

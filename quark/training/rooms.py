@@ -17,11 +17,13 @@ from quark.training.loop.cached_reference import CachedReference
 from quark.training.loop.evaluating import Evaluating
 from quark.training.loop.exploration import REFERENCE_BLOCK, Explorer
 from quark.training.loop.exploring import Exploring
+from quark.training.loop.hooks import WeightHook, WeightHooks
 from quark.training.loop.information import InformationMeter
 from quark.training.loop.journal import Journal
 from quark.training.loop.learner import Learner
 from quark.training.loop.learning import Learning
 from quark.training.loop.metrics import MetricLog, SilentLog
+from quark.training.loop.settling_hook import Settling
 from quark.training.loop.trackers import make_trackers
 from quark.training.processes.data_parallel import DataParallelEvaluator
 from quark.training.state.checkpoint import Checkpoint
@@ -79,6 +81,10 @@ def make_learning(context: RunContext, reference: ReferencePolicy, journal: Jour
         on_warning=journal.warn,
         on_alert=journal.alert,
     )
+    hooks: list[WeightHook] = []
+    if context.config.optimizer.settling_steps:
+        pad_id = context.policy.pad_id
+        hooks.append(Settling(learner, context.config, pad_id=pad_id, journal=journal))
     meter = InformationMeter(
         config=context.config,
         policy=context.policy,
@@ -91,6 +97,7 @@ def make_learning(context: RunContext, reference: ReferencePolicy, journal: Jour
         weights=context.weights,
         objective=objective,
         learner=learner,
+        hooks=WeightHooks(*hooks),
         meter=meter,
         config=context.config,
         journal=journal,

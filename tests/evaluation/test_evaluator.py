@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from quark.evaluation.evaluator import Evaluation, Evaluator
+from quark.evaluation.metrics import DIRECTIONS
 from quark.generation.base import SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.reference.base import FrozenReference
@@ -77,6 +78,10 @@ def evaluate(
         torch.device("cpu"),
     )
     return evaluator.evaluate(generator, policy, quantile=quantile)
+
+
+def test_every_metric_of_an_evaluation_says_which_way_is_better() -> None:
+    assert evaluate(2).metrics.keys() == DIRECTIONS.keys()
 
 
 def test_the_original_model_is_at_no_distance_from_itself() -> None:

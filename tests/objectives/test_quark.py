@@ -97,11 +97,11 @@ def test_micro_batches_add_up_to_the_whole(reduction):
 def test_a_batch_is_divided_by_length_only_where_that_spares_padding():
     objective = QuarkObjective(QuarkObjectiveConfig(length_groups=3))
     ragged = tiny_batch(tiny_policy())
-    assert [part.num_sequences for part in objective.parts(ragged, 1)] == [2, 2, 2]
-    assert [part.num_sequences for part in objective.parts(ragged, 6)] == [1] * 6
-    (longest,) = (p for p in objective.parts(ragged, 6) if p.prompt_lengths.max() == 4)
+    assert [part.num_sequences for part in objective.micro_batches(ragged, 1)] == [2, 2, 2]
+    assert [part.num_sequences for part in objective.micro_batches(ragged, 6)] == [1] * 6
+    (longest,) = (p for p in objective.micro_batches(ragged, 6) if p.prompt_lengths.max() == 4)
     assert not longest.has_padding
-    assert objective.parts(longest, 1) == [longest]
+    assert objective.micro_batches(longest, 1) == [longest]
 
 
 def test_both_divergences_are_reported_and_vanish_where_policy_and_reference_agree():
@@ -168,9 +168,8 @@ def test_coefficients_adapt_to_the_penalized_direction_and_restore():
             kl_coef=0.05, kl_target=3.0, kl_horizon=1000.0, entropy_coef=0.06, entropy_target=40.0
         )
     )
-    objective.update_coefficients(
-        kl_reference_to_policy=600.0, kl_policy_to_reference=0.0, entropy=2000.0, num_sequences=100
-    )
+    sums = {"kl_reference_to_policy": 600.0, "kl_policy_to_reference": 0.0, "entropy": 2000.0}
+    objective.after_step(sums, num_sequences=100)
     assert objective.kl_coefficient.value == pytest.approx(0.05 * 1.02)
     assert objective.entropy_coefficient.value == pytest.approx(0.06 * (1 + 0.2 * 100 / 2500))
     other = QuarkObjective(objective.config)

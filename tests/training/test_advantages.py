@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quark.objectives.quark import AdvantageScope
-from quark.training.loop.advantages import Advantages, standardized_ranks
+from quark.objectives.advantages import COLUMNS, Advantages, AdvantageScope, standardized_ranks
+from quark.training.loop.draws import columns_of
 from tests.pool.batches import filled_alike, make_batch
 
 SCORES = st.sampled_from([0.0, -0.0, 0.5, 1.0, -2.0, 7.0, math.nan])
@@ -42,7 +42,10 @@ def test_a_pool_s_samples_compete_within_their_prompt_and_round_or_within_their_
     pool, spec = filled_alike(tmp_path / "pool", batches)
     rounds, prompts = spec.column("round"), spec.column("prompt_id")
     for scope in AdvantageScope:
-        ours, theirs = Advantages.of(pool, scope), Advantages.of(spec, scope)
+        ours, theirs = (
+            Advantages.of(columns_of(pool, COLUMNS), scope),
+            Advantages.of(columns_of(spec, COLUMNS), scope),
+        )
         np.testing.assert_array_equal(ours.values, theirs.values)
         names = rounds if scope is AdvantageScope.ROUND else list(zip(rounds, prompts, strict=True))
         numbers = {name: i for i, name in enumerate(map(str, names))}

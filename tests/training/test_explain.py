@@ -16,7 +16,6 @@ from quark.pool.base import PoolBatch, PromptRecord
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.training.explain import Explanation, explain
-from quark.training.loop.advantages import Advantages
 from quark.training.loop.learner import Learner
 from quark.training.loop.metrics import num_steps_logged
 from quark.training.position import Position
@@ -39,11 +38,9 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     batches: Record = {}
     learn = Learner.step
 
-    def recording(
-        learner: Learner, samples: PoolBatch, position: Position, advantages: Advantages | None
-    ) -> object:
+    def recording(learner: Learner, samples: PoolBatch, position: Position) -> object:
         batches[position.step] = samples
-        return learn(learner, samples, position, advantages)
+        return learn(learner, samples, position)
 
     monkeypatch.setattr(Learner, "step", recording)
     return batches

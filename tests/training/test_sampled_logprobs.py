@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quark.objectives.quark import AdvantageScope
+from quark.objectives.advantages import COLUMNS, Advantages, AdvantageScope
 from quark.pool.native import NativePool
-from quark.training.loop.advantages import Advantages
+from quark.training.loop.draws import columns_of
 from tests.pool.batches import older_pool
 from tests.training.tiny_run import fingerprint_of, train, write_inputs
 
@@ -33,7 +33,7 @@ def test_a_guided_round_keeps_what_it_was_drawn_from_and_learns_with_it(guided_r
     with NativePool.open(guided_run / "pool") as pool:
         drawn, policy = pool.column("logprob_sampled"), pool.column("logprob_policy")
         is_guided = pool.column("reward_token") >= 0
-        used = Advantages.of(pool, AdvantageScope.ROUND).sampled_logprobs
+        used = Advantages.of(columns_of(pool, COLUMNS), AdvantageScope.ROUND).sampled_logprobs
     assert np.isfinite(drawn).all()
     assert (drawn < 0).all()
     np.testing.assert_array_equal(drawn[~is_guided], policy[~is_guided])
@@ -69,7 +69,7 @@ def test_a_run_that_began_on_an_older_pool_goes_on_as_it_began(
         with NativePool.open(run_dir / "pool") as pool:
             names = ("seed", "logprob_policy", "logprob_sampled")
             columns[run_dir] = {name: pool.column(name) for name in names}
-            used = Advantages.of(pool, AdvantageScope.ROUND).sampled_logprobs
+            used = Advantages.of(columns_of(pool, COLUMNS), AdvantageScope.ROUND).sampled_logprobs
             assert pool.has_sampled_logprobs == (run_dir == guided_run)
         if run_dir == whole:
             assert np.isnan(columns[whole]["logprob_sampled"]).all()

@@ -27,7 +27,7 @@ def settle(policy: Policy, reference: FrozenReference, *, num_steps: int = 40) -
         reference,
         [tiny_batch(policy)] * num_steps,
         rate=0.15,
-        parts=lambda batch: objective.parts(batch, 2),
+        micro_batches=lambda batch: objective.micro_batches(batch, 2),
         autocast=contextlib.nullcontext,
     )
 

@@ -272,9 +272,9 @@ def test_training_on_the_best_quantile_alone_draws_nothing_else(
     with trainer_of(config, tmp_path / "run", "pool.train_quantiles=best") as trainer:
         seen: set[int] = set()
         step = trainer._learning.learner.step
-        trainer._learning.learner.step = lambda samples, position, advantages: (  # type: ignore[method-assign]
+        trainer._learning.learner.step = lambda samples, position: (  # type: ignore[method-assign]
             seen.update(samples.quantiles.tolist()),
-            step(samples, position, advantages),
+            step(samples, position),
         )[1]
         trainer.run()
     assert seen == {2}

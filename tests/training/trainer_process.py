@@ -23,7 +23,6 @@ from torch import Tensor, distributed
 from quark.cli.app import run
 from quark.pool.base import PoolBatch
 from quark.training.events import TrainingResult
-from quark.training.loop.advantages import Advantages
 from quark.training.loop.learner import Learner, Step
 from quark.training.loop.trainer import Trainer
 from quark.training.position import Position
@@ -35,12 +34,10 @@ def arrange(plan: dict[str, Any]) -> None:
     step, run_loop = Learner.step, Trainer.run
     is_struck = plan.get("rank") == int(os.environ["RANK"])
 
-    def stepping(
-        self: Learner, samples: PoolBatch, position: Position, advantages: Advantages | None
-    ) -> Step:
+    def stepping(self: Learner, samples: PoolBatch, position: Position) -> Step:
         if is_struck and position.step == plan["step"]:
             befall(self, plan["mishap"])
-        taken = step(self, samples, position, advantages)
+        taken = step(self, samples, position)
         Path(plan["held"]).with_suffix(f".{os.environ['RANK']}").write_text(str(bytes_held()))
         return taken
 

@@ -7,7 +7,9 @@ run did and what is said about it cannot come apart.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +52,15 @@ def first_snapshot_with(path: Path, num_samples: int) -> NativePool:
         oldest, newest = pool.oldest_generation, pool.snapshot.generation
     found = bisect_left(range(oldest, newest), num_samples, key=size_at)
     return NativePool.open(path, snapshot=oldest + found)
+
+
+def columns_of(
+    pool: SamplePool, names: Iterable[str], *, score: str = REWARD_COLUMN
+) -> dict[str, NDArray[Any]]:
+    """[N] columns of ``pool`` by name; ``reward`` is the score column ``score``."""
+    return {
+        name: pool.scores(score) if name == REWARD_COLUMN else pool.column(name) for name in names
+    }
 
 
 def check_scope(section: PoolSection) -> None:

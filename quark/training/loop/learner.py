@@ -9,17 +9,17 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from quark.config.schema import RunConfig
 from quark.data.collate import collate
 from quark.models.batch import TrainingBatch
 from quark.models.policy import Policy
-from quark.objectives.quark import LossOutput, QuarkObjective
-from quark.pool.base import PoolBatch
+from quark.objectives.base import Loss, Objective
+from quark.pool.base import PoolBatch, SamplePool
+from quark.pool.columns import REWARD_COLUMN
 from quark.reference.base import ReferencePolicy
-from quark.training.loop.advantages import Advantages
 from quark.training.loop.alerts import Alert
+from quark.training.loop.draws import columns_of
 from quark.training.loop.guards import count_skipped_step, is_finite_step
 from quark.training.loop.optimization import learning_rate, make_optimizer
 from quark.training.loop.settling import settle_reward_tokens
@@ -28,11 +28,6 @@ from quark.training.processes.memory import memory_needed_for
 from quark.training.processes.process_group import ProcessGroup
 from quark.training.processes.weights import Weights
 from quark.training.seeds import derive_seed
-
-_SUMS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
-"""Figures of a ``LossOutput`` that are sums over its tokens."""
-_SEQUENCE_SUMS = ("contrast_loss", "advantage_loss")
-"""Figures that are sums over its sequences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +63,7 @@ class Learner:
         config: RunConfig,
         policy: Policy,
         reference: ReferencePolicy,
-        objective: QuarkObjective,
+        objective: Objective,
         autocast: Callable[[], AbstractContextManager[object]],
         processes: ProcessGroup,
         weights: Weights,
@@ -89,15 +84,17 @@ class Learner:
         self._on_alert = on_alert
         self.optimizer = make_optimizer(policy.model, config.optimizer)
 
-    def step(
-        self, samples: PoolBatch, position: Position, advantages: Advantages | None = None
-    ) -> Step:
+    def begin_round(self, pool: SamplePool, *, score: str = REWARD_COLUMN) -> None:
+        """Let the objective see the snapshot that the steps from here on learn from, ranked by column ``score``."""
+        names = self._objective.pool_columns
+        self._objective.begin_round(columns_of(pool, names, score=score))
+
+    def step(self, samples: PoolBatch, position: Position) -> Step:
         """Train on one minibatch, or skip it where its loss or gradient is not finite.
 
         Args:
             samples: the whole minibatch, the same in every process.
             position: where the run is; skipped steps and a smaller micro-batch are recorded in it.
-            advantages: those of the pool's samples, where the objective weighs by them.
 
         Raises:
             TrainingError: too many skipped steps in a row, or too little memory for one sequence or the update.
@@ -108,30 +105,22 @@ class Learner:
         mine = _rows(samples, slice(processes.rank, None, processes.size))
         with memory_needed_for("running the original model", setting="sampling.max_new_tokens"):
             self._reference.prepare(samples.ids.tolist())
-        others = self._objective.other_quantiles(
-            samples.quantiles,
-            num_quantiles=policy.reward_tokens.num_quantiles,
-            seed=derive_seed(self._seed, "contrast", position.step),
-        )
-        batch = self._collated(mine, others, advantages)
+        batch = self._collated(samples, mine, position)
         outputs, micro = self._gradient(batch, position, num_sequences, num_tokens)
+        names = outputs[0].sums.keys()
         sums = processes.sums(
             {
                 "loss": sum(float(output.loss.detach()) for output in outputs),
-                **{
-                    name: sum(getattr(output, name) for output in outputs)
-                    for name in (*_SUMS, *_SEQUENCE_SUMS)
-                },
+                **{name: sum(output.sums[name] for output in outputs) for name in names},
             }
         )
         loss = sums.pop("loss")
-        by_sequence = {}
-        if others is not None:
-            contrast_loss = sums["contrast_loss"] / num_sequences
-            by_sequence["contrast_loss"] = contrast_loss
-            by_sequence["information"] = math.log(1 + others.shape[1]) - contrast_loss
-        if advantages is not None:
-            by_sequence["advantage_loss"] = sums["advantage_loss"] / num_sequences
+        figures = self._objective.figures(
+            sums,
+            num_sequences=num_sequences,
+            num_tokens=num_tokens,
+            num_quantiles=policy.reward_tokens.num_quantiles,
+        )
         self._weights.sum_gradients()
         grad_norm = self._weights.clip_gradients(section.max_grad_norm or math.inf)
         # Steps that rounds left out count: the schedule is that of the rounds.
@@ -146,12 +135,7 @@ class Learner:
             # It cannot be redone: some weights may have been changed already.
             with memory_needed_for("the optimizer's moments", setting="model"):
                 self._update()
-            self._objective.update_coefficients(
-                kl_reference_to_policy=sums["kl_reference_to_policy"],
-                kl_policy_to_reference=sums["kl_policy_to_reference"],
-                entropy=sums["entropy"],
-                num_sequences=num_sequences,
-            )
+            self._objective.after_step(sums, num_sequences=num_sequences)
         else:
             self.optimizer.zero_grad(set_to_none=True)
             self._on_warning(
@@ -166,8 +150,7 @@ class Learner:
         return Step(
             metrics={
                 "loss": loss,
-                **{name: sums[name] / num_tokens for name in _SUMS},
-                **by_sequence,
+                **figures,
                 "grad_norm": grad_norm,
                 "learning_rate": rate,
                 **coefficients,
@@ -177,35 +160,26 @@ class Learner:
             micro_batch_size=micro,
         )
 
-    def _collated(
-        self,
-        mine: PoolBatch,
-        others: NDArray[np.int16] | None,
-        advantages: Advantages | None,
-    ) -> TrainingBatch:
-        """This process's samples as tensors.
-
-        Args:
-            mine: its rows of the minibatch.
-            others: [B, n] quantiles that the whole minibatch is contrasted with.
-            advantages: of the pool's samples.
-        """
+    def _collated(self, samples: PoolBatch, mine: PoolBatch, position: Position) -> TrainingBatch:
+        """This process's share of a minibatch as tensors, with the fields that the objective asks for."""
         policy, processes = self._policy, self._processes
         batch = collate(
             mine, policy.reward_tokens.ids, policy.pad_id, policy.device, sample_ids=mine.ids
         )
-        if others is not None:
-            ids = torch.tensor(policy.reward_tokens.ids, device=policy.device)
-            chosen = torch.from_numpy(others[processes.rank :: processes.size].astype(np.int64))
-            batch = replace(batch, other_tokens=ids[chosen.to(policy.device)])
-        if advantages is not None:
-            of_mine = advantages.rows(mine.ids)
-            batch = replace(
-                batch,
-                advantages=torch.from_numpy(of_mine.values).to(policy.device),
-                sampled_logprobs=torch.from_numpy(of_mine.sampled_logprobs).to(policy.device),
-            )
-        return batch
+        fields = self._objective.fields(
+            samples.ids,
+            samples.quantiles,
+            reward_tokens=policy.reward_tokens.ids,
+            seed=derive_seed(self._seed, "contrast", position.step),
+        )
+        assert fields.keys() <= set(self._objective.batch_fields), "an objective names its fields"
+        tensors = {
+            name: torch.from_numpy(
+                np.ascontiguousarray(values[processes.rank :: processes.size])
+            ).to(policy.device)
+            for name, values in fields.items()
+        }
+        return replace(batch, **tensors)
 
     def settle(self, batches: Sequence[PoolBatch], position: Position) -> list[float]:
         """Shift the reward tokens' vectors to where they cost least; see ``settle_reward_tokens``.
@@ -233,7 +207,7 @@ class Learner:
                     for batch in batches
                 ],
                 rate=section.settling_rate,
-                parts=lambda batch: self._objective.parts(
+                micro_batches=lambda batch: self._objective.micro_batches(
                     batch, math.ceil(batch.num_sequences / size)
                 ),
                 autocast=self._autocast,
@@ -248,7 +222,7 @@ class Learner:
 
     def _gradient(
         self, batch: TrainingBatch, position: Position, num_sequences: int, num_tokens: int
-    ) -> tuple[list[LossOutput], int]:
+    ) -> tuple[list[Loss], int]:
         """Losses of the parts of ``batch``, their gradients added up, and the size of the parts.
 
         ``num_sequences`` and ``num_tokens`` are those of all processes' batches together. They have the
@@ -258,9 +232,9 @@ class Learner:
         wanted = position.micro_batch_size, self._section.micro_batch_size, largest
         size = min(size for size in wanted if size is not None)
 
-        def attempt(size: int) -> list[LossOutput]:
+        def attempt(size: int) -> list[Loss]:
             self.optimizer.zero_grad(set_to_none=True)
-            parts = self._objective.parts(batch, math.ceil(batch.num_sequences / size))
+            parts = self._objective.micro_batches(batch, math.ceil(batch.num_sequences / size))
             num_passes = self._weights.num_passes(len(parts))
             if num_passes > len(parts):
                 parts = batch.split(num_passes)
@@ -289,7 +263,7 @@ class Learner:
 
     def _backward(
         self, part: TrainingBatch, num_sequences: int, num_tokens: int, *, share: float = 1.0
-    ) -> LossOutput:
+    ) -> Loss:
         with self._autocast():
             output = self._objective(
                 self._policy,

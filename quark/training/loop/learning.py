@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from quark.config.schema import RunConfig
 from quark.evaluation.information import LabelledSamples
 from quark.models.policy import Policy
-from quark.objectives.quark import QuarkObjective
-from quark.training.loop.advantages import Advantages
+from quark.objectives.base import Objective
 from quark.training.loop.brake import is_due, take_note
-from quark.training.loop.draws import round_sampler, settling_sampler
+from quark.training.loop.draws import round_sampler
+from quark.training.loop.hooks import WeightHooks
 from quark.training.loop.information import InformationMeter
 from quark.training.loop.journal import Journal
 from quark.training.loop.learner import Learner
@@ -28,8 +28,10 @@ class Learning:
     policy: Policy
     weights: Weights
     """Where the policy's lie among the processes."""
-    objective: QuarkObjective
+    objective: Objective
     learner: Learner
+    hooks: WeightHooks
+    """What else may change or pass on the weights."""
     meter: InformationMeter
     config: RunConfig
     journal: Journal
@@ -56,18 +58,16 @@ class Learning:
         Raises:
             TrainingError: too many steps in a row were not finite, or memory does not suffice for one sequence.
         """
-        here, journal, objective = self.journal.position, self.journal, self.config.objective
-        advantages = None
-        if objective.advantage_coef:
-            advantages = Advantages.of(samples.pool, objective.advantage_scope)
-        self._settle(samples)
+        here, journal = self.journal.position, self.journal
+        self.hooks.start(samples)
+        self.learner.begin_round(samples.pool)
         sampler = round_sampler(samples.pool, samples.quantization, self.config, here.round)
         if here.step_in_round == 0:
             self._brake(held_out)
         while not self.is_done and not should_stop():
             begin = time.monotonic()
             batch = sampler.batch(here.step_in_round, pad_id=self.policy.pad_id)
-            step = self.learner.step(batch, here, advantages)
+            step = self.learner.step(batch, here)
             metrics = step.metrics | {
                 "tokens_per_s": step.num_tokens / max(time.monotonic() - begin, 1e-9)
             }
@@ -78,6 +78,7 @@ class Learning:
                 micro_batch_size=step.micro_batch_size,
                 is_skipped=not step.is_finite,
             )
+            self.hooks.after_step(here.step)
             here.step += 1
             here.step_in_round += 1
             if step.is_finite:
@@ -90,19 +91,6 @@ class Learning:
             )
             self._brake(held_out)
         self.weights.require_equal(step=here.step)
-
-    def _settle(self, samples: RoundSamples) -> None:
-        """The settling steps, where they are to be made and were not."""
-        here = self.journal.position
-        num_steps = self.config.optimizer.settling_steps
-        if here.are_tokens_settled or here.step > 0 or num_steps == 0:
-            return
-        sampler = settling_sampler(samples.pool, samples.quantization, self.config)
-        costs = self.learner.settle(
-            [sampler.batch(i, pad_id=self.policy.pad_id) for i in range(num_steps)], here
-        )
-        here.are_tokens_settled = True
-        self.journal.write("settling", time_s=self.journal.elapsed(), kl_by_step=costs)
 
     def _brake(self, held_out: LabelledSamples | None) -> None:
         """Measure the held-out samples where that is due, and leave steps out where they say so."""

@@ -26,7 +26,7 @@ def settle_reward_tokens(
     batches: Sequence[TrainingBatch],
     *,
     rate: float,
-    parts: Callable[[TrainingBatch], Iterable[TrainingBatch]],
+    micro_batches: Callable[[TrainingBatch], Iterable[TrainingBatch]],
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> list[float]:
     """Shift the reward tokens' input vectors in place, one step of Adam for each batch.
@@ -36,7 +36,7 @@ def settle_reward_tokens(
         reference: p0.
         batches: samples of p0, each under some token.
         rate: of the first step, in root mean squares of the vocabulary's vectors; it falls to 0 as a cosine does.
-        parts: divides a batch for one pass each.
+        micro_batches: divides a batch for one pass each.
         autocast: the context for forward passes.
 
     Returns:
@@ -60,7 +60,7 @@ def settle_reward_tokens(
             kl_policy_to_reference=0.0,
             entropy=0.0,
         )
-        for part in parts(batch):
+        for part in micro_batches(batch):
             with autocast():
                 loss, _ = weighted_loss(
                     policy.completion_rows(part),

@@ -132,6 +132,7 @@ class Trainer:
         """One round from wherever it is; returns its evaluation where one is due and it was finished."""
         here, meter = self._position, self._learning.meter
         begin = time.monotonic()
+        self._learning.hooks.before_exploration(here.round)
         exploration = self._exploring.explore(self._should_stop)
         if not exploration.is_complete:
             return None
@@ -256,6 +257,7 @@ class Trainer:
                 "run_id": self._outputs.run_id,
                 "position": dataclasses.asdict(here) | {"seconds": self._journal.elapsed()},
                 "objective": learning.objective.state_dict(),
+                **({"hooks": hooks} if (hooks := learning.hooks.state()) else {}),
                 "alerts": self._alerts.state_dict(),
                 "pool": {
                     "generation": snapshot.generation,
@@ -277,6 +279,7 @@ class Trainer:
             learning.learner.optimizer, learning.policy.model, checkpoint.optimizer_tensors()
         )
         learning.objective.load_state_dict(state["objective"])
+        learning.hooks.load(state.get("hooks", {}))
         if "alerts" in state:
             self._alerts.load_state_dict(state["alerts"])
         self._learns_from = state["pool"].get("learns_from")

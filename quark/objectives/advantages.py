@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quark.objectives.quark import AdvantageScope
-from quark.pool.base import SamplePool
-from quark.pool.columns import REWARD_COLUMN
+from quark.objectives.base import Columns
+
+COLUMNS = ("reward", "round", "prompt_id", "logprob_sampled", "logprob_policy")
+"""Columns of a pool that advantages are made of."""
+
+
+class AdvantageScope(StrEnum):
+    """Among which samples the advantage ranks."""
+
+    PROMPT = "prompt"
+    """The completions of one prompt in one round."""
+    ROUND = "round"
+    """All samples of one round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,17 +34,22 @@ class Advantages:
     """[N] in nats under the distribution that was drawn from; where that is not known, under the policy."""
 
     @classmethod
-    def of(cls, pool: SamplePool, scope: AdvantageScope, *, score: str = REWARD_COLUMN) -> Self:
-        """Those of every sample of ``pool``, ranked by a score column within its prompt and round or its round."""
-        groups = pool.column("round").astype(np.int64)
+    def of(cls, columns: Columns, scope: AdvantageScope) -> Self:
+        """Those of every sample of a pool, ranked by its reward within its prompt and round or its round.
+
+        Args:
+            columns: ``COLUMNS`` of the pool.
+            scope: among which samples one is ranked.
+        """
+        groups = columns["round"].astype(np.int64)
         if scope is AdvantageScope.PROMPT:
             # One number for each pair: prompts are numbered from 0.
-            prompts = pool.column("prompt_id").astype(np.int64)
+            prompts = columns["prompt_id"].astype(np.int64)
             groups = groups * (int(prompts.max(initial=0)) + 1) + prompts
-        sampled = pool.column("logprob_sampled")
+        sampled = columns["logprob_sampled"]
         return cls(
-            values=standardized_ranks(pool.scores(score), groups),
-            sampled_logprobs=np.where(np.isfinite(sampled), sampled, pool.column("logprob_policy")),
+            values=standardized_ranks(columns["reward"], groups),
+            sampled_logprobs=np.where(np.isfinite(sampled), sampled, columns["logprob_policy"]),
         )
 
     def rows(self, ids: NDArray[np.uint64]) -> Self:

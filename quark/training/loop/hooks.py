@@ -1,0 +1,75 @@
+"""What may change or pass on the weights beside the optimizer: called by the loop at fixed points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from quark.training.loop.round_samples import RoundSamples
+from quark.types import Json
+
+
+class WeightHook(Protocol):
+    """Is called by all processes together, in the order in which the run lists its hooks.
+
+    A subclass defines the points that it needs. What it has to remember is its ``state``, which checkpoints keep
+    under its ``name``.
+    """
+
+    name: str
+
+    def on_start(self, samples: RoundSamples) -> None:  # noqa: ARG002 - most need one point
+        """Before the first optimizer step that this process takes, a resumed run's too.
+
+        Args:
+            samples: what the round under way learns from.
+        """
+        return
+
+    def after_step(self, step: int) -> None:  # noqa: ARG002
+        """After optimizer step ``step``, skipped ones included."""
+        return
+
+    def before_exploration(self, round: int) -> None:  # noqa: ARG002
+        """Before the policy is sampled in ``round``."""
+        return
+
+    def state(self) -> Mapping[str, Json]:
+        """What a resumed run needs; empty for nothing."""
+        return {}
+
+    def load(self, state: Mapping[str, Json]) -> None:  # noqa: ARG002
+        """Take up a state that ``state`` gave. Is called before every other point."""
+        return
+
+
+class WeightHooks:
+    """The hooks of a run, in order."""
+
+    def __init__(self, *hooks: WeightHook) -> None:
+        self._hooks = hooks
+        self._has_started = False
+
+    def start(self, samples: RoundSamples) -> None:
+        """Call ``on_start`` once in this process."""
+        if not self._has_started:
+            self._has_started = True
+            for hook in self._hooks:
+                hook.on_start(samples)
+
+    def after_step(self, step: int) -> None:
+        for hook in self._hooks:
+            hook.after_step(step)
+
+    def before_exploration(self, round: int) -> None:
+        for hook in self._hooks:
+            hook.before_exploration(round)
+
+    def state(self) -> dict[str, Mapping[str, Json]]:
+        """By name, without hooks that have none."""
+        return {hook.name: state for hook in self._hooks if (state := hook.state())}
+
+    def load(self, states: Mapping[str, Mapping[str, Json]]) -> None:
+        for hook in self._hooks:
+            if hook.name in states:
+                hook.load(states[hook.name])
