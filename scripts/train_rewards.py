@@ -133,8 +133,8 @@ under the same license.
 ## Limits
 
 It imitates one version of one commercial model and inherits its bias: neutral mentions of identities can score high.
-It knows words, not meaning: veiled insults score low and quoted slurs score high. Scores are not comparable with Perspective's
-own or with published results. Never use it to moderate people.
+It knows words, not meaning: veiled insults score low and quoted slurs score high. Scores are not comparable with
+Perspective's own or with published results. Never use it to moderate people.
 """
 
 

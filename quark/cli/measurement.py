@@ -130,7 +130,7 @@ def check_run(
 
 
 def _prompt_sections(source: TrainedModel, prompts: Path | None) -> list[str]:
-    """What of the configuration says where prompts are, if that is needed: a run has a record of its own."""
+    """The settings that name the prompts, if they are needed: a run records its held-out prompts."""
     from quark.run_directory import RunDirectory
 
     is_needed = prompts is None and not RunDirectory(Path(source.name)).held_out.exists()

@@ -1,4 +1,4 @@
-"""What a user has allowed a run's configuration to reach, and the error if something is not allowed.
+"""Grants of the user to a run's configuration, and the error if it reaches anything else.
 
 A grant is for one thing, named by one setting, in one run directory; of code, for the content of
 its file, too. Grants are kept in the user's state folder, one small JSON file each, where nothing

@@ -1,4 +1,4 @@
-"""What a configuration reaches: the network, files, environment variables and code, each named exactly.
+"""The reach of a configuration: the network, files, environment variables and code, each named exactly.
 
 A configuration that the user passes is trusted. One in a run directory may come from a stranger, so
 the user must allow what it reaches (``quark.config.grants``). What ships with quark, and data

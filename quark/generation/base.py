@@ -71,7 +71,7 @@ class SamplingConfig(Settings):
 
     @property
     def provenance(self) -> dict[str, Json]:
-        """What identifies the distribution that completions are drawn from; goes into the pool."""
+        """Identifies the distribution that completions are drawn from; stored in the pool."""
         apart = {"backend", "http"} if self.backend == "transformers" else set()
         return self.model_dump(mode="json", exclude=apart)
 

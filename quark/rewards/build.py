@@ -115,7 +115,7 @@ class PromptAndCompletion:
 
 
 def reward_provenance(reward: RewardFunction) -> Mapping[str, Json]:
-    """What identifies the scores' origin: the name, and file, hash or address where the reward has one."""
+    """Identifies the origin of the scores: the name, and the reward's file, hash or address if it has one."""
     details = getattr(reward, "provenance", {})
     return {"name": reward.name, **details}
 

@@ -145,7 +145,7 @@ def _call(
     backoff_s: float,
     on_retry: Callable[[str], None],
 ) -> object:
-    """What the reward returns for one batch, unchecked; a ``RewardError`` if all attempts raise."""
+    """The reward's result for one batch, unchecked; a ``RewardError`` if all attempts raise."""
     attempt = 0
     while True:
         try:

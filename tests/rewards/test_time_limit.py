@@ -85,7 +85,7 @@ def test_where_calls_keep_hanging_no_more_are_begun_until_they_end(gated):
     for _ in range(MAX_ABANDONED):
         with pytest.raises(TimeoutError):
             limited(prompts=[""], completions=["hang"])
-    with pytest.raises(RewardError, match="4 calls of reward 'gated' are hanging"):
+    with pytest.raises(RewardError, match="4 calls of reward 'gated' have been hanging"):
         limited(prompts=[""], completions=["fine"])
     assert len(gated.threads) == MAX_ABANDONED
     gated.gate.set()
