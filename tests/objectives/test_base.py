@@ -88,4 +88,4 @@ def test_a_run_trains_by_an_objective_that_is_one_file(tmp_path: Path, monkeypat
     assert all(row["weight"] >= 0.0 for row in steps)
     newest, _ = Checkpoints(run_dir / "checkpoints", keep_last=2).newest()
     assert newest is not None
-    assert newest.state["objective"] == {"taken": len(steps)}
+    assert newest.state.objective == {"taken": len(steps)}
