@@ -66,6 +66,7 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
+        """Whether the status code is 200 to 299."""
         return 200 <= self.status < 300
 
 

@@ -67,6 +67,7 @@ class StagedFile(io.FileIO):
             raise
 
     def write_all(self, data: bytes) -> None:
+        """Write all of ``data``, in as many writes as that takes."""
         left = memoryview(data)
         while left:
             left = left[self.write(left) :]
@@ -215,6 +216,7 @@ class AppendedFile:
         return self._file.tell()
 
     def close(self) -> None:
+        """Close the file without a ``sync``: records after the last one may not be durable."""
         self._file.close()
 
     def _cut(self, length: int) -> None:

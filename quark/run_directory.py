@@ -30,46 +30,57 @@ class RunDirectory:
 
     @property
     def identity(self) -> Path:
+        """Who made the run: format version, run id and quark version."""
         return self.path / "run.json"
 
     @property
     def config(self) -> Path:
+        """The effective configuration."""
         return self.path / "config.toml"
 
     @property
     def held_out(self) -> Path:
+        """The held-out prompts, with their tokens."""
         return self.path / "held_out.jsonl"
 
     @property
     def pool(self) -> Path:
+        """The folder of the sample pool."""
         return self.path / "pool"
 
     @property
     def metrics(self) -> Path:
+        """The log, one JSON object a line; see ``docs/metrics.md``."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder with one folder for each checkpoint."""
         return self.path / "checkpoints"
 
     @property
     def reference_cache(self) -> Path:
+        """The folder with what ``reference.cache`` keeps of the original model; may be deleted."""
         return self.path / "reference_cache"
 
     @property
     def model(self) -> Path:
+        """The folder of the newest finished model, which plain transformers loads."""
         return self.path / "model"
 
     @property
     def served(self) -> Path:
+        """The folder of weights for a server that samples."""
         return self.path / "served"
 
     @property
     def frontier(self) -> Path:
+        """The measurements of ``quark frontier``."""
         return self.path / "frontier.json"
 
     @property
     def report(self) -> Path:
+        """The report, one HTML page."""
         return self.path / "report.html"
 
     @classmethod

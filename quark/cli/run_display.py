@@ -136,12 +136,14 @@ class RunDisplay:
             self._pulse.join()
 
     def on_message(self, text: str, *, level: Literal["info", "warning"] = "info") -> None:
+        """Print a message; if the display is quiet, only a warning."""
         if level == "warning":
             self._print(prose("warning: " + text, "yellow"))
         elif not self._quiet:
             self._print(prose(text))
 
     def on_progress(self, progress: Progress) -> None:
+        """Take in the progress of a phase. Without a live display, also write the phase's line when it is due."""
         with self._lock:
             before = self._progress
             if before is None or (before.phase, before.round) != (progress.phase, progress.round):
@@ -159,6 +161,7 @@ class RunDisplay:
             self.heartbeat()
 
     def on_round(self, summary: RoundSummary) -> None:
+        """Update the time estimates and, unless the display is quiet, print the round's figures and samples."""
         with self._lock:
             now = self._clock()
             self._rounds_seen += 1

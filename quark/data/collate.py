@@ -18,15 +18,29 @@ class PaddedSamples(Protocol):
     """The part of a pool's minibatch that training reads."""
 
     @property
-    def quantiles(self) -> NDArray[np.int16]: ...
+    def quantiles(self) -> NDArray[np.int16]:
+        """[B] quantile of each sample, 0 for the lowest rewards."""
+        ...
+
     @property
-    def prompt_tokens(self) -> NDArray[np.int64 | np.int32]: ...
+    def prompt_tokens(self) -> NDArray[np.int64 | np.int32]:
+        """[B, P] token ids of the prompts, padded on the left."""
+        ...
+
     @property
-    def prompt_lengths(self) -> NDArray[np.int32]: ...
+    def prompt_lengths(self) -> NDArray[np.int32]:
+        """[B] number of tokens in each prompt, without padding."""
+        ...
+
     @property
-    def completion_tokens(self) -> NDArray[np.int64 | np.int32]: ...
+    def completion_tokens(self) -> NDArray[np.int64 | np.int32]:
+        """[B, C] token ids of the completions, padded on the right."""
+        ...
+
     @property
-    def completion_lengths(self) -> NDArray[np.int32]: ...
+    def completion_lengths(self) -> NDArray[np.int32]:
+        """[B] number of tokens in each completion, without padding."""
+        ...
 
 
 def collate(

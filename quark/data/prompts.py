@@ -71,9 +71,13 @@ class PromptConfig(Settings):
 class Tokenizer(Protocol):
     """The part of a tokenizer that quark uses."""
 
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
+        """Turn a text into token ids, with the model's special tokens if ``add_special_tokens`` is set."""
+        ...
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str: ...
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str:
+        """Turn token ids into text, leaving special tokens out if ``skip_special_tokens`` is set."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,6 +96,7 @@ class CompletionServer:
 
     @property
     def url(self) -> str:
+        """The address that completion requests are sent to."""
         return self._completions.url
 
     def load(self, version: str, folder: Path) -> None:

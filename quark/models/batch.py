@@ -54,6 +54,7 @@ class TrainingBatch:
 
     @property
     def num_sequences(self) -> int:
+        """Number B of sequences."""
         return self.completion_tokens.shape[0]
 
     @property

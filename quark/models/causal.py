@@ -50,7 +50,9 @@ def attention_for(device: torch.device, length: int) -> AbstractContextManager[N
 class CompletionModel(Protocol):
     """Anything that predicts the completion tokens of a batch: the policy or a reference."""
 
-    def completion_rows(self, batch: TrainingBatch) -> CompletionRows: ...
+    def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
+        """The M rows that predict the completion tokens of ``batch``, sequence after sequence."""
+        ...
 
 
 class Body(nn.Module):

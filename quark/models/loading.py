@@ -91,6 +91,7 @@ class ModelConfig(Settings):
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The torch type that ``dtype`` names."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 

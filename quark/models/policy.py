@@ -54,6 +54,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
+        """The device that the model's weights are on."""
         device: torch.device = self.model.device
         return device
 

@@ -38,6 +38,7 @@ class RewardTokens:
 
     @property
     def num_quantiles(self) -> int:
+        """Number K of quantiles, one for each reward token."""
         return len(self.ids)
 
     @property

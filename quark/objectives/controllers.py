@@ -9,15 +9,21 @@ class Coefficient(Protocol):
     """A factor that may change during training."""
 
     @property
-    def value(self) -> float: ...
+    def value(self) -> float:
+        """The factor as it is now."""
+        ...
 
     def update(self, measured: float, *, num_sequences: int) -> None:
         """Take in a figure measured over ``num_sequences`` sequences."""
         ...
 
-    def state_dict(self) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, float]:
+        """The value under the key ``value``, for a checkpoint."""
+        ...
 
-    def load_state_dict(self, state: dict[str, float]) -> None: ...
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore the value from the result of ``state_dict``."""
+        ...
 
 
 class FixedCoefficient:
@@ -28,15 +34,18 @@ class FixedCoefficient:
 
     @property
     def value(self) -> float:
+        """The constant."""
         return self._value
 
     def update(self, measured: float, *, num_sequences: int) -> None:
         """Do nothing."""
 
     def state_dict(self) -> dict[str, float]:
+        """The constant under the key ``value``."""
         return {"value": self._value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
+        """Replace the constant with the saved one."""
         self._value = float(state["value"])
 
 
@@ -71,14 +80,18 @@ class AdaptiveCoefficient:
 
     @property
     def value(self) -> float:
+        """The factor after all updates so far."""
         return self._value
 
     def update(self, measured: float, *, num_sequences: int) -> None:
+        """Scale the value by the clipped relative distance of ``measured`` from the target."""
         error = min(max(measured / self._target - 1.0, -self.CLIP), self.CLIP)
         self._value *= 1.0 + self._sign * error * min(num_sequences / self._horizon, 1.0)
 
     def state_dict(self) -> dict[str, float]:
+        """The current value under the key ``value``; the target and the horizon are not part of the state."""
         return {"value": self._value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from the saved value."""
         self._value = float(state["value"])

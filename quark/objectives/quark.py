@@ -360,15 +360,18 @@ class QuarkObjective(Objective):
 
     @property
     def pool_columns(self) -> tuple[str, ...]:
+        """The columns that advantages are computed from; empty if the loss has no advantage term."""
         return COLUMNS if self.config.advantage_coef else ()
 
     @property
     def batch_fields(self) -> tuple[str, ...]:
+        """The fields that the contrast and advantage terms add; empty if the loss has neither."""
         contrast = ("other_tokens",) if self.config.contrast_coef else ()
         advantage = ("advantages", "sampled_logprobs") if self.config.advantage_coef else ()
         return (*contrast, *advantage)
 
     def begin_round(self, columns: Columns) -> None:
+        """Compute the advantages of the snapshot's samples if the loss has an advantage term."""
         if self.config.advantage_coef:
             self._advantages = Advantages.of(columns, self.config.advantage_scope)
 
@@ -380,6 +383,7 @@ class QuarkObjective(Objective):
         reward_tokens: Sequence[int],
         seed: int,
     ) -> dict[str, NDArray[Any]]:
+        """Other tokens [B, n], advantages [B] and sampled log-probabilities [B], as far as the loss uses them."""
         fields: dict[str, NDArray[Any]] = {}
         others = self.other_quantiles(quantiles, num_quantiles=len(reward_tokens), seed=seed)
         if others is not None:
@@ -391,6 +395,7 @@ class QuarkObjective(Objective):
         return fields
 
     def micro_batches(self, batch: TrainingBatch, number: int) -> list[TrainingBatch]:
+        """Split ``batch`` into ``number`` parts at most, or ``length_groups`` if that is more and rows are padded."""
         groups = self.config.length_groups if batch.has_padding else 1
         return batch.split(max(number, groups))
 
@@ -425,5 +430,6 @@ class QuarkObjective(Objective):
         }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore the KL and entropy coefficients."""
         self.kl_coefficient.load_state_dict({"value": state["kl_coef"]})
         self.entropy_coefficient.load_state_dict({"value": state["entropy_coef"]})

@@ -322,10 +322,14 @@ class Quantization(Protocol):
     """The ranking of one snapshot, cut into quantiles."""
 
     @property
-    def num_quantiles(self) -> int: ...
+    def num_quantiles(self) -> int:
+        """Number K of quantiles, empty ones included."""
+        ...
 
     @property
-    def snapshot(self) -> Snapshot: ...
+    def snapshot(self) -> Snapshot:
+        """The commit whose samples are ranked."""
+        ...
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -404,7 +408,9 @@ class SamplePool(Protocol):
     """
 
     @property
-    def path(self) -> Path | None: ...
+    def path(self) -> Path | None:
+        """The pool's directory; None for a pool in memory."""
+        ...
 
     @property
     def snapshot(self) -> Snapshot:
@@ -412,7 +418,9 @@ class SamplePool(Protocol):
         ...
 
     @property
-    def score_columns(self) -> tuple[str, ...]: ...
+    def score_columns(self) -> tuple[str, ...]:
+        """Names of the published score columns; drafts are not among them."""
+        ...
 
     @property
     def num_removed(self) -> int:
@@ -567,4 +575,6 @@ class SamplePool(Protocol):
         """Some samples without padding; else as ``gather``."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give back what the handle holds, such as the writer's lock."""
+        ...

@@ -102,10 +102,12 @@ class MemoryPool:
 
     @property
     def path(self) -> Path | None:
+        """None: the pool is not on disk."""
         return None
 
     @property
     def snapshot(self) -> Snapshot:
+        """The current state; each append and each other change counts as one commit."""
         return Snapshot(
             generation=len(self._keys) + self._num_changes,
             hash=self._hash.hexdigest(),
@@ -114,20 +116,24 @@ class MemoryPool:
 
     @property
     def score_columns(self) -> tuple[str, ...]:
+        """Names of the published score columns."""
         return tuple(self._columns)
 
     @property
     def num_removed(self) -> int:
+        """Number of samples that ``retain`` removed so far."""
         return self._num_removed
 
     @property
     def has_sampled_logprobs(self) -> bool:
+        """Always true: every sample has the column."""
         return True
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def append(self, batch: SampleBatch) -> range:
+        """Check and add ``batch`` and return its ids; a known key adds nothing and returns its first ids."""
         if batch.key in self._keys:
             return self._keys[batch.key]
         self._check(batch)
@@ -178,17 +184,21 @@ class MemoryPool:
         return ids
 
     def find(self, key: str) -> range | None:
+        """Ids that were appended under ``key``, removed ones included; None for an unknown key."""
         return self._keys.get(key)
 
     def draft_end(self, name: str) -> int | None:
+        """The length of a draft, removed samples included; None without a draft."""
         return len(self._drafts[name]) if name in self._drafts else None
 
     def draft_source(self, name: str) -> str | None:
+        """The ``source`` that a draft was begun with; None without a draft."""
         return self._sources.get(name)
 
     def draft_scores(
         self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
     ) -> None:
+        """Append scores [M] to a draft. Raises ValueError for a gap, an overlap or another source."""
         end = len(self._drafts.get(name, self._blank))
         if first != end or not 0 < len(scores) <= len(self) - first:
             raise ValueError(f"the draft of {name!r} goes on at {end}")
@@ -201,6 +211,7 @@ class MemoryPool:
         self._changed("draft", name)
 
     def publish_scores(self, name: str) -> None:
+        """Turn a draft into a score column. Raises ValueError unless it covers every sample."""
         if self.draft_end(name) != len(self):
             raise ValueError(f"the draft of {name!r} does not cover every sample")
         self._columns[name] = self._drafts.pop(name)
@@ -213,6 +224,7 @@ class MemoryPool:
         self._changed("publish", name)
 
     def discard_scores(self, name: str) -> None:
+        """Delete a draft. Raises ValueError if there is none."""
         if name not in self._drafts:
             raise ValueError(f"there is no draft of {name!r}")
         del self._drafts[name], self._draft_runs[name], self._sources[name]
@@ -226,6 +238,7 @@ class MemoryPool:
         before_round: int | None = None,
         dry_run: bool = False,
     ) -> Retained:
+        """Remove the oldest appends that exceed a limit. Raises ValueError without a limit, or for a maximum of 0."""
         if max_samples is None and max_rounds is None and before_round is None:
             raise ValueError("nothing says what is to stay")
         if max_samples == 0 or max_rounds == 0:
@@ -262,6 +275,7 @@ class MemoryPool:
         return [math.nan] * self._num_removed
 
     def refresh(self) -> Snapshot:
+        """Return the current snapshot; there is no newer commit to move to."""
         return self.snapshot
 
     def quantize(
@@ -273,6 +287,7 @@ class MemoryPool:
         ties: TieRule = TieRule.HASH,
         remainder: RemainderRule = RemainderRule.SPREAD,
     ) -> MemoryQuantization:
+        """Rank the samples and cut the ranking into ``num_quantiles``. Raises KeyError and ValueError."""
         if num_quantiles < 1:
             raise ValueError(f"num_quantiles is {num_quantiles}; at least 1 is needed")
         for name in [score] if isinstance(score, str) else score.columns:
@@ -288,6 +303,7 @@ class MemoryPool:
         return MemoryQuantization(self, num_quantiles, values, runs, groups, ties, remainder)
 
     def column(self, name: str) -> NDArray[Any]:
+        """[N] a provenance column in id order, with blanks for removed samples. Raises KeyError."""
         if name not in PROVENANCE_COLUMNS:
             raise KeyError(name)
         dtypes = {
@@ -301,10 +317,12 @@ class MemoryPool:
         return np.array(blank + values, dtype=dtypes.get(name, np.uint32))
 
     def scores(self, name: str) -> NDArray[np.float32]:
+        """[N] a score column in id order, NaN where a sample has no score. Raises KeyError."""
         column = self._columns[name]
         return np.array(column + [math.nan] * (len(self) - len(column)), dtype=np.float32)
 
     def samples(self, ids: Sequence[int]) -> list[Sample]:
+        """The samples with these ids, in the order given. Raises IndexError for an unknown or removed id."""
         if any(not self._num_removed <= id < len(self) for id in ids):
             raise IndexError(f"the pool holds the samples {self._num_removed} to {len(self) - 1}")
         return [self._samples[id] for id in ids]
@@ -312,6 +330,7 @@ class MemoryPool:
     def gather(
         self, ids: NDArray[np.uint64], *, pad_id: int, out: BatchBuffers | None = None
     ) -> PoolBatch:
+        """The samples with these ids as a padded batch, without quantiles and scores. Raises IndexError."""
         samples = self.samples([int(id) for id in ids])
         prompts = [s.prompt_tokens for s in samples]
         completions = [s.completion_tokens for s in samples]
@@ -336,6 +355,7 @@ class MemoryPool:
     def gather_packed(
         self, ids: NDArray[np.uint64], *, out: BatchBuffers | None = None
     ) -> PackedBatch:
+        """The samples with these ids as flat arrays with offsets. Raises IndexError."""
         samples = self.samples([int(id) for id in ids])
         prompts = [s.prompt_tokens for s in samples]
         completions = [s.completion_tokens for s in samples]
@@ -351,6 +371,7 @@ class MemoryPool:
         return batch if out is None else out.copied(batch)
 
     def close(self) -> None:
+        """Do nothing: there is no file or lock to give back."""
         pass
 
     def _changed(self, what: str, name: str) -> None:
@@ -501,18 +522,22 @@ class MemoryQuantization:
 
     @property
     def num_quantiles(self) -> int:
+        """Number K of quantiles, empty ones included."""
         return self._num_quantiles
 
     @property
     def snapshot(self) -> Snapshot:
+        """The state of the pool when it was ranked."""
         return self._snapshot
 
     @property
     def counts(self) -> NDArray[np.int64]:
+        """[K] number of samples in each quantile."""
         return np.array([len(members) for members in self._members], dtype=np.int64)
 
     @property
     def lower_bounds(self) -> NDArray[np.float32]:
+        """[K] lowest value in each quantile, NaN for an empty one."""
         return np.array(
             [min((self._values[id] for id in m), default=math.nan) for m in self._members],
             dtype=np.float32,
@@ -520,19 +545,23 @@ class MemoryQuantization:
 
     @property
     def num_unranked(self) -> int:
+        """Number of samples that are in no quantile; removed samples do not count."""
         return self._snapshot.num_samples - self._num_removed - len(self._labels)
 
     def labels(self) -> NDArray[np.int16]:
+        """[N] quantile of each sample in id order, -1 for a sample that is in none."""
         return np.array(
             [self._labels.get(id, -1) for id in range(self._snapshot.num_samples)], dtype=np.int16
         )
 
     def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]:
+        """[M] quantiles of the samples with these ids. Raises IndexError for an unknown or removed id."""
         if any(not self._num_removed <= int(id) < self._snapshot.num_samples for id in ids):
             raise IndexError(f"the snapshot holds {self._snapshot.num_samples} samples")
         return np.array([self._labels.get(int(id), -1) for id in ids], dtype=np.int16)
 
     def only(self, is_kept: NDArray[np.bool_]) -> MemoryQuantization:
+        """A copy that drops the samples where ``is_kept`` [N] is false. Raises ValueError for another shape or type."""
         if is_kept.dtype != np.bool_ or is_kept.shape != (self._snapshot.num_samples,):
             raise ValueError(f"is_kept is no vector of {self._snapshot.num_samples} booleans")
         kept = copy.copy(self)
@@ -553,6 +582,7 @@ class MemoryQuantization:
         max_uses: int | None = None,
         bucket_window: int = 1,
     ) -> MemorySampler:
+        """A stream of minibatches over the ranked samples. Raises ValueError for a setting out of range."""
         wanted = range(self._num_quantiles) if quantiles is None else quantiles
         if any(not 0 <= k < self._num_quantiles for k in wanted):
             raise ValueError(f"quantiles are 0 .. {self._num_quantiles - 1}")
@@ -637,6 +667,7 @@ class AgedWalk(MemoryWalk):
         super().__init__(key, range(len(turns)))
 
     def at(self, turn: int) -> int:
+        """Id of the sample at ``turn``: the quotas choose its round, the round's own walk the sample."""
         number, taken = self._turns[super().at(turn)]
         epoch = turn // self.size
         return self._rounds[number].at(epoch * self._quotas[number] + taken)
@@ -673,11 +704,13 @@ class MemorySampler:
 
     @property
     def num_batches(self) -> int | None:
+        """Number of whole batches until every sample is used ``max_uses`` times; None without that limit."""
         if self._max_uses is None:
             return None
         return sum(self._max_uses * walk.size for walk in self._walks) // self._batch_size
 
     def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
+        """Ids and quantiles of this rank's rows of batch ``step``. Raises ValueError beyond the last batch."""
         if self.num_batches is not None and step >= self.num_batches:
             raise ValueError(f"the samples are used up after {self.num_batches} batches")
         ids = self._window(step)[self._mine]
@@ -724,12 +757,14 @@ class MemorySampler:
         return walks[which].at(turn)
 
     def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
+        """Draw batch ``step`` and gather its rows, padded, with their quantiles and scores."""
         ids, quantiles = self.draw(step)
         rows = self._pool.gather(ids, pad_id=pad_id)
         batch = replace(rows, quantiles=quantiles, scores=self._scores(ids))
         return batch if out is None else out.copied(batch)
 
     def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
+        """Draw batch ``step`` and gather its rows as flat arrays, with their quantiles and scores."""
         ids, quantiles = self.draw(step)
         rows = self._pool.gather_packed(ids)
         batch = replace(rows, quantiles=quantiles, scores=self._scores(ids))
@@ -744,6 +779,7 @@ class MemorySampler:
         depth: int = 2,
         out: Sequence[BatchBuffers] = (),
     ) -> MemoryStream[PoolBatch]:
+        """The padded batches from ``start`` on, each made when it is asked for; ``depth`` has no effect."""
         del depth  # nothing runs ahead
         ring = itertools.cycle(out or [None])
         return MemoryStream(
@@ -758,6 +794,7 @@ class MemorySampler:
         depth: int = 2,
         out: Sequence[BatchBuffers] = (),
     ) -> MemoryStream[PackedBatch]:
+        """The packed batches from ``start`` on, each made when it is asked for; ``depth`` has no effect."""
         del depth  # nothing runs ahead
         ring = itertools.cycle(out or [None])
         return MemoryStream(self.packed(t, out=next(ring)) for t in self._steps(start, stop))
@@ -783,6 +820,7 @@ class MemoryStream(Generic[_BatchT]):
         return next(self._batches)
 
     def close(self) -> None:
+        """End the stream: no further batch comes out of it."""
         self._batches = iter(())
 
     def __enter__(self) -> Self:

@@ -216,6 +216,7 @@ class NativePool:
         before_round: int | None = None,
         dry_run: bool = False,
     ) -> Retained:
+        """Remove the oldest appends that exceed a limit, in one commit; with ``dry_run``, only count them."""
         retained = self._pool.retain(
             None if max_samples is None else bounded("max_samples", max_samples, 64),
             None if max_rounds is None else bounded("max_rounds", max_rounds, 64),
@@ -290,6 +291,7 @@ class NativePool:
 
     @property
     def path(self) -> Path:
+        """The pool's directory, absolute."""
         return self._path
 
     @property
@@ -315,6 +317,7 @@ class NativePool:
 
     @property
     def snapshot(self) -> Snapshot:
+        """The commit that this handle shows."""
         return snapshot_of(self._pool.snapshot)
 
     @property
@@ -324,10 +327,12 @@ class NativePool:
 
     @property
     def score_columns(self) -> tuple[str, ...]:
+        """Names of the score columns in the snapshot that this handle shows."""
         return tuple(self._pool.view().score_columns)
 
     @property
     def num_removed(self) -> int:
+        """Number of samples that are removed in the snapshot; ids below it raise IndexError."""
         return self._pool.view().num_removed
 
     @property
@@ -341,12 +346,14 @@ class NativePool:
 
     @property
     def has_sampled_logprobs(self) -> bool:
+        """Whether the pool's format has the column ``logprob_sampled``."""
         return "logprob_sampled" not in self.absent_columns
 
     def __len__(self) -> int:
         return self._pool.snapshot.num_samples
 
     def append(self, batch: SampleBatch) -> range:
+        """Commit ``batch`` durably and return its ids; a known key writes nothing and returns its first ids."""
         prompts = _columns(batch.prompts)
         texts = batch.completion_texts
         arrays = _BatchArrays(
@@ -383,30 +390,37 @@ class NativePool:
             raise
 
     def find(self, key: str) -> range | None:
+        """Ids that were appended under ``key``, removed ones included; None for an unknown key."""
         return self._pool.find(key)
 
     def refresh(self) -> Snapshot:
+        """Move to the newest commit on disk and return it."""
         self._pool.refresh()
         return self.snapshot
 
     def draft_end(self, name: str) -> int | None:
+        """The id at which a draft continues; None without a draft."""
         return self._pool.draft_end(name)
 
     def draft_source(self, name: str) -> str | None:
+        """The JSON object that a draft was begun with; None without a draft."""
         drafts = self._pool.view().drafts
         return next((draft.source for draft in drafts if draft.name == name), None)
 
     def draft_scores(
         self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
     ) -> None:
+        """Commit scores [M] for the samples from ``first`` on, which is where the draft ends."""
         self._pool.draft_scores(
             name, source, bounded("first", first, 64), as_vector("scores", scores, np.float32)
         )
 
     def publish_scores(self, name: str) -> None:
+        """Turn a complete draft into the score column of its name, in one commit."""
         self._pool.publish_scores(name)
 
     def discard_scores(self, name: str) -> None:
+        """Delete a draft, in one commit. Raises ValueError if there is none."""
         self._pool.discard_scores(name)
 
     def rescore(
@@ -442,6 +456,7 @@ class NativePool:
         ties: TieRule = TieRule.HASH,
         remainder: RemainderRule = RemainderRule.SPREAD,
     ) -> NativeQuantization:
+        """Rank the snapshot and cut the ranking into ``num_quantiles``. Raises KeyError and ValueError."""
         count = bounded("num_quantiles", num_quantiles, 32)
         scope = scope or Scope()
         ties, remainder = (
@@ -475,14 +490,17 @@ class NativePool:
 
     @reads
     def column(self, name: str) -> NDArray[Any]:
+        """[N] a provenance column in id order, with blanks for removed samples. Raises KeyError."""
         return self._pool.view().column(name)
 
     @reads
     def scores(self, name: str) -> NDArray[np.float32]:
+        """[N] a score column in id order, NaN where a sample has no score. Raises KeyError."""
         return self._pool.view().scores(name)
 
     @reads
     def samples(self, ids: Sequence[int]) -> list[Sample]:
+        """The samples with these ids, in the order given. Raises IndexError for an unknown or removed id."""
         size = len(self)
         ids = [operator.index(id) for id in ids]
         for id in ids:
@@ -509,6 +527,7 @@ class NativePool:
     def gather(
         self, ids: NDArray[np.uint64], *, pad_id: int, out: BatchBuffers | None = None
     ) -> PoolBatch:
+        """The samples with these ids as a padded batch, without quantiles and scores. Raises IndexError."""
         ids = as_vector("ids", ids, np.uint64)
         if out is not None:
             return padded_into(out, self._pool.gather_into, ids, pad_id)
@@ -520,6 +539,7 @@ class NativePool:
     def gather_packed(
         self, ids: NDArray[np.uint64], *, out: BatchBuffers | None = None
     ) -> PackedBatch:
+        """The samples with these ids as flat arrays with offsets. Raises IndexError."""
         ids = as_vector("ids", ids, np.uint64)
         if out is not None:
             return packed_into(out, self._pool.gather_into, ids)
@@ -579,6 +599,7 @@ class NativePool:
         )
 
     def close(self) -> None:
+        """Give back the writer's lock, if this handle has it. Reading goes on, appending is refused."""
         self._pool.close()
 
     def __enter__(self) -> Self:

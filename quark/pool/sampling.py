@@ -29,15 +29,18 @@ class NativeSampler:
 
     @property
     def num_batches(self) -> int | None:
+        """Number of batches until the samples are used up; None without ``max_uses``."""
         return self._sampler.num_batches
 
     @reads
     def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
+        """Ids and quantiles of this rank's rows of batch ``step``. Raises ValueError beyond the last batch."""
         drawn = self._sampler.draw(bounded("step", step, 64))
         return drawn.ids, drawn.quantiles
 
     @reads
     def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
+        """Draw batch ``step`` and read its rows, padded, with their quantiles and scores."""
         step = bounded("step", step, 64)
         if out is not None:
             return padded_into(out, self._sampler.batch_into, step, pad_id)
@@ -45,6 +48,7 @@ class NativeSampler:
 
     @reads
     def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
+        """Draw batch ``step`` and read its rows as flat arrays, with their quantiles and scores."""
         step = bounded("step", step, 64)
         if out is not None:
             return packed_into(out, self._sampler.batch_into, step)
@@ -59,6 +63,7 @@ class NativeSampler:
         depth: int = 2,
         out: Sequence[BatchBuffers] = (),
     ) -> NativeStream[PoolBatch]:
+        """The padded batches from ``start`` on; a thread of the extension reads up to ``depth`` of them ahead."""
         return NativeStream(self._start(start, stop, pad_id, depth), drawn_batch, out, self._origin)
 
     def packed_stream(
@@ -69,6 +74,7 @@ class NativeSampler:
         depth: int = 2,
         out: Sequence[BatchBuffers] = (),
     ) -> NativeStream[PackedBatch]:
+        """The packed batches from ``start`` on; a thread of the extension reads up to ``depth`` of them ahead."""
         return NativeStream(
             self._start(start, stop, None, depth), drawn_packed_batch, out, self._origin
         )
@@ -112,6 +118,7 @@ class NativeStream(Generic[_Batch]):
         return batch if self._ring is None else next(self._ring).copied(batch)
 
     def close(self) -> None:
+        """Stop the extension's thread and wait for it to end; no further batch follows."""
         self._stream.close()
 
     def __enter__(self) -> Self:
@@ -133,37 +140,45 @@ class NativeQuantization:
 
     @property
     def num_quantiles(self) -> int:
+        """Number K of quantiles, empty ones included."""
         return self._num_quantiles
 
     @property
     def snapshot(self) -> Snapshot:
+        """The commit whose samples are ranked."""
         return snapshot_of(self._quantization.snapshot)
 
     @property
     @reads
     def counts(self) -> NDArray[np.int64]:
+        """[K] number of samples in each quantile."""
         return self._quantization.counts
 
     @property
     @reads
     def lower_bounds(self) -> NDArray[np.float32]:
+        """[K] lowest value in each quantile, NaN for an empty one."""
         return self._quantization.lower_bounds
 
     @property
     @reads
     def num_unranked(self) -> int:
+        """Number of samples that are in no quantile; removed samples do not count."""
         return self._quantization.num_unranked
 
     @reads
     def labels(self) -> NDArray[np.int16]:
+        """[N] quantile of each sample in id order, -1 for a sample that is in none."""
         return self._quantization.labels()
 
     @reads
     def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]:
+        """[M] quantiles of the samples with these ids. Raises IndexError for an unknown or removed id."""
         return self._quantization.labels_of(as_vector("ids", ids, np.uint64))
 
     @reads
     def only(self, is_kept: NDArray[np.bool_]) -> NativeQuantization:
+        """The same cuts without the samples where ``is_kept`` [N] is false. Raises ValueError for another length."""
         kept = self._quantization.only(as_vector("is_kept", is_kept, np.bool_))
         return NativeQuantization(kept, self._num_quantiles, self._origin)
 
@@ -181,6 +196,7 @@ class NativeQuantization:
         max_uses: int | None = None,
         bucket_window: int = 1,
     ) -> NativeSampler:
+        """A stream of minibatches over the ranked samples. Raises ValueError for a setting out of range."""
         settings = _SamplerSettings(
             batch_size=bounded("batch_size", batch_size, 32),
             seed=bounded("seed", seed, 64),

@@ -41,12 +41,23 @@ class Columns(Protocol):
     """The part of a pool that a ranking by values reads."""
 
     @property
-    def score_columns(self) -> Sequence[str]: ...
+    def score_columns(self) -> Sequence[str]:
+        """Names of the score columns."""
+        ...
+
     @property
-    def num_removed(self) -> int: ...
+    def num_removed(self) -> int:
+        """Ids below this were removed and are never ranked."""
+        ...
+
     def __len__(self) -> int: ...
-    def scores(self, name: str) -> NDArray[np.float32]: ...
-    def column(self, name: str) -> NDArray[Any]: ...
+    def scores(self, name: str) -> NDArray[np.float32]:
+        """[N] a score column in id order, NaN where a sample has no score."""
+        ...
+
+    def column(self, name: str) -> NDArray[Any]:
+        """[N] one of ``PROVENANCE_COLUMNS`` in id order."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +124,7 @@ class WeightedSum:
         object.__setattr__(self, "columns", tuple(self.weights))
 
     def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        """[N] the weighted sum of the columns, in the order of ``weights``; NaN where any score is NaN."""
         total = np.zeros(len(scores[0]))
         for weight, column in zip(self.weights.values(), scores, strict=True):
             total += weight * column.astype(np.float64)
@@ -129,6 +141,7 @@ class Lowest:
         _check(self.columns)
 
     def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        """[N] the lowest of each sample's scores; NaN where any score is NaN."""
         return np.asarray(np.stack(scores).min(0), dtype=np.float64)
 
 
@@ -143,6 +156,7 @@ class MeanMinusVariance:
         _check(self.columns)
 
     def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        """[N] the mean less the penalized (population) variance; NaN where any score is NaN."""
         stacked = np.stack(scores).astype(np.float64)
         return np.asarray(stacked.mean(0) - self.penalty * stacked.var(0))
 
@@ -160,6 +174,7 @@ class RankMean:
         _check(self.columns)
 
     def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        """[N] the mean of each sample's rank shares, between 0 and 1; NaN where any score is NaN."""
         return np.asarray(np.stack([_rank_share(column) for column in scores]).mean(0))
 
 

@@ -13,8 +13,13 @@ class Appended(Protocol):
     """The part of a pool on disk that says where its appends lie."""
 
     @property
-    def path(self) -> Path: ...
-    def appends(self) -> list[Append]: ...
+    def path(self) -> Path:
+        """The pool's directory, which the segment files are in."""
+        ...
+
+    def appends(self) -> list[Append]:
+        """The appends of the snapshot, by first id."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,9 +27,11 @@ class AdapterOffReference(ReferencePolicy):
 
     @property
     def causal(self) -> CausalModel:
+        """The policy's model, run with its adapter switched off."""
         return self._causal
 
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
+        """Run the model without the adapter, the reward tokens and gradients."""
         with torch.no_grad():
             return self.causal.run(batch.reference_inputs())
 

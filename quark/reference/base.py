@@ -79,8 +79,10 @@ class FrozenReference(ReferencePolicy):
 
     @property
     def causal(self) -> CausalModel:
+        """The frozen model."""
         return self._causal
 
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
+        """Run the frozen model without the reward tokens and without gradients."""
         with torch.no_grad():
             return self.causal.run(batch.reference_inputs())

@@ -62,6 +62,7 @@ class PoolView:
 
     @property
     def num_unscored(self) -> int:
+        """Number of samples whose reward is NaN."""
         return int(np.isnan(self.rewards).sum())
 
     @property
@@ -111,10 +112,12 @@ class RunData:
 
     @property
     def last_round(self) -> Row | None:
+        """The newest logged row of a round; None before the first."""
         return self.rounds[-1] if self.rounds else None
 
     @property
     def last_curve(self) -> Row | None:
+        """The newest logged control curve; None before the first."""
         return self.control_curves[-1] if self.control_curves else None
 
     @property

@@ -100,6 +100,7 @@ class PromptAndCompletion:
 
     @property
     def name(self) -> str:
+        """The name of the reward inside."""
         return self._reward.name
 
     @property
@@ -110,6 +111,7 @@ class PromptAndCompletion:
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str]
     ) -> Sequence[float | None]:
+        """Score each prompt joined with its completion."""
         joined = [prompt + text for prompt, text in zip(prompts, completions, strict=True)]
         return self._reward(prompts=prompts, completions=joined)
 

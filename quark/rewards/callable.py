@@ -78,6 +78,7 @@ class CallableReward:
 
     @property
     def name(self) -> str:
+        """The function's ``name`` attribute if that is a string, else the reference's part after the colon."""
         name = getattr(self._function, "name", None)
         return name if isinstance(name, str) else self._reference.rpartition(":")[2]
 
@@ -94,6 +95,7 @@ class CallableReward:
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str]
     ) -> Sequence[float | None]:
+        """Call the function once with the whole batch; if it is asynchronous, run it to its end."""
         scores = self._function(prompts=prompts, completions=completions)
         return _awaited(scores) if inspect.iscoroutine(scores) else scores
 

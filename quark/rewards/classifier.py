@@ -117,6 +117,7 @@ class ClassifierReward:
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str]
     ) -> Sequence[float | None]:
+        """Score the completions without their prompts, truncated to the maximum length; None for one without tokens."""
         del prompts
         encoded = self._tokenizer(list(completions), truncation=True, max_length=self._max_length)[
             "input_ids"

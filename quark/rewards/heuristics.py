@@ -63,6 +63,7 @@ class DiversityReward:
     name: Final = "diversity"
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """Score the completions, in [0, 1]; the prompts have no influence."""
         del prompts
         return [diversity(text) for text in completions]
 
@@ -88,6 +89,7 @@ class LengthReward:
         return self._config.model_dump(mode="json", exclude_none=True)
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """Score the lengths of the completions; the prompts have no influence."""
         del prompts
         return [self._score(text) for text in completions]
 
@@ -124,6 +126,7 @@ class RegexReward:
         return self._config.model_dump(mode="json")
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """Match the pattern against the completions; the prompts have no influence."""
         del prompts
         return [self._score(text) for text in completions]
 

@@ -192,6 +192,7 @@ class LinearReward:
 
     @property
     def name(self) -> str:
+        """The name in the scorer's settings."""
         return self._scorer.settings.name
 
     @property
@@ -200,6 +201,7 @@ class LinearReward:
         return {"folder": str(self._folder), "sha256": self._sha256, "files": dict(self._files)}
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """Score the completions, one minus the score for a penalty; the prompts have no influence."""
         del prompts  # the score is a property of the completion
         scores = self._scorer.score_texts(completions)
         if self._scorer.settings.is_penalty:

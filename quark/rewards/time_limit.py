@@ -34,6 +34,7 @@ class TimeLimited:
 
     @property
     def name(self) -> str:
+        """The name of the wrapped reward."""
         return self._reward.name
 
     @property

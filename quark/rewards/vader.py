@@ -21,5 +21,6 @@ class VaderReward:
         self._analyzer = SentimentIntensityAnalyzer()
 
     def __call__(self, *, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """Compound scores of the completions; the prompts have no influence."""
         del prompts
         return [float(self._analyzer.polarity_scores(text)["compound"]) for text in completions]

@@ -23,4 +23,5 @@ class Check:
 
     @property
     def is_passed(self) -> bool:
+        """Whether the check found no problem."""
         return not self.problems

@@ -55,6 +55,7 @@ class DurabilityReport:
 
     @property
     def is_passed(self) -> bool:
+        """Whether every check passed; warnings do not count."""
         return all(check.is_passed for check in self.checks)
 
 

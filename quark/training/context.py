@@ -57,6 +57,7 @@ class RunContext:
 
     @property
     def run_id(self) -> str:
+        """The id in the run's ``run.json``."""
         return self.identity.run_id
 
     @property

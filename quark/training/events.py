@@ -93,19 +93,26 @@ class TrainingListener(Protocol):
         """Something worth a line (resumed from step n, n rewards failed, falling back to ...)."""
         ...
 
-    def on_progress(self, progress: Progress) -> None: ...
+    def on_progress(self, progress: Progress) -> None:
+        """A phase has begun or moved on."""
+        ...
 
-    def on_round(self, summary: RoundSummary) -> None: ...
+    def on_round(self, summary: RoundSummary) -> None:
+        """A round is finished and committed."""
+        ...
 
 
 class Silence:
     """Watches and tells nobody: the listener of a process that is not the main process."""
 
     def on_message(self, text: str, *, level: Literal["info", "warning"] = "info") -> None:
+        """Ignore the message."""
         pass
 
     def on_progress(self, progress: Progress) -> None:
+        """Ignore the progress."""
         pass
 
     def on_round(self, summary: RoundSummary) -> None:
+        """Ignore the summary."""
         pass

@@ -62,9 +62,11 @@ class Position:
 
     @property
     def skipped_in_round(self) -> int:
+        """Number of this round's optimizer steps that were skipped."""
         return self.step_in_round - self.totalled_steps
 
     def begin_round(self, number: int) -> None:
+        """Move to round ``number`` and clear what belongs to a single round."""
         self.round, self.step_in_round = number, 0
         self.totals, self.totalled_steps = {}, 0
         self.fresh = {}

@@ -105,9 +105,11 @@ class CachedReference(ReferencePolicy):
 
     @property
     def causal(self) -> CausalModel:
+        """The original model of the inner reference."""
         return self._inner.causal
 
     def prepare(self, sample_ids: Sequence[int]) -> None:
+        """Compute and store the missing rows of these samples; each process makes its share of the blocks."""
         for block in sorted({self._block_of(i) for i in sample_ids}, key=lambda ids: ids.start):
             if block.start // self._block_size % self._processes.size == self._processes.rank:
                 self._open(block)
@@ -115,6 +117,7 @@ class CachedReference(ReferencePolicy):
         self._processes.gather(None)
 
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
+        """The stored rows of the batch's samples; a batch without sample ids is computed by the inner reference."""
         if batch.sample_ids is None:
             return self._inner.completion_rows(batch)
         rows = torch.cat([self._rows_of(i) for i in batch.sample_ids.tolist()])
@@ -123,6 +126,7 @@ class CachedReference(ReferencePolicy):
     def sequence_logprobs(
         self, batch: TrainingBatch, *, base_vocab_size: int, is_block: bool = False
     ) -> Tensor:
+        """float32 [B] log-probabilities in nats; the rows of a whole block are stored for later steps."""
         if not is_block:
             return self._inner.sequence_logprobs(batch, base_vocab_size=base_vocab_size)
         rows = self._projectable(self._stored(batch), batch.targets.device)

@@ -58,10 +58,12 @@ class WeightHooks:
                 hook.on_start(samples)
 
     def after_step(self, step: int) -> None:
+        """Call each hook's ``after_step``."""
         for hook in self._hooks:
             hook.after_step(step)
 
     def before_exploration(self, round: int) -> None:
+        """Call each hook's ``before_exploration``."""
         for hook in self._hooks:
             hook.before_exploration(round)
 
@@ -70,6 +72,7 @@ class WeightHooks:
         return {hook.name: state for hook in self._hooks if (state := hook.state())}
 
     def load(self, states: Mapping[str, Mapping[str, Json]]) -> None:
+        """Give each hook the state under its name; hooks without one are left as they are."""
         for hook in self._hooks:
             if hook.name in states:
                 hook.load(states[hook.name])

@@ -71,12 +71,15 @@ class Journal:
         return self._log.sync()
 
     def close(self) -> None:
+        """Close the log and its trackers."""
         self._log.close()
 
     def say(self, text: str) -> None:
+        """Send the listener a plain message; nothing is logged."""
         self._listener.on_message(text)
 
     def warn(self, text: str) -> None:
+        """Send the listener a warning; nothing is logged."""
         self._listener.on_message(text, level="warning")
 
     def alert(self, alert: Alert) -> None:

@@ -50,6 +50,7 @@ class MetricLog:
         return self._file.sync()
 
     def close(self) -> None:
+        """Close the file and the trackers."""
         self._file.close()
         for tracker in self._trackers:
             tracker.close()
@@ -59,12 +60,15 @@ class SilentLog:
     """The log of a process that writes none."""
 
     def write(self, event: str, step: int, **fields: object) -> None:
+        """Ignore the row."""
         pass
 
     def sync(self) -> int:
+        """Return 0, the length of a log without rows."""
         return 0
 
     def close(self) -> None:
+        """Do nothing: no file is open."""
         pass
 
 

@@ -24,6 +24,7 @@ class Rounds:
 
     @classmethod
     def of(cls, config: RunConfig) -> Self:
+        """Read the schedule from the run's configuration."""
         return cls(
             number=config.run.num_rounds,
             evaluate_every=config.evaluation.every_rounds,

@@ -31,6 +31,7 @@ class Settling(WeightHook):
         self._journal = journal
 
     def on_start(self, samples: RoundSamples) -> None:
+        """Make the settling steps and log their costs, unless they were made or the run has taken a step."""
         here = self._journal.position
         if here.are_tokens_settled or here.step > 0:
             return

@@ -15,9 +15,13 @@ from quark.installing import install_command
 class Tracker(Protocol):
     """Shows numbers somewhere."""
 
-    def log(self, numbers: Mapping[str, float], *, step: int) -> None: ...
+    def log(self, numbers: Mapping[str, float], *, step: int) -> None:
+        """Record numbers by name at optimizer step ``step``."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the recording."""
+        ...
 
 
 class TensorBoardTracker:
@@ -29,10 +33,12 @@ class TensorBoardTracker:
         self._writer = module.SummaryWriter(log_dir=str(run_dir / "tensorboard"))
 
     def log(self, numbers: Mapping[str, float], *, step: int) -> None:
+        """Write one scalar event for each number."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Write out pending events and close the event file."""
         self._writer.close()
 
 
@@ -62,9 +68,11 @@ class RunTracker:
         self._run = module.init(**arguments)
 
     def log(self, numbers: Mapping[str, float], *, step: int) -> None:
+        """Send the numbers to the tracking run as one record."""
         self._run.log(dict(numbers), step=step)
 
     def close(self) -> None:
+        """Finish the tracking run."""
         self._run.finish()
 
 

@@ -128,18 +128,23 @@ class ReplicatedWeights(Weights):
 
     @property
     def local_policy(self) -> Policy:
+        """The policy itself, which has all weights."""
         return self._policy
 
     def gathered(self) -> AbstractContextManager[None]:
+        """A context that does nothing: the weights are whole."""
         return nullcontext()
 
     def gathered_for_sampling(self) -> AbstractContextManager[None]:
+        """A context that does nothing: the weights are whole, and are not rounded."""
         return nullcontext()
 
     def distribute(self, reference: ReferencePolicy) -> ReferencePolicy:
+        """Return ``reference`` unchanged: every process holds all of it."""
         return reference
 
     def num_passes(self, needed: int) -> int:
+        """Return ``needed``: a pass needs no other process."""
         return needed
 
     def run(
@@ -157,25 +162,30 @@ class ReplicatedWeights(Weights):
         return run_within_memory(attempt, size, on_smaller=on_smaller, agree=agree)
 
     def sum_gradients(self) -> None:
+        """Replace the gradients by their sums. Raises TrainingError if memory does not suffice."""
         # Its copies of gradients come after the parts' memory was given back; it is not redone.
         with memory_needed_for("summing the gradients", setting="model"):
             self._processes.sum_gradients([p for p in self._parameters() if p.requires_grad])
 
     def clip_gradients(self, bound: float) -> float:
+        """Scale the gradients down to a norm of ``bound`` at most and return the norm before."""
         parameters = [p for p in self._parameters() if p.grad is not None]
         return float(torch.nn.utils.clip_grad_norm_(parameters, bound))
 
     @property
     def reward_vectors(self) -> Tensor:
+        """[K, D] all reward tokens' input vectors: a view without gradient."""
         return self._policy.reward_vectors
 
     def release(self) -> None:
         """Nothing was gathered."""
 
     def require_equal(self, *, step: int) -> None:
+        """Raise TrainingError if the parameters differ between processes."""
         self._processes.require_equal(self._parameters(), step=step)
 
     def full_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, contiguous and on the CPU, in the main process; empty in the others."""
         if not self._processes.is_main_process:
             return {}
         return {name: _saved(value) for name, value in tensors.items()}
@@ -204,19 +214,23 @@ class ShardedWeights(Weights):
 
     @property
     def local_policy(self) -> Policy:
+        """The twin of the policy, which has weights only within ``gathered``."""
         return self._twin.holder
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
+        """Within the context, the policy's twin holds the full weights. All processes enter and leave it together."""
         with self._filled(self._twin, None):
             yield
 
     @contextmanager
     def gathered_for_sampling(self) -> Iterator[None]:
+        """As ``gathered``, with weights in the type that the run's autocast would round them to."""
         with self._filled(self._twin, self._autocast_dtype):
             yield
 
     def distribute(self, reference: ReferencePolicy) -> ReferencePolicy:
+        """Shard the reference; one without weights of its own shares the policy's shards."""
         if isinstance(reference, AdapterOffReference):
             # The policy's own weights, which are sharded already.
             return ShardedReference(
@@ -229,6 +243,7 @@ class ShardedWeights(Weights):
         )
 
     def num_passes(self, needed: int) -> int:
+        """The largest ``needed`` of all processes, since they make every pass together."""
         most: int = max(self._processes.gather(needed))
         return most
 
@@ -252,6 +267,7 @@ class ShardedWeights(Weights):
         """They have been summed as they were made."""
 
     def clip_gradients(self, bound: float) -> float:
+        """Scale the local shards to a norm over all shards of ``bound`` at most; returns the norm before."""
         gradients = [local_shard(p.grad) for p in self._parameters() if p.grad is not None]
         square = float(torch.nn.utils.get_total_norm(gradients)) ** 2
         norm = math.sqrt(self._processes.sums({"square": square})["square"])
@@ -262,6 +278,7 @@ class ShardedWeights(Weights):
 
     @property
     def reward_vectors(self) -> Tensor:
+        """[k, D] the reward tokens' input vectors in this process's shard, k of K: a view without gradient."""
         policy = self._policy
         if policy.adapter is not None:
             return local_shard(policy.adapter.embedding.rows.detach())
@@ -270,6 +287,7 @@ class ShardedWeights(Weights):
         return local_rows(weight.detach(), ids[0], ids[-1] + 1)
 
     def release(self) -> None:
+        """Give back layers that a pass without a backward pass left gathered."""
         # After a pass without a backward pass: the embedding and the head, and a list of what ran.
         for body in self._has_gathered:
             body.reset_iter_state()
@@ -298,6 +316,7 @@ class ShardedWeights(Weights):
                 )
 
     def full_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gather one tensor after another and keep it, on the CPU, in the main process; empty in the others."""
         gathered = {}
         with self._processes.exchange():
             for name, value in tensors.items():
@@ -350,10 +369,12 @@ class ShardedReference(ReferencePolicy):
         return self._local.causal
 
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
+        """Run the twin within ``gathered``, else the sharded model, together with the other processes."""
         return (self._local if self._is_gathered else self._together).completion_rows(batch)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
+        """Within the context, the twin has its weights and passes need no other process."""
         with self._gathered():
             self._is_gathered = True
             try:

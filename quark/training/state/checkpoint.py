@@ -47,6 +47,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
+        """Number of optimizer steps taken, skipped ones included."""
         return self.state.step
 
     def load_model(self, model: nn.Module) -> None:
@@ -58,6 +59,7 @@ class Checkpoint:
         load_model_tensors(model, load_file(self.path / "model.safetensors"), self.path)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Read the optimizer's tensors, by name."""
         return load_file(self.path / "optimizer.safetensors")
 
 
