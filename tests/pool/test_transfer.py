@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import json
 import math
-import os
 import re
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from quark.pool.ingest import import_file, merge_pools
 from quark.pool.native import NativePool
 from quark.pool.rows import rows_of_file
 from quark.pool.segments import segments_of
+from tests.full_disk import full_disk_for_publications
 from tests.pool.batches import VOCAB_SIZE, fields, make_batch
 
 NAN = float("nan")
@@ -174,8 +174,10 @@ def test_formats_say_what_they_cannot_hold(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_as_one(tmp_path: Path, name: str) -> None:
     pool = filled(tmp_path / "a", with_infinity=False)
     target = tmp_path / name
-    target.with_name(f".x.{os.getpid()}{target.suffix}").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=re.escape(str(target))) as caught:
+    with (
+        full_disk_for_publications(),
+        pytest.raises(OSError, match=re.escape(str(target))) as caught,
+    ):
         write_rows(pool.scan().select("id", "key"), target)
     assert caught.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
