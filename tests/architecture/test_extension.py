@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 
 import quark
+from quark import _pool_rs
+from quark.pool.base import SampleBatch
+from quark.pool.scan import COLUMNS
 
 PACKAGE = Path(quark.__file__).parent
 SOURCES = PACKAGE.parent / "quark_pool_rs" / "src"
@@ -108,3 +112,10 @@ def test_what_the_extension_answers_with_shows_its_attributes() -> None:
     )
     with pytest.raises(AttributeError):
         column.name = "other"
+
+
+def test_every_column_of_the_extension_is_known_to_python() -> None:
+    shown = {column.shown for column in _pool_rs.SAMPLE_COLUMNS if column.shown is not None}
+    assert shown <= COLUMNS.keys()
+    given = {column.given for column in _pool_rs.SAMPLE_COLUMNS if column.given is not None}
+    assert given <= {field.name for field in dataclasses.fields(SampleBatch)}

@@ -47,7 +47,7 @@ class Trainer:
         evaluating: the held-out prompts and what measures on them.
         outputs: where results go.
         alerts: watch the rounds.
-        processes: the processes that run this loop together; all decide alike, the main process local writes.
+        processes: the processes that run this loop together; all decide alike, and the main process alone writes.
         resume_from: the checkpoint to go on from, whose position the journal has already.
     """
 
