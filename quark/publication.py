@@ -84,8 +84,11 @@ def publishing(path: Path, *, mode: int = 0o666, is_durable: bool = True) -> Ite
             read and can be made again.
 
     Raises:
+        FileExistsError: ``path`` is a device or a pipe, or leads to one.
         OSError: the disk refused; ``path`` is as it was.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(errno.EEXIST, "is not a plain file, and none replaces it", str(path))
     _clear_stale(path)
     staged = _staged(path)
     try:

@@ -346,6 +346,20 @@ def test_a_disk_that_refuses_is_told_by_the_targets_name_and_leaves_it_as_it_was
     assert not left_overs(folder)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
+def test_a_pipe_and_a_device_are_not_replaced(tmp_path: Path) -> None:
+    pipe, device = tmp_path / "pipe", tmp_path / "device"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/null")
+    for target in (pipe, device):
+        with pytest.raises(FileExistsError) as refused:
+            publish_file(target, NEW)
+        assert refused.value.filename == str(target)
+    assert pipe.is_fifo()
+    assert device.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "pipe"]
+
+
 def test_a_record_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"first\nrest of a record")

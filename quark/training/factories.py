@@ -95,10 +95,10 @@ def trained_policy(config: RunConfig, run: RunDirectory, device: torch.device) -
     saved = load_saved_policy(run.model, device=device, dtype=config.model.torch_dtype)
     if not config.model.lora.rank:
         return saved
-    checkpoint, _ = Checkpoints(run.checkpoints, keep_last=2).newest()
-    if checkpoint is None:
-        return saved
     try:
+        checkpoint, _ = Checkpoints(run.checkpoints, keep_last=2).newest()
+        if checkpoint is None:
+            return saved
         policy = untrained_policy(config, device)
         checkpoint.load_model(policy.model)
     except (ModelError, CheckpointError):

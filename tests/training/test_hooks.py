@@ -68,3 +68,23 @@ def test_a_resumed_run_gives_a_hook_its_state_back(tmp_path: Path) -> None:
     trainer_with(hook, config, run_dir).run()
     assert hook.num_steps == NUM_STEPS
     assert ("step", 0) not in hook.told
+
+
+def test_a_run_stopped_within_a_round_does_not_announce_its_exploration_again(
+    tmp_path: Path,
+) -> None:
+    config, run_dir = write_inputs(tmp_path), tmp_path / "run"
+
+    class Stopping(Counter):
+        def after_step(self, step: int) -> None:
+            super().after_step(step)
+            if step == STEPS_PER_ROUND:
+                stopped.request_stop()
+
+    first, second = Stopping(), Counter()
+    stopped = trainer_with(first, config, run_dir)
+    assert stopped.run().interrupted
+    trainer_with(second, config, run_dir).run()
+    told = [event for hook in (first, second) for event in hook.told]
+    assert [number for what, number in told if what == "exploration"] == list(range(NUM_ROUNDS))
+    assert [number for what, number in told if what == "step"] == list(range(NUM_STEPS))

@@ -22,6 +22,7 @@ from quark.training.state.checkpoint import Checkpoints, verify
 from quark.training.state.held_out import read_held_out
 from quark.training.state.run_state import (
     AlertsState,
+    NewerStateError,
     PoolState,
     RunState,
     oldest_snapshot_needed,
@@ -351,3 +352,8 @@ def test_a_checkpoint_of_a_newer_quark_is_neither_skipped_nor_removed(tmp_path: 
         with pytest.raises(QuarkError, match=r"state\.json was written by a newer quark"):
             use()
     assert path.is_dir()
+
+
+def test_a_field_of_tomorrow_is_refused_and_not_taken_for_damage() -> None:
+    with pytest.raises(NewerStateError, match="of_tomorrow"):
+        RunState.of_text(with_value(("position", "of_tomorrow"), 1), HERE)

@@ -31,7 +31,7 @@ class WeightHook(Protocol):
         return
 
     def before_exploration(self, round: int) -> None:  # noqa: ARG002
-        """Before the policy is sampled in ``round``."""
+        """Before the policy is sampled in ``round``; again where a run stops before that round's first step and resumes."""
         return
 
     def state(self) -> Mapping[str, Json]:

@@ -133,7 +133,8 @@ class Trainer:
         """One round from wherever it is; returns its evaluation where one is due and it was finished."""
         here, meter = self._position, self._learning.meter
         begin = time.monotonic()
-        self._learning.hooks.before_exploration(here.round)
+        if here.step_in_round == 0:  # else a resumed run samples nothing before its next step
+            self._learning.hooks.before_exploration(here.round)
         exploration = self._exploring.explore(self._should_stop)
         if not exploration.is_complete:
             return None

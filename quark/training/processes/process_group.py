@@ -275,7 +275,8 @@ def join_process_group(
 @contextmanager
 def _standard_output_kept() -> Iterator[None]:
     """Keep the standard output for results: Gloo writes a line about its peers there before torch 2.11 or so."""
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     try:
         kept = os.dup(1)
     except OSError:  # closed: there is nothing to keep

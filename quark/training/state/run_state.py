@@ -143,7 +143,7 @@ class RunState:
                 step=whole_in(said["step"]),
                 score=optional(number_in, said.get("score")),
                 run_id=text_in(said["run_id"]),
-                position=_position(object_in(said["position"])),
+                position=_position(object_in(said["position"]), path),
                 objective=by_name(number_in, said["objective"]),
                 hooks=by_name(object_in, said.get("hooks", {})),
                 alerts=None if alerts is None else _alerts(object_in(alerts)),
@@ -213,7 +213,7 @@ def _position_to_json(position: Position) -> dict[str, Json]:
     return said
 
 
-def _position(said: dict[str, Json]) -> Position:
+def _position(said: dict[str, Json], path: Path) -> Position:
     readers: dict[str, Callable[[Json], Any]] = {
         "micro_batch_size": lambda value: optional(whole_in, value),
         "totals": lambda value: by_name(number_in, value),
@@ -228,7 +228,9 @@ def _position(said: dict[str, Json]) -> Position:
     }
     known = {f.name for f in fields(Position)}
     if unknown := said.keys() - known:
-        raise ValueError(f"{min(unknown)!r} in its position is not known here")
+        raise NewerStateError(
+            f"{path} has {min(unknown)!r}, which this quark does not know: use a newer one"
+        )
     values: dict[str, Any] = {
         name: readers.get(name, whole_in)(value) for name, value in said.items()
     }
