@@ -1,9 +1,9 @@
 """How a file or a folder of quark takes its place: written beside it, synced, renamed, and the rename synced.
 
-The guarantees, for every function here:
+Every function here guarantees:
 
-- Whoever looks sees the old content or the new one, whole, also after a crash or a power cut. On return the new one is
-  durable.
+- A reader sees the old content or the new content, whole, even after a crash or a power cut. On return the new content
+  is durable. A folder that replaces another one is missing between two renames; see ``publishing_directory``.
 - Nothing is written through a link. A link at the target is replaced by the file.
 - Permissions are the umask's, unless a caller asks for fewer.
 - A writer that fails removes what it staged. What a killed one leaves is named ``TARGET.partial-…`` and counts as nothing:
@@ -85,7 +85,7 @@ def publishing(path: Path, *, mode: int = 0o666, is_durable: bool = True) -> Ite
 
     Raises:
         FileExistsError: ``path`` is a device or a pipe, or leads to one.
-        OSError: the disk refused; ``path`` is as it was.
+        OSError: the disk refused. ``path`` is as it was, unless only the last sync of its folder failed.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileExistsError(errno.EEXIST, "is not a plain file, and none replaces it", str(path))
@@ -130,25 +130,29 @@ def publishing_directory(final: Path, *, is_replacing: bool = False) -> Iterator
     Raises:
         FileExistsError: ``final`` exists and is not to be replaced.
         ValueError: something that is neither a file nor a folder was put into the new one.
-        OSError: the disk refused; ``final`` is as it was.
+        OSError: the disk refused. ``final`` is as it was, unless only the last sync of its parent failed.
     """
     _clear_stale(final)
     previous = final.with_name(f"{final.name}.previous")
     if is_replacing:
         clear_left_overs(final)
         _bring_back(previous, final)
-    staged = _staged(final)
+    staged, durable = _staged(final), _staged(final)
     try:
         with _named(final):
             staged.mkdir()
         yield staged
-        if is_replacing and final.exists():
-            with _named(final):
-                final.rename(previous)
         with _named(final):
-            publish_directory(staged, final)
+            if is_replacing and final.exists():
+                # Synced before the old one moves, so that the target is missing between two renames and no longer.
+                publish_directory(staged, durable)
+                final.rename(previous)
+                publish_directory(durable, final)
+            else:
+                publish_directory(staged, final)
     except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
+        for path in (staged, durable):
+            shutil.rmtree(path, ignore_errors=True)
         if is_replacing:
             with contextlib.suppress(OSError):
                 _bring_back(previous, final)
