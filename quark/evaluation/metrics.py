@@ -42,6 +42,19 @@ DIRECTIONS = {
 """Of every metric of an evaluation, by its name in docs/metrics.md."""
 
 
+def is_better(name: str, before: float, after: float) -> bool | None:
+    """Whether ``after`` is a better value of the metric ``name`` than ``before``.
+
+    None if they are equal, if one is not finite, or if no value of the metric is better than another.
+    """
+    direction = DIRECTIONS[name]
+    if direction is Direction.NEITHER or before == after:
+        return None
+    if not (math.isfinite(before) and math.isfinite(after)):
+        return None
+    return (after > before) is (direction is Direction.HIGHER)
+
+
 def text_metrics(texts: Sequence[str], *, group_size: int = 1) -> dict[str, float]:
     """Diversity figures of N completions.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from quark import __version__
+from quark.evaluation.metrics import is_better
 from quark.printable import printable
 from quark.publication import publish_file
 from quark.report import charts
@@ -33,6 +34,8 @@ class Headline:
     name: str
     value: str
     note: str
+    is_good: bool | None = None
+    """Whether it is painted as a gain or as a loss; None for neither."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +154,7 @@ def _headlines(data: RunData) -> list[Headline]:
             name="Reward",
             value=f"{number(before, 2)} → {number(after, 2)}",
             note="held-out prompts: original model → best reward token",
+            is_good=is_better("reward_mean", before, after),
         ),
         Headline(
             name="KL to the original", value=number(kl), note="nats per token, of what is sampled"

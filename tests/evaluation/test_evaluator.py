@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quark.evaluation.evaluator import Evaluation, Evaluator
-from quark.evaluation.metrics import DIRECTIONS
+from quark.evaluation.metrics import DIRECTIONS, is_better
 from quark.generation.base import SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.reference.base import FrozenReference
@@ -223,3 +223,22 @@ def divergence_of_a_step(
         for i in order
         if weights[i] > 0
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "expected"),
+    [
+        ("reward_mean", 0.4, 0.5, True),
+        ("reward_mean", 0.5, 0.4, False),
+        ("kl_sampled_per_completion", 1.0, 2.0, False),
+        ("perplexity_reference", 30.0, 20.0, True),
+        ("completion_length_mean", 8.0, 9.0, None),
+        ("reward_mean", 0.5, 0.5, None),
+        ("reward_mean", math.nan, 0.5, None),
+        ("reward_mean", 0.5, math.inf, None),
+    ],
+)
+def test_a_change_is_better_in_the_direction_of_its_metric(
+    name: str, before: float, after: float, expected: bool | None
+) -> None:
+    assert is_better(name, before, after) is expected

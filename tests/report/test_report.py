@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import socket
 from contextlib import nullcontext
 from html.parser import HTMLParser
@@ -78,6 +79,23 @@ def test_the_page_shows_every_section(page: str) -> None:
         "finished",
     ):
         assert expected in text
+
+
+def test_a_fall_of_the_reward_is_not_painted_as_a_gain(
+    run: Path, page: str, tmp_path: Path
+) -> None:
+    assert page.count('class="card gain"') == 1
+    assert 'class="card loss"' not in page
+    fallen = tmp_path / "fallen"
+    shutil.copytree(run, fallen)
+    log = fallen / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert rows[-1]["event"] == "end"
+    rows[-1]["reward_after"] = rows[-1]["reward_before"] - 0.1
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    page = write_report(fallen).read_text(encoding="utf-8")
+    assert page.count('class="card loss"') == 1
+    assert 'class="card gain"' not in page
 
 
 def test_the_page_is_well_formed_and_self_contained(page: str) -> None:
