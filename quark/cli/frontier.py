@@ -50,7 +50,7 @@ def frontier(
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
 ) -> None:
-    """Measure reward against drift of a trained model, for every token and for guidance from 0 upward.
+    """Measure the reward and the drift of a trained model, for every token and several strengths of guidance.
 
     Drift is KL(sampled || original) in nats per completion. The result is kept in the run, and
     `quark report` draws it. Intervals are 95 % over prompts.

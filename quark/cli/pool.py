@@ -33,11 +33,12 @@ from quark.pool.defaults import MAX_QUANTILES, NUM_QUANTILES
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from rich.console import Console
 
     from quark.pool.base import Quantization
     from quark.pool.native import NativePool
     from quark.pool.ranking import RankingRules
-    from quark.pool.statistics import ScoreStatistics
+    from quark.pool.statistics import HistogramBin, RoundMean, ScoreStatistics
 
 app = typer.Typer(
     help="Look into sample pools, take samples out and in; reading never disturbs a run.",
@@ -218,64 +219,90 @@ def stats(
 
     The pool of a run is cut by the run's rules.
     """
+    figures = _figures(path, asked_rules(path, num_quantiles, score))
+    if as_json:
+        from quark.cli.console import print_json
+
+        print_json(figures.plain())
+    else:
+        _show(figures)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Figures:
+    """What ``pool stats`` says."""
+
+    rules: RankingRules
+    is_ranked: bool
+    """Whether the pool has the scores to rank by."""
+    num_samples: int
+    num_removed: int
+    columns: dict[str, ScoreStatistics]
+    counts: list[int]
+    """[K] by quantile, as ``lower_bounds``."""
+    lower_bounds: list[float]
+    tie_share: float
+    bins: tuple[HistogramBin, ...]
+    rounds: tuple[RoundMean, ...]
+
+    def plain(self) -> dict[str, object]:
+        """As ``--json`` prints them."""
+        return {
+            "samples": self.num_samples,
+            "removed": self.num_removed,
+            "columns": {name: _plain(column) for name, column in self.columns.items()},
+            "score": self.rules.score if self.is_ranked else None,
+            "quantile_counts": self.counts,
+            "quantile_lower_bounds": self.lower_bounds,
+            "tie_share": self.tie_share,
+            "histogram": [
+                {"low": each.low, "high": each.high, "samples": each.num_samples}
+                for each in self.bins
+            ],
+            "rounds": [
+                {"round": each.round, "samples": each.num_samples, "mean": each.mean}
+                for each in self.rounds
+            ],
+        }
+
+
+def _figures(path: Path, rules: RankingRules) -> _Figures:
     import numpy as np
 
-    from quark.cli.console import (
-        bar,
-        count,
-        foreign,
-        grid,
-        heading,
-        make_console,
-        number,
-        print_json,
-        prose,
-    )
     from quark.pool.statistics import describe, histogram, round_means
 
-    rules = asked_rules(path, num_quantiles, score)
     with opened(path) as pool:
         removed = pool.num_removed
-        is_ranked = is_ranked_by(pool, score)
+        is_ranked = is_ranked_by(pool, rules.score)
         scores = (
-            column(pool, score)[removed:]
+            column(pool, rules.score)[removed:]
             if is_ranked
             else np.full(len(pool) - removed, np.nan, np.float32)
         )
-        columns = {name: describe(pool.scores(name)[removed:]) for name in pool.score_columns}
-        counts, lower_bounds = [0] * rules.num_quantiles, [math.nan] * rules.num_quantiles
-        tied = 0.0
-        if is_ranked:
-            cuts = ranked(pool, rules)
-            counts, lower_bounds = cuts.counts.tolist(), cuts.lower_bounds.tolist()
-            tied = rules.tie_share(pool, cuts)
-        rounds = round_means(pool.column("round")[removed:], scores)
-    bins = histogram(scores)
-    if as_json:
-        print_json(
-            {
-                "samples": len(scores),
-                "removed": removed,
-                "columns": {name: _plain(column) for name, column in columns.items()},
-                "score": score if is_ranked else None,
-                "quantile_counts": counts,
-                "quantile_lower_bounds": lower_bounds,
-                "tie_share": tied,
-                "histogram": [
-                    {"low": each.low, "high": each.high, "samples": each.num_samples}
-                    for each in bins
-                ],
-                "rounds": [
-                    {"round": each.round, "samples": each.num_samples, "mean": each.mean}
-                    for each in rounds
-                ],
-            }
+        cuts = ranked(pool, rules) if is_ranked else None
+        return _Figures(
+            rules=rules,
+            is_ranked=is_ranked,
+            num_samples=len(scores),
+            num_removed=removed,
+            columns={name: describe(pool.scores(name)[removed:]) for name in pool.score_columns},
+            counts=[0] * rules.num_quantiles if cuts is None else cuts.counts.tolist(),
+            lower_bounds=[math.nan] * rules.num_quantiles
+            if cuts is None
+            else cuts.lower_bounds.tolist(),
+            tie_share=0.0 if cuts is None else rules.tie_share(pool, cuts),
+            bins=histogram(scores),
+            rounds=round_means(pool.column("round")[removed:], scores),
         )
-        return
+
+
+def _show(figures: _Figures) -> None:
+    from quark.cli.console import count, foreign, grid, make_console, number, prose
+
     console = make_console()
     names = ("mean", "std", "min", "median", "max")
     table = grid("score", "samples", *names, "not scored", "repeated", right=range(1, 9))
-    for name, statistics in columns.items():
+    for name, statistics in figures.columns.items():
         table.add_row(
             foreign(name, limit=64),
             prose(count(statistics.num_samples)),
@@ -285,33 +312,52 @@ def stats(
         )
     console.print(table)
     console.print()
-    if is_ranked:
-        most = max((each.num_samples for each in bins), default=0)
-        console.print(heading(f"Histogram of {score}"))
-        lines = grid("from", "to", "samples", "", right=(0, 1, 2))
-        for each in bins:
-            cells = bar(each.num_samples, 0, most, console.width - 40)
-            lines.add_row(
-                prose(number(each.low)),
-                prose(number(each.high)),
-                prose(count(each.num_samples)),
-                prose(cells, "cyan"),
-            )
-        console.print(lines)
-        console.print()
-        console.print(heading(f"{rules.num_quantiles} quantiles (0 lowest)"))
-        table = grid("quantile", "samples", "lowest " + score, right=(0, 1, 2))
-        for index in reversed(range(rules.num_quantiles)):
-            table.add_row(
-                prose(str(index)), prose(count(counts[index])), prose(number(lower_bounds[index]))
-            )
-        console.print(table)
-        if tied:
-            text = f"the tie rule chose the quantile of {tied:.0%} of the ranked samples: their score is in several"
-            console.print(prose(text, "yellow"), soft_wrap=True)
+    if figures.is_ranked:
+        _show_ranking(figures, console)
     else:
-        console.print(prose(f"no score {score}: --score NAME ranks by another", "yellow"))
+        text = f"no score {figures.rules.score}: --score NAME ranks by another"
+        console.print(prose(text, "yellow"))
     console.print()
+    _show_rounds(figures.rounds, console)
+
+
+def _show_ranking(figures: _Figures, console: Console) -> None:
+    """Histogram and quantiles."""
+    from quark.cli.console import bar, count, grid, heading, number, prose
+
+    score = figures.rules.score
+    most = max((each.num_samples for each in figures.bins), default=0)
+    console.print(heading(f"Histogram of {score}"))
+    lines = grid("from", "to", "samples", "", right=(0, 1, 2))
+    for each in figures.bins:
+        lines.add_row(
+            prose(number(each.low)),
+            prose(number(each.high)),
+            prose(count(each.num_samples)),
+            prose(bar(each.num_samples, 0, most, console.width - 40), "cyan"),
+        )
+    console.print(lines)
+    console.print()
+    console.print(heading(f"{figures.rules.num_quantiles} quantiles (0 lowest)"))
+    table = grid("quantile", "samples", "lowest " + score, right=(0, 1, 2))
+    for index in reversed(range(figures.rules.num_quantiles)):
+        table.add_row(
+            prose(str(index)),
+            prose(count(figures.counts[index])),
+            prose(number(figures.lower_bounds[index])),
+        )
+    console.print(table)
+    if figures.tie_share:
+        text = (
+            f"the tie rule chose the quantile of {figures.tie_share:.0%} of the ranked samples: "
+            "their score is in several"
+        )
+        console.print(prose(text, "yellow"), soft_wrap=True)
+
+
+def _show_rounds(rounds: tuple[RoundMean, ...], console: Console) -> None:
+    from quark.cli.console import bar, count, grid, heading, number, prose
+
     console.print(heading("By round"))
     table = grid("round", "samples", "mean", "", right=(0, 1, 2))
     means = [row.mean for row in rounds if math.isfinite(row.mean)]

@@ -60,9 +60,13 @@ def test_the_objective_trains_and_resumes(
     config, run_dir = write_inputs(tmp_path), tmp_path / "run"
     for num_rounds in (1, 2):
         loaded = load_config(config, (f"run.num_rounds={num_rounds}",))
-        assemble(loaded, run_dir, listener=Listener()).run()
+        trainer = assemble(loaded, run_dir, listener=Listener())
+        before = trainer._learning.policy.reward_vectors.clone()
+        trainer.run()
+        assert not torch.equal(before, trainer._learning.policy.reward_vectors)
     steps = [row for row in rows_of(run_dir) if row["event"] == "step"]
     assert [row["steps_taken"] for row in steps] == list(range(len(steps)))
+    assert all(row["weight"] >= 0.0 for row in steps)
     assert any(row["weight"] > 0.0 for row in steps)
     newest, _ = Checkpoints(run_dir / "checkpoints", keep_last=2).newest()
     assert newest is not None

@@ -14,12 +14,12 @@ from quark.training.position import Position
 
 
 class Journal:
-    """Writes and says for every room of the loop.
+    """Writes the log and tells the listener, on behalf of every part of the loop.
 
     Args:
         log: gets the rows.
         listener: gets messages and progress.
-        position: where the run is; read, never changed.
+        position: where the run is. The parts of the loop share it; the journal only reads it.
         num_rounds: of the run.
     """
 
