@@ -46,6 +46,8 @@ class EvaluationConfig(Settings):
     """Number of prompts whose answers before and after are shown at the end."""
     top_p: float | None = Field(None, gt=0.0, le=1.0)
     """Nucleus mass while evaluating; unset takes ``sampling.top_p`` (the literature reports 0.9)."""
+    temperature: float | None = Field(None, ge=0.0)
+    """Temperature while evaluating, 0 for greedy completions; unset takes ``sampling.temperature``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

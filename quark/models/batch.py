@@ -24,6 +24,39 @@ class ModelInputs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierTokens:
+    """The tokens before each of M completion tokens in its own sequence, without the reward token."""
+
+    sequences: Tensor
+    """int64 [B, L] prompts and completions, padded on both sides."""
+    row: Tensor
+    """int64 [M] the sequence of each completion token."""
+    begin: Tensor
+    """int64 [M] the column where its prompt begins."""
+    end: Tensor
+    """int64 [M] its own column."""
+
+    def other_than(self, targets: Tensor, places: slice, width: int) -> Tensor:
+        """Which columns of the vocabulary are earlier tokens, other than the token itself: bool [m, ``width``].
+
+        Args:
+            targets: int64 [m] the completion tokens at ``places``.
+            places: m of the M completion tokens.
+            width: columns of the vocabulary; all ids are below it.
+        """
+        sequences = self.sequences[self.row[places]]
+        column = torch.arange(sequences.shape[1], device=sequences.device)
+        is_earlier = (column >= self.begin[places].unsqueeze(1)) & (
+            column < self.end[places].unsqueeze(1)
+        )
+        # The last column is of no token: it takes what does not count.
+        found = torch.zeros(len(targets), width + 1, dtype=torch.bool, device=targets.device)
+        found.scatter_(1, sequences.masked_fill(~is_earlier, width), value=True)
+        found.scatter_(1, targets.unsqueeze(1), value=False)
+        return found[:, :width]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingBatch:
     """B sampled sequences with M completion tokens in all, end-of-sequence tokens included.
 
@@ -104,6 +137,17 @@ class TrainingBatch:
             attention_mask=mask.long(),
             token_positions=row * length + (width - 1) + self.token_index % steps,
             is_conditioned=is_conditioned,
+        )
+
+    def earlier_tokens(self) -> EarlierTokens:
+        """The tokens of prompt and completion before each completion token."""
+        width, steps = self.prompt_tokens.shape[1], self.completion_tokens.shape[1]
+        row = self.token_index // steps
+        return EarlierTokens(
+            sequences=torch.cat([self.prompt_tokens, self.completion_tokens], dim=1),
+            row=row,
+            begin=(width - self.prompt_lengths)[row],
+            end=width + self.token_index % steps,
         )
 
     def sum_by_sequence(self, values: Tensor) -> Tensor:

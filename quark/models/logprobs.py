@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from quark.models.batch import EarlierTokens
 from quark.models.causal import CompletionRows
 
 CHUNK_ELEMENTS = 1 << 25
@@ -31,6 +32,8 @@ CPU_BLOCK_ELEMENTS = 1 << 19
 """Logits per block on a CPU (2 MiB in float32)."""
 BLOCK_ELEMENTS = 1 << 23
 """Logits per block on other devices (32 MiB), where starting a kernel costs more than a pass through memory."""
+_LEAST_REST = 1e-5
+"""Lower limit of 1 - p in the unlikelihood, as in the published code: float32 knows no smaller one well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,7 @@ class TokenStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossWeights:
-    """Factors of the four terms, including the reduction."""
+    """Factors of the terms, including the reduction."""
 
     lm: float | Tensor
     """One for all tokens, or float [M], one for each; a negative one makes the token less likely."""
@@ -59,6 +62,8 @@ class LossWeights:
     kl_policy_to_reference: float
     entropy: float
     """Positive rewards entropy: the term is subtracted from the loss."""
+    unlikelihood: float = 0.0
+    """Of -log(1 - p), summed over the tokens that came earlier in the sequence."""
 
 
 def token_nll(model: CompletionRows, targets: Tensor, *, base_vocab_size: int) -> Tensor:
@@ -131,9 +136,10 @@ def weighted_loss(
     *,
     base_vocab_size: int,
     lm_uses_all_columns: bool = False,
+    earlier: EarlierTokens | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the four terms over all tokens, differentiable in the policy.
+    """The weighted sum of the terms over all tokens, differentiable in the policy.
 
     Args:
         policy: rows of the policy.
@@ -142,11 +148,13 @@ def weighted_loss(
         weights: factor of each term.
         base_vocab_size: number W of leading columns that are compared.
         lm_uses_all_columns: take the -log pi term over all V columns of the policy's head instead of W.
+        earlier: tokens of which the unlikelihood is taken; needed, with a reference, if its weight is not 0.
         chunk_elements: logits per chunk.
 
     Returns:
-        The scalar loss, and the unweighted sums [4] without gradient: -log pi, KL(p0 || pi),
-        KL(pi || p0), H(pi). Without a reference, the last three are 0.
+        The scalar loss, and the unweighted sums [5] without gradient: -log pi, KL(p0 || pi),
+        KL(pi || p0), H(pi), and the unlikelihood, which is 0 if its weight is. Without a reference, all but the
+        first are 0.
     """
     job = _Job(
         policy=policy,
@@ -155,6 +163,7 @@ def weighted_loss(
         weights=weights,
         base_vocab_size=base_vocab_size,
         lm_uses_all_columns=lm_uses_all_columns,
+        earlier=earlier,
         chunk_elements=chunk_elements,
     )
     loss, sums = _WeightedLoss.apply(job, policy.rows, *policy.parameters)
@@ -185,6 +194,7 @@ class _Job:
     weights: LossWeights
     base_vocab_size: int
     lm_uses_all_columns: bool
+    earlier: EarlierTokens | None
     chunk_elements: int
 
 
@@ -196,7 +206,7 @@ class _WeightedLoss(torch.autograd.Function):
         needs_gradient = any(ctx.needs_input_grad)
         row_gradient = torch.empty_like(rows) if needs_gradient else None
         gradients: list[Tensor] = []
-        total = rows.new_zeros(5, dtype=_accurate_dtype(rows.dtype))
+        total = rows.new_zeros(6, dtype=_accurate_dtype(rows.dtype))
         for part in _chunks(rows, job.base_vocab_size, job.chunk_elements):
             chunk = rows[part].detach().requires_grad_(needs_gradient)
             with torch.set_grad_enabled(needs_gradient):
@@ -225,6 +235,7 @@ class _WeightedLoss(torch.autograd.Function):
                 weights.kl_reference_to_policy,
                 weights.kl_policy_to_reference,
                 -weights.entropy,
+                weights.unlikelihood,
                 1.0 if per_token else 0.0,
             ]
         )
@@ -233,7 +244,7 @@ class _WeightedLoss(torch.autograd.Function):
                 row_gradient, *(g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True))
             )
         ctx.mark_non_differentiable(total)
-        return (total * factors).sum(), total[:4]
+        return (total * factors).sum(), total[:5]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context has no type
@@ -244,13 +255,15 @@ class _WeightedLoss(torch.autograd.Function):
 def _chunk_loss(
     logits: Tensor, reference_logits: Tensor, gradient: Tensor | None, part: slice, job: _Job
 ) -> Tensor:
-    """Sums [5] of one chunk; fills ``gradient`` of its weighted loss with respect to ``logits`` [m, V].
+    """Sums [6] of one chunk; fills ``gradient`` of its weighted loss with respect to ``logits`` [m, V].
 
-    The sums are those of the four terms and, where every token has a weight of its own, of weight times -log p_y.
+    The sums are those of the five terms and, where every token has a weight of its own, of weight times -log p_y.
     With p, p0 the two distributions over the base vocabulary, z the policy's logits and y the target:
     d(-log p_y)/dz = p - 1_y; dKL(p0||p)/dz = p - p0; dKL(p||p0)/dz = p (log p - log p0 - KL);
     dH/dz = -p (log p + H). Over all columns, with s the base vocabulary's share of the probability,
-    -log p_y - log s takes the place of -log p_y: its gradient is s p - 1_y there.
+    -log p_y - log s takes the place of -log p_y: its gradient is s p - 1_y there. With C the earlier tokens and
+    o_c = p_c / (1 - p_c) the odds of one, the unlikelihood is sum_C -log(1 - p_c); its gradient is o_c on C, and
+    minus p times the sum of these everywhere.
     """
     weights, width = job.weights, job.base_vocab_size
     targets = job.targets[part].unsqueeze(1)
@@ -267,6 +280,10 @@ def _chunk_loss(
             log_share = -F.softplus(whole[:, width:].logsumexp(-1, keepdim=True) - log_sum)
             nll = nll - log_share
             lm = weight * log_share.exp()
+        push: Tensor | None = None
+        unlikelihood = nll.new_zeros(())
+        if weights.unlikelihood:
+            unlikelihood, push = _unlikelihood(terms, picked, part, block, job)
         sums.append(
             torch.stack(
                 [
@@ -274,6 +291,7 @@ def _chunk_loss(
                     terms.kl_reference_to_policy.sum(),
                     terms.kl_policy_to_reference.sum(),
                     terms.entropy.sum(),
+                    unlikelihood,
                     _weighted_sum(nll, weight),
                 ]
             )
@@ -293,12 +311,28 @@ def _chunk_loss(
         if weights.kl_reference_to_policy:
             result.sub_(terms.reference, alpha=weights.kl_reference_to_policy)
         result.scatter_add_(1, picked, torch.zeros_like(nll) - weight)
+        if push is not None:
+            result.add_(push, alpha=weights.unlikelihood)
         gradient[block, :width] = result
         if job.lm_uses_all_columns and whole.shape[1] > width:
             gradient[block, width:] = weight * (whole[:, width:] - (log_sum - log_share)).exp()
         else:
             gradient[block, width:] = 0.0
     return torch.stack(sums).sum(0)
+
+
+def _unlikelihood(
+    terms: _Terms, picked: Tensor, part: slice, block: slice, job: _Job
+) -> tuple[Tensor, Tensor]:
+    """The sum of -log(1 - p) of a block's earlier tokens, and its gradient [m, W] with respect to the logits."""
+    assert job.earlier is not None, "a weighted unlikelihood needs the earlier tokens"
+    places = slice(part.start + block.start, part.start + block.stop)
+    width = job.base_vocab_size
+    is_earlier = job.earlier.other_than(picked.squeeze(1), places, width)
+    rest = (-torch.expm1(terms.log_policy)).clamp_(min=_LEAST_REST)
+    odds = (terms.policy / rest).mul_(is_earlier)
+    loss = -(rest.log_().mul_(is_earlier)).sum()
+    return loss, odds.sub_(terms.policy * odds.sum(-1, keepdim=True))
 
 
 def _chunk_nll(logits: Tensor, gradient: Tensor | None, part: slice, job: _Job) -> Tensor:
@@ -312,7 +346,7 @@ def _chunk_nll(logits: Tensor, gradient: Tensor | None, part: slice, job: _Job) 
         weight = _token_weights(job.weights.lm, part, block)
         total = nll.sum()
         zero = torch.zeros_like(total)
-        sums.append(torch.stack([total, zero, zero, zero, _weighted_sum(nll, weight)]))
+        sums.append(torch.stack([total, zero, zero, zero, zero, _weighted_sum(nll, weight)]))
         if gradient is not None:
             result = log_policy.exp_().mul_(weight)
             result.scatter_add_(1, picked, torch.zeros_like(nll) - weight)

@@ -3,13 +3,16 @@
 Section 2 of Lu et al. 2022: maximize, over samples (x, y) of quantile k,
 log pi(y | x, r_k) - kl_coef * sum_t KL(p0(. | y_<t, x) || pi(. | y_<t, x, r_k)).
 
-Two terms are not in the paper. The contrast minimizes -log P(k | x, y), where P(j | x, y) is
+Two further terms are not in the paper. The contrast minimizes -log P(k | x, y), where P(j | x, y) is
 proportional to pi(y | x, r_j) ** (1 / contrast_temperature) over the own token and some others: the
 label that the policy itself would give the sample (compare GeDi, Krause et al. 2020). log(1 +
 contrast_tokens) minus it is the InfoNCE bound on the mutual information between reward token and
 completion, in nats. Its gradient scales the likelihood's, sequence by sequence: by 1 - P(k) under
 the own token and by -P(j) under another. The quantile advantage weighs log pi(y | x, r_best) by the
 sample's standardized rank, with a clipped importance ratio where that is negative.
+
+The unlikelihood (Welleck et al. 2020), which the paper adds for the repetition task, minimizes
+sum_t sum_c -log(1 - pi(c | y_<t, x, r_k)) over the tokens c != y_t of prompt and completion before y_t.
 """
 
 from __future__ import annotations
@@ -97,6 +100,10 @@ class QuarkObjectiveConfig(Settings):
     """A sample with a negative advantage is weighted by pi(y) over its sampling probability, at
     most this. A sample that the policy no longer writes then stops contributing (TOPR, Le Roux et
     al. 2025)."""
+    unlikelihood_coef: float = Field(0.0, ge=0.0)
+    """Weight of the token-level unlikelihood of tokens that came earlier in prompt or completion
+    (Welleck et al. 2020), under the tokens that a sample learns under. 1 is the paper's "Quark +
+    unlikelihood", 0 leaves it out."""
     kl_coef: float = Field(0.05, ge=0.0)
     """Weight of the KL penalty; the initial value if ``kl_target`` is set."""
     kl_direction: KLDirection = KLDirection.REFERENCE_TO_POLICY
@@ -160,6 +167,8 @@ class LossOutput:
     """Sum of KL(pi || p0) over the tokens, in nats."""
     entropy: float
     """Sum of H(pi) over the tokens, in nats."""
+    unlikelihood_loss: float
+    """Sum of -log(1 - pi) of earlier tokens, over the tokens, in nats; 0 without it."""
     num_tokens: int
     """Tokens in these sums."""
     contrast_loss: float
@@ -173,8 +182,9 @@ class LossOutput:
         return {name: getattr(self, name) for name in (*_TOKEN_SUMS, *_SEQUENCE_SUMS)}
 
 
-_TOKEN_SUMS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
-"""Figures of a ``LossOutput`` that are sums over its tokens."""
+_ALWAYS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
+_TOKEN_SUMS = (*_ALWAYS, "unlikelihood_loss")
+"""Figures of a ``LossOutput`` that are sums over its tokens, and those that every step reports."""
 _SEQUENCE_SUMS = ("contrast_loss", "advantage_loss")
 """Figures that are sums over its sequences."""
 
@@ -227,6 +237,7 @@ class QuarkObjective(Objective):
             kl_reference_to_policy=kl if forward else 0.0,
             kl_policy_to_reference=0.0 if forward else kl,
             entropy=self.entropy_coefficient.value * scale,
+            unlikelihood=self.config.unlikelihood_coef * scale,
         )
         base_vocab_size = policy.reward_tokens.base_vocab_size
         contrast = advantage = 0.0
@@ -238,18 +249,20 @@ class QuarkObjective(Objective):
                 weights,
                 base_vocab_size=base_vocab_size,
                 lm_uses_all_columns=self.config.lm_softmax is LMSoftmax.ENLARGED,
+                earlier=batch.earlier_tokens() if weights.unlikelihood else None,
             )
         else:
             loss, sums, contrast, advantage = self._under_several_tokens(
                 policy, reference, batch, weights, 1.0 / num_sequences
             )
-        lm_loss, kl_forward, kl_backward, entropy = sums.tolist()
+        lm_loss, kl_forward, kl_backward, entropy, unlikelihood = sums.tolist()
         return LossOutput(
             loss=loss,
             lm_loss=lm_loss,
             kl_reference_to_policy=kl_forward,
             kl_policy_to_reference=kl_backward,
             entropy=entropy,
+            unlikelihood_loss=unlikelihood,
             num_tokens=batch.num_tokens,
             contrast_loss=contrast,
             advantage_loss=advantage,
@@ -263,7 +276,7 @@ class QuarkObjective(Objective):
         weights: LossWeights,
         scale: float,
     ) -> tuple[Tensor, Tensor, float, float]:
-        """The loss with contrast and advantage, the sums [4] under the first token, and these two terms' own sums.
+        """The loss with contrast and advantage, the sums [5] under the first token, and these two terms' own sums.
 
         One pass of the policy over every sequence under each of its tokens: its own, the best, and
         the others. Contrast and advantage depend on the completion's log-probabilities S alone, and
@@ -312,9 +325,10 @@ class QuarkObjective(Objective):
             value = value + config.advantage_coef * scale * terms
             advantage = float(terms)
         original = reference.completion_rows(batch)
+        earlier = batch.earlier_tokens() if weights.unlikelihood else None
         row_of_token = batch.token_index // batch.completion_tokens.shape[1]
         gradient: Tensor | float = 0.0
-        first = losses.new_zeros(4)
+        first = losses.new_zeros(5)
         for i in range(len(tokens)):
             is_learnt = i < num_learnt
             has_kl = is_learnt or config.kl_tokens is KLTokens.ALL
@@ -323,15 +337,20 @@ class QuarkObjective(Objective):
                 original if has_kl else None,
                 batch.targets,
                 replace(
-                    weights, lm=pull[i][row_of_token], entropy=weights.entropy if is_learnt else 0.0
+                    weights,
+                    lm=pull[i][row_of_token],
+                    entropy=weights.entropy if is_learnt else 0.0,
+                    unlikelihood=weights.unlikelihood if is_learnt else 0.0,
                 ),
                 base_vocab_size=base_vocab_size,
+                earlier=earlier,
             )
             gradient = gradient + loss
             value = value + (
                 weights.kl_reference_to_policy * sums[1]
                 + weights.kl_policy_to_reference * sums[2]
                 - (weights.entropy if is_learnt else 0.0) * sums[3]
+                + weights.unlikelihood * sums[4]
             )
             if i == 0:
                 first = sums
@@ -403,7 +422,9 @@ class QuarkObjective(Objective):
         self, sums: Mapping[str, float], *, num_sequences: int, num_tokens: int, num_quantiles: int
     ) -> dict[str, float]:
         """Means over tokens; of the terms that compare sequences, means over these, where the loss has them."""
-        figures = {name: sums[name] / num_tokens for name in _TOKEN_SUMS}
+        figures = {name: sums[name] / num_tokens for name in _ALWAYS}
+        if self.config.unlikelihood_coef:
+            figures["unlikelihood_loss"] = sums["unlikelihood_loss"] / num_tokens
         if self.config.contrast_coef and num_quantiles > 1:
             contrast_loss = sums["contrast_loss"] / num_sequences
             num_others = min(self.config.contrast_tokens, num_quantiles - 1)

@@ -151,9 +151,11 @@ def prompts_of(config: RunConfig) -> PromptSet:
 
 def held_out_sampling(config: RunConfig) -> SamplingConfig:
     """How held-out prompts are answered."""
-    if config.evaluation.top_p is None:
-        return config.sampling
-    return config.sampling.model_copy(update={"top_p": config.evaluation.top_p})
+    section = config.evaluation
+    changed = {"top_p": section.top_p, "temperature": section.temperature}
+    return config.sampling.model_copy(
+        update={name: value for name, value in changed.items() if value is not None}
+    )
 
 
 def make_evaluator(

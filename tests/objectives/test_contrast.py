@@ -52,6 +52,9 @@ CONFIGS = [
     QuarkObjectiveConfig(
         lm_coef=0.2, contrast_coef=0.4, contrast_tokens=2, advantage_coef=0.9, ratio_clip=0.7
     ),
+    QuarkObjectiveConfig(
+        contrast_coef=0.4, contrast_tokens=2, kl_tokens=KLTokens.ALL, unlikelihood_coef=0.3
+    ),
 ]
 ADVANTAGES = torch.tensor([1.2, -0.8, 0.0, -1.5, 0.4, -0.1])
 SAMPLED_LOGPROBS = torch.tensor([-9.0, -40.0, -12.0, 3.0, -20.0, math.nan])
@@ -80,28 +83,39 @@ def specification(policy, reference, config, batch):
         log_q = F.log_softmax(reference.model(ids).logits[0, len(prompt) - 1 : -1], -1)
 
         def under(token, prompt=prompt, completion=completion, picked=picked, log_q=log_q):
-            """log pi of the completion, KL and entropy."""
+            """log pi of the completion, KL, entropy and unlikelihood."""
             ids = torch.tensor([[token, *prompt, *completion]])
             logits = policy.model(ids).logits[0, len(prompt) : -1]
             log_p = F.log_softmax(logits[:, :VOCAB_SIZE], -1)
             kl = (log_q.exp() * (log_q - log_p)).sum()
             if config.kl_direction is KLDirection.POLICY_TO_REFERENCE:
                 kl = (log_p.exp() * (log_p - log_q)).sum()
-            return log_p.gather(1, picked).sum(), kl, -(log_p.exp() * log_p).sum()
+            entropy = -(log_p.exp() * log_p).sum()
+            return log_p.gather(1, picked).sum(), kl, entropy, unlikelihood(log_p)
+
+        def unlikelihood(log_p, prompt=prompt, completion=completion):
+            if not config.unlikelihood_coef:
+                return 0.0
+            rest = torch.log1p(-log_p.exp())
+            return -sum(
+                rest[step, list({*prompt, *completion[:step]} - {token})].sum()
+                for step, token in enumerate(completion)
+            )
 
         loss = 0.0
         if config.lm_coef or config.contrast_coef:
-            logp, kl, entropy = under(int(batch.reward_tokens[i]))
+            logp, kl, entropy, repeated = under(int(batch.reward_tokens[i]))
+            loss += config.unlikelihood_coef * repeated
             loss += -config.lm_coef * logp + config.kl_coef * kl - config.entropy_coef * entropy
         if config.contrast_coef:
             others = [under(token) for token in batch.other_tokens[i].tolist()]
-            sums = torch.stack([logp, *(other for other, _, _ in others)])
+            sums = torch.stack([logp, *(other for other, *_ in others)])
             posterior = F.log_softmax(sums / config.contrast_temperature, 0)
             loss -= config.contrast_coef * posterior[0]
             if config.kl_tokens is KLTokens.ALL:
-                loss += config.kl_coef * sum(kl for _, kl, _ in others)
+                loss += config.kl_coef * sum(kl for _, kl, *_ in others)
         if config.advantage_coef:
-            logp, kl, entropy = under(policy.reward_tokens.best)
+            logp, kl, entropy, _ = under(policy.reward_tokens.best)
             advantage, sampled = float(ADVANTAGES[i]), float(SAMPLED_LOGPROBS[i])
             if advantage < 0 and not math.isnan(sampled):
                 advantage *= min(math.exp(min(logp.item() - sampled, 50.0)), config.ratio_clip)
@@ -130,7 +144,7 @@ def test_loss_and_gradients_equal_the_formula_in_float64(make, config):
 
 def test_parts_add_up_to_the_whole_and_report_the_same_sums():
     policy, reference = tiny_policy(), FrozenReference(tiny_gpt2(seed=1))
-    objective = QuarkObjective(CONFIGS[-1])
+    objective = QuarkObjective(CONFIGS[-2])
     batch = with_terms(tiny_batch(policy), policy, objective)
     counts = {"num_sequences": batch.num_sequences, "num_tokens": batch.num_tokens}
     whole = objective(policy, reference, batch, **counts)

@@ -33,6 +33,7 @@ CONFIGS = [
     QuarkObjectiveConfig(kl_coef=0.5, kl_direction=KLDirection.POLICY_TO_REFERENCE),
     QuarkObjectiveConfig(kl_coef=0.5, reduction=Reduction.TOKEN_MEAN, entropy_coef=0.06),
     QuarkObjectiveConfig(lm_softmax=LMSoftmax.ENLARGED, entropy_coef=0.1, length_groups=1),
+    QuarkObjectiveConfig(kl_coef=0.5, unlikelihood_coef=0.7),
 ]
 
 
@@ -51,7 +52,12 @@ def specification(policy, reference, config):
         else:
             kl = (log_p.exp() * (log_p - log_q)).sum()
         entropy = -(log_p.exp() * log_p).sum()
-        losses.append(nll + config.kl_coef * kl - config.entropy_coef * entropy)
+        loss = nll + config.kl_coef * kl - config.entropy_coef * entropy
+        for step, token in enumerate(completion):
+            earlier = sorted({*prompt, *completion[:step]} - {token})
+            rest = 1 - log_p[step].exp()[earlier]
+            loss = loss - config.unlikelihood_coef * rest.log().sum()
+        losses.append(loss)
         counts += len(completion)
     size = len(losses) if config.reduction is Reduction.SEQUENCE_SUM else counts
     return torch.stack(losses).sum() / size

@@ -79,9 +79,11 @@ def naive_loss(
     *,
     base_vocab_size: int,
     lm_uses_all_columns: bool,
+    earlier: None,
 ) -> tuple[Tensor, Tensor]:
     """The loss from all logits at once, differentiated by autograd."""
     assert not lm_uses_all_columns
+    assert earlier is None
     log_p = F.log_softmax(policy.head(policy.rows)[:, :base_vocab_size], dim=-1)
     log_q = F.log_softmax(reference.head(reference.rows)[:, :base_vocab_size], dim=-1)
     sums = torch.stack(
@@ -90,6 +92,7 @@ def naive_loss(
             (log_q.exp() * (log_q - log_p)).sum(),
             (log_p.exp() * (log_p - log_q)).sum(),
             -(log_p.exp() * log_p).sum(),
+            log_p.new_zeros(()),
         ]
     )
     factors = (
@@ -97,6 +100,7 @@ def naive_loss(
         weights.kl_reference_to_policy,
         weights.kl_policy_to_reference,
         -weights.entropy,
+        weights.unlikelihood,
     )
     return (sums * sums.new_tensor(factors)).sum(), sums.detach()
 
