@@ -82,6 +82,8 @@ class TrainingBatch:
     """float32 [B] standardized ranks, higher is better; None for no advantage."""
     sampled_logprobs: Tensor | None = None
     """float32 [B] the completions' log-probabilities when they were sampled, in nats; beside ``advantages``."""
+    tilt_tokens: Tensor | None = None
+    """int64 [B] ids of the reward tokens whose tilts the samples learn; None for no tilt."""
     token_index: Tensor
     """int64 [M] the valid positions of ``completion_tokens``, flattened."""
 
@@ -204,6 +206,7 @@ class TrainingBatch:
             other_tokens=None if self.other_tokens is None else self.other_tokens[rows],
             advantages=None if self.advantages is None else self.advantages[rows],
             sampled_logprobs=None if self.sampled_logprobs is None else self.sampled_logprobs[rows],
+            tilt_tokens=None if self.tilt_tokens is None else self.tilt_tokens[rows],
             token_index=valid_positions(completion_lengths, steps),
         )
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,28 @@ class LossWeights:
     """Positive rewards entropy: the term is subtracted from the loss."""
     unlikelihood: float = 0.0
     """Of -log(1 - p), summed over the tokens that came earlier in the sequence."""
+    tilt: float = 0.0
+    """Of KL(q || pi), where q is the tilted reference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tilt:
+    """A reference distribution tilted along one score per vocabulary entry: q proportional to p0 exp(strength score)."""
+
+    scores: Tensor
+    """float [W]"""
+    strengths: Tensor
+    """float [M], one for each completion token."""
+
+    def part(self, rows: slice) -> Tilt:
+        """Some of the positions."""
+        return replace(self, strengths=self.strengths[rows])
+
+    def log_probs(self, reference_logits: Tensor) -> Tensor:
+        """[m, W] log q of as many positions, from the reference's logits [m, W]."""
+        scores = self.scores.to(reference_logits)
+        strengths = self.strengths.to(reference_logits).unsqueeze(1)
+        return torch.log_softmax(reference_logits + strengths * scores, dim=-1)
 
 
 def token_nll(model: CompletionRows, targets: Tensor, *, base_vocab_size: int) -> Tensor:
@@ -137,6 +159,7 @@ def weighted_loss(
     base_vocab_size: int,
     lm_uses_all_columns: bool = False,
     earlier: EarlierTokens | None = None,
+    tilt: Tilt | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of the terms over all tokens, differentiable in the policy.
@@ -149,12 +172,13 @@ def weighted_loss(
         base_vocab_size: number W of leading columns that are compared.
         lm_uses_all_columns: take the -log pi term over all V columns of the policy's head instead of W.
         earlier: tokens of which the unlikelihood is taken; needed, with a reference, if its weight is not 0.
+        tilt: how the reference is tilted; needed, with a reference, if the weight of this term is not 0.
         chunk_elements: logits per chunk.
 
     Returns:
-        The scalar loss, and the unweighted sums [5] without gradient: -log pi, KL(p0 || pi),
-        KL(pi || p0), H(pi), and the unlikelihood, which is 0 if its weight is. Without a reference, all but the
-        first are 0.
+        The scalar loss, and the unweighted sums [6] without gradient: -log pi, KL(p0 || pi),
+        KL(pi || p0), H(pi), and the unlikelihood and KL(q || pi), which are 0 if their weights are. Without a
+        reference, all but the first are 0.
     """
     job = _Job(
         policy=policy,
@@ -164,6 +188,7 @@ def weighted_loss(
         base_vocab_size=base_vocab_size,
         lm_uses_all_columns=lm_uses_all_columns,
         earlier=earlier,
+        tilt=tilt,
         chunk_elements=chunk_elements,
     )
     loss, sums = _WeightedLoss.apply(job, policy.rows, *policy.parameters)
@@ -195,6 +220,7 @@ class _Job:
     base_vocab_size: int
     lm_uses_all_columns: bool
     earlier: EarlierTokens | None
+    tilt: Tilt | None
     chunk_elements: int
 
 
@@ -206,7 +232,7 @@ class _WeightedLoss(torch.autograd.Function):
         needs_gradient = any(ctx.needs_input_grad)
         row_gradient = torch.empty_like(rows) if needs_gradient else None
         gradients: list[Tensor] = []
-        total = rows.new_zeros(6, dtype=_accurate_dtype(rows.dtype))
+        total = rows.new_zeros(7, dtype=_accurate_dtype(rows.dtype))
         for part in _chunks(rows, job.base_vocab_size, job.chunk_elements):
             chunk = rows[part].detach().requires_grad_(needs_gradient)
             with torch.set_grad_enabled(needs_gradient):
@@ -236,6 +262,7 @@ class _WeightedLoss(torch.autograd.Function):
                 weights.kl_policy_to_reference,
                 -weights.entropy,
                 weights.unlikelihood,
+                weights.tilt,
                 1.0 if per_token else 0.0,
             ]
         )
@@ -244,7 +271,7 @@ class _WeightedLoss(torch.autograd.Function):
                 row_gradient, *(g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True))
             )
         ctx.mark_non_differentiable(total)
-        return (total * factors).sum(), total[:5]
+        return (total * factors).sum(), total[:6]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context has no type
@@ -255,15 +282,15 @@ class _WeightedLoss(torch.autograd.Function):
 def _chunk_loss(
     logits: Tensor, reference_logits: Tensor, gradient: Tensor | None, part: slice, job: _Job
 ) -> Tensor:
-    """Sums [6] of one chunk; fills ``gradient`` of its weighted loss with respect to ``logits`` [m, V].
+    """Sums [7] of one chunk; fills ``gradient`` of its weighted loss with respect to ``logits`` [m, V].
 
-    The sums are those of the five terms and, where every token has a weight of its own, of weight times -log p_y.
+    The sums are those of the six terms and, where every token has a weight of its own, of weight times -log p_y.
     With p, p0 the two distributions over the base vocabulary, z the policy's logits and y the target:
     d(-log p_y)/dz = p - 1_y; dKL(p0||p)/dz = p - p0; dKL(p||p0)/dz = p (log p - log p0 - KL);
     dH/dz = -p (log p + H). Over all columns, with s the base vocabulary's share of the probability,
     -log p_y - log s takes the place of -log p_y: its gradient is s p - 1_y there. With C the earlier tokens and
     o_c = p_c / (1 - p_c) the odds of one, the unlikelihood is sum_C -log(1 - p_c); its gradient is o_c on C, and
-    minus p times the sum of these everywhere.
+    minus p times the sum of these everywhere. With q the tilted reference, dKL(q||p)/dz = p - q.
     """
     weights, width = job.weights, job.base_vocab_size
     targets = job.targets[part].unsqueeze(1)
@@ -284,6 +311,18 @@ def _chunk_loss(
         unlikelihood = nll.new_zeros(())
         if weights.unlikelihood:
             unlikelihood, push = _unlikelihood(terms, picked, part, block, job)
+        target: Tensor | None = None
+        tilt_loss = nll.new_zeros(())
+        if weights.tilt:
+            assert job.tilt is not None, "a weighted tilt needs its scores"
+            log_target = (
+                job.tilt.part(part)
+                .part(block)
+                .log_probs(_accurate(reference_logits[block, :width]))
+            )
+            target = log_target.exp()
+            with torch.autocast(logits.device.type, enabled=False):
+                tilt_loss = torch.linalg.vecdot(target, log_target - terms.log_policy).sum()
         sums.append(
             torch.stack(
                 [
@@ -292,6 +331,7 @@ def _chunk_loss(
                     terms.kl_policy_to_reference.sum(),
                     terms.entropy.sum(),
                     unlikelihood,
+                    tilt_loss,
                     _weighted_sum(nll, weight),
                 ]
             )
@@ -305,11 +345,15 @@ def _chunk_loss(
                 factor.add_(
                     terms.log_policy.add_(terms.entropy.unsqueeze(1)), alpha=weights.entropy
                 )
-            result = factor.add_(lm + weights.kl_reference_to_policy).mul_(terms.policy)
+            result = factor.add_(lm + weights.kl_reference_to_policy + weights.tilt).mul_(
+                terms.policy
+            )
         else:
-            result = terms.policy.mul_(lm + weights.kl_reference_to_policy)
+            result = terms.policy.mul_(lm + weights.kl_reference_to_policy + weights.tilt)
         if weights.kl_reference_to_policy:
             result.sub_(terms.reference, alpha=weights.kl_reference_to_policy)
+        if target is not None:
+            result.sub_(target, alpha=weights.tilt)
         result.scatter_add_(1, picked, torch.zeros_like(nll) - weight)
         if push is not None:
             result.add_(push, alpha=weights.unlikelihood)
@@ -346,7 +390,7 @@ def _chunk_nll(logits: Tensor, gradient: Tensor | None, part: slice, job: _Job) 
         weight = _token_weights(job.weights.lm, part, block)
         total = nll.sum()
         zero = torch.zeros_like(total)
-        sums.append(torch.stack([total, zero, zero, zero, zero, _weighted_sum(nll, weight)]))
+        sums.append(torch.stack([total, zero, zero, zero, zero, zero, _weighted_sum(nll, weight)]))
         if gradient is not None:
             result = log_policy.exp_().mul_(weight)
             result.scatter_add_(1, picked, torch.zeros_like(nll) - weight)

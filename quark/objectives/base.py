@@ -11,6 +11,7 @@ from torch import Tensor
 from quark.models.batch import TrainingBatch
 from quark.models.causal import CompletionModel
 from quark.models.policy import Policy
+from quark.objectives.tilt import TokenTilt
 
 Columns = Mapping[str, NDArray[Any]]
 """[N] columns of a pool by name, one value for each sample; ``reward`` is the score that is trained on."""
@@ -46,6 +47,15 @@ class Objective(Protocol):
     def begin_round(self, columns: Columns) -> None:
         """Take in ``pool_columns`` of the snapshot that the round learns from."""
         ...
+
+    @property
+    def tilt_strength(self) -> float | None:
+        """Of the best token's tilt, if the objective wants one (``take_tilt``); None if not."""
+        return None
+
+    def take_tilt(self, tilt: TokenTilt) -> None:  # noqa: ARG002 - most want none
+        """Take in the tilt of the snapshot that the round learns from, after ``begin_round``."""
+        return
 
     def fields(
         self,

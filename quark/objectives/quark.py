@@ -31,11 +31,12 @@ from torch import Tensor
 
 from quark.models.batch import TrainingBatch
 from quark.models.causal import CompletionModel
-from quark.models.logprobs import LossWeights, token_nll, weighted_loss
+from quark.models.logprobs import LossWeights, Tilt, token_nll, weighted_loss
 from quark.models.policy import Policy
 from quark.objectives.advantages import COLUMNS, Advantages, AdvantageScope
 from quark.objectives.base import Columns, Objective
 from quark.objectives.controllers import AdaptiveCoefficient, Coefficient, FixedCoefficient
+from quark.objectives.tilt import TokenTilt
 from quark.settings import Settings
 
 
@@ -104,6 +105,15 @@ class QuarkObjectiveConfig(Settings):
     """Weight of the token-level unlikelihood of tokens that came earlier in prompt or completion
     (Welleck et al. 2020), under the tokens that a sample learns under. 1 is the paper's "Quark +
     unlikelihood", 0 leaves it out."""
+    tilt_coef: float = Field(0.0, ge=0.0)
+    """Weight of KL(q || pi), where q is the original model tilted along the token critic, a ridge
+    regression of the samples' ranks on their tokens that every round fits to the pool. 0 is the paper."""
+    tilt_strength: float = Field(3.0, gt=0.0)
+    """Tilt of the best token: nats that a token's log-probability gains for each standard deviation
+    of rank that the critic expects of it. The worst token gets its negative, the others lie between."""
+    tilt_best_share: float = Field(0.5, ge=0.0, le=1.0)
+    """Share of a minibatch's samples that learn the best token's tilt; the others learn that of
+    their own quantile's token."""
     kl_coef: float = Field(0.05, ge=0.0)
     """Weight of the KL penalty; the initial value if ``kl_target`` is set."""
     kl_direction: KLDirection = KLDirection.REFERENCE_TO_POLICY
@@ -131,9 +141,9 @@ class QuarkObjectiveConfig(Settings):
 
     @model_validator(mode="after")
     def _has_a_term_that_learns(self) -> Self:
-        if not (self.lm_coef or self.contrast_coef or self.advantage_coef):
+        if not (self.lm_coef or self.contrast_coef or self.advantage_coef or self.tilt_coef):
             raise ValueError(
-                "lm_coef, contrast_coef and advantage_coef are all 0: nothing would be learned"
+                "lm_coef, contrast_coef, advantage_coef and tilt_coef are all 0: nothing would be learned"
             )
         if self.lm_softmax is LMSoftmax.ENLARGED and (self.contrast_coef or self.advantage_coef):
             raise ValueError(
@@ -169,6 +179,8 @@ class LossOutput:
     """Sum of H(pi) over the tokens, in nats."""
     unlikelihood_loss: float
     """Sum of -log(1 - pi) of earlier tokens, over the tokens, in nats; 0 without it."""
+    tilt_loss: float
+    """Sum of KL(q || pi) over the tokens, in nats; 0 without a tilt."""
     num_tokens: int
     """Tokens in these sums."""
     contrast_loss: float
@@ -183,7 +195,7 @@ class LossOutput:
 
 
 _ALWAYS = ("lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")
-_TOKEN_SUMS = (*_ALWAYS, "unlikelihood_loss")
+_TOKEN_SUMS = (*_ALWAYS, "unlikelihood_loss", "tilt_loss")
 """Figures of a ``LossOutput`` that are sums over its tokens, and those that every step reports."""
 _SEQUENCE_SUMS = ("contrast_loss", "advantage_loss")
 """Figures that are sums over its sequences."""
@@ -195,6 +207,7 @@ class QuarkObjective(Objective):
     def __init__(self, config: QuarkObjectiveConfig) -> None:
         self.config = config
         self._advantages: Advantages | None = None
+        self._tilt: TokenTilt | None = None
         self.kl_coefficient: Coefficient = FixedCoefficient(config.kl_coef)
         if config.kl_target is not None:
             self.kl_coefficient = AdaptiveCoefficient(
@@ -238,24 +251,40 @@ class QuarkObjective(Objective):
             kl_policy_to_reference=0.0 if forward else kl,
             entropy=self.entropy_coefficient.value * scale,
             unlikelihood=self.config.unlikelihood_coef * scale,
+            tilt=self.config.tilt_coef * scale,
         )
         base_vocab_size = policy.reward_tokens.base_vocab_size
         contrast = advantage = 0.0
-        if batch.other_tokens is None and batch.advantages is None:
-            loss, sums = weighted_loss(
-                policy.completion_rows(batch),
-                reference.completion_rows(batch),
-                batch.targets,
-                weights,
-                base_vocab_size=base_vocab_size,
-                lm_uses_all_columns=self.config.lm_softmax is LMSoftmax.ENLARGED,
-                earlier=batch.earlier_tokens() if weights.unlikelihood else None,
-            )
+        compares = batch.other_tokens is not None or batch.advantages is not None
+        if weights.tilt and not (self.config.lm_coef or compares):
+            loss, sums = self._tilted(policy, reference, batch, weights)
         else:
-            loss, sums, contrast, advantage = self._under_several_tokens(
-                policy, reference, batch, weights, 1.0 / num_sequences
-            )
-        lm_loss, kl_forward, kl_backward, entropy, unlikelihood = sums.tolist()
+            rest = replace(weights, tilt=0.0)
+            if compares:
+                loss, sums, contrast, advantage = self._under_several_tokens(
+                    policy, reference, batch, rest, 1.0 / num_sequences
+                )
+            else:
+                loss, sums = weighted_loss(
+                    policy.completion_rows(batch),
+                    reference.completion_rows(batch),
+                    batch.targets,
+                    rest,
+                    base_vocab_size=base_vocab_size,
+                    lm_uses_all_columns=self.config.lm_softmax is LMSoftmax.ENLARGED,
+                    earlier=batch.earlier_tokens() if weights.unlikelihood else None,
+                )
+            if weights.tilt:
+                alone = LossWeights(
+                    lm=0.0,
+                    kl_reference_to_policy=0.0,
+                    kl_policy_to_reference=0.0,
+                    entropy=0.0,
+                    tilt=weights.tilt,
+                )
+                tilt_loss, tilt_sums = self._tilted(policy, reference, batch, alone)
+                loss, sums = loss + tilt_loss, torch.cat([sums[:5], tilt_sums[5:]])
+        lm_loss, kl_forward, kl_backward, entropy, unlikelihood, tilt = sums.tolist()
         return LossOutput(
             loss=loss,
             lm_loss=lm_loss,
@@ -263,9 +292,38 @@ class QuarkObjective(Objective):
             kl_policy_to_reference=kl_backward,
             entropy=entropy,
             unlikelihood_loss=unlikelihood,
+            tilt_loss=tilt,
             num_tokens=batch.num_tokens,
             contrast_loss=contrast,
             advantage_loss=advantage,
+        )
+
+    def _tilted(
+        self,
+        policy: Policy,
+        reference: CompletionModel,
+        batch: TrainingBatch,
+        weights: LossWeights,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of every sequence under the token whose tilt it learns, and its sums [6]."""
+        assert self._tilt is not None, "a round begins with it"
+        assert batch.tilt_tokens is not None, "they come with it"
+        ids = torch.tensor(policy.reward_tokens.ids, device=batch.targets.device)
+        quantiles = torch.searchsorted(ids, batch.tilt_tokens)
+        row_of_token = batch.token_index // batch.completion_tokens.shape[1]
+        return weighted_loss(
+            policy.completion_rows(replace(batch, reward_tokens=batch.tilt_tokens)),
+            reference.completion_rows(batch),
+            batch.targets,
+            weights,
+            base_vocab_size=policy.reward_tokens.base_vocab_size,
+            earlier=batch.earlier_tokens() if weights.unlikelihood else None,
+            tilt=Tilt(
+                scores=torch.from_numpy(self._tilt.scores).to(ids.device),
+                strengths=torch.from_numpy(self._tilt.strengths).to(ids.device)[quantiles][
+                    row_of_token
+                ],
+            ),
         )
 
     def _under_several_tokens(
@@ -276,7 +334,7 @@ class QuarkObjective(Objective):
         weights: LossWeights,
         scale: float,
     ) -> tuple[Tensor, Tensor, float, float]:
-        """The loss with contrast and advantage, the sums [5] under the first token, and these two terms' own sums.
+        """The loss with contrast and advantage, the sums [6] under the first token, and these two terms' own sums.
 
         One pass of the policy over every sequence under each of its tokens: its own, the best, and
         the others. Contrast and advantage depend on the completion's log-probabilities S alone, and
@@ -328,7 +386,7 @@ class QuarkObjective(Objective):
         earlier = batch.earlier_tokens() if weights.unlikelihood else None
         row_of_token = batch.token_index // batch.completion_tokens.shape[1]
         gradient: Tensor | float = 0.0
-        first = losses.new_zeros(5)
+        first = losses.new_zeros(6)
         for i in range(len(tokens)):
             is_learnt = i < num_learnt
             has_kl = is_learnt or config.kl_tokens is KLTokens.ALL
@@ -387,7 +445,17 @@ class QuarkObjective(Objective):
         """The fields that the contrast and advantage terms add; empty if the loss has neither."""
         contrast = ("other_tokens",) if self.config.contrast_coef else ()
         advantage = ("advantages", "sampled_logprobs") if self.config.advantage_coef else ()
-        return (*contrast, *advantage)
+        tilt = ("tilt_tokens",) if self.config.tilt_coef else ()
+        return (*contrast, *advantage, *tilt)
+
+    @property
+    def tilt_strength(self) -> float | None:
+        """That of the best token's tilt; None for no tilt."""
+        return self.config.tilt_strength if self.config.tilt_coef else None
+
+    def take_tilt(self, tilt: TokenTilt) -> None:
+        """Tilt the reference by these scores from here on."""
+        self._tilt = tilt
 
     def begin_round(self, columns: Columns) -> None:
         """Compute the advantages of the snapshot's samples if the loss has an advantage term."""
@@ -402,7 +470,7 @@ class QuarkObjective(Objective):
         reward_tokens: Sequence[int],
         seed: int,
     ) -> dict[str, NDArray[Any]]:
-        """Other tokens [B, n], advantages [B] and sampled log-probabilities [B], as far as the loss uses them."""
+        """Other tokens [B, n], advantages [B], sampled log-probabilities [B] and tilt tokens [B], where the loss uses them."""
         fields: dict[str, NDArray[Any]] = {}
         others = self.other_quantiles(quantiles, num_quantiles=len(reward_tokens), seed=seed)
         if others is not None:
@@ -411,6 +479,11 @@ class QuarkObjective(Objective):
             rows = self._advantages.rows(ids)
             fields["advantages"] = rows.values
             fields["sampled_logprobs"] = rows.sampled_logprobs
+        if self.config.tilt_coef:
+            tokens = np.array(reward_tokens, dtype=np.int64)
+            draws = np.random.default_rng([seed, 1]).random(len(quantiles))
+            is_best = draws < self.config.tilt_best_share
+            fields["tilt_tokens"] = np.where(is_best, tokens[-1], tokens[quantiles])
         return fields
 
     def micro_batches(self, batch: TrainingBatch, number: int) -> list[TrainingBatch]:
@@ -430,6 +503,8 @@ class QuarkObjective(Objective):
             num_others = min(self.config.contrast_tokens, num_quantiles - 1)
             figures["contrast_loss"] = contrast_loss
             figures["information"] = math.log(1 + num_others) - contrast_loss
+        if self.config.tilt_coef:
+            figures["tilt_loss"] = sums["tilt_loss"] / num_tokens
         if self.config.advantage_coef:
             figures["advantage_loss"] = sums["advantage_loss"] / num_sequences
         return figures

@@ -183,7 +183,7 @@ def fit(
         on_warning=on_message,
         on_alert=lambda alert: on_message(alert.text),
     )
-    learner.begin_round(pool, score=score)
+    learner.begin_round(pool, quantization, score=score)
     prompts = pool.column("prompt_id")[held_out.ids.astype(np.int64)]
     result = Fit(
         num_quantiles=config.pool.num_quantiles,

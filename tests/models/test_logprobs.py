@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from quark.models.batch import EarlierTokens
 from quark.models.causal import CompletionRows
-from quark.models.logprobs import LossWeights, token_nll, token_statistics, weighted_loss
+from quark.models.logprobs import LossWeights, Tilt, token_nll, token_statistics, weighted_loss
 
 BASE = 7
 """Columns that are compared; the heads below have more."""
@@ -40,6 +40,10 @@ CANDIDATES = [
     {0, 3},
 ]
 """What came earlier and is not the token itself, by hand. The 0 of the first prompt is a token, that of the second padding."""
+TILT = Tilt(
+    scores=torch.linspace(-1.0, 0.5, BASE, dtype=torch.float64),
+    strengths=torch.linspace(-2.0, 3.0, 10, dtype=torch.float64),
+)
 TARGETS = SEQUENCES[EARLIER.row, EARLIER.end]
 
 
@@ -107,7 +111,7 @@ def test_a_certain_repetition_has_a_finite_loss_and_gradient():
 
 
 def specification(policy_logits, reference_logits, targets, weights, all_columns):
-    """The five terms, naively: what the chunked code must equal in value and gradient."""
+    """The six terms, naively: what the chunked code must equal in value and gradient."""
     log_p = F.log_softmax(policy_logits[:, :BASE], dim=-1)
     log_q = F.log_softmax(reference_logits[:, :BASE], dim=-1)
     log_lm = F.log_softmax(policy_logits, dim=-1) if all_columns else log_p
@@ -119,14 +123,20 @@ def specification(policy_logits, reference_logits, targets, weights, all_columns
     if weights.unlikelihood:
         for row, candidates in enumerate(CANDIDATES[: len(targets)]):
             unlikelihood = unlikelihood - torch.log1p(-log_p[row].exp())[list(candidates)].sum()
+    tilt = log_p.new_zeros(())
+    if weights.tilt:
+        strengths = TILT.strengths[: len(targets), None]
+        log_target = F.log_softmax(reference_logits[:, :BASE] + strengths * TILT.scores, dim=-1)
+        tilt = (log_target.exp() * (log_target - log_p)).sum()
     loss = (
         weights.lm * nll
         + weights.kl_reference_to_policy * kl_reference_to_policy
         + weights.kl_policy_to_reference * kl_policy_to_reference
         - weights.entropy * entropy
         + weights.unlikelihood * unlikelihood
+        + weights.tilt * tilt
     )
-    sums = [nll, kl_reference_to_policy, kl_policy_to_reference, entropy, unlikelihood]
+    sums = [nll, kl_reference_to_policy, kl_policy_to_reference, entropy, unlikelihood, tilt]
     return loss, torch.stack(sums)
 
 
@@ -187,6 +197,21 @@ WEIGHTS = [
         entropy=0.4,
         unlikelihood=0.7,
     ),
+    LossWeights(
+        lm=0.0,
+        kl_reference_to_policy=0.0,
+        kl_policy_to_reference=0.0,
+        entropy=0.0,
+        tilt=0.6,
+    ),
+    LossWeights(
+        lm=0.3,
+        kl_reference_to_policy=0.1,
+        kl_policy_to_reference=0.2,
+        entropy=0.4,
+        unlikelihood=0.7,
+        tilt=0.6,
+    ),
 ]
 
 
@@ -208,6 +233,7 @@ def test_chunked_loss_and_gradients_equal_the_naive_ones(weights, all_columns, c
         base_vocab_size=BASE,
         lm_uses_all_columns=all_columns,
         earlier=EARLIER,
+        tilt=TILT,
         chunk_elements=chunk_elements,
     )
     expected, expected_sums = specification(head(rows), reference, targets, weights, all_columns)
@@ -235,6 +261,7 @@ def test_gradients_equal_finite_differences(weights):
             weights,
             base_vocab_size=BASE,
             earlier=EARLIER,
+            tilt=TILT.part(slice(0, 4)),
             chunk_elements=2 * BASE,
         )[0]
 

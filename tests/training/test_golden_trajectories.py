@@ -93,6 +93,7 @@ def naive_loss(
             (log_p.exp() * (log_p - log_q)).sum(),
             -(log_p.exp() * log_p).sum(),
             log_p.new_zeros(()),
+            log_p.new_zeros(()),
         ]
     )
     factors = (
@@ -101,6 +102,7 @@ def naive_loss(
         weights.kl_policy_to_reference,
         -weights.entropy,
         weights.unlikelihood,
+        weights.tilt,
     )
     return (sums * sums.new_tensor(factors)).sum(), sums.detach()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from quark.pool.native import NativePool
 from tests.training.test_distributed import assert_close, launch
 from tests.training.tiny_run import NEEDS_SHARDING, fingerprint_of, rows_of, train, write_inputs
 
@@ -15,6 +16,7 @@ SETTINGS = (
     "objective.contrast_coef=1.0",
     "objective.contrast_tokens=2",
     "objective.advantage_coef=0.5",
+    "objective.tilt_coef=0.5",
     "objective.kl_tokens=all",
     "run.completions_per_prompt=2",
 )
@@ -37,6 +39,16 @@ def test_every_step_says_what_the_terms_are(whole_run: Path) -> None:
     for row in steps:
         assert row["information"] == pytest.approx(math.log(3) - row["contrast_loss"])
         assert math.isfinite(row["advantage_loss"])
+        assert row["tilt_loss"] > 0.0
+
+
+def test_every_round_fits_its_critic_to_all_samples_so_far(whole_run: Path) -> None:
+    rows = rows_of(whole_run)
+    found = [row["num_samples"] for row in rows if row["event"] == "critic"]
+    with NativePool.open(whole_run / "pool") as pool:
+        rounds = pool.column("round")
+    assert found == [int((rounds <= i).sum()) for i in range(len(found))]
+    assert len(found) == rounds.max() + 1
 
 
 def test_the_tokens_are_told_apart_better_at_the_end(config: Path, tmp_path: Path) -> None:
@@ -72,5 +84,11 @@ def test_two_processes_learn_what_one_does(
         [row for row in rows_of(run) if row["event"] == "step"] for run in (run_dir, whole_run)
     ]
     for ours, theirs in zip(*steps, strict=True):
-        for name in ("loss", "contrast_loss", "advantage_loss", "kl_reference_to_policy"):
+        for name in (
+            "loss",
+            "contrast_loss",
+            "advantage_loss",
+            "tilt_loss",
+            "kl_reference_to_policy",
+        ):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name

@@ -101,7 +101,7 @@ def held_out_samples(pool: SamplePool, config: RunConfig) -> NDArray[np.bool_] |
     return held_out
 
 
-def _trained_part(pool: SamplePool, quantization: Quantization, config: RunConfig) -> Quantization:
+def trained_part(pool: SamplePool, quantization: Quantization, config: RunConfig) -> Quantization:
     """The ranking without its held-out samples, its cuts where they were."""
     held_out = held_out_samples(pool, config)
     return quantization if held_out is None else quantization.only(~held_out)
@@ -109,7 +109,7 @@ def _trained_part(pool: SamplePool, quantization: Quantization, config: RunConfi
 
 def settling_sampler(pool: SamplePool, quantization: Quantization, config: RunConfig) -> Sampler:
     """The minibatches of the settling steps: step s shifts the tokens by batch s. Arguments as ``round_sampler``'s."""
-    return _trained_part(pool, quantization, config).sampler(
+    return trained_part(pool, quantization, config).sampler(
         batch_size=config.optimizer.batch_size, seed=derive_seed(config.run.seed, "settling")
     )
 
@@ -131,7 +131,7 @@ def round_sampler(
     """
     section, batch_size = config.pool, config.optimizer.batch_size
     only_best = section.train_quantiles == "best"
-    sampler = _trained_part(pool, quantization, config).sampler(
+    sampler = trained_part(pool, quantization, config).sampler(
         batch_size=batch_size,
         seed=derive_seed(config.run.seed, "minibatches", round),
         mode=section.sampling,

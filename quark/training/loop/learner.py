@@ -15,14 +15,16 @@ from quark.data.collate import collate
 from quark.models.batch import TrainingBatch
 from quark.models.policy import Policy
 from quark.objectives.base import Loss, Objective
-from quark.pool.base import PoolBatch, SamplePool
+from quark.objectives.tilt import TokenTilt
+from quark.pool.base import PoolBatch, Quantization, SamplePool
 from quark.pool.columns import REWARD_COLUMN
 from quark.reference.base import ReferencePolicy
 from quark.training.loop.alerts import Alert
-from quark.training.loop.draws import columns_of
+from quark.training.loop.draws import columns_of, trained_part
 from quark.training.loop.guards import count_skipped_step, is_finite_step
 from quark.training.loop.optimization import learning_rate, make_optimizer
 from quark.training.loop.settling import settle_reward_tokens
+from quark.training.loop.tilting import fit_tilt
 from quark.training.position import Position
 from quark.training.processes.memory import memory_needed_for
 from quark.training.processes.process_group import ProcessGroup
@@ -70,6 +72,7 @@ class Learner:
         on_warning: Callable[[str], None],
         on_alert: Callable[[Alert], None],
     ) -> None:
+        self._config = config
         self._section = config.optimizer
         self._seed = config.run.seed
         self._steps_per_round = config.run.steps_per_round
@@ -84,10 +87,39 @@ class Learner:
         self._on_alert = on_alert
         self.optimizer = make_optimizer(policy.model, config.optimizer)
 
-    def begin_round(self, pool: SamplePool, *, score: str = REWARD_COLUMN) -> None:
-        """Let the objective see the snapshot that the steps from here on learn from, ranked by column ``score``."""
-        names = self._objective.pool_columns
-        self._objective.begin_round(columns_of(pool, names, score=score))
+    def begin_round(
+        self, pool: SamplePool, quantization: Quantization, *, score: str = REWARD_COLUMN
+    ) -> TokenTilt | None:
+        """Let the objective see the snapshot that the steps from here on learn from.
+
+        Args:
+            pool: the snapshot.
+            quantization: its ranking, of held-out samples too.
+            score: the column that it is ranked by.
+
+        Returns:
+            The tilt that the objective was given; None if it wants none.
+        """
+        objective = self._objective
+        objective.begin_round(columns_of(pool, objective.pool_columns, score=score))
+        strength = objective.tilt_strength
+        if strength is None:
+            return None
+        with self._reference.gathered():
+            found = self._processes.from_main_process(
+                lambda: fit_tilt(
+                    pool,
+                    trained_part(pool, quantization, self._config),
+                    self._reference.causal.model,
+                    strength=strength,
+                    base_vocab_size=self._policy.reward_tokens.base_vocab_size,
+                    within_prompts=self._config.pool.per_prompt,
+                    score=score,
+                ).as_lists()
+            )
+        tilt = TokenTilt.from_lists(found)
+        objective.take_tilt(tilt)
+        return tilt
 
     def step(self, samples: PoolBatch, position: Position) -> Step:
         """Train on one minibatch, or skip it where its loss or gradient is not finite.

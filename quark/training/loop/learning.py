@@ -60,7 +60,14 @@ class Learning:
         """
         here, journal = self.journal.position, self.journal
         self.hooks.start(samples)
-        self.learner.begin_round(samples.pool)
+        tilt = self.learner.begin_round(samples.pool, samples.quantization)
+        if tilt is not None and here.step_in_round == 0:
+            journal.write(
+                "critic",
+                time_s=journal.elapsed(),
+                explained=tilt.explained,
+                num_samples=tilt.num_samples,
+            )
         sampler = round_sampler(samples.pool, samples.quantization, self.config, here.round)
         if here.step_in_round == 0:
             self._brake(held_out)
