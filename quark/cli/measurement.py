@@ -125,7 +125,7 @@ def check_run(
         *(("evaluation.judges", name) for name in (rewards or ())[1:]),
         *(() if reference is None else [("model.name", reference)]),
     ]
-    sections = ("model", "reward", "evaluation", *_prompt_sections(source, prompts))
+    sections = ("model", "reward", "evaluation", "pool", *_prompt_sections(source, prompts))
     check_reach(config, Path(source.name), sections=sections, named=named, allow=allow)
 
 
