@@ -271,17 +271,17 @@ class Meter:
         import torch
 
         from quark.config.load import load_config
-        from quark.training import parts
+        from quark.training import factories
         from quark.training.processes.devices import make_autocast
 
         self.task = task
         self.config = load_config("demo", tuple(overrides)).config
         self.device = torch.device("cpu")
-        self.policy = parts.untrained_policy(self.config, self.device)
-        self.reference = parts.frozen_reference(self.config, self.policy, self.device)
+        self.policy = factories.untrained_policy(self.config, self.device)
+        self.reference = factories.frozen_reference(self.config, self.policy, self.device)
         self.autocast = make_autocast(self.config.run.precision, self.device)
-        self.rewards = parts.make_rewards(self.config)
-        self.prompts = parts.prompts_of(self.config)
+        self.rewards = factories.make_rewards(self.config)
+        self.prompts = factories.prompts_of(self.config)
 
     def points(
         self,
