@@ -48,7 +48,8 @@ from quark.data.prompts import PromptConfig, load_prompts
 from quark.generation.base import SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.batch import pad_left
-from quark.models.loading import ModelConfig, load_base_model, load_tokenizer
+from quark.models.config import ModelConfig
+from quark.models.loading import load_base_model, load_tokenizer
 from quark.models.policy import pad_id, stop_ids
 from quark.types import Prompt
 

@@ -33,13 +33,8 @@ from quark.models.policy import Policy
 from quark.models.positions import give_reward_token_its_own_position
 from quark.models.recomputation import recompute_layers
 from quark.models.reward_tokens import RewardTokens
-from quark.objectives.quark import (
-    KLDirection,
-    LMSoftmax,
-    QuarkObjective,
-    QuarkObjectiveConfig,
-    Reduction,
-)
+from quark.objectives.config import KLDirection, LMSoftmax, QuarkObjectiveConfig, Reduction
+from quark.objectives.quark import QuarkObjective
 from quark.reference.base import FrozenReference, ReferencePolicy
 
 STEPS = ("ours", "cached", "recomputed", "paper", "published", "fine_tuning")

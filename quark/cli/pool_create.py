@@ -85,7 +85,8 @@ def create(
 
 
 def _vocab_size_of(name: str) -> int:
-    from quark.models.loading import ModelConfig, load_tokenizer
+    from quark.models.config import ModelConfig
+    from quark.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(ModelConfig(name=name))
     # Added tokens may leave gaps, so that the highest id counts and not how many there are.

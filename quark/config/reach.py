@@ -18,7 +18,7 @@ from pathlib import Path
 from quark.config.schema import RunConfig
 from quark.errors import UnsafeFileError
 from quark.http_client import HttpSettings
-from quark.models.loading import ModelConfig
+from quark.models.config import ModelConfig
 from quark.rewards.config import REWARD_NAMES, RewardConfig
 from quark.safe_files import read_bytes
 

@@ -1,7 +1,7 @@
 """The whole configuration: composed of the sections of all modules.
 
-A setting is declared in the module that uses it; only what belongs to the loop itself is declared
-here.
+Each family declares its own section, in a module that imports no torch. This module declares the
+sections of the loop itself.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from quark.data.prompts import PromptConfig
-from quark.evaluation.evaluator import EvaluationConfig
+from quark.evaluation.config import EvaluationConfig
 from quark.generation.base import SamplingConfig
-from quark.models.loading import ModelConfig
-from quark.objectives.quark import LMSoftmax, QuarkObjectiveConfig
+from quark.models.config import ModelConfig
+from quark.objectives.config import LMSoftmax, QuarkObjectiveConfig
 from quark.pool.base import (
     MAX_AGE_HALF_LIFE,
     RemainderRule,

@@ -13,10 +13,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -30,6 +28,7 @@ from quark.assets import asset_path
 from quark.errors import ModelError
 from quark.installing import install_command
 from quark.models.activations import fuse_activations
+from quark.models.config import ModelConfig
 from quark.models.folders import (
     check_configuration,
     check_folder,
@@ -37,7 +36,7 @@ from quark.models.folders import (
     offline,
 )
 from quark.models.gguf_header import check_gguf
-from quark.models.lora import LoraConfig, add_adapter
+from quark.models.lora import add_adapter
 from quark.models.policy import PLAIN_TOKENIZER_FILE, Policy, pad_id
 from quark.models.positions import give_reward_token_its_own_position
 from quark.models.progress import without_progress_bars
@@ -45,55 +44,12 @@ from quark.models.recomputation import recompute_layers
 from quark.models.reward_tokens import add_reward_tokens, begin_from_words, read_reward_tokens
 from quark.publication import publishing_directory
 from quark.safe_files import contained
-from quark.settings import Settings
 
 
-class ModelConfig(Settings):
-    """The model to train."""
-
-    name: str = "embedded:reviews"
-    """Hub name, folder, path of a ``.gguf`` file, ``package:NAME`` (the folder of an installed Python
-    package), or ``embedded:reviews`` (ships with quark)."""
-    gguf_file: str | None = None
-    """Name of a GGUF file in that repository or folder; it is converted once and cached."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    cache_dir: Path | None = None
-    """Folder for converted GGUF models; unset is ``quark/models`` in the user's cache folder."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the weights."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer in backward instead of keeping its activations: less memory, about a
-    third more time, the same numbers."""
-    shift_positions: bool | None = None
-    """Give the reward token a position of its own, so that prompts and completions keep the
-    positions that the original model gives them. Unset: on if positions are absolute (GPT-2, OPT),
-    else off."""
-    reward_token_std_scale: float = Field(1.0, ge=0.0)
-    """Spread of the new reward tokens' vectors, in standard deviations of the existing ones. 0
-    starts all of them at the same vector, the mean, so they differ only by what they learn. Random
-    vectors start as K random distributions, which is more noise than signal if there are few
-    samples."""
-    lowest_words: tuple[str, ...] = ()
-    """Start the reward tokens from known meanings: the lowest from the mean vector of these words,
-    the best from that of ``highest_words``, the others in between. Unset draws them at random, as
-    in the paper. In a short run, this saves many steps."""
-    highest_words: tuple[str, ...] = ()
-    """The words for the best token; see ``lowest_words``."""
-    lora: LoraConfig = LoraConfig()
-    """Train low-rank adapters instead of all weights."""
-
-    @model_validator(mode="after")
-    def _has_both_ends(self) -> Self:
-        if bool(self.lowest_words) != bool(self.highest_words):
-            raise ValueError("lowest_words and highest_words belong together: give both or none")
-        return self
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The torch type that ``dtype`` names."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+def weights_dtype(config: ModelConfig) -> torch.dtype:
+    """The torch type that ``config.dtype`` names."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return dtype
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -121,7 +77,7 @@ def load_base_model(
     Raises:
         ModelError: it cannot be found, or has no safe weights.
     """
-    return _read_model(_locate(config), device=device, dtype=dtype or config.torch_dtype)
+    return _read_model(_locate(config), device=device, dtype=dtype or weights_dtype(config))
 
 
 def load_policy(
@@ -145,7 +101,7 @@ def load_policy(
         ModelError: the model cannot be found, or cannot take reward tokens or adapters.
     """
     source = _locate(config)
-    model = _read_model(source, device=device, dtype=dtype or config.torch_dtype)
+    model = _read_model(source, device=device, dtype=dtype or weights_dtype(config))
     tokenizer = _read_tokenizer(source)
     check_padding(model, tokenizer)
     has_own_position = False

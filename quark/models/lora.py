@@ -18,35 +18,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quark.errors import ModelError
 from quark.installing import install_command
+from quark.models.config import LoraConfig
 from quark.models.reward_tokens import RewardTokens
-from quark.settings import Settings
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
 _NAME = "default"
 """peft's name for a model's only adapter."""
-
-
-class LoraConfig(Settings):
-    """Train low-rank adapters instead of all weights (Hu et al. 2021)."""
-
-    rank: int = Field(0, ge=0)
-    """Rank of the adapters; 0 trains all weights. Needs the package ``peft``."""
-    alpha: float = Field(16.0, gt=0.0)
-    """The adapters' output is scaled by ``alpha / rank``."""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of the adapters' inputs that is dropped in training steps, never elsewhere. Above 0,
-    the KL that steps report includes dropout noise."""
-    target_modules: tuple[str, ...] = ()
-    """Names, or ends of names, of the modules that get an adapter, e.g. ``["q_proj", "v_proj"]``.
-    Unset takes every linear layer except the vocabulary head."""
 
 
 class RewardTokenEmbedding(nn.Module):

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quark.objectives.base import Columns
+from quark.objectives.config import AdvantageScope
 
 COLUMNS = ("reward", "round", "prompt_id", "logprob_sampled", "logprob_policy")
 """Columns of a pool that advantages are made of."""
-
-
-class AdvantageScope(StrEnum):
-    """Among which samples the advantage ranks."""
-
-    PROMPT = "prompt"
-    """The completions of one prompt in one round."""
-    ROUND = "round"
-    """All samples of one round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,8 @@ from typing import Literal
 
 import torch
 
-from quark.models.loading import ModelConfig, load_base_model
+from quark.models.config import ModelConfig
+from quark.models.loading import load_base_model
 from quark.models.policy import Policy
 from quark.models.positions import original_leading_positions
 from quark.reference.base import FrozenReference, ReferencePolicy

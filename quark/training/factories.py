@@ -16,6 +16,7 @@ from quark.models.loading import (
     load_policy,
     load_saved_policy,
     load_tokenizer,
+    weights_dtype,
 )
 from quark.models.policy import Policy
 from quark.pool.columns import column_name
@@ -92,7 +93,7 @@ def trained_policy(config: RunConfig, run: RunDirectory, device: torch.device) -
     Raises:
         ModelError: the run has no model that can be loaded.
     """
-    saved = load_saved_policy(run.model, device=device, dtype=config.model.torch_dtype)
+    saved = load_saved_policy(run.model, device=device, dtype=weights_dtype(config.model))
     if not config.model.lora.rank:
         return saved
     try:

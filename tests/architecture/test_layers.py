@@ -226,6 +226,31 @@ def test_help_imports_nothing_heavy() -> None:
     assert set(ours) <= {"quark.errors", "quark.printable", "quark.refusals"} | constants
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["config", "show", "demo"],
+        ["init", "run.toml"],
+        ["report", "absent"],
+        ["pool", "stats", "absent"],
+        ["pool", "query", "absent", "select 1"],
+        ["pool", "import", "absent", "rows.jsonl"],
+        ["pool", "rescore", "absent", "--reward", "vader"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_a_command_without_a_model_imports_no_torch(command: list[str], tmp_path: Path) -> None:
+    loaded = in_new_process(
+        "import os, sys\n"
+        "from quark.cli.app import run\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        f"run({command!r})\n"
+        "print('\\n' + ' '.join(sys.modules))"
+    ).splitlines()[-1]
+    assert "quark.cli.app" in loaded.split()
+    assert not {"torch", "transformers"} & set(loaded.split())
+
+
 def test_importing_quark_loads_nothing_else_of_it() -> None:
     loaded = in_new_process(
         "import quark, sys; print(*(m for m in sys.modules if m.startswith('quark')))"

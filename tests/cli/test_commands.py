@@ -17,7 +17,7 @@ from quark.pool.native import NativePool
 from quark.rewards.build import build_reward
 from quark.rewards.config import RewardConfig
 from quark.run_directory import RunDirectory
-from tests.cli.commands import ROOT, TINY_RUN, Outcome, quark, quark_process
+from tests.cli.commands import ROOT, TINY_RUN, Outcome, quark, quark_process, trained_run
 from tests.hostile_text import HOSTILE
 
 
@@ -399,12 +399,8 @@ def test_a_run_and_pool_stats_say_one_share_of_ties(tmp_path: Path, per_prompt: 
     reward.write_text(
         "def coarse(*, prompts, completions):\n    return [float(len(text) > 20) for text in completions]\n"
     )
-    ended = quark(
-        "train", "--run-dir", tmp_path / "run", *TINY_RUN,
-        "--set", f"reward.name={reward}:coarse",
-        "--set", f"pool.per_prompt={str(per_prompt).lower()}",
-    )  # fmt: skip
-    assert ended.code == 0, ended.err
+    ranking = f"pool.per_prompt={str(per_prompt).lower()}"
+    trained_run(tmp_path / "run", f"reward.name={reward}:coarse", ranking)
     rows = map(json.loads, RunDirectory(tmp_path / "run").metrics.read_text().splitlines())
     said = [row["tie_share"] for row in rows if row["event"] == "round"][-1]
     stats = quark("pool", "stats", tmp_path / "run", "--json").json

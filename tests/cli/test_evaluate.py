@@ -13,7 +13,7 @@ import pytest
 
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
-from tests.cli.commands import TINY_RUN, quark
+from tests.cli.commands import TINY_RUN, quark, trained_run
 
 FLAKY = """
 calls = 0
@@ -49,13 +49,12 @@ def test_evaluate_says_what_the_run_said_to_the_bit(name: str, tmp_path: Path) -
         pytest.importorskip("peft")
     run_dir, reward = tmp_path / "run", tmp_path / "rewards.py"
     reward.write_text(FLAKY)
-    settings = [part for setting in RUNS[name] for part in ("--set", setting)]
+    settings = [*RUNS[name]]
     # Code is not taken from a run directory: reward and judges are named again.
     named = [f"{reward}:flaky", "vader"] if name == "retries" else []
     if named:
-        settings += ["--set", f"reward.name={named[0]}"]
-    trained = quark("train", "--run-dir", run_dir, *TINY_RUN, *settings, "--json")
-    assert trained.code == 0, trained.err
+        settings.append(f"reward.name={named[0]}")
+    trained = trained_run(run_dir, *settings)
     expected = measured_by_the_run(run_dir)
     assert all(row["failed_scores"] == 0 for row in expected.values())
 
@@ -65,15 +64,14 @@ def test_evaluate_says_what_the_run_said_to_the_bit(name: str, tmp_path: Path) -
     assert found.keys() == expected.keys() == {None, 0, 1, 2, 3, 4}
     for quantile, figures in found.items():
         assert figures == {key: expected[quantile][key] for key in figures}, quantile
-    assert outcome.json["control_curve"] == trained.json["control_curve"]
-    assert found[4]["kl_policy_to_reference"] == trained.json["kl_policy_to_reference"] > 0.0
+    assert outcome.json["control_curve"] == list(trained.control_curve)
+    assert found[4]["kl_policy_to_reference"] == trained.kl_policy_to_reference > 0.0
 
 
 def test_merged_adapters_are_measured_where_the_checkpoints_are_gone(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     run_dir = tmp_path / "run"
-    settings = ("--set", "model.lora.rank=2", "--set", "optimizer.learning_rate=1e-2")
-    assert quark("train", "--run-dir", run_dir, *TINY_RUN, *settings).code == 0
+    trained_run(run_dir, "model.lora.rank=2", "optimizer.learning_rate=1e-2")
     exact = quark("evaluate", run_dir, "-q", "best", "--json")
     assert "merged" not in exact.err
     shutil.rmtree(RunDirectory(run_dir).checkpoints)

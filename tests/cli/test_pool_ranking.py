@@ -16,7 +16,7 @@ from quark.report.load import load_run
 from quark.run_directory import RunDirectory
 from quark.training.explain import explain
 from quark.training.loop.draws import quantize
-from tests.cli.commands import TINY_RUN, quark
+from tests.cli.commands import quark, trained_run
 
 RULES = {
     "defaults": [],
@@ -44,9 +44,7 @@ def test_a_run_has_one_ranking_wherever_it_is_shown(tmp_path: Path, settings: li
         "def coarse(*, prompts, completions):\n    return [float(len(text) % 5) for text in completions]\n"
     )
     path = tmp_path / "run"
-    given = [f"reward.name={reward}:coarse", *settings]
-    ended = quark("train", "--run-dir", path, *TINY_RUN, *(p for s in given for p in ("--set", s)))
-    assert ended.code == 0, ended.err
+    trained_run(path, f"reward.name={reward}:coarse", *settings)
 
     directory = RunDirectory(path)
     rules = load_config(directory.config).config.pool.ranking()

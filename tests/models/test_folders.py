@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from quark.errors import ModelError, RewardError, UnsafeFileError
-from quark.models.loading import ModelConfig, load_base_model, load_saved_policy, load_tokenizer
+from quark.models.config import ModelConfig
+from quark.models.loading import load_base_model, load_saved_policy, load_tokenizer
 from quark.rewards.classifier import ClassifierConfig, ClassifierReward
 from tests.planted import PLANTS, Plant, recorded
 from tests.tiny import save_tiny, tiny_policy

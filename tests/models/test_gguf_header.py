@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from quark.errors import ModelError
+from quark.models.config import ModelConfig
 from quark.models.gguf_header import check_gguf
-from quark.models.loading import ModelConfig, load_base_model
+from quark.models.loading import load_base_model
 
 gguf = pytest.importorskip("gguf")
 

@@ -9,12 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from quark.errors import ModelError
-from quark.models.loading import (
-    ModelConfig,
-    load_base_model,
-    load_policy,
-    load_tokenizer,
-)
+from quark.models.config import ModelConfig
+from quark.models.loading import load_base_model, load_policy, load_tokenizer
 from tests.tiny import VOCAB_SIZE, save_tiny, tiny_gpt2, tiny_llama
 
 

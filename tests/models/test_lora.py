@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from quark.errors import ModelError
 from quark.models import lora
-from quark.models.loading import ModelConfig, load_policy, load_saved_policy
+from quark.models.config import LoraConfig, ModelConfig
+from quark.models.loading import load_policy, load_saved_policy
 from quark.models.logprobs import LossWeights, token_nll, weighted_loss
-from quark.models.lora import LoraConfig, frozen_digest
+from quark.models.lora import frozen_digest
 from quark.reference.adapter_off import AdapterOffReference
 from quark.reference.base import FrozenReference
 from quark.training.state.checkpoint import load_model_tensors, model_tensors

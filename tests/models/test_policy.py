@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from quark.errors import ModelError
-from quark.models.loading import ModelConfig, load_policy, load_saved_policy
+from quark.models.config import ModelConfig
+from quark.models.loading import load_policy, load_saved_policy
 from quark.models.logprobs import token_nll
 from quark.models.reward_tokens import REWARD_TOKENS_FILE
 from tests.tiny import (

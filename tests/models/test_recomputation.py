@@ -6,8 +6,8 @@ from torch import nn
 
 from quark.errors import ModelError
 from quark.models.causal import SHORT_SEQUENCE
-from quark.models.loading import ModelConfig, load_policy
-from quark.models.lora import LoraConfig
+from quark.models.config import LoraConfig, ModelConfig
+from quark.models.loading import load_policy
 from quark.models.recomputation import recompute_layers
 from tests.tiny import save_tiny, tiny_batch, tiny_gpt2, tiny_llama
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quark.errors import ModelError
-from quark.models.loading import ModelConfig
+from quark.models.config import ModelConfig
 from quark.models.reward_tokens import add_reward_tokens, begin_from_words
 from tests.tiny import VOCAB_SIZE, byte_tokenizer, tiny_gpt2, tiny_llama
 

@@ -11,13 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from quark.config.schema import RunConfig
-from quark.objectives.quark import (
-    KLDirection,
-    KLTokens,
-    LMSoftmax,
-    QuarkObjective,
-    QuarkObjectiveConfig,
-)
+from quark.objectives.config import KLDirection, KLTokens, LMSoftmax, QuarkObjectiveConfig
+from quark.objectives.quark import QuarkObjective
 from quark.objectives.tilt import TokenTilt
 from quark.reference.base import FrozenReference
 from tests.tiny import (

@@ -4,13 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from quark.objectives.quark import (
-    KLDirection,
-    LMSoftmax,
-    QuarkObjective,
-    QuarkObjectiveConfig,
-    Reduction,
-)
+from quark.objectives.config import KLDirection, LMSoftmax, QuarkObjectiveConfig, Reduction
+from quark.objectives.quark import QuarkObjective
 from quark.reference.base import FrozenReference
 from tests.tiny import (
     COMPLETIONS,

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quark.objectives.advantages import COLUMNS, Advantages, AdvantageScope, standardized_ranks
+from quark.objectives.advantages import COLUMNS, Advantages, standardized_ranks
+from quark.objectives.config import AdvantageScope
 from quark.training.loop.draws import columns_of
 from tests.pool.batches import filled_alike, make_batch
 

@@ -16,7 +16,7 @@ from quark.training.explain import explain
 from quark.training.loop.brake import is_due, take_note
 from quark.training.position import Position
 from quark.training.state.run_state import RunState
-from tests.training.test_distributed import launch
+from tests.training.launching import launch
 from tests.training.tiny_run import (
     NUM_ROUNDS,
     Listener,

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +20,7 @@ from quark.run_directory import RunDirectory
 from quark.training.processes.launch import rank_of_process
 from quark.training.processes.process_group import ProcessGroup, join_process_group
 from quark.training.state.checkpoint import verify
+from tests.training.launching import Ended, launch
 from tests.training.tiny_run import (
     NUM_ROUNDS,
     STEPS_PER_ROUND,
@@ -36,83 +30,9 @@ from tests.training.tiny_run import (
     write_inputs,
 )
 
-ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 240
-"""Far beyond what a run takes; what is tested is that none of them hangs."""
 WEIGHTS_WITHIN = 2e-5
 """Gradients of two halves are added in another order than those of one batch: float32 rounding, which Adam
 turns into at most a small part of the learning rate (1e-3) at each of the twelve steps."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What the two processes left, by rank."""
-
-    codes: list[int]
-    out: list[str]
-    err: list[str]
-    weights: list[str | None]
-    held: list[int | None]
-    seconds: float
-
-
-def launch(
-    config: Path,
-    run_dir: Path,
-    *overrides: str,
-    environment: Mapping[str, str] | None = None,
-    **plan: Any,
-) -> Ended:
-    """Run two processes to their ends."""
-    arguments = ["train", str(config), "--run-dir", str(run_dir), "--json"]
-    for override in overrides:
-        arguments += ["--set", override]
-    weights = run_dir.with_suffix(".weights")
-    held = run_dir.with_name(f"{run_dir.name}_held")
-    plan |= {"arguments": arguments, "weights": str(weights), "held": str(held)}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    begin = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.trainer_process", json.dumps(plan)],
-            cwd=ROOT,
-            env=os.environ
-            | (environment or {})
-            | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=TIMEOUT_S) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    texts = [
-        [file.read_text() if file.exists() else None for file in files]
-        for files in (
-            [path.with_suffix(f".{rank}") for rank in range(2)] for path in (weights, held)
-        )
-    ]
-    return Ended(
-        codes=[process.returncode for process in processes],
-        out=[out for out, _ in said],
-        err=[err for _, err in said],
-        weights=texts[0],
-        held=[None if text is None else int(text) for text in texts[1]],
-        seconds=time.monotonic() - begin,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +56,7 @@ def together_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def together(config: Path, together_dir: Path) -> Ended:
     """A whole run of two processes, which scores while it generates, as the one alone does not."""
-    ended = launch(config, together_dir, "run.overlap_scoring=true")
+    ended = launch(config, together_dir, "run.overlap_scoring=true", new_interpreter=True)
     assert ended.codes == [0, 0], ended.err
     return ended
 
@@ -220,7 +140,8 @@ def test_a_signal_to_one_process_stops_all_and_any_number_resumes(
 
 @pytest.mark.parametrize("mishap", ["raise", "die"])
 def test_a_process_that_ends_ends_the_run(config: Path, tmp_path: Path, mishap: str) -> None:
-    ended = launch(config, tmp_path / "run", mishap=mishap, rank=1, step=5)
+    new = mishap == "die"  # the other process ends while its connections are broken
+    ended = launch(config, tmp_path / "run", mishap=mishap, rank=1, step=5, new_interpreter=new)
     code = ExitCode.UNEXPECTED if mishap == "raise" else 9
     assert ended.codes == [ExitCode.INPUT, code], ended.err
     assert "error: process 0 of 2 lost the others" in ended.err[0]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from quark.models.causal import CompletionRows
 from quark.models.logprobs import LossWeights
 from quark.objectives import quark as objective
-from tests.training.test_distributed import launch
+from tests.training.launching import launch
 from tests.training.tiny_run import NUM_ROUNDS, STEPS_PER_ROUND, rows_of, train, write_inputs
 
 FIGURES = ("loss", "lm_loss", "kl_reference_to_policy", "kl_policy_to_reference", "entropy")

@@ -21,7 +21,8 @@ from quark.run_directory import RunDirectory
 from quark.selftest.samples import VOCAB_SIZE, make_batch
 from quark.training.loop.draws import held_out_samples, quantize, round_sampler
 from quark.training.loop.information import MOST_SAMPLES, labels_by, newest
-from tests.training.test_distributed import assert_close, launch
+from tests.training.launching import launch
+from tests.training.test_distributed import assert_close
 from tests.training.tiny_run import (
     NEEDS_SHARDING,
     NUM_ROUNDS,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from quark.config.schema import OptimizerSection
-from quark.models.loading import ModelConfig, load_policy
-from quark.models.lora import LoraConfig
+from quark.models.config import LoraConfig, ModelConfig
+from quark.models.loading import load_policy
 from quark.training.loop.optimization import (
     decays,
     load_optimizer_tensors,

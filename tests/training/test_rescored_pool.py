@@ -14,8 +14,10 @@ import torch
 from quark.config.schema import OptimizerSection
 from quark.data.collate import collate
 from quark.errors import ConfigError
-from quark.models.loading import ModelConfig, load_base_model, load_policy
-from quark.objectives.quark import QuarkObjective, QuarkObjectiveConfig
+from quark.models.config import ModelConfig
+from quark.models.loading import load_base_model, load_policy
+from quark.objectives.config import QuarkObjectiveConfig
+from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization, RemainderRule, TieRule
 from quark.pool.native import NativePool
 from quark.pool.scope import MeanMinusVariance, Scope

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quark.objectives.advantages import COLUMNS, Advantages, AdvantageScope
+from quark.objectives.advantages import COLUMNS, Advantages
+from quark.objectives.config import AdvantageScope
 from quark.pool.native import NativePool
 from quark.training.loop.draws import columns_of
 from tests.pool.batches import older_pool

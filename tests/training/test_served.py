@@ -13,7 +13,7 @@ from quark.errors import ConfigError
 from quark.pool.native import NativePool
 from tests.generation.sampling_server import SamplingServer, serving
 from tests.tiny import save_tiny, tiny_llama
-from tests.training.test_distributed import launch
+from tests.training.launching import launch
 from tests.training.tiny_run import (
     NEEDS_SHARDING,
     Listener,

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from quark.models.loading import ModelConfig, load_policy
+from quark.models.config import ModelConfig
+from quark.models.loading import load_policy
 from quark.models.policy import Policy
-from quark.objectives.quark import QuarkObjective, QuarkObjectiveConfig
+from quark.objectives.config import QuarkObjectiveConfig
+from quark.objectives.quark import QuarkObjective
 from quark.reference.base import FrozenReference
 from quark.training.loop.settling import settle_reward_tokens
 from tests.tiny import save_tiny, tiny_batch, tiny_llama
-from tests.training.test_distributed import launch
+from tests.training.launching import launch
 from tests.training.tiny_run import NEEDS_SHARDING, fingerprint_of, rows_of, train, write_inputs
 
 SETTINGS = ("optimizer.settling_steps=6", "model.reward_token_std_scale=0.0")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from quark.pool.native import NativePool
-from tests.training.test_distributed import assert_close, launch
+from tests.training.launching import launch
+from tests.training.test_distributed import assert_close
 from tests.training.tiny_run import NEEDS_SHARDING, fingerprint_of, rows_of, train, write_inputs
 
 SETTINGS = (

@@ -24,7 +24,8 @@ from quark.training.processes.process_group import ProcessGroup
 from quark.training.processes.shards import copy_full, first_local_row, local_rows, local_shard
 from quark.training.processes.weights import ShardedWeights
 from tests.tiny import tiny_batch, tiny_policy
-from tests.training.test_distributed import Ended, assert_close, launch, weights_of
+from tests.training.launching import Ended, launch
+from tests.training.test_distributed import assert_close, weights_of
 from tests.training.tiny_run import (
     NEEDS_SHARDING,
     NUM_ROUNDS,
@@ -72,7 +73,7 @@ def sharded(config: Path, sharded_dir: Path) -> Ended:
     asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     # With this, transformers would leave the weights of the second process unread.
     asked["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
-    ended = launch(config, sharded_dir, *SETTINGS, environment=asked)
+    ended = launch(config, sharded_dir, *SETTINGS, environment=asked, new_interpreter=True)
     assert ended.codes == [0, 0], ended.err
     return ended
 
@@ -115,7 +116,7 @@ def test_a_killed_process_ends_the_run_and_any_strategy_resumes(
     config: Path, sharded: Ended, sharded_dir: Path, alone: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    ended = launch(config, run_dir, *SHARDED, mishap="die", rank=1, step=6)
+    ended = launch(config, run_dir, *SHARDED, mishap="die", rank=1, step=6, new_interpreter=True)
     assert ended.codes == [ExitCode.INPUT, 9], ended.err
     assert "error: process 0 of 2 lost the others" in ended.err[0]
     other = tmp_path / "by_one"

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, distributed
@@ -84,10 +84,14 @@ def befall(learner: Learner, mishap: str) -> None:
             learner._backward = hungry  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
-    plan = json.loads(sys.argv[1])
+def main(plan: dict[str, Any]) -> NoReturn:
+    """Run the command of ``plan`` with its mishap, and end as the command does."""
     arrange(plan)
     code = run(plan["arguments"])
     # Their threads could abort the process while it ends.
     assert not distributed.is_initialized(), "the connections to the others outlive the run"
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

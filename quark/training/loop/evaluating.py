@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from quark.evaluation.evaluator import Evaluation, EvaluationConfig, Evaluator
+from quark.evaluation.config import EvaluationConfig
+from quark.evaluation.evaluator import Evaluation, Evaluator
 from quark.generation.base import Generator
 from quark.models.policy import Policy
 from quark.training.loop.alerts import ControlGap
