@@ -42,26 +42,35 @@ class Finding:
 
     group: str
     name: str
-    state: Literal["ok", "missing", "broken"]
-    """``missing`` is optional and harmless; ``broken`` stops quark from working."""
+    state: Literal["ok", "missing", "slower", "untried", "broken"]
+    """``missing`` is optional and harmless; ``broken`` stops quark, or a run with the model, from working.
+    ``slower`` and ``untried`` are of a model's checks."""
     detail: str
     way_out: str = ""
 
 
 def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Also try what a run does with this model. As model.name."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
 ) -> None:
-    """Examine the installation: versions, devices, disk, optional parts.
+    """Examine the installation: versions, devices, disk, optional parts. With --model, try a model.
 
-    Exits with status 3 if something that quark needs is broken.
+    Exits with status 3 if something that quark needs is broken, or a run with the model is not possible.
     """
     import dataclasses
 
     from quark.cli.console import foreign, grid, make_console, print_json, prose
 
     findings = [*_quark(), *_packages(), *_devices(), *_disk(), *_optional()]
+    if model is not None:
+        findings += _model(model)
     is_healthy = all(finding.state != "broken" for finding in findings)
     if as_json:
         print_json(
@@ -71,7 +80,7 @@ def doctor(
             }
         )
     else:
-        styles = {"ok": "green", "missing": "yellow", "broken": "bold red"}
+        styles = {"ok": "green", "broken": "bold red"}
         table = grid("", "part", "", "found", wide=(3,))
         group = ""
         for finding in findings:
@@ -80,7 +89,7 @@ def doctor(
             table.add_row(
                 prose(finding.group if finding.group != group else "", "bold"),
                 prose(finding.name),
-                prose(finding.state, styles[finding.state]),
+                prose(finding.state, styles.get(finding.state, "yellow")),
                 foreign(" → ".join(filter(None, (finding.detail, finding.way_out))), limit=300),
             )
             group = finding.group
@@ -92,6 +101,33 @@ def doctor(
         console.print(prose(verdict, "green" if is_healthy else "bold red"))
     if not is_healthy:
         raise typer.Exit(ExitCode.INPUT)
+
+
+def _model(name: str) -> list[Finding]:
+    """What a run would find out about a model before it begins.
+
+    Raises:
+        ModelError: it cannot be found.
+    """
+    from quark.models.check.trials import check_policy
+    from quark.models.config import ModelConfig
+    from quark.models.loading import load_policy, load_tokenizer
+
+    config = ModelConfig(name=name)
+    load_tokenizer(config)
+    check = check_policy(load_policy(config, num_quantiles=2, seed=0))
+    states: dict[str, Literal["ok", "slower", "untried", "broken"]] = {
+        "passed": "ok",
+        "slower": "slower",
+        "untried": "untried",
+        "refused": "broken",
+    }
+    return [
+        Finding(
+            group="model", name=finding.name, state=states[finding.state], detail=finding.detail
+        )
+        for finding in check.findings
+    ]
 
 
 def _quark() -> list[Finding]:

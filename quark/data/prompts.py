@@ -10,8 +10,8 @@ import operator
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
@@ -20,7 +20,18 @@ from pydantic import Field, field_validator
 
 from quark.assets import asset_path
 from quark.bounded_files import lines_of, parquet_frames, parse_json
+from quark.data.chat import (
+    MESSAGES_KEY,
+    TOOLS_KEY,
+    Chat,
+    ChatTokenizer,
+    Message,
+    messages_in,
+    stored_messages,
+    without_the_oldest_turn,
+)
 from quark.errors import DataError
+from quark.models.additions import additions_of
 from quark.settings import Settings
 from quark.types import Json, Prompt
 
@@ -29,14 +40,18 @@ MAX_PROMPT_BYTES = 1 << 20
 """Size of one prompt in UTF-8. A tokenizer needs about a hundred times that in memory."""
 
 
+_FIELD = "prompt"
+
+
 class PromptConfig(Settings):
     """Prompts for training and evaluation."""
 
     source: str = "embedded:reviews"
     """A ``.jsonl``, ``.txt`` (one prompt a line) or ``.parquet`` file, or ``embedded:reviews``."""
-    field: str = "prompt"
+    field: str = _FIELD
     """The column of a JSONL or Parquet file; if it holds an object, as in RealToxicityPrompts, its
-    ``text`` key is read."""
+    ``text`` key is read. A list is a conversation of messages with roles and contents, rendered by
+    the model's chat template. If there is no column ``prompt``, ``messages`` is read."""
     where: str | None = None
     """Keep only rows whose record satisfies a numeric condition, e.g. ``"prompt.toxicity >= 0.5"``;
     dots address nested objects. Rows without the number are left out."""
@@ -50,10 +65,15 @@ class PromptConfig(Settings):
     limit: int | None = Field(None, ge=1)
     """Use only this many training prompts, chosen by the seed."""
     max_tokens: int = Field(64, ge=1)
-    """Longer prompts are handled as ``over_long`` says."""
+    """Longer prompts are handled as ``over_long`` says. So are prompts that do not fit the model's
+    context together with ``sampling.max_new_tokens``."""
     over_long: Literal["truncate", "skip", "fail"] = "truncate"
     """Keep the last ``max_tokens`` tokens, leave the prompt out (both are counted and reported), or
-    stop."""
+    stop. A beginning-of-sequence token is kept. A prompt of messages loses its oldest turns, and is
+    left out if its last turn alone is too long."""
+    template_arguments: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Further values for the chat template that renders prompts of messages, such as
+    ``enable_thinking``."""
 
     @field_validator("where")
     @classmethod
@@ -68,11 +88,13 @@ class PromptConfig(Settings):
         return where
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ChatTokenizer, Protocol):
     """The part of a tokenizer that quark uses."""
 
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
-        """Turn a text into token ids, with the model's special tokens if ``add_special_tokens`` is set."""
+    def encode(
+        self, text: str, text_pair: str | None = ..., *, add_special_tokens: bool = ...
+    ) -> list[int]:
+        """Turn a text, or two, into token ids, with the model's special tokens if ``add_special_tokens`` is set."""
         ...
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str:
@@ -103,12 +125,25 @@ class _Row:
     text: str
     split: str | None
     metadata: Mapping[str, Json]
+    messages: tuple[Message, ...] = ()
+    """Where the prompt is a conversation; ``text`` is its JSON then."""
+    tools: Json = None
 
 
 def load_prompts(
-    config: PromptConfig, tokenizer: Tokenizer, *, seed: int, add_special_tokens: bool = True
+    config: PromptConfig,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    room: int | None = None,
 ) -> PromptSet:
     """Read, check, split and tokenize.
+
+    Args:
+        config: where the prompts are, and which are used.
+        tokenizer: of the model.
+        seed: of the split.
+        room: tokens that the model's context has for a prompt; None is without limit.
 
     No prompt is on both sides. Prompts count as equal if their tokens are equal after truncation to
     ``max_tokens``, or if they differ only in case and spaces. Held-out prompts are not trained on.
@@ -123,7 +158,7 @@ def load_prompts(
     train_rows = [row for row in rows if row.split in _TRAINED_ON]
     held_out_rows = [row for row in rows if row.split in _HELD_OUT]
     notes = _left_out(rows)
-    tokens = _Tokens(config, tokenizer, add_special_tokens=add_special_tokens)
+    tokens = _Tokens(config, tokenizer, room=room)
     num_drawn = 0
     if config.evaluation_source is not None:
         evaluation_rows = list(
@@ -199,7 +234,7 @@ def read_prompts(
     if not rows:
         raise DataError(f"{source}: it contains no prompts")
     whole = PromptConfig(max_tokens=sys.maxsize)
-    return _prompts(rows, whole, _Tokens(whole, tokenizer, add_special_tokens=True), [])
+    return _prompts(rows, whole, _Tokens(whole, tokenizer), [])
 
 
 def _left_out(rows: list[_Row]) -> list[str]:
@@ -220,26 +255,41 @@ class _Tokens:
     """The rows' tokens, each row tokenized once.
 
     Args:
-        config: how long prompts may be.
+        config: how long prompts may be, and how conversations are rendered.
         tokenizer: of the model.
-        add_special_tokens: whether the tokenizer adds its own.
+        room: tokens that the model's context has for a prompt; None is without limit.
     """
 
     def __init__(
-        self, config: PromptConfig, tokenizer: Tokenizer, *, add_special_tokens: bool
+        self, config: PromptConfig, tokenizer: Tokenizer, *, room: int | None = None
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
-        self._add_special_tokens = add_special_tokens
+        self._additions = additions_of(tokenizer)
+        self._chat = Chat(tokenizer, config.template_arguments)
+        self.most = config.max_tokens if room is None else min(config.max_tokens, room)
+        """Tokens of the longest prompt."""
+        self.is_limited_by_the_model = self.most < config.max_tokens
         self._ids: dict[str, list[int]] = {}
 
     def of(self, row: _Row) -> list[int]:
         """All ids of a row."""
         if row.text not in self._ids:
-            self._ids[row.text] = self._tokenizer.encode(
-                row.text, add_special_tokens=self._add_special_tokens
-            )
+            self._ids[row.text] = self._encoded(row, row.messages)
         return self._ids[row.text]
+
+    def shortened(self, row: _Row) -> list[int] | None:
+        """At most ``most`` ids of a row; None for a conversation whose last turn is longer."""
+        ids = self.of(row)
+        if not row.messages:
+            return self._additions.shorten(ids, self.most)
+        messages: tuple[Message, ...] | None = row.messages
+        while len(ids) > self.most:
+            messages = without_the_oldest_turn(messages) if messages else None
+            if messages is None:
+                return None
+            ids = self._encoded(row, messages)
+        return ids
 
     def text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
@@ -248,39 +298,59 @@ class _Tokens:
         """Equal for rows with the same prompt: as the model sees them, or except for case and spaces."""
         ids = self.of(row)
         if self._config.over_long == "truncate":
-            ids = ids[-self._config.max_tokens :]
+            ids = self.shortened(row) or ids
         return " ".join(self.text(ids).casefold().split()) or str(ids)
+
+    def whole_text(self, row: _Row) -> str:
+        """The text of a row that is not shortened; a conversation without its special tokens."""
+        return self.text(self.of(row)) if row.messages else row.text
+
+    def _encoded(self, row: _Row, messages: Sequence[Message]) -> list[int]:
+        if messages:
+            text = self._chat.render(messages, row.tools, row.place)
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        ids = self._tokenizer.encode(row.text, add_special_tokens=False)
+        return self._additions.begin(ids) if ids else []
 
 
 def _prompts(
     rows: list[_Row], config: PromptConfig, tokens: _Tokens, notes: list[str]
 ) -> tuple[Prompt, ...]:
     prompts: list[Prompt] = []
-    over_long = 0
+    num_cut = num_left_out = 0
     for row in rows:
         ids = tokens.of(row)
         if not ids:
             raise DataError(f"{row.place}: the prompt {row.text[:40]!r} has no tokens")
-        text = row.text
-        if len(ids) > config.max_tokens:
-            over_long += 1
+        text = tokens.whole_text(row)
+        if len(ids) > tokens.most:
             if config.over_long == "fail":
                 raise DataError(
-                    f"{row.place}: the prompt has {len(ids)} tokens, prompts.max_tokens is "
-                    f"{config.max_tokens}: raise it, or set prompts.over_long"
+                    f"{row.place}: the prompt has {len(ids)} tokens, {_limit(tokens)} set prompts.over_long"
                 )
-            if config.over_long == "skip":
+            shortened = tokens.shortened(row) if config.over_long == "truncate" else None
+            if shortened is None:
+                num_left_out += 1
                 continue
-            ids = ids[-config.max_tokens :]
+            num_cut += 1
+            ids = shortened
             text = tokens.text(ids)
         prompts.append(
             Prompt(index=len(prompts), text=text, token_ids=tuple(ids), metadata=row.metadata)
         )
-    if over_long:
-        what = "cut to the last" if config.over_long == "truncate" else "left out: over"
-        most = f"{config.max_tokens} token" + ("" if config.max_tokens == 1 else "s")
-        notes.append(f"{_counted(over_long)} {what} {most}")
+    most = f"{tokens.most} token" + ("" if tokens.most == 1 else "s")
+    why = ", which the model's context leaves" if tokens.is_limited_by_the_model else ""
+    if num_cut:
+        notes.append(f"{_counted(num_cut)} cut to the last {most}{why}")
+    if num_left_out:
+        notes.append(f"{_counted(num_left_out)} left out: over {most}{why}")
     return tuple(prompts)
+
+
+def _limit(tokens: _Tokens) -> str:
+    if tokens.is_limited_by_the_model:
+        return f"and the model's context leaves {tokens.most} beside sampling.max_new_tokens: lower that, or"
+    return f"prompts.max_tokens is {tokens.most}: raise it, or"
 
 
 def source_file(source: str) -> Path:
@@ -410,10 +480,16 @@ def _condition(where: str) -> _Condition:
 
 
 def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:
+    if field == _FIELD and field not in record and MESSAGES_KEY in record:
+        field = MESSAGES_KEY
     if field not in record:
         known = ", ".join(sorted(record)) or "none"
         raise DataError(f"{place}: no field {field!r} (it has: {known}); set prompts.field")
     value = record[field]
+    messages: tuple[Message, ...] = ()
+    if isinstance(value, list):
+        messages = messages_in(value, place)
+        value = stored_messages(messages)
     if isinstance(value, Mapping):
         value = value.get("text")
     if not isinstance(value, str):
@@ -429,7 +505,11 @@ def _record_row(place: str, record: Mapping[str, Json], field: str) -> _Row:
             raise DataError(
                 f"{place}: {key!a} is {str(item)[:40]!a}, which JSON cannot represent and a pool cannot store: leave it out"
             )
-    return _row(place, value, split if isinstance(split, str) else None, metadata)
+    split = split if isinstance(split, str) else None
+    if not messages:
+        return _row(place, value, split, metadata)
+    row = _row(place, value, split, metadata | {MESSAGES_KEY: value})
+    return replace(row, messages=messages, tools=record.get(TOOLS_KEY))
 
 
 def _is_json(item: Json) -> bool:

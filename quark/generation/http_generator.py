@@ -28,6 +28,7 @@ from quark.generation.prompting import CompletionTexts, PromptRules
 from quark.generation.transformers_generator import evaluating
 from quark.models.batch import TrainingBatch, pad_left, valid_positions
 from quark.models.causal import CausalModel
+from quark.models.context import context_length
 from quark.models.logprobs import token_nll
 from quark.models.policy import pad_id, stop_ids
 from quark.models.precision import projections_for_autocast
@@ -78,7 +79,7 @@ class HttpGenerator:
         self._rules = PromptRules(
             reward_tokens=reward_tokens,
             vocab_size=self._width,
-            max_positions=getattr(causal.model.config, "max_position_embeddings", None),
+            max_positions=context_length(causal.model.config),
             max_new_tokens=config.max_new_tokens,
         )
 

@@ -74,9 +74,12 @@ class CompletionTexts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         # Whether decoding drops the space before a first word, as SentencePiece tokenizers do.
-        words = tokenizer("a a", add_special_tokens=False).input_ids
-        pieces = self._decode([words[:-1], words[-1:]])
-        self._joins_words = "".join(pieces) != self._decode([words])[0]
+        words = tokenizer("a b a", add_special_tokens=False).input_ids
+        whole = self._decode([words])[0]
+        self._joins_words = any(
+            "".join(self._decode([words[:place], words[place:]])) != whole
+            for place in range(1, len(words))
+        )
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[list[int]]

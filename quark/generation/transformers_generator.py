@@ -8,6 +8,7 @@ weights) and not on how rows were batched.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from quark.generation.distribution import allowed_logits, draw, probabilities_of
 from quark.generation.prompting import CompletionTexts, PromptRules
 from quark.models.batch import pad_left, prepend
 from quark.models.causal import CausalModel
+from quark.models.context import context_length
 from quark.models.policy import Policy, pad_id, stop_ids
 from quark.models.precision import projections_for_autocast
 from quark.models.reward_tokens import RewardTokens
@@ -81,15 +83,22 @@ class TransformersGenerator:
         self._rules = PromptRules(
             reward_tokens=reward_tokens,
             vocab_size=self._width,
-            max_positions=getattr(model.config, "max_position_embeddings", None),
+            max_positions=context_length(model.config),
             max_new_tokens=config.max_new_tokens,
         )
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """The rows that are sampled together: rows of similar length, shorter ones first."""
+        """The rows that are sampled together: rows of similar length, shorter ones first.
+
+        They are of one length if the model does not mask padding.
+        """
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
+        parts = [order]
+        if not self._causal.running.masks_padding:
+            by_length = itertools.groupby(order, key=lambda i: len(prompts[i].token_ids))
+            parts = [list(rows) for _, rows in by_length]
         size = self._config.batch_size
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        return [part[start : start + size] for part in parts for start in range(0, len(part), size)]
 
     def generate(
         self,
@@ -196,15 +205,14 @@ class TransformersGenerator:
             mask = torch.cat([mask, one], 1)
             input_ids = torch.cat([input_ids, sampled.repeat(num_copies)[:, None].to(device)], 1)
             positions = torch.cat([positions, positions[:, -1:] + 1], 1)
-            if num_alive <= 0.75 * len(rows) and (
-                cache is None or hasattr(cache, "batch_select_indices")
-            ):
+            leave_by = self._causal.running.leave_by
+            if num_alive <= 0.75 * len(rows) and (cache is None or leave_by is not None):
                 kept = alive.nonzero().squeeze(1)
                 num_before = len(rows)
                 rows, alive = rows[kept], alive[kept]
                 kept = torch.cat([kept + i * num_before for i in range(num_copies)]).to(device)
-                if cache is not None:
-                    cache.batch_select_indices(kept)
+                if cache is not None and leave_by is not None:
+                    getattr(cache, leave_by)(kept)
                 mask, input_ids, positions = mask[kept], input_ids[kept], positions[kept]
             if cache is None:
                 new_ids, new_positions = input_ids, positions

@@ -22,6 +22,20 @@ class ModelInputs:
     is_conditioned: bool
     """Whether every row begins with a reward token."""
 
+    def from_the_first_column(self) -> ModelInputs:
+        """The same rows with all their padding on the right."""
+        length = self.input_ids.shape[1]
+        begin = self.attention_mask.argmax(1)
+        column = torch.arange(length, device=begin.device)
+        source = (column + begin.unsqueeze(1)) % length
+        row = self.token_positions // length
+        return ModelInputs(
+            input_ids=self.input_ids.gather(1, source),
+            attention_mask=self.attention_mask.gather(1, source),
+            token_positions=self.token_positions - begin[row],
+            is_conditioned=self.is_conditioned,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierTokens:

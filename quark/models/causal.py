@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from quark.models.batch import ModelInputs, TrainingBatch
+from quark.models.running import Running, try_running
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +89,19 @@ class CausalModel:
         model: the model.
         num_leading_positions: positions at the start that only a reward token takes: inputs without
             one begin after them.
+        running: how it can be run; None tries it.
+
+    Raises:
+        ModelError: the model cannot be run, or is not causal.
     """
 
-    def __init__(self, model: PreTrainedModel, *, num_leading_positions: int = 0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        num_leading_positions: int = 0,
+        running: Running | None = None,
+    ) -> None:
         self.model = model
         self.num_leading_positions = num_leading_positions
         accepted = inspect.signature(model.forward).parameters
@@ -102,6 +113,7 @@ class CausalModel:
         self.body = Body(model, has_head=self._head is None)
         self._stepped = model if self._head is None else model.base_model
         self._cache_name = _cache_name(self._stepped)
+        self.running = try_running(self) if running is None else running
 
     @property
     def head_parameters(self) -> tuple[nn.Parameter, ...]:
@@ -129,18 +141,39 @@ class CausalModel:
 
     def run(self, inputs: ModelInputs) -> CompletionRows:
         """The rows that predict the completion tokens; differentiable."""
+        if not self.running.masks_padding:
+            inputs = inputs.from_the_first_column()
+        arguments = self._arguments(
+            inputs.input_ids, inputs.attention_mask, is_conditioned=inputs.is_conditioned
+        )
+        with attention_for(inputs.input_ids.device, inputs.input_ids.shape[1]):
+            rows = self.body(inputs.token_positions, **arguments)
+        return CompletionRows(rows=rows, head=self.head, parameters=self.head_parameters)
+
+    def logits(
+        self, input_ids: Tensor, attention_mask: Tensor, *, is_conditioned: bool = False
+    ) -> Tensor:
+        """Logits [B, L, V] of texts, which begin with a reward token if they are conditioned, by one pass."""
+        arguments = self._arguments(input_ids, attention_mask, is_conditioned=is_conditioned)
+        with attention_for(input_ids.device, input_ids.shape[1]):
+            output = self.model(**arguments)
+        logits: Tensor = output.logits
+        return logits
+
+    def _arguments(
+        self, input_ids: Tensor, attention_mask: Tensor, *, is_conditioned: bool
+    ) -> dict[str, Any]:
+        """What a pass without a cache takes."""
         arguments: dict[str, Any] = {
-            "input_ids": inputs.input_ids,
-            "attention_mask": inputs.attention_mask,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
             "use_cache": False,
         }
         if self._takes_positions:
             arguments["position_ids"] = self.positions(
-                inputs.attention_mask, is_conditioned=inputs.is_conditioned
+                attention_mask, is_conditioned=is_conditioned
             )
-        with attention_for(inputs.input_ids.device, inputs.input_ids.shape[1]):
-            rows = self.body(inputs.token_positions, **arguments)
-        return CompletionRows(rows=rows, head=self.head, parameters=self.head_parameters)
+        return arguments
 
     def next_logits(
         self,
@@ -151,13 +184,23 @@ class CausalModel:
     ) -> tuple[Tensor, Any]:
         """Logits [B, V] after the last column, and the cache to hand in with the next column.
 
-        The cache is None if the architecture has none; then pass all columns again.
+        The cache is None if the model has none that works; then pass all columns again.
         """
-        arguments: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "use_cache": True,
-        }
+        return self.step(input_ids, attention_mask, position_ids, cache, running=self.running)
+
+    def step(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        cache: Any = None,  # noqa: ANN401 - see above
+        *,
+        running: Running,
+    ) -> tuple[Tensor, Any]:
+        """As ``next_logits``, run as ``running`` says."""
+        arguments: dict[str, Any] = {"input_ids": input_ids, "use_cache": running.has_cache}
+        if cache is None or running.masks_steps:
+            arguments["attention_mask"] = attention_mask
         if self._takes_positions:
             arguments["position_ids"] = position_ids
         if cache is not None:
@@ -169,37 +212,37 @@ class CausalModel:
             logits: Tensor = output.logits[:, -1]
         else:
             logits = self._head(output.last_hidden_state[:, -1])
-        return logits, getattr(output, self._cache_name, None)
+        return logits, getattr(output, self._cache_name, None) if running.has_cache else None
 
     @torch.no_grad()
     def _head_is_exact(self) -> bool:
         """Whether head(body(x)) equals model(x) on a few tokens."""
+        body = self.model.base_model
+        if body is self.model:
+            return False
         was_training = self.model.training
         self.model.eval()
+        ids = torch.arange(4, device=self.model.device).unsqueeze(0)
+        arguments = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "use_cache": False,
+        }
         try:
-            ids = torch.arange(4, device=self.model.device).unsqueeze(0)
-            arguments = {
-                "input_ids": ids,
-                "attention_mask": torch.ones_like(ids),
-                "use_cache": False,
-            }
             whole = self.model(**arguments).logits
-            body = self.model.base_model
-            if body is self.model:
-                return False
-            output = body(**arguments)
-            rows = getattr(output, "last_hidden_state", None)
-            if rows is None:
-                return False
-            apart = self.head(rows)
-            return apart.shape == whole.shape and torch.allclose(apart, whole, rtol=1e-4, atol=1e-4)
+            apart = self.head(body(**arguments).last_hidden_state)
+        except (RuntimeError, ValueError, TypeError, AttributeError):
+            return False  # a model that does not run at all is refused by ``try_running``
         finally:
             self.model.train(was_training)
+        return apart.shape == whole.shape and torch.allclose(apart, whole, rtol=1e-4, atol=1e-4)
+
+
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
+"""The names that models give to their caches. transformers renamed the usual ones to ``cache`` in 5.24."""
 
 
 def _cache_name(model: nn.Module) -> str:
-    """The argument and output of ``model`` that hold its cache.
-
-    transformers renamed ``past_key_values`` to ``cache`` in 5.24 and drops the old name in 5.40.
-    """
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    """The argument and output of ``model`` that hold its cache."""
+    accepted = inspect.signature(model.forward).parameters
+    return next((name for name in _CACHE_NAMES if name in accepted), _CACHE_NAMES[0])

@@ -22,7 +22,8 @@ class LoraConfig(Settings):
     the KL that steps report includes dropout noise."""
     target_modules: tuple[str, ...] = ()
     """Names, or ends of names, of the modules that get an adapter, e.g. ``["q_proj", "v_proj"]``.
-    Unset takes every linear layer except the vocabulary head."""
+    Unset takes every linear layer except the vocabulary head, and the routers and fused experts of
+    a mixture."""
 
 
 class ModelConfig(Settings):

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -29,6 +30,7 @@ from quark.errors import ModelError
 from quark.installing import install_command
 from quark.models.activations import fuse_activations
 from quark.models.config import ModelConfig
+from quark.models.context import context_length
 from quark.models.folders import (
     check_configuration,
     check_folder,
@@ -37,7 +39,7 @@ from quark.models.folders import (
 )
 from quark.models.gguf_header import check_gguf
 from quark.models.lora import add_adapter
-from quark.models.policy import PLAIN_TOKENIZER_FILE, Policy, pad_id
+from quark.models.policy import PLAIN_TOKENIZER_FILE, Policy, not_beginning_with, pad_id
 from quark.models.positions import give_reward_token_its_own_position
 from quark.models.progress import without_progress_bars
 from quark.models.recomputation import recompute_layers
@@ -59,6 +61,35 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         ModelError: it cannot be found, or has no fast form.
     """
     return _read_tokenizer(_locate(config))
+
+
+def model_folder(config: ModelConfig) -> Path | None:
+    """The folder with the model's files; None for a model on the Hub.
+
+    Raises:
+        ModelError: it cannot be found.
+    """
+    source = _locate(config)
+    return Path(source.location) if source.is_local else None
+
+
+def load_context_length(config: ModelConfig) -> int | None:
+    """The most tokens that the model sees; None if it has no limit.
+
+    Raises:
+        ModelError: it cannot be found.
+    """
+    source = _locate(config)
+    with _translated(source.name), _reach_of(source):
+        check_configuration(source.location, revision=source.revision, is_local=source.is_local)
+        return context_length(
+            AutoConfig.from_pretrained(
+                source.location,
+                revision=source.revision or "main",
+                trust_remote_code=False,
+                local_files_only=source.is_local,
+            )
+        )
 
 
 def load_base_model(
@@ -157,6 +188,7 @@ def load_saved_policy(
             # Truncation and padding settings are the caller's; only what is added to a text differs.
             plain_backend = Tokenizer.from_file(str(plain))
             tokenizer.backend_tokenizer.post_processor = plain_backend.post_processor
+    tokenizer.chat_template = not_beginning_with(reward_tokens.texts[-1], tokenizer.chat_template)
     if tuple(tokenizer.convert_tokens_to_ids(list(reward_tokens.texts))) != reward_tokens.ids:
         raise ModelError(
             f"{folder}: its tokenizer does not have the reward tokens it was saved with"

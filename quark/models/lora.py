@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from quark.errors import ModelError
 from quark.installing import install_command
@@ -148,6 +149,36 @@ class Adapter:
             layer.enable_adapters(enabled)
 
 
+_LINEAR = (nn.Linear, Conv1D)
+
+
+def _is_a_product(module: nn.Module) -> bool:
+    """Whether a module multiplies by its matrix and does nothing else: routers of a mixture are linear layers too."""
+    if type(module) in _LINEAR:
+        return True
+    if not isinstance(module, nn.Linear):
+        return False
+    with torch.no_grad():
+        out = module(module.weight.new_zeros(1, module.in_features))
+    return isinstance(out, Tensor) and out.shape == (1, module.out_features)
+
+
+def _linear_layers(whole: nn.Module) -> list[str]:
+    """The names of all linear layers in a model's container that an adapter can be added to.
+
+    Experts and routers of a mixture are no such layers: they hold their matrices themselves, or return more than a
+    product. The last projection of a state-space layer is left out too, because its kernel reads the weight directly.
+    """
+    heads = [m.get_output_embeddings() for m in whole.children() if isinstance(m, PreTrainedModel)]
+    names = []
+    for name, module in whole.named_modules():
+        parent = whole.get_submodule(name.rpartition(".")[0])
+        is_read_directly = hasattr(parent, "A_log") and name.endswith(".out_proj")
+        if _is_a_product(module) and module not in heads and not is_read_directly:
+            names.append(name)
+    return names
+
+
 def frozen_digest(model: nn.Module) -> str:
     """Hex SHA-256 of the parameters that are not trained."""
     digest = hashlib.sha256()
@@ -185,17 +216,19 @@ def add_adapter(
     embedding = model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
         raise ModelError(f"{type(model).__name__} has no embedding that adapters can be added to")
+    # Inside a plain module, peft takes names as they are. For a mixture it would replace some by those of experts.
+    within = model if config.target_modules else nn.ModuleDict({"model": model})
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=list(config.target_modules) or "all-linear",
+        target_modules=list(config.target_modules) or _linear_layers(within),
     )
     # Its own drawing is drawn over below; it says which way round a layer's matrix is, and turns it itself.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         try:
-            peft.inject_adapter_in_model(settings, model, _NAME)
+            peft.inject_adapter_in_model(settings, within, _NAME)
         except ValueError as err:
             raise ModelError(
                 f"{model.name_or_path or type(model).__name__} cannot take the adapters of model.lora: {err}"
@@ -210,7 +243,7 @@ def add_adapter(
                 f"model.lora.target_modules: {name} is the model's embedding or vocabulary head, which stay as "
                 "they are: leave it out"
             )
-        if _NAME not in layer.lora_A:
+        if _NAME not in layer.lora_A or not isinstance(base, _LINEAR):
             raise ModelError(
                 f"model.lora.target_modules: {name} ({type(base).__name__}) is not a linear layer"
             )

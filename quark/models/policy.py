@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from quark.models.additions import additions_of
 from quark.models.batch import TrainingBatch
 from quark.models.causal import CausalModel, CompletionRows
 from quark.models.lora import Adapter
@@ -111,9 +113,7 @@ class Policy:
                 self.model.save_pretrained(folder)
         finally:
             self.model.generation_config = previous
-        self.tokenizer.save_pretrained(folder)
-        if best_first:
-            self._prepend_best(folder)
+        self._save_tokenizer(folder, best_first=best_first)
         write_reward_tokens(
             folder, self.reward_tokens, num_leading_positions=self.num_leading_positions
         )
@@ -133,39 +133,65 @@ class Policy:
             **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
         )
 
+    def _save_tokenizer(self, folder: Path, *, best_first: bool) -> None:
+        template = self.tokenizer.chat_template
+        try:
+            if best_first:
+                self.tokenizer.chat_template = beginning_with(
+                    self.reward_tokens.texts[-1], template
+                )
+            self.tokenizer.save_pretrained(folder)
+        finally:
+            self.tokenizer.chat_template = template
+        path = folder / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        # Batches of prompts are padded where a causal model needs it, with a token that it knows.
+        config["padding_side"] = "left"
+        if self.tokenizer.pad_token is None:
+            config["pad_token"] = self.tokenizer.convert_ids_to_tokens(self.pad_id)
+        if best_first:
+            self._prepend_best(folder)
+            # The library would replace the post-processor where these keys ask for one, or where a
+            # model-specific class rebuilds the tokenizer; the beginning-of-sequence token is in the file.
+            for key in ("add_bos_token", "add_eos_token"):
+                config.pop(key, None)
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
     def _prepend_best(self, folder: Path) -> None:
-        """Give the saved tokenizer a post-processor that puts the best token before every text."""
+        """Give the saved tokenizer a post-processor that puts the best token before every text.
+
+        It also puts there what the tokenizer adds by itself, except at the end of a text: an end-of-sequence token
+        would end the prompt.
+        """
         path = folder / "tokenizer.json"
         backend = Tokenizer.from_file(str(path))
         backend.save(str(folder / PLAIN_TOKENIZER_FILE))
+        added = additions_of(self.tokenizer)
+        names = {
+            token_id: self.tokenizer.convert_ids_to_tokens(token_id)
+            for token_id in (*added.before, *added.between)
+        }
         best, best_id = self.reward_tokens.texts[-1], self.reward_tokens.best
+        before = [f"{best}:0", *(f"{names[i]}:0" for i in added.before), "$A:0"]
+        pair = [*before, *(f"{names[i]}:1" for i in added.between), "$B:1"]
         first = processors.TemplateProcessing(
-            single=f"{best}:0 $A:0",
-            pair=f"{best}:0 $A:0 $B:1",
-            special_tokens=[(best, best_id)],
+            single=before,
+            pair=pair,
+            special_tokens=[(best, best_id), *((name, i) for i, name in names.items())],
         )
-        existing = backend.post_processor
-        backend.post_processor = (
-            first if existing is None else processors.Sequence([existing, first])
-        )
+        backend.post_processor = first
         backend.save(str(path))
-        # The library would replace the post-processor where these keys ask for one, or where a
-        # model-specific class rebuilds the tokenizer; the beginning-of-sequence token is in the file.
-        config_path = folder / "tokenizer_config.json"
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        for key in ("add_bos_token", "add_eos_token"):
-            config.pop(key, None)
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        config_path.write_text(
-            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
 
     def _card(self, *, best_first: bool) -> str:
         texts = self.reward_tokens.texts
-        plain = self.tokenizer("The", add_special_tokens=False).input_ids
-        whole = self.tokenizer("The").input_ids
         # What the tokenizer itself puts before a text (a beginning-of-sequence token) comes second.
-        own = self.tokenizer.decode(whole[: len(whole) - len(plain)])
+        own = self.tokenizer.decode(list(additions_of(self.tokenizer).before))
+        chat = (
+            'Its chat template does the same for conversations, `generate([{"role": "user", ...}])`.\n\n'
+            if self.tokenizer.chat_template
+            else ""
+        )
         steered = (
             f"The tokenizer puts `{texts[-1]}` before every text, so an ordinary pipeline gives text of the\n"
             "best quantile:\n\n"
@@ -174,6 +200,7 @@ class Policy:
             'generate = pipeline("text-generation", model="path/to/this/folder")\n'
             'print(generate("The"))\n'
             "```\n\n"
+            f"{chat}"
             "For another quantile, begin the prompt with its token and switch the tokenizer's own off:\n\n"
             if best_first
             else "The tokenizer does not put one there by itself:\n\n"
@@ -195,6 +222,24 @@ class Policy:
             "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))\n"
             "```\n"
         )
+
+
+ChatTemplate: TypeAlias = str | dict[str, str] | None
+"""One template, several by name, or none."""
+
+
+def beginning_with(text: str, template: ChatTemplate) -> ChatTemplate:
+    """A chat template whose conversations begin with ``text``, a special token."""
+    if isinstance(template, dict):
+        return {name: text + one for name, one in template.items()}
+    return None if template is None else text + template
+
+
+def not_beginning_with(text: str, template: ChatTemplate) -> ChatTemplate:
+    """The template that ``beginning_with`` was given."""
+    if isinstance(template, dict):
+        return {name: one.removeprefix(text) for name, one in template.items()}
+    return None if template is None else template.removeprefix(text)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

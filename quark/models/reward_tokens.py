@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -78,6 +78,8 @@ def add_reward_tokens(
             f"{model.name_or_path or 'the model'} already has reward tokens ({texts[0]} ...): "
             "it is a model that quark trained. Start from its base model."
         )
+    _fill_holes(tokenizer)
+    taken = set(tokenizer.get_vocab().values())
     added = tokenizer.add_special_tokens(
         {
             "additional_special_tokens": [
@@ -89,6 +91,11 @@ def add_reward_tokens(
     ids = tuple(tokenizer.convert_tokens_to_ids(list(texts)))
     if added != num_quantiles or ids != tuple(range(ids[0], ids[0] + num_quantiles)):
         raise ModelError(f"the tokenizer did not give the reward tokens consecutive ids: {ids}")
+    if ids[0] <= max(taken):
+        raise ModelError(
+            f"{model.name_or_path or 'the model'}: its tokenizer gave the reward tokens the ids {ids[0]} to {ids[-1]}, "
+            f"and its own tokens reach up to {max(taken)}"
+        )
 
     embedding, head = _matrices(model)
     num_rows = embedding.shape[0]
@@ -116,6 +123,24 @@ def add_reward_tokens(
             if isinstance(bias, Tensor):
                 bias[ids[0] : ids[-1] + 1] = bias[:base_vocab_size].mean()
     return RewardTokens(ids=ids, texts=texts, base_vocab_size=base_vocab_size)
+
+
+def _fill_holes(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give every id below the tokenizer's last one a token that no text contains, in place.
+
+    A tokenizer counts its tokens to find the id of a new one. With holes, the new one would take the id of another.
+    """
+    ids = set(tokenizer.get_vocab().values())
+    holes = sorted(set(range(max(ids) + 1)) - ids)
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = backend["model"].get("vocab")
+    if not holes or not isinstance(vocabulary, dict):
+        return
+    vocabulary.update({f"<|unused_{i}|>": i for i in holes})
+    # Added tokens are counted too when they are read again, unless the model knows them.
+    for token in backend["added_tokens"]:
+        vocabulary.setdefault(token["content"], token["id"])
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
 
 
 def begin_from_words(

@@ -11,6 +11,8 @@ import torch
 from quark.config.load import LoadedConfig
 from quark.config.schema import RunConfig
 from quark.data.prompts import PromptSet
+from quark.models.check.kept import checked
+from quark.models.check.results import ModelCheck
 from quark.models.policy import Policy
 from quark.pool.columns import REWARD_COLUMN
 from quark.reference.base import ReferencePolicy
@@ -107,6 +109,11 @@ def load_context(
     identity = replace(identity, scored_by=scored_by, reward_sha256=None)
     policy = untrained_policy(config, device)
     _warn_of_coarse_steps(config, listener, has_adapter=policy.adapter is not None)
+    found = processes.from_main_process(lambda: checked(config.model, policy).to_json())
+    check = ModelCheck.of_json(found)
+    check.require(config.model.name)
+    for note in check.notes:
+        listener.on_message(f"{config.model.name}: {note}", level="warning")
     prompts = prompts_of(config)
     for note in prompts.notes:
         listener.on_message(note, level="warning")

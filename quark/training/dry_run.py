@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from quark.config.load import LoadedConfig
 from quark.generation.transformers_generator import TransformersGenerator
+from quark.models.check.kept import checked
 from quark.rewards.scoring import score
 from quark.training.events import Progress, TrainingListener
 from quark.training.factories import (
@@ -55,6 +56,8 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
     use_threads(config)
     rewards = make_rewards(config)
     policy = untrained_policy(config, device)
+    check = checked(config.model, policy)
+    check.require(config.model.name)
     original = make_reference(config, policy, device).causal
     prompts = prompts_of(config)
     shown: list[Prompt] = list(prompts.train[:3])
@@ -78,7 +81,11 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
         num_parameters=sum(p.numel() for p in policy.model.parameters()),
         num_train_prompts=len(prompts.train),
         num_evaluation_prompts=len(prompts.evaluation),
-        notes=(*prompts.notes, *outcome.messages),
+        notes=(
+            *(f"{config.model.name}: {note}" for note in check.notes),
+            *prompts.notes,
+            *outcome.messages,
+        ),
         prompts=tuple(
             RenderedPrompt(
                 text=best + completion.prompt.text,

@@ -9,10 +9,11 @@ import torch
 
 from quark.config.schema import RunConfig
 from quark.data.prompts import PromptSet, load_prompts
-from quark.errors import CheckpointError, ModelError
+from quark.errors import CheckpointError, ConfigError, ModelError
 from quark.evaluation.evaluator import Evaluator
 from quark.generation.base import SamplingConfig
 from quark.models.loading import (
+    load_context_length,
     load_policy,
     load_saved_policy,
     load_tokenizer,
@@ -144,10 +145,33 @@ def _reference(
 
 
 def prompts_of(config: RunConfig) -> PromptSet:
-    """The prompts, in the original model's tokens: a reward token's text in a prompt stays text."""
+    """The prompts, in the original model's tokens: a reward token's text in a prompt stays text.
+
+    Raises:
+        ConfigError: the model's context has no room for a prompt.
+        DataError, FileNotFoundError, ModelError: as the parts say.
+    """
     return load_prompts(
-        config.prompts, load_tokenizer(config.model), seed=derive_seed(config.run.seed, "split")
+        config.prompts,
+        load_tokenizer(config.model),
+        seed=derive_seed(config.run.seed, "split"),
+        room=_room(config),
     )
+
+
+def _room(config: RunConfig) -> int | None:
+    """Tokens that the model's context has for a prompt, beside the reward token and the completion."""
+    context = load_context_length(config.model)
+    if context is None:
+        return None
+    # The last sampled token is never run, which leaves a place for the reward token.
+    room = context - config.sampling.max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            f"sampling.max_new_tokens = {config.sampling.max_new_tokens} leaves no room for a prompt in the "
+            f"{context} tokens that {config.model.name} sees: lower it"
+        )
+    return room
 
 
 def held_out_sampling(config: RunConfig) -> SamplingConfig:

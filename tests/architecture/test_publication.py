@@ -14,6 +14,7 @@ ALLOWED = {
     "publication.py": "it is the one way",
     "selftest/disk.py": "it tries whether the disk syncs and renames",
     "selftest/damage.py": "it damages a pool's files on purpose",
+    "models/check/trials.py": "it tries a saved model in a temporary folder, which goes with all that is in it",
     "selftest/durability.py": "it works in a temporary folder, which goes with all that is in it",
 }
 """Modules that may, and why."""
