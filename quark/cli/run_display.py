@@ -28,12 +28,14 @@ from quark.cli.console import (
     number,
     prose,
 )
+from quark.evaluation.metrics import DIRECTIONS, is_better
 from quark.training.events import Phase, Progress, RoundSummary, SampleView, TrainingResult
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
     from rich.table import Table
+    from rich.text import Text
 
 HEARTBEAT_S = 10.0
 SAMPLES_PER_QUANTILE = 3
@@ -45,17 +47,6 @@ _UNITS: dict[Phase, str] = {
     "evaluating": "prompts",
     "saving": "",
 }
-_OWN_FIGURES = (
-    "completion_length",
-    "distinct",
-    "diversity",
-    "failed",
-    "kl_",
-    "perplexity",
-    "rep_",
-    "reward",
-)
-"""Prefixes of the evaluator's own figures; all others are judges."""
 _FIGURES = (
     ("reward", "reward_mean", 3),
     ("KL", "kl_policy_to_reference", 3),
@@ -342,16 +333,15 @@ def print_result(console: Console, result: TrainingResult) -> None:
     metrics = result.metrics
     console.print()
     console.print(heading("Result"))
-    rows = [
-        (
-            "reward",
-            f"{number(result.reward_before)} → {number(result.reward_after)}"
-            "   (held-out prompts, best reward token)",
-        )
-    ]
+    reward = change("reward_mean", result.reward_before, result.reward_after, digits=3)
+    reward.append("   (held-out prompts, best reward token)")
+    rows: list[tuple[str, RenderableType]] = [("reward", reward)]
     rows += [
-        (label, f"{number(metrics[before], digits)} → {number(metrics.get(after), digits)}")
-        for label, before, after, digits in _compared(metrics)
+        (
+            label,
+            change(name, metrics[f"{name}_before"], metrics.get(f"{name}_after"), digits=digits),
+        )
+        for label, name, digits in _compared(metrics)
     ]
     rows += [
         (
@@ -397,19 +387,34 @@ def print_result(console: Console, result: TrainingResult) -> None:
     console.print(figures([(name, foreign(str(path))) for name, path in paths]))
 
 
-def _compared(metrics: Mapping[str, float]) -> Iterator[tuple[str, str, str, int]]:
-    """Label, keys and digits of the figures shown before and after: the judges, then a few of quark's own."""
+def change(name: str, before: float, after: float | None, *, digits: int) -> Text:
+    """A metric before and after training; green if it became better, red if it became worse.
+
+    Args:
+        name: of a metric of evaluations, or of a judge, whose scores are better if they are higher.
+        before: NaN if it was not measured.
+        after: None or NaN if it was not measured.
+        digits: after the decimal point.
+    """
+    text = f"{number(before, digits)} → {number(after, digits)}"
+    metric = name if name in DIRECTIONS else "reward_mean"
+    is_good = is_better(metric, before, math.nan if after is None else after)
+    return prose("").append(text, {True: "green", False: "red", None: ""}[is_good])
+
+
+def _compared(metrics: Mapping[str, float]) -> Iterator[tuple[str, str, int]]:
+    """Label, name and digits of the metrics shown before and after: the judges, then a few of quark's own."""
     names = [key.removesuffix("_before") for key in metrics if key.endswith("_before")]
     for name in names:
-        if not name.startswith(_OWN_FIGURES):
-            yield f"judge {name}", f"{name}_before", f"{name}_after", 3
+        if name not in DIRECTIONS:
+            yield f"judge {name}", name, 3
     for name, label, digits in (
         ("distinct_2", "distinct-2", 2),
         ("perplexity_reference", "perplexity", 1),
         ("completion_length_mean", "length in tokens", 1),
     ):
         if name in names:
-            yield label, f"{name}_before", f"{name}_after", digits
+            yield label, name, digits
 
 
 def print_next_steps(console: Console, result: TrainingResult) -> None:

@@ -149,5 +149,6 @@ def _trainer(
         ),
         alerts=Alerts(config.alerts),
         processes=context.processes,
+        position=position,
         resume_from=resume_from,
     )

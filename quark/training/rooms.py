@@ -84,7 +84,11 @@ def make_learning(context: RunContext, reference: ReferencePolicy, journal: Jour
     hooks: list[WeightHook] = []
     if context.config.optimizer.settling_steps:
         pad_id = context.policy.pad_id
-        hooks.append(Settling(learner, context.config, pad_id=pad_id, journal=journal))
+        hooks.append(
+            Settling(
+                learner, context.config, pad_id=pad_id, position=journal.position, journal=journal
+            )
+        )
     meter = InformationMeter(
         config=context.config,
         policy=context.policy,

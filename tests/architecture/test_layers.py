@@ -130,6 +130,24 @@ def test_a_room_of_training_imports_only_rooms_below_it(module: Path) -> None:
             assert other == own or is_below or is_assembly, f"quark/{module} imports {name}"
 
 
+def test_nothing_changes_the_position_of_a_run_through_the_journal() -> None:
+    """The trainer moves the position or passes it on. The journal is for saying where something happened."""
+    for module in MODULES:
+        for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
+            targets: list[ast.expr] = []
+            if isinstance(node, ast.Assign):
+                # An alias of it could be changed anywhere.
+                is_alias = ast.unparse(node.value).endswith("journal.position")
+                assert not is_alias, f"quark/{module}:{node.lineno}"
+                targets = node.targets
+            elif isinstance(node, ast.AugAssign):
+                targets = [node.target]
+            for target in targets:
+                assert "journal.position." not in ast.unparse(target), (
+                    f"quark/{module}:{node.lineno}"
+                )
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = {
         ".".join(("quark", *module.with_suffix("").parts)).removesuffix(".__init__"): set(

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from quark.cli.console import bar, duration, make_console, number
-from quark.cli.run_display import RunDisplay, print_next_steps, print_result, round_line
+from quark.cli.run_display import RunDisplay, change, print_next_steps, print_result, round_line
 from quark.training.events import (
     BeforeAfter,
     Progress,
@@ -304,6 +304,27 @@ def test_the_result_shows_before_and_after_and_every_path() -> None:
         "quark generate runs/demo --prompt fine",
     ):
         assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "style"),
+    [
+        ("reward_mean", 0.5, 0.9, "green"),
+        ("reward_mean", 0.9, 0.5, "red"),
+        ("distinct_2", 0.9, 0.6, "red"),
+        ("perplexity_reference", 30.0, 20.0, "green"),
+        ("completion_length_mean", 9.0, 12.0, ""),
+        ("vader", 0.1, 0.7, "green"),
+        ("reward_mean", math.nan, 0.7, ""),
+        ("reward_mean", 0.7, None, ""),
+    ],
+)
+def test_a_change_has_the_color_of_its_metrics_direction(
+    name: str, before: float, after: float | None, style: str
+) -> None:
+    shown = change(name, before, after, digits=2)
+    assert shown.plain == f"{number(before, 2)} → {number(after, 2)}"
+    assert {str(span.style) for span in shown.spans} == ({style} if style else set())
 
 
 def test_numbers_durations_and_bars() -> None:

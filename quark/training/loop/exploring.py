@@ -12,6 +12,7 @@ from quark.pool.native import NativePool
 from quark.training.loop.exploration import Exploration, Explorer
 from quark.training.loop.journal import Journal
 from quark.training.loop.round_samples import RoundSamples, reward_version
+from quark.training.position import Position
 from quark.training.processes.memory import memory_needed_for
 
 
@@ -30,18 +31,18 @@ class Exploring:
     ranking: PoolSection
     journal: Journal
 
-    def explore(self, should_stop: Callable[[], bool]) -> Exploration:
+    def explore(self, position: Position, should_stop: Callable[[], bool]) -> Exploration:
         """Explore this round; chunks that are committed already are replayed.
 
         Args:
+            position: where the run is.
             should_stop: asked between chunks.
 
         Raises:
             RewardError: the reward failed and ``reward.on_error`` is ``fail``.
             TrainingError: memory does not suffice.
         """
-        here = self.journal.position
-        is_first = here.round == 0
+        is_first = position.round == 0
         begin = time.monotonic()
         tokens = 0.0
 
@@ -57,12 +58,12 @@ class Exploring:
         with memory_needed_for("sampling", setting="sampling.batch_size"):
             exploration = self.explorer.explore(
                 self.original if is_first else self.policy,
-                round=here.round,
+                round=position.round,
                 num_prompts=self.run.prompts_first_round
                 if is_first
                 else self.run.prompts_per_round,
                 quantile=None if is_first else self.ranking.num_quantiles - 1,
-                policy_step=here.step - here.step_in_round,
+                policy_step=position.step - position.step_in_round,
                 on_chunk=on_chunk,
                 should_stop=should_stop,
             )

@@ -19,7 +19,7 @@ class Journal:
     Args:
         log: gets the rows.
         listener: gets messages and progress.
-        position: where the run is. The parts of the loop share it; the journal only reads it.
+        position: where the run is. The journal only reads it.
         num_rounds: of the run.
     """
 

@@ -18,6 +18,7 @@ from quark.training.loop.information import InformationMeter
 from quark.training.loop.journal import Journal
 from quark.training.loop.learner import Learner
 from quark.training.loop.round_samples import RoundSamples
+from quark.training.position import Position
 from quark.training.processes.weights import Weights
 
 
@@ -36,16 +37,15 @@ class Learning:
     config: RunConfig
     journal: Journal
 
-    @property
-    def is_done(self) -> bool:
-        """Whether this round's steps are done, but for those that are left out."""
-        here = self.journal.position
-        return here.step_in_round + here.steps_braked >= self.config.run.steps_per_round
+    def is_done(self, position: Position) -> bool:
+        """Whether this round's steps are done, except for those that are left out."""
+        return position.step_in_round + position.steps_braked >= self.config.run.steps_per_round
 
     def learn(
         self,
         samples: RoundSamples,
         held_out: LabelledSamples | None,
+        position: Position,
         should_stop: Callable[[], bool],
     ) -> None:
         """Take the rest of this round's optimizer steps.
@@ -53,12 +53,13 @@ class Learning:
         Args:
             samples: what the round learns from.
             held_out: what the brake measures; None where nothing is held out.
+            position: where the run is; moved on by each step.
             should_stop: asked before every step.
 
         Raises:
             TrainingError: too many steps in a row were not finite, or memory does not suffice for one sequence.
         """
-        here, journal = self.journal.position, self.journal
+        here, journal = position, self.journal
         self.hooks.start(samples)
         tilt = self.learner.begin_round(samples.pool, samples.quantization)
         if tilt is not None and here.step_in_round == 0:
@@ -70,8 +71,8 @@ class Learning:
             )
         sampler = round_sampler(samples.pool, samples.quantization, self.config, here.round)
         if here.step_in_round == 0:
-            self._brake(held_out)
-        while not self.is_done and not should_stop():
+            self._brake(held_out, here)
+        while not self.is_done(here) and not should_stop():
             begin = time.monotonic()
             batch = sampler.batch(here.step_in_round, pad_id=self.policy.pad_id)
             step = self.learner.step(batch, here)
@@ -96,12 +97,12 @@ class Learning:
                 total=self.config.run.steps_per_round,
                 metrics=metrics,
             )
-            self._brake(held_out)
+            self._brake(held_out, here)
         self.weights.require_equal(step=here.step)
 
-    def _brake(self, held_out: LabelledSamples | None) -> None:
+    def _brake(self, held_out: LabelledSamples | None, here: Position) -> None:
         """Measure the held-out samples where that is due, and leave steps out where they say so."""
-        here, section = self.journal.position, self.config.run
+        section = self.config.run
         every, num_steps = section.brake_every_steps, section.steps_per_round
         if every is None or held_out is None or not is_due(here, every=every, num_steps=num_steps):
             return

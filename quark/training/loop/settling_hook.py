@@ -8,6 +8,7 @@ from quark.training.loop.hooks import WeightHook
 from quark.training.loop.journal import Journal
 from quark.training.loop.learner import Learner
 from quark.training.loop.round_samples import RoundSamples
+from quark.training.position import Position
 
 
 class Settling(WeightHook):
@@ -17,22 +18,30 @@ class Settling(WeightHook):
         learner: makes the passes.
         config: how many steps, on which samples.
         pad_id: fills minibatches up.
-        journal: gets the costs; its position says whether they are still to be made.
+        position: says whether the steps are still to be made, and remembers that they were.
+        journal: gets the costs.
     """
 
     name = "settling"
 
     def __init__(
-        self, learner: Learner, config: RunConfig, *, pad_id: int, journal: Journal
+        self,
+        learner: Learner,
+        config: RunConfig,
+        *,
+        pad_id: int,
+        position: Position,
+        journal: Journal,
     ) -> None:
         self._learner = learner
         self._config = config
         self._pad_id = pad_id
+        self._position = position
         self._journal = journal
 
     def on_start(self, samples: RoundSamples) -> None:
         """Make the settling steps and log their costs, unless they were made or the run has taken a step."""
-        here = self._journal.position
+        here = self._position
         if here.are_tokens_settled or here.step > 0:
             return
         sampler = settling_sampler(samples.pool, samples.quantization, self._config)

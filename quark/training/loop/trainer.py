@@ -32,6 +32,7 @@ from quark.training.loop.result import make_result
 from quark.training.loop.round_figures import durations, sample_figures, summary
 from quark.training.loop.round_samples import RoundSamples
 from quark.training.loop.rounds import Rounds
+from quark.training.position import Position
 from quark.training.processes.process_group import ProcessGroup
 from quark.training.state.checkpoint import Checkpoint, model_tensors
 from quark.training.state.run_state import PoolState, RunState
@@ -48,7 +49,8 @@ class Trainer:
         outputs: where results go.
         alerts: watch the rounds.
         processes: the processes that run this loop together; all decide alike, and the main process alone writes.
-        resume_from: the checkpoint to go on from, whose position the journal has already.
+        position: where the run is. The trainer alone moves it, or passes it to the part that does.
+        resume_from: the checkpoint to go on from, whose position this is.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Trainer:
         outputs: Outputs,
         alerts: Alerts,
         processes: ProcessGroup,
+        position: Position,
         resume_from: Checkpoint | None,
     ) -> None:
         self._rounds = rounds
@@ -72,7 +75,7 @@ class Trainer:
         self._processes = processes
         self._resume_from = resume_from
         self._journal = outputs.journal
-        self._position = outputs.journal.position
+        self._position = position
         self._learns_from: int | None = None
         self._stop_requested = False
         self._is_stopping = False
@@ -135,7 +138,7 @@ class Trainer:
         begin = time.monotonic()
         if here.step_in_round == 0:  # else a resumed run samples nothing before its next step
             self._learning.hooks.before_exploration(here.round)
-        exploration = self._exploring.explore(self._should_stop)
+        exploration = self._exploring.explore(here, self._should_stop)
         if not exploration.is_complete:
             return None
         explored = time.monotonic()
@@ -147,8 +150,8 @@ class Trainer:
                 samples.pool, samples.quantization, samples.new, bounds=here.previous_bounds
             )
         held_out = meter.held_out(samples.pool, samples.quantization)
-        self._learning.learn(samples, held_out, self._should_stop)
-        if not self._learning.is_done:
+        self._learning.learn(samples, held_out, here, self._should_stop)
+        if not self._learning.is_done(here):
             return None
         metrics = self._sample_figures(samples) | here.means() | here.fresh
         metrics |= meter.measure_held_out(held_out)
@@ -271,7 +274,7 @@ class Trainer:
         self._outputs.checkpoints.save(state, weights=weights, optimizer=optimizer)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        """Take up everything that a checkpoint holds but the position, which the journal was given."""
+        """Take up everything that a checkpoint holds but the position, which the trainer was given."""
         state, learning = checkpoint.state, self._learning
         checkpoint.load_model(learning.policy.model)
         load_optimizer_tensors(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -20,9 +20,11 @@ from quark.training.processes.process_group import ProcessGroup
 from quark.training.processes.weights import Weights
 from quark.types import Completion, FinishReason, Prompt
 
+_GeneratorT = TypeVar("_GeneratorT", bound=Generator | None)
 
-class DataParallelGenerator:
-    """A generator whose batches are dealt out to the processes; each gets all completions.
+
+class _GroupGenerator(Generic[_GeneratorT]):
+    """Samples together with the other processes of a group.
 
     Args:
         generator: of this process.
@@ -32,13 +34,17 @@ class DataParallelGenerator:
 
     def __init__(
         self,
-        generator: TransformersGenerator,
+        generator: _GeneratorT,
         processes: ProcessGroup,
         gathered: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._generator = generator
         self._processes = processes
         self._gathered = gathered
+
+
+class DataParallelGenerator(_GroupGenerator[TransformersGenerator]):
+    """Deals the batches out to the processes. Each process gets all completions."""
 
     def generate(
         self, prompts: Sequence[Prompt], *, quantile: int | None, seed: int
@@ -57,24 +63,8 @@ class DataParallelGenerator:
         return [completions[row] for row in range(len(prompts))]
 
 
-class MainProcessGenerator:
-    """A generator that the main process alone has; each process gets all completions.
-
-    Args:
-        generator: the main process's; None in the others.
-        processes: all processes.
-        gathered: the context in which the generator's model has its weights.
-    """
-
-    def __init__(
-        self,
-        generator: Generator | None,
-        processes: ProcessGroup,
-        gathered: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        self._generator = generator
-        self._processes = processes
-        self._gathered = gathered
+class MainProcessGenerator(_GroupGenerator[Generator | None]):
+    """Samples in the main process, the only one with a generator. Each process gets all completions."""
 
     def generate(
         self, prompts: Sequence[Prompt], *, quantile: int | None, seed: int
