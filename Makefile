@@ -27,7 +27,9 @@ demo: env  ## Train the embedded model on the embedded reward, offline, in about
 	@$(BIN)/quark report $(RUN_DIR)
 	@echo; echo "The command quark lies in $(BIN); to have it at hand: source $(BIN)/activate"
 
-test: lint test-rust test-python  ## Everything that has to pass
+test:  ## Everything that has to pass
+	@$(MAKE) --no-print-directory --jobs lint test-rust
+	@$(MAKE) --no-print-directory test-python
 
 lint: env  ## Formats, lints and types, Rust and Python
 	cargo fmt --all --check
@@ -41,9 +43,10 @@ test-rust: env
 	cargo test --workspace --release
 	cargo test --workspace --lib --quiet
 
-# One thread each, on as many processes as there are cores: the models of the tests are small.
+# One thread each, on as many processes as there are cores: the models of the tests are small. Files start in the
+# order of tests/conftest.py, the long ones first.
 test-python: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-newest: RESOLUTION := highest
 test-oldest: RESOLUTION := lowest-direct

