@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benches"))
+
+from reward_drift.contenders import BUDGETS, NEWEST_ROUND, NUM_PROMPTS, QUARK, RAFT, Contender
+from reward_drift.runs import child
+from reward_drift.tables import hull_height, tables
+from reward_drift.task import Point, Task, tuning_prompts
+
 from quark.config.load import load_config
 
-FILE = Path(__file__).parents[2] / "benches" / "frontier.py"
 
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("frontier_bench", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load()
-
-
-def point(drift: float, reward: float, **other: object) -> object:
+def point(drift: float, reward: float, **other: object) -> Point:
     values = {
         "method": "quark",
         "settings": "",
@@ -43,7 +34,7 @@ def point(drift: float, reward: float, **other: object) -> object:
         "cpu_seconds": 1.0,
         "peak_mib": 1.0,
     }
-    return bench.Point(**values | {"kl_per_completion": drift, "reward": reward} | other)
+    return Point(**values | {"kl_per_completion": drift, "reward": reward} | other)
 
 
 UNIT = st.floats(0.0, 1.0, allow_subnormal=False)
@@ -57,7 +48,7 @@ def test_the_hull_is_concave_and_lies_on_or_above_every_point(
     points = [point(*pair) for pair in pairs]
 
     def height(drift: float) -> float:
-        return float(bench.hull_height(points, drift, base=0.4))
+        return float(hull_height(points, drift, base=0.4))
 
     for drift, reward in pairs:
         assert height(drift) >= reward - 1e-9
@@ -75,14 +66,14 @@ def test_a_swept_method_counts_with_its_best_settings_in_the_mean_over_seeds() -
         point(2.0, 0.8, method="GRPO", settings="b", seed=0),
         point(2.0, 0.8, method="GRPO", settings="b", seed=1),
     ]
-    lines = list(bench.tables(points, 0.4))
+    lines = list(tables(points, 0.4))
     row = next(line for line in lines if line.startswith("| GRPO"))
     assert row.split(" | ")[1] == "0.800 ± 0.000"
 
 
 def test_every_contender_of_ours_is_a_valid_configuration(tmp_path: Path) -> None:
-    for contender in (*bench.QUARK, *bench.NEWEST_ROUND, bench.RAFT):
-        task = bench.Task(
+    for contender in (*QUARK, *NEWEST_ROUND, RAFT):
+        task = Task(
             contender=contender,
             seed=3,
             budgets=(256,),
@@ -93,12 +84,40 @@ def test_every_contender_of_ours_is_a_valid_configuration(tmp_path: Path) -> Non
         config = load_config("demo", task.overrides(tmp_path)).config
         first = config.run.prompts_first_round * config.run.completions_per_prompt
         later = config.run.prompts_per_round * config.run.completions_per_prompt
-        for budget in bench.BUDGETS:
+        for budget in BUDGETS:
             assert (budget - first) % later == 0, contender.method
 
 
 def test_tuning_prompts_are_training_prompts_apart() -> None:
-    train, held_out = bench.tuning_prompts()
+    train, held_out = tuning_prompts()
     texts = {row["prompt"] for row in train}
-    assert len(held_out) == bench.NUM_PROMPTS
+    assert len(held_out) == NUM_PROMPTS
     assert not texts & {row["prompt"] for row in held_out}
+
+
+@pytest.mark.parametrize("contender", [QUARK[0], Contender(method="best-of-n", kind="best-of-n")])
+def test_a_run_is_measured_at_its_budget(contender: Contender) -> None:
+    small = (
+        "run.completions_per_prompt=1",
+        "run.prompts_first_round=8",
+        "run.steps_per_round=1",
+        "optimizer.batch_size=8",
+        "prompts.num_evaluation=4",
+        "sampling.max_new_tokens=4",
+    )
+    task = Task(
+        contender=dataclasses.replace(contender, settings=(*contender.settings, *small)),
+        seed=0,
+        budgets=(8,),
+        guidance=(0.0, 0.5),
+        base=(),
+        is_tuning=False,
+    )
+    points = child(task)
+    measured = [(p.samples, p.guidance) for p in points]
+    if contender.kind == "quark":
+        assert measured == [(8, 0.0), (8, 0.5)]
+        assert all(p.kl_per_completion > 0.0 for p in points)
+    else:
+        assert measured == [(2**i, 0.0) for i in range(7)]
+    assert all(0.0 <= p.reward <= 1.0 for p in points)
