@@ -4,6 +4,7 @@ run/
   run.json          who made this run: format version, run id, quark version
   config.toml       the effective configuration
   held_out.jsonl    the prompts that are held out, with their tokens
+  given/            prompts and a model that were passed to `quark.train` as objects
   pool/             the sample pool
   metrics.jsonl     one JSON object a line (docs/metrics.md)
   checkpoints/      step-00000042/ ...
@@ -12,6 +13,7 @@ run/
   model/            the newest finished model, loadable with plain transformers
   frontier.json     reward against drift, where `quark frontier` measured it
   report.html       the report
+  report.md         its figures, to be pasted elsewhere
 """
 
 from __future__ import annotations
@@ -42,6 +44,11 @@ class RunDirectory:
     def held_out(self) -> Path:
         """The held-out prompts, with their tokens."""
         return self.path / "held_out.jsonl"
+
+    @property
+    def given(self) -> Path:
+        """The folder of prompts and a model that were given in Python, named by their content."""
+        return self.path / "given"
 
     @property
     def pool(self) -> Path:
@@ -82,6 +89,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The report, one HTML page."""
         return self.path / "report.html"
+
+    @property
+    def report_markdown(self) -> Path:
+        """The report's figures as Markdown."""
+        return self.path / "report.md"
 
     @classmethod
     def around(cls, path: Path) -> RunDirectory:

@@ -103,3 +103,18 @@ def test_settings_that_are_named_exist(document: Path) -> None:
     for section, key in named:
         if section in sections and key not in ("json", "safetensors"):  # files of that name
             assert key in sections[section].model_fields, f"{name_of(document)}: {section}.{key}"
+
+
+def test_the_python_guide_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) >= 8
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks), {"__name__": "guide"})
+    printed = capsys.readouterr().out
+    assert re.match(r"\d+\.\d -> \d+\.\d characters\n\[0\]\n", printed)
+    assert "\nrange(0, 2)\n" in printed
+    assert "report.html" in printed
+    assert (tmp_path / "runs" / "own" / "given").is_dir()

@@ -26,9 +26,12 @@ from quark.cli import (
     frontier,
     generate,
     init,
+    model,
     pool,
+    push,
     report,
     reward,
+    runs,
     selftest,
     train,
 )
@@ -61,8 +64,11 @@ app.command("generate", rich_help_panel="Train and use")(generate.generate)
 app.command("evaluate", rich_help_panel="Train and use")(evaluate.evaluate)
 app.command("frontier", rich_help_panel="Train and use")(frontier.frontier)
 app.command("fit", rich_help_panel="Train and use")(fit.fit)
+app.command("push", rich_help_panel="Train and use")(push.push)
+app.command("runs", rich_help_panel="Look inside")(runs.runs)
 app.command("report", rich_help_panel="Look inside")(report.report)
 app.add_typer(pool.app, name="pool", rich_help_panel="Look inside")
+app.add_typer(model.app, name="model", rich_help_panel="Train and use")
 app.command("init", rich_help_panel="Set up")(init.init)
 app.add_typer(config.app, name="config", rich_help_panel="Set up")
 app.add_typer(reward.app, name="reward", rich_help_panel="Set up")
@@ -157,16 +163,12 @@ def _prepare_process() -> None:
             reconfigure(
                 errors="backslashreplace"
             )  # a terminal that lacks a character gets its escape
+    from quark.api.process import prepare_process
     from quark.cli.console import columns_asked_for
 
     if columns_asked_for() is None:
         os.environ.pop("COLUMNS", None)  # libraries would take "0" for a width, too
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Code of the Hub that transformers fetches by itself where the package `kernels` is installed.
-    os.environ.setdefault("USE_HUB_KERNELS", "NO")
-    # Torch's threads spin while they wait for each other; where another process wants the cores too, a
-    # spinning thread keeps the very one it waits for from running.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_process()
     _keep_freed_memory()
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quark.cli.completing import presets, setting_keys
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -23,12 +25,21 @@ def show(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="PRESET|CONFIG.toml", help="Default: the built-in defaults.", show_default=False
+            metavar="PRESET|CONFIG.toml",
+            help="Default: the built-in defaults.",
+            show_default=False,
+            autocompletion=presets,
         ),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key.")
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", metavar="KEY=VALUE", help="Override a key.", autocompletion=setting_keys
+        ),
     ] = None,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Only values that differ from the defaults.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show every value of a configuration and where it comes from.
@@ -44,11 +55,15 @@ def show(
 
     loaded = load_config(source, set_ or ())
     if as_json:
-        print_json(
-            {"config": loaded.config.model_dump(mode="json"), "origins": dict(loaded.origins)}
-        )
+        config = loaded.config.model_dump(mode="json", exclude_defaults=changed)
+        origins = {
+            key: origin
+            for key, origin in loaded.origins.items()
+            if not changed or origin != "default"
+        }
+        print_json({"config": config, "origins": origins})
         return
-    make_console().print(values_table(loaded))
+    make_console().print(values_table(loaded, is_changed_only=changed))
 
 
 @app.command("list")
@@ -93,13 +108,17 @@ def flat_values(loaded: LoadedConfig) -> dict[str, object]:
     return flat
 
 
-def values_table(loaded: LoadedConfig) -> Table:
+def values_table(loaded: LoadedConfig, *, is_changed_only: bool = False) -> Table:
     """Key, value and origin of every setting; settings that differ from the default stand out."""
     from quark.cli.console import foreign, grid, prose
+    from quark.config.load import load_config, origin_of
 
     table = grid("key", "value", "from", wide=(1,))
     section = ""
+    defaults = flat_values(load_config(None)) if is_changed_only else {}
     for key, value in flat_values(loaded).items():
+        if is_changed_only and value == defaults.get(key):
+            continue
         origin = origin_of(loaded, key)
         if (head := key.split(".")[0]) != section:
             if section:
@@ -120,12 +139,3 @@ def _shown(value: object) -> str:
     if value is None:
         return "unset"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def origin_of(loaded: LoadedConfig, key: str) -> str:
-    """Where the value at ``key`` came from: its own entry or the nearest enclosing one."""
-    while key:
-        if key in loaded.origins:
-            return loaded.origins[key]
-        key = key.rpartition(".")[0]
-    return "default"

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from quark.printable import printable, printable_lines
 
@@ -214,6 +214,16 @@ def to_json(value: Any) -> Any:  # noqa: ANN401 - anything that has a JSON form
 def prints_to_stderr() -> AbstractContextManager[object]:
     """Run the user's code with its output sent to stderr, because stdout is for the result."""
     return contextlib.redirect_stdout(sys.stderr)
+
+
+def tell(text: str, *, level: Literal["info", "warning"] = "info") -> None:
+    """Write a line about what goes on to stderr; its text may come from anywhere."""
+    line = (
+        foreign(f"warning: {text}", style="yellow")
+        if level == "warning"
+        else foreign(f"  {text}", style="dim")
+    )
+    make_console(sys.stderr).print(line, soft_wrap=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

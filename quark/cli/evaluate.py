@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quark.cli.checkpoint_option import CheckpointOption
 from quark.cli.trust import AllowOption
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def evaluate(
             min=0, help="Draws other completions of the same prompts. Default: the run's."
         ),
     ] = None,
+    checkpoint: CheckpointOption = None,
     allow: AllowOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
@@ -91,11 +93,12 @@ def evaluate(
 
     * `quark evaluate path/to/model --reference embedded:reviews`
     """
-    from quark.cli.console import make_console, print_json, prints_to_stderr
-    from quark.cli.measurement import Measurement, check_run, configured, require_scores
-    from quark.cli.trained_model import NONE, open_model, overridden
+    from quark.api.measurement import Measurement, check_run, configured, require_scores
+    from quark.api.trained_model import NONE, open_model, overridden, say_checkpoint
+    from quark.cli.console import make_console, print_json, prints_to_stderr, tell
 
-    source = open_model(model, exactly=True)
+    source = open_model(model, exactly=True, checkpoint=checkpoint, allow=allow or ())
+    say_checkpoint(source, tell)
     config = configured(source, rewards=reward or (), reference=reference, num=num, seed=seed)
     if guidance is not None:
         config = overridden(config, {"sampling": {"guidance": guidance}})
@@ -103,7 +106,7 @@ def evaluate(
     wanted = quantile or [NONE, *map(str, range(source.num_quantiles))]
     quantiles = list(dict.fromkeys(source.quantile(text) for text in wanted))
     with prints_to_stderr():
-        measurement = Measurement.of(source, config, prompts)
+        measurement = Measurement.of(source, config, prompts, tell=tell)
         evaluations = [measurement.evaluate(config.sampling.guidance, k) for k in quantiles]
         require_scores(evaluations, config.reward.name)
     by_quantile = {evaluation.quantile: evaluation for evaluation in evaluations}

@@ -128,8 +128,8 @@ def _config(
     Raises:
         ConfigError: a value does not fit, no model is named, or the run's own is not allowed.
     """
-    from quark.cli.trained_model import overridden
-    from quark.cli.trust import check_reach, check_source
+    from quark.api.trained_model import overridden
+    from quark.api.trust import check_reach, check_source
     from quark.config.load import load_config
     from quark.errors import ConfigError
     from quark.run_directory import RunDirectory

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quark.cli.checkpoint_option import CheckpointOption
 from quark.cli.trust import AllowOption
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def frontier(
             "`quark generate` takes it from then on.",
         ),
     ] = None,
+    checkpoint: CheckpointOption = None,
     allow: AllowOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
@@ -61,45 +64,28 @@ def frontier(
 
     * `quark frontier runs/demo --guidance 0,0.1,0.2,0.4 --pick "kl<=3"`
     """
-    from quark.cli.console import make_console, print_json, prints_to_stderr, prose
-    from quark.cli.measurement import Measurement, check_run, configured, require_scores
-    from quark.cli.trained_model import open_model
+    from quark.api.frontier import measure_frontier
+    from quark.api.measurement import Measurement, check_run, configured
+    from quark.api.trained_model import open_model, say_checkpoint
+    from quark.cli.console import make_console, print_json, prints_to_stderr, prose, tell
     from quark.errors import ConfigError
-    from quark.evaluation.frontier import Point, best_within
-    from quark.evaluation.frontier_file import FrontierFile
     from quark.run_directory import RunDirectory
 
     strengths = _strengths(guidance)
     most_drift = None if pick is None else _most_drift(pick)
-    source = open_model(run, exactly=True)
+    source = open_model(run, exactly=True, checkpoint=checkpoint, allow=allow or ())
+    say_checkpoint(source, tell)
     if not source.is_run or source.policy is None:
         raise ConfigError(f"{run} is not a run directory, whose reward tokens a frontier compares")
     config = configured(source, rewards=reward or (), reference=None, num=num, seed=None)
     check_run(source, config, prompts=prompts, rewards=reward, reference=None, allow=allow)
     best = source.num_quantiles - 1
-    wanted = [(None, 0.0), *((k, 0.0) for k in range(best)), *((best, g) for g in strengths)]
-    per_prompt = config.evaluation.completions_per_prompt
     with prints_to_stderr():
-        measurement = Measurement.of(source, config, prompts)
-        evaluations = [measurement.evaluate(g, quantile) for quantile, g in wanted]
-        require_scores(evaluations, config.reward.name)
-    points = [
-        Point.of(evaluation, guidance=g, per_prompt=per_prompt)
-        for evaluation, (_, g) in zip(evaluations, wanted, strict=True)
-    ]
-    curve = [point for point in points if point.quantile == best]
-    picked = None
-    if most_drift is not None:
-        picked = best_within(curve, most_drift=most_drift)
-    kept = FrontierFile(
-        reward=config.reward.name,
-        num_prompts=len(measurement.prompts),
-        points=tuple(points),
-        picked=None if picked is None else picked.guidance,
-    )
-    kept.write(RunDirectory(Path(run)))
+        measurement = Measurement.of(source, config, prompts, tell=tell)
+        kept, picked = measure_frontier(measurement, RunDirectory(Path(run)), strengths, most_drift)
+    points = kept.points
     if most_drift is not None and picked is None:
-        least = min(point.drift.mean for point in curve)
+        least = min(point.drift.mean for point in points if point.quantile == best)
         raise ConfigError(
             f'--pick "{pick}": every strength drifts farther; the least is {least:.2f} nats per completion. '
             f"The curve is kept, and `quark report {run}` draws it"
@@ -137,7 +123,9 @@ def _most_drift(text: str) -> float:
     return float(match[1])
 
 
-def _table(points: list[Point], best: int, judges: tuple[str, ...], picked: Point | None) -> Table:
+def _table(
+    points: Sequence[Point], best: int, judges: tuple[str, ...], picked: Point | None
+) -> Table:
     from quark.cli.console import foreign, grid, number, prose
 
     titles = ("guidance", "reward", "drift", *judges)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quark.cli.checkpoint_option import CheckpointOption
+from quark.cli.pool_path import place
+from quark.cli.trust import AllowOption
+
 if TYPE_CHECKING:
-    from quark.cli.trained_model import TrainedModel
-    from quark.types import Prompt
+    from quark.types import Completion
 
 
 def generate(
@@ -28,7 +34,7 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="File with prompts: JSONL with `prompt`, or text with one prompt per line."
+            help="File with prompts: JSONL with `prompt`, or text with one prompt per line. `-` reads lines from stdin."
         ),
     ] = None,
     quantile: Annotated[
@@ -59,6 +65,18 @@ def generate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+    checkpoint: CheckpointOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write the completions here, one JSON object a line.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    allow: AllowOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
@@ -74,29 +92,47 @@ def generate(
     * `quark generate runs/demo -p "Pros:" --quantile none` – the trained model without a token
 
     * `quark generate embedded:reviews -p "Pros:"` – the original model
-    """
-    if not prompt and prompts is None:
-        raise typer.BadParameter("give --prompt TEXT or --prompts FILE")
-    from quark.cli.console import continued, make_console, print_json
-    from quark.cli.trained_model import open_model, overridden
 
-    source = open_model(model)
-    asked = source.quantile(quantile)
-    given = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "guidance": guidance if guidance is not None else _picked_guidance(source),
-    }
-    sampling = overridden(
-        source.config.sampling, {key: value for key, value in given.items() if value is not None}
+    * `quark generate runs/demo --prompts prompts.jsonl --out completions.jsonl`
+
+    * `quark generate runs/demo` – on a terminal: asks for prompts until Ctrl-D
+    """
+    is_asking = not prompt and prompts is None
+    if is_asking and (as_json or out is not None or not _is_terminal()):
+        raise typer.BadParameter("give --prompt TEXT or --prompts FILE (`-` is stdin)")
+    if out is not None and os.path.lexists(out) and not force:
+        raise typer.BadParameter(f"{out} exists: give another name, or --force to replace it")
+    from quark.api.trained_model import open_model, say_checkpoint
+    from quark.cli.console import make_console, print_json, prose, tell
+
+    source = open_model(model, checkpoint=checkpoint, allow=allow or ())
+    say_checkpoint(source, tell)
+    sampling, asked = source.asked(
+        quantile,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        guidance=guidance,
     )
-    asking = [_tokenized(source, text) for text in prompt or ()]
+    generator = source.generator(sampling)
+    if is_asking:
+        for number, text in enumerate(_typed()):
+            asking = [source.prompt(text)] * num
+            _show(generator.generate(asking, quantile=asked, seed=seed + number), num)
+        return
+    asking = [source.prompt(text) for text in prompt or ()]
     if prompts is not None:
-        asking += source.prompts_of(prompts)
-    completions = source.generator(sampling).generate(
+        is_stdin = str(prompts) == "-"
+        asking += map(source.prompt, _lines()) if is_stdin else source.prompts_of(prompts)
+    completions = generator.generate(
         [item for item in asking for _ in range(num)], quantile=asked, seed=seed
     )
+    rows = [_row(completion) for completion in completions]
+    if out is not None:
+        _write(out, rows)
+        if not as_json:
+            make_console().print(prose(f"wrote {out}", "green"), soft_wrap=True)
+            return
     if as_json:
         print_json(
             {
@@ -104,20 +140,38 @@ def generate(
                 "quantile": asked,
                 "seed": seed,
                 "sampling": sampling.model_dump(mode="json"),
-                "completions": [
-                    {
-                        "prompt": completion.prompt.text,
-                        "text": completion.text,
-                        "finish_reason": completion.finish_reason.name.lower(),
-                        "num_tokens": len(completion.token_ids),
-                        "logprob_policy": completion.logprob_policy,
-                        "logprob_sampled": completion.logprob_sampled,
-                    }
-                    for completion in completions
-                ],
+                **({"completions": rows} if out is None else {"out": out}),
             }
         )
         return
+    _show(completions, num)
+
+
+def _row(completion: Completion) -> dict[str, object]:
+    return {
+        "prompt": completion.prompt.text,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason.name.lower(),
+        "num_tokens": len(completion.token_ids),
+        "logprob_policy": completion.logprob_policy,
+        "logprob_sampled": completion.logprob_sampled,
+    }
+
+
+def _write(out: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write JSON lines, all or nothing; a number that is not known is null."""
+    import json
+
+    from quark.cli.console import to_json
+    from quark.publication import publish_file
+
+    lines = (json.dumps(to_json(row), allow_nan=False, ensure_ascii=False) for row in rows)
+    publish_file(place(out), "".join(line + "\n" for line in lines))
+
+
+def _show(completions: Sequence[Completion], num: int) -> None:
+    from quark.cli.console import continued, make_console
+
     console = make_console()
     for index, completion in enumerate(completions):
         if index and index % num == 0:
@@ -126,24 +180,28 @@ def generate(
         console.print(text, soft_wrap=not console.is_terminal)
 
 
-def _picked_guidance(source: TrainedModel) -> float | None:
-    """The strength that `quark frontier --pick` stored in a run; None without one."""
-    if not source.is_run:
-        return None
-    from quark.evaluation.frontier_file import FrontierFile
-    from quark.run_directory import RunDirectory
+def _lines() -> list[str]:
+    """The prompts on stdin, one a line. Raises ConfigError where there is none."""
+    from quark.errors import ConfigError
 
-    kept = FrontierFile.read(RunDirectory(Path(source.name)))
-    return None if kept is None else kept.picked
+    lines = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+    if not lines:
+        raise ConfigError("--prompts -: stdin has no prompts, one on each line")
+    return lines
 
 
-def _tokenized(source: TrainedModel, text: str) -> Prompt:
-    from quark.errors import DataError
-    from quark.types import Prompt
+def _typed() -> Iterator[str]:
+    """Prompts that a person types, until the end of the input."""
+    while True:
+        sys.stderr.write("prompt> ")
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            sys.stderr.write("\n")
+            return
+        if line.strip():
+            yield line.rstrip("\r\n")
 
-    try:
-        text.encode()
-    except UnicodeEncodeError as err:
-        raise DataError(f"--prompt {text!r} is not UTF-8") from err
-    token_ids = tuple(source.tokenizer.encode(text))
-    return source.checked(Prompt(index=0, text=text, token_ids=token_ids))
+
+def _is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()

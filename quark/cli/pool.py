@@ -136,12 +136,21 @@ def head(
         int | None, typer.Option("--quantile", "-q", help="Only this quantile; 0 is the lowest.")
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="The highest scores first.")] = False,
+    worst: Annotated[bool, typer.Option("--worst", help="The lowest scores first.")] = False,
+    snapshot: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Show this older state of the pool. Default: the newest.",
+            show_default=False,
+        ),
+    ] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Samples to show.")] = 10,
     num_quantiles: NumQuantiles = None,
     score: ScoreColumn = REWARD_COLUMN,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show samples: the first ones, the best ones, or those of one quantile.
+    """Show samples: the first ones, the best or worst ones, or those of one quantile.
 
     The pool of a run is ranked by the run's rules; `–` stands for what they leave out.
 
@@ -155,20 +164,22 @@ def head(
 
     from quark.cli.console import completed, foreign, grid, make_console, number, print_json, prose
 
+    if best and worst:
+        raise typer.BadParameter("--best and --worst exclude each other")
     rules = asked_rules(path, num_quantiles, score)
     if quantile is not None and not 0 <= quantile < rules.num_quantiles:
         raise typer.BadParameter(f"--quantile {quantile} is not in 0 .. {rules.num_quantiles - 1}")
-    with opened(path) as pool:
+    with opened(path, snapshot) as pool:
         scores, labels = np.empty(0, np.float32), np.full(len(pool), -1)
-        if best or quantile is not None or is_ranked_by(pool, score):
+        if best or worst or quantile is not None or is_ranked_by(pool, score):
             scores = column(pool, score)
             labels = ranked(pool, rules).labels()
         ids = np.arange(pool.num_removed, len(pool))
         if quantile is not None:
             ids = np.flatnonzero(labels == quantile)
-        if best:
+        if best or worst:
             ids = ids[~np.isnan(scores[ids])]
-            ids = ids[np.argsort(-scores[ids], kind="stable")]
+            ids = ids[np.argsort(-scores[ids] if best else scores[ids], kind="stable")]
         samples = pool.samples([int(sample_id) for sample_id in ids[:num]])
     if as_json:
         print_json(

@@ -44,11 +44,19 @@ def place(path: Path) -> Path:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[NativePool]:
-    """The pool at ``path`` (or in the run directory ``path``), read-only."""
+def opened(path: Path, snapshot: int | None = None) -> Iterator[NativePool]:
+    """The pool at ``path`` (or in the run directory ``path``), read-only, as it is or as it was.
+
+    Raises:
+        ConfigError: the pool has no such snapshot.
+    """
+    from quark.errors import ConfigError
     from quark.pool.native import NativePool
 
-    pool = NativePool.open(pool_path(path))
+    try:
+        pool = NativePool.open(pool_path(path), snapshot=snapshot)
+    except ValueError as error:
+        raise ConfigError(f"--snapshot {snapshot}: {error}") from error
     try:
         yield pool
     finally:

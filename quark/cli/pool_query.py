@@ -89,25 +89,14 @@ def query(
 @contextmanager
 def _answer(path: Path, sql: str, *, may_open_files: bool) -> Iterator[pl.LazyFrame]:
     """What ``sql`` asks for, to be computed inside. Raises ConfigError for what polars does not compute."""
-    import polars as pl
+    from quark.api.querying import answered
 
-    from quark.errors import ConfigError
-    from quark.pool.sql import check_query, reason_of
-
-    try:
-        check_query(sql, may_open_files=may_open_files)
-    except ValueError as error:
-        hint = (
-            "; --allow-files permits every function" if "which is not among" in str(error) else ""
-        )
-        raise ConfigError(f"the query {error}{hint}") from error
-    with opened(path) as pool:
-        try:
-            yield pl.SQLContext(pool=pool.scan()).execute(sql, eager=False)
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            reason = reason_of(error)
-            hint = "; the table is called pool" if reason.startswith("relation ") else ""
-            raise ConfigError(f"the query cannot be run: {reason}{hint}") from error
+    hint = "; --allow-files permits every function"
+    with (
+        opened(path) as pool,
+        answered(pool, sql, may_open_files=may_open_files, hint=hint) as rows,
+    ):
+        yield rows
 
 
 def _write(

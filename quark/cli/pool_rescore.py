@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from quark.cli.pool_path import JsonFlag, PoolPath, pool_path
 from quark.pool.columns import REWARD_COLUMN
 from quark.pool.defaults import RESCORING_CHUNK
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 def rescore(
@@ -51,6 +46,7 @@ def rescore(
     """
     import sys
 
+    from quark.api.rescoring import rescore as rescore_pool
     from quark.cli.console import (
         count,
         figures,
@@ -63,38 +59,25 @@ def rescore(
     from quark.cli.reward import reward_config
     from quark.errors import ConfigError
     from quark.pool.native import NativePool
-    from quark.rewards.build import build_reward, reward_provenance
-    from quark.rewards.scoring import score
+    from quark.rewards.build import build_reward
 
     config = reward_config(reward, set_ or ())
     with prints_to_stderr():
         function = build_reward(config)
     progress = make_console(sys.stderr)
-    warned: set[str] = set()
-
-    def scorer(prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float32]:
-        outcome = score(
-            function,
-            prompts,
-            completions,
-            on_error=config.on_error,
-            batch_size=config.batch_size,
-            retries=config.retries or 0,
-        )
-        for message in outcome.messages:
-            if message not in warned:
-                warned.add(message)
-                progress.print(prose("warning: " + message, "yellow"), soft_wrap=True)
-        return outcome.scores
 
     with NativePool.open(pool_path(path), writable=True) as pool, prints_to_stderr():
         try:
-            result = pool.rescore(
+            result = rescore_pool(
+                pool,
                 name,
-                scorer,
-                source=reward_provenance(function),
+                function,
+                config,
                 chunk_size=chunk_size,
                 restart=restart,
+                on_warning=lambda text: progress.print(
+                    prose("warning: " + text, "yellow"), soft_wrap=True
+                ),
                 on_chunk=lambda done, total: progress.print(
                     prose(f"{count(done)} of {count(total)} samples", "dim")
                 ),

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from contextlib import AbstractContextManager
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quark.cli.completing import presets, setting_keys
 from quark.cli.exit_codes import ExitCode
-from quark.cli.trust import AllowOption, check_source, remember
+from quark.cli.trust import AllowOption
 
 if TYPE_CHECKING:
     from quark.cli.run_display import RunDisplay
     from quark.config.load import LoadedConfig
     from quark.training.events import TrainingResult
-    from quark.training.processes.process_group import ProcessGroup
 
 
 def train(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="PRESET|CONFIG.toml",
-            help="A preset's name (`quark config list`) or a TOML file. Default: demo.",
+            metavar="PRESET|CONFIG.toml|RUN_DIR",
+            help="A preset's name (`quark config list`), a TOML file, or a run directory to resume. Default: demo.",
             show_default=False,
+            autocompletion=presets,
         ),
     ] = None,
     run_dir: Annotated[
@@ -37,7 +37,11 @@ def train(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", "-s", metavar="KEY=VALUE", help="Override a key, e.g. objective.kl_coef=0.1."
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="Override a key, e.g. objective.kl_coef=0.1.",
+            autocompletion=setting_keys,
         ),
     ] = None,
     budget: Annotated[
@@ -90,6 +94,8 @@ def train(
 
     * `quark train my.toml --budget 1000` – stop after 1,000 scored samples
 
+    * `quark train runs/my` – resume a run with its own configuration
+
     * `quark train my.toml --dry-run` – check a configuration before a long run
 
     Ctrl-C (or SIGTERM) once finishes the step, writes a checkpoint and exits with status 75; the same
@@ -112,49 +118,49 @@ def train(
     with RunDisplay(progress, quiet=quiet) as display:
         # Before what takes seconds to import.
         display.on_message("loading torch and transformers")
+        from quark.api.resuming import run_named, with_first_origins
+        from quark.api.trust import check_source
         from quark.config.budget import load_within
         from quark.config.load import load_config
 
+        resumed = run_named(source)
+        if resumed is not None:
+            source, run_dir = str(resumed.config), run_dir or resumed.path
         name, overrides = source if source is not None else "demo", set_ or ()
         if budget is None:
             loaded = load_config(name, overrides)
         else:
             loaded = load_within(name, overrides, budget=budget)
         check_source(loaded, source, allow)
+        if resumed is not None:
+            loaded = with_first_origins(loaded, resumed)
         if dry_run:
             if is_main_process:
                 _dry_run(loaded, display, as_json=as_json)
             return
+        directory = run_dir if run_dir is not None else Path("runs") / loaded.name
+        if resume:
+            _require_run(directory)
+        config = loaded.config
         with (
             prints_to_stderr(),
             StopOnSignal(lambda text: display.on_message(text, level="warning")) as signals,
-            _processes(loaded) as processes,
         ):
-            from quark.training.assemble import assemble
+            from quark.api.training import run_training
 
-            directory = run_dir if run_dir is not None else Path("runs") / loaded.name
-            if resume:
-                _require_run(directory)
-            config = loaded.config
             display.on_message(
                 f"training {config.model.name} on {config.reward.name}, "
                 f"{counted(config.run.num_rounds, 'round')} (0 to {config.run.num_rounds - 1}), in {directory}"
             )
-            trainer = assemble(
+            result = run_training(
                 loaded,
                 directory,
                 listener=display,
-                processes=processes,
+                on_start=lambda trainer: signals.ask_through(trainer.request_stop),
                 fresh=fresh,
                 force=force,
                 require_exact=require_exact,
             )
-            if is_main_process:
-                remember(config, directory)
-            signals.ask_through(trainer.request_stop)
-            result = trainer.run()
-            if is_main_process:
-                result = _with_report(result, display)
     if is_main_process:
         _print_result(result, as_json=as_json)
     if result.interrupted:
@@ -162,13 +168,6 @@ def train(
             prose(f"interrupted; resume with: {_resume_command()}", "yellow"), soft_wrap=True
         )
         raise typer.Exit(ExitCode.INTERRUPTED)
-
-
-def _processes(loaded: LoadedConfig) -> AbstractContextManager[ProcessGroup]:
-    from quark.training.processes.process_group import join_process_group
-
-    section = loaded.config.run
-    return join_process_group(timeout_s=section.peer_timeout_s, parallel=section.parallel)
 
 
 def _require_run(run_dir: Path) -> None:
@@ -242,18 +241,6 @@ def _dry_run(loaded: LoadedConfig, display: RunDisplay, *, as_json: bool) -> Non
     table.columns[1].no_wrap = table.columns[2].no_wrap = False
     console.print(table)
     console.print(prose("nothing was written", "dim"))
-
-
-def _with_report(result: TrainingResult, display: RunDisplay) -> TrainingResult:
-    """Write the report. A failure is only a warning, because the report is a view of the run."""
-    from quark.errors import QuarkError
-    from quark.report.render import write_report
-
-    try:
-        return dataclasses.replace(result, report=write_report(result.run_dir))
-    except (QuarkError, OSError) as error:
-        display.on_message(f"no report: {error}", level="warning")
-        return result
 
 
 def _print_result(result: TrainingResult, *, as_json: bool) -> None:

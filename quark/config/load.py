@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from quark.config.schema import RunConfig
 from quark.errors import ConfigError
-from quark.settings import Misfit, misfits
+from quark.settings import Misfit, Settings, misfits
 from quark.types import Json
 
 Table = dict[str, Any]
@@ -25,6 +25,14 @@ MAX_CONFIG_BYTES = 1 << 16
 """Of a configuration file."""
 MAX_DOTS = 256
 """Of a line in it."""
+BESIDE_PREFIX = "run:"
+"""Begins the name of what lies in the folder of the configuration file, such as what a call gave to a run."""
+_BESIDE = (("prompts", "source"), ("prompts", "evaluation_source"), ("model", "name"))
+"""Sections and keys that may name it."""
+FROM_CALL = "call"
+"""Origin of a value that was passed to a function in Python."""
+OWN_ORIGINS = ("--set", FROM_CALL)
+"""Origins of values that the user of this process gives, whatever a file says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +41,7 @@ class LoadedConfig:
 
     config: RunConfig
     origins: Mapping[str, str]
-    """Dotted key -> ``default``, ``preset NAME``, ``file PATH`` or ``--set``."""
+    """Dotted key -> ``default``, ``preset NAME``, ``file PATH``, ``--set`` or ``call``."""
     name: str
     """Stem of the source, for the default run directory."""
 
@@ -48,13 +56,19 @@ def preset_names() -> list[str]:
     )
 
 
-def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> LoadedConfig:
+def load_config(
+    source: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    table: Mapping[str, object] | None = None,
+) -> LoadedConfig:
     """The effective configuration.
 
     Args:
         source: a preset's name, a TOML file, or None for the bare defaults. A file may begin with
             ``preset = "demo"`` to start from a preset.
         overrides: ``section.key=value``, the value in TOML syntax; bare words are strings.
+        table: values by section and key, over all others.
 
     Raises:
         ConfigError: no such file, more than ``MAX_CONFIG_BYTES``, not TOML, an unknown key (with the nearest
@@ -64,16 +78,26 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Loa
     origins: dict[str, str] = {}
     name = "run" if source is None else Path(source).stem
     try:
-        for table, origin in _layers(source) if source is not None else ():
-            _merge(values, table, origins, origin)
+        for layer, origin in _layers(source) if source is not None else ():
+            _merge(values, layer, origins, origin)
         for override in overrides:
             _merge(values, _override(override), origins, "--set")
+        _merge(values, dict(table or {}), origins, FROM_CALL)
         config = _validate(values, _Origins(origins))
     except RecursionError as err:
         raise ConfigError(f"{source or '--set'}: tables are nested too deeply") from err
     for key in _leaves(config.model_dump(mode="json")):
         origins.setdefault(key, "default")
     return LoadedConfig(config=config, origins=origins, name=name)
+
+
+def origin_of(loaded: LoadedConfig, key: str) -> str:
+    """Where the value at ``key`` came from: its own entry or the nearest enclosing one."""
+    while key:
+        if key in loaded.origins:
+            return loaded.origins[key]
+        key = key.rpartition(".")[0]
+    return "default"
 
 
 def to_toml(config: RunConfig, *, comments: bool) -> str:
@@ -95,6 +119,54 @@ def choices(annotation: object) -> tuple[str, ...]:
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     return tuple(word for part in get_args(annotation) for word in choices(part))
+
+
+def beside(config: RunConfig, folder: Path) -> RunConfig:
+    """``config`` as a file in ``folder`` says it: what lies in the folder is named relative to the file."""
+    values: dict[str, Settings] = {}
+    for section, key in _BESIDE:
+        settings = values.get(section) or getattr(config, section)
+        value = getattr(settings, key)
+        if value is not None and Path(value).is_relative_to(folder.absolute()):
+            name = Path(value).relative_to(folder.absolute()).as_posix()
+            values[section] = settings.model_copy(update={key: BESIDE_PREFIX + name})
+    return config.model_copy(update=values)
+
+
+def words_of(key: str) -> tuple[str, ...]:
+    """The words that a dotted key accepts; empty if it accepts anything else, or there is no such key."""
+    kind: object = RunConfig
+    for part in key.split("."):
+        fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+        if part not in fields:
+            return ()
+        kind = fields[part].annotation
+    return choices(kind)
+
+
+def to_short_toml(source: str, keys: Sequence[str]) -> str:
+    """A TOML file that starts from a preset and says only some keys, with its values and their explanations.
+
+    Args:
+        source: the preset.
+        keys: dotted, of one section after the other.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    config = load_config(source).config
+    lines = [f"preset = {_toml(source)}"]
+    section = ""
+    for key in keys:
+        name, _, field = key.partition(".")
+        if name != section:
+            lines += ["", f"[{name}]"]
+            section = name
+        settings = getattr(config, name)
+        description = type(settings).model_fields[field].description or ""
+        lines += [f"# {line}" for line in description.splitlines()]
+        lines.append(f"{field} = {_toml(settings.model_dump(mode='json')[field])}")
+    return "\n".join(lines) + "\n"
 
 
 def json_schema() -> dict[str, Json]:
@@ -119,7 +191,7 @@ def _layers(source: str | Path) -> list[tuple[Table, str]]:
         raise ConfigError(
             f"{source!r} is neither a preset nor a file{near}; presets: {', '.join(preset_names())}"
         )
-    table = _parsed(path)
+    table = _located(_parsed(path), path.parent)
     layers: list[tuple[Table, str]] = []
     preset = table.pop("preset", None)
     if preset is not None:
@@ -130,6 +202,16 @@ def _layers(source: str | Path) -> list[tuple[Table, str]]:
         layers.append((_preset(preset), f"preset {preset}"))
     layers.append((table, f"file {path}"))
     return layers
+
+
+def _located(table: Table, folder: Path) -> Table:
+    """Replace the names of what lies beside the file by paths."""
+    for section, key in _BESIDE:
+        values = table.get(section)
+        value = values.get(key) if isinstance(values, dict) else None
+        if isinstance(value, str) and value.startswith(BESIDE_PREFIX):
+            table[section][key] = str(folder.absolute() / value.removeprefix(BESIDE_PREFIX))
+    return table
 
 
 def _parsed(path: Path) -> Table:
@@ -237,7 +319,7 @@ def _explain(misfit: Misfit, origins: _Origins) -> str:
     key = misfit.key
     where = origins.place(key)
     if misfit.is_unknown:
-        known = _known_keys()
+        known = known_keys()
         siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
         return f"unknown key {key}{where}{_nearest(key, siblings or known) or _nearest(key, known)}"
     if not key:
@@ -245,7 +327,8 @@ def _explain(misfit: Misfit, origins: _Origins) -> str:
     return f"{key} = {misfit.value}{where}: {misfit.expected}"
 
 
-def _known_keys() -> list[str]:
+def known_keys() -> list[str]:
+    """All sections and dotted keys."""
     return [
         *RunConfig.model_fields,
         *_leaves(RunConfig().model_dump(mode="json")),

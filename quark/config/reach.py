@@ -19,7 +19,7 @@ from quark.config.schema import RunConfig
 from quark.errors import UnsafeFileError
 from quark.http_client import HttpSettings
 from quark.models.config import ModelConfig
-from quark.rewards.config import REWARD_NAMES, RewardConfig
+from quark.rewards.config import GIVEN_PREFIX, REWARD_NAMES, RewardConfig
 from quark.safe_files import read_bytes
 
 
@@ -118,7 +118,7 @@ def _of_reward(key: str, name: str, settings: RewardConfig, run: Path) -> Iterat
             )
     elif name == "http":
         yield from _of_server("reward.http", settings.http)
-    elif name in REWARD_NAMES:
+    elif name in REWARD_NAMES or name.startswith(GIVEN_PREFIX):
         return
     elif ":" in name:
         thing, file = _code(name)

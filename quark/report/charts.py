@@ -71,6 +71,10 @@ _MAX_POINTS = 400
 """Longer step series are averaged down to this many points: the page stays small."""
 
 
+_MOST_LABELS = 16
+"""Bars that are labelled one by one; more labels would cover each other."""
+
+
 class Chart(NamedTuple):
     """A drawing and what it shows."""
 
@@ -126,7 +130,7 @@ def control_curve(data: RunData) -> Chart | None:
         places = np.arange(num)
         axes.bar(places, last, width=0.66, color=[quantile_color(i, num) for i in range(num)])
         for place, value in zip(places, last, strict=True):
-            if math.isfinite(value):
+            if math.isfinite(value) and num <= _MOST_LABELS:
                 axes.annotate(
                     f"{value:.2f}",
                     (place, value),
@@ -138,7 +142,10 @@ def control_curve(data: RunData) -> Chart | None:
         if len(data.control_curves) > 1 and len(first) == num:
             axes.plot(places, first, "_", color=_INK, markersize=20, label="first evaluation")
             _legend(axes)
-        axes.set_xticks(places, [str(i) for i in range(num)])
+        if num <= _MOST_LABELS:
+            axes.set_xticks(places, [str(i) for i in range(num)])
+        else:
+            _whole_numbers(axes)
         axes.margins(y=0.15)
         axes.axhline(0, color=_MUTED, linewidth=0.8)
         axes.grid(visible=False, axis="x")
@@ -315,6 +322,86 @@ def perplexity_by_round(data: RunData) -> Chart | None:
         _legend(axes)
 
     return _svg("perplexity", "Perplexity under the original model by round", draw)
+
+
+def control_gap_by_round(data: RunData) -> Chart | None:
+    """Mean reward under the best token minus that under the lowest."""
+    rows = [row for row in data.rounds if math.isfinite(figure(row, "control_gap"))]
+    if not rows:
+        return None
+
+    def draw(axes: Axes) -> None:
+        _line(axes, rows, "round", "control_gap", TEAL, "best minus lowest token", marker="o")
+        axes.axhline(0, color=_MUTED, linewidth=0.8)
+        _whole_numbers(axes)
+        axes.set_xlabel("round, from 0")
+        axes.set_ylabel("difference in mean reward")
+
+    return _svg("gap", "Control gap by round: reward under the best token minus the lowest", draw)
+
+
+def length_by_round(data: RunData) -> Chart | None:
+    """Tokens of a completion, of new samples and of held-out prompts."""
+    key = "completion_length_mean"
+    best = [row for row in data.best_evaluations if math.isfinite(figure(row, key))]
+    if not best and not any(math.isfinite(figure(row, key)) for row in data.rounds):
+        return None
+
+    def draw(axes: Axes) -> None:
+        _line(axes, data.rounds, "round", key, BLUE, "new samples", marker="o")
+        _line(axes, best, "round", key, TEAL, "held-out, best token", marker="s")
+        _from_zero(axes)
+        _whole_numbers(axes)
+        axes.set_xlabel("round, from 0")
+        axes.set_ylabel("tokens of a completion")
+        _legend(axes)
+
+    return _svg("length", "Length of completions by round", draw)
+
+
+def entropy_by_step(data: RunData) -> Chart | None:
+    """Entropy of the policy on the samples of each step."""
+    return _by_step(data, "entropy", "entropy (nats per token)", "Entropy of the policy by step")
+
+
+def gradient_norm_by_step(data: RunData) -> Chart | None:
+    """Norm of the gradient before clipping."""
+    return _by_step(data, "grad_norm", "norm", "Gradient norm by step, before clipping")
+
+
+def _by_step(data: RunData, key: str, label: str, title: str) -> Chart | None:
+    if not any(math.isfinite(figure(row, key)) for row in data.steps):
+        return None
+
+    def draw(axes: Axes) -> None:
+        _line(axes, data.steps, "step", key, PURPLE, label)
+        _from_zero(axes)
+        _whole_numbers(axes)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(label)
+
+    return _svg(key, title, draw)
+
+
+def time_by_round(data: RunData) -> Chart | None:
+    """Seconds of each phase, one on the other."""
+    phases = (("exploring", BLUE), ("scoring", ORANGE), ("learning", TEAL))
+    if not any(math.isfinite(figure(row, "seconds_learning")) for row in data.rounds):
+        return None
+
+    def draw(axes: Axes) -> None:
+        places = np.array([figure(row, "round") for row in data.rounds])
+        below = np.zeros(len(places))
+        for phase, color in phases:
+            seconds = np.nan_to_num([figure(row, f"seconds_{phase}") for row in data.rounds])
+            axes.bar(places, seconds, bottom=below, color=color, label=phase)
+            below += seconds
+        _whole_numbers(axes)
+        axes.set_xlabel("round, from 0")
+        axes.set_ylabel("seconds")
+        _legend(axes)
+
+    return _svg("time", "Time by phase and round", draw)
 
 
 def reward_histogram(pool: PoolView) -> Chart | None:

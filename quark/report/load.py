@@ -149,7 +149,7 @@ def load_run(path: Path) -> RunData:
         raise RunDirectoryError(
             f"{path} is not a run directory (it has no {directory.identity.name}): give the --run-dir of a run"
         )
-    rows, num_bad_lines = _read_metrics(directory.metrics)
+    rows, num_bad_lines = read_metrics(directory.metrics)
     identity = RunIdentity.read(directory)
     config = read_config(directory.config)
     by_event: dict[str, list[Row]] = {}
@@ -282,7 +282,8 @@ def read_config(path: Path) -> Row:
         raise RunDirectoryError(f"{path} cannot be read: {err}") from err
 
 
-def _read_metrics(path: Path) -> tuple[list[Row], int]:
+def read_metrics(path: Path) -> tuple[list[Row], int]:
+    """The rows of a run's metric log, and how many lines of it are damaged; none without a log."""
     rows: list[Row] = []
     bad = 0
     with contextlib.suppress(FileNotFoundError):

@@ -21,6 +21,8 @@ from quark.printable import printable
 from quark.publication import publish_file
 from quark.report import charts
 from quark.report.load import RunData, figure, load_run, number_in
+from quark.report.markdown import report_markdown
+from quark.report.summary import summarize
 from quark.run_directory import RunDirectory
 from quark.safe_files import is_contained
 
@@ -50,6 +52,8 @@ class Setting:
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
     """Write the report of a run and return its path; the file appears whole or not at all.
 
+    The figures are written beside it as Markdown, too (``report.md``).
+
     Args:
         run_dir: a run directory, finished or not.
         output: where to write; ``report.html`` in the run directory when None.
@@ -60,9 +64,16 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
         OSError: the file cannot be written.
     """
     path = RunDirectory(run_dir).report if output is None else output
-    page = render_report(load_run(run_dir), relative_to=path.parent)
+    data = load_run(run_dir)
+    page = render_report(data, relative_to=path.parent)
     publish_file(path, page)
+    publish_file(markdown_beside(path), report_markdown(data))
     return path
+
+
+def markdown_beside(page: Path) -> Path:
+    """Where the Markdown of a page goes: the same name, ending in ``.md``."""
+    return page.with_name(f"{page.name.removesuffix('.html')}.md")
 
 
 def render_report(data: RunData, *, relative_to: Path) -> str:
@@ -86,6 +97,7 @@ def render_report(data: RunData, *, relative_to: Path) -> str:
         name=data.directory.path.resolve().name,
         data=data,
         state=_state(data),
+        summary=summarize(data),
         headlines=_headlines(data),
         examples=_examples(data),
         charts=_charts(data),
@@ -195,7 +207,12 @@ def _charts(data: RunData) -> list[charts.Chart]:
         charts.kl_by_step(data),
         charts.loss_by_step(data),
         charts.information_by_step(data),
+        charts.control_gap_by_round(data),
         charts.diversity_by_round(data),
+        charts.length_by_round(data),
+        charts.entropy_by_step(data),
+        charts.gradient_norm_by_step(data),
+        charts.time_by_round(data),
         charts.perplexity_by_round(data),
     )
     return [chart for chart in drawn if chart is not None]

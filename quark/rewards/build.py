@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quark.assets import asset_path
-from quark.errors import ConfigError
+from quark.errors import ConfigError, RewardError
 from quark.rewards.base import RewardFunction
-from quark.rewards.config import RewardConfig
+from quark.rewards.config import GIVEN_PREFIX, RewardConfig
 from quark.types import Json
 
 
-def build_reward(config: RewardConfig) -> RewardFunction:
-    """The reward that ``config.name`` names.
+def build_reward(config: RewardConfig, given: RewardFunction | None = None) -> RewardFunction:
+    """The reward that ``config.name`` names; ``given`` is the object behind a name such as ``python:mine``.
 
     >>> reward = build_reward(RewardConfig(name="length", length={"maximum": 3}))
     >>> reward(prompts=["", ""], completions=["easy to use", "not so easy to use at all"])
@@ -23,7 +23,7 @@ def build_reward(config: RewardConfig) -> RewardFunction:
         RewardError: It cannot be loaded; names what is missing.
         ConfigError: A setting does not fit the reward.
     """
-    reward = _reward_of_completions(config)
+    reward = _reward_of_completions(config, given)
     if config.input == "completion":
         return reward
     if config.name == "http" or ":" in config.name:
@@ -47,7 +47,7 @@ def build_judges(names: tuple[str, ...], settings: RewardConfig) -> Mapping[str,
     return {name: build_reward(RewardConfig(name=name, on_error="nan", **shared)) for name in names}
 
 
-def _reward_of_completions(config: RewardConfig) -> RewardFunction:
+def _reward_of_completions(config: RewardConfig, given: RewardFunction | None) -> RewardFunction:
     match config.name:
         case "sentiment" | "toxicity":
             from quark.rewards.linear import LinearReward
@@ -78,9 +78,7 @@ def _reward_of_completions(config: RewardConfig) -> RewardFunction:
 
             return HttpReward(config.http, retries=config.retries, timeout_s=config.timeout_s)
         case name if ":" in name:
-            from quark.rewards.callable import CallableReward
-
-            function = CallableReward(name)
+            function = _function(name, given)
             if config.timeout_s is None:
                 return function
             from quark.rewards.time_limit import TimeLimited
@@ -90,6 +88,20 @@ def _reward_of_completions(config: RewardConfig) -> RewardFunction:
             from quark.rewards.linear import LinearReward
 
             return LinearReward.load(Path(folder))
+
+
+def _function(name: str, given: RewardFunction | None) -> RewardFunction:
+    if name.startswith(GIVEN_PREFIX):
+        if given is None:
+            raise RewardError(
+                f"the reward {name} is an object that was passed in Python, and no file holds it: pass it again "
+                "(quark.Run(RUN_DIR).resume(reward=...), or reward=... of its other methods), or name a reward "
+                "that a command can load"
+            )
+        return given
+    from quark.rewards.callable import CallableReward
+
+    return CallableReward(name)
 
 
 class PromptAndCompletion:

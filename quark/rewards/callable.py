@@ -62,7 +62,7 @@ class CallableReward:
                     f"{reference}() failed: {type(err).__name__}: {err}"
                     f"{raised_at(err, getattr(module, '__file__', None))}"
                 ) from err
-        self._function = _checked(target, reference)
+        self._function = checked(target, reference)
         self._reference = reference
         file = getattr(module, "__file__", None)
         self.path: Path | None = Path(file).resolve() if file else None
@@ -97,10 +97,10 @@ class CallableReward:
     ) -> Sequence[float | None]:
         """Call the function once with the whole batch; if it is asynchronous, run it to its end."""
         scores = self._function(prompts=prompts, completions=completions)
-        return _awaited(scores) if inspect.iscoroutine(scores) else scores
+        return awaited(scores) if inspect.iscoroutine(scores) else scores
 
 
-def _awaited(scores: Coroutine[None, None, Sequence[float | None]]) -> Sequence[float | None]:
+def awaited(scores: Coroutine[None, None, Sequence[float | None]]) -> Sequence[float | None]:
     """The scores of an ``async`` function, in an event loop of their own."""
     try:
         asyncio.get_running_loop()
@@ -146,7 +146,12 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _checked(target: object, reference: str) -> Callable[..., Sequence[float | None]]:
+def checked(target: object, reference: str) -> Callable[..., Sequence[float | None]]:
+    """``target``, if it can be called with ``prompts`` and ``completions``; ``reference`` names it in the error.
+
+    Raises:
+        RewardError: It cannot.
+    """
     if not callable(target):
         raise RewardError(f"{reference} is {type(target).__name__}, not a function")
     try:

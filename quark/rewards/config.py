@@ -25,6 +25,9 @@ REWARD_NAMES: Final = (
     "http",
 )
 
+GIVEN_PREFIX: Final = "python:"
+"""Begins the name of a reward that is an object in the process that trains."""
+
 
 def _known(name: str) -> str:
     if name in REWARD_NAMES or ":" in name or "/" in name or "\\" in name:
@@ -48,7 +51,8 @@ class RewardConfig(Settings):
     """``sentiment``, ``toxicity`` (one minus it), ``vader``, ``diversity``, ``length``, ``regex``,
     ``classifier``, ``http``; a function of your own as ``module:function`` or
     ``path/to/file.py:function``; or the folder of a scorer made by ``quark reward train``, written
-    with a slash (``./my-scorer``)."""
+    with a slash (``./my-scorer``). ``python:NAME`` stands for an object that was passed to
+    ``quark.train``."""
     input: Literal["completion", "prompt_and_completion"] = "completion"
     """The text that is scored: the completion alone (as in the paper), or the prompt followed by
     it. Functions and HTTP always get the two separately."""

@@ -13,6 +13,7 @@ from quark.run_identity import RunIdentity
 from quark.training.context import RunContext, load_context
 from quark.training.events import Progress, Silence, TrainingListener
 from quark.training.generators import Generators, make_serving
+from quark.training.given import Given
 from quark.training.loop.alerts import Alerts
 from quark.training.loop.journal import Journal
 from quark.training.loop.metrics import MetricLog, SilentLog
@@ -46,6 +47,7 @@ def assemble(
     fresh: bool = False,
     force: bool = False,
     require_exact: bool = False,
+    given: Given | None = None,
 ) -> Trainer:
     """A trainer for a new run, or for the rest of the run that ``run_dir`` holds.
 
@@ -57,6 +59,7 @@ def assemble(
         fresh: start over; refuses where there is a run.
         force: with ``fresh``: delete that run first.
         require_exact: refuse to resume where the run would not end with the bytes of an uninterrupted one.
+        given: the objects that the configuration stands for.
 
     Raises:
         RunDirectoryError: the directory is not a run of ours, or ``fresh`` met a run.
@@ -65,6 +68,7 @@ def assemble(
         ModelError, DataError, RewardError, PoolError, CheckpointError: as the parts say.
     """
     config = loaded.config
+    given = given or Given()
     processes = processes or ProcessGroup()
     if not processes.is_main_process:
         listener = Silence()
@@ -74,13 +78,23 @@ def assemble(
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
 
     def checked_and_entered() -> dict[str, Json]:
-        preflight(config)
-        return enter(run, loaded, listener, exactness, fresh=fresh, force=force).to_json()
+        preflight(config, has_given_prompts=given.prompts is not None)
+        identity = enter(
+            run, loaded, listener, exactness, fresh=fresh, force=force, reward=given.reward
+        )
+        given.keep(run)
+        return identity.to_json()
 
     identity = RunIdentity.of_json(processes.from_main_process(checked_and_entered))
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     context = load_context(
-        loaded, run, identity, processes=processes, listener=listener, fresh=fresh
+        loaded,
+        run,
+        identity,
+        processes=processes,
+        listener=listener,
+        fresh=fresh,
+        reward=given.reward,
     )
     serving = make_serving(context)
     pool = open_shared_pool(processes, run, config, context.policy, context.prompts, context.run_id)

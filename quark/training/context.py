@@ -36,6 +36,9 @@ from quark.training.processes.weights import ReplicatedWeights, ShardedWeights, 
 from quark.training.state.entry import check_rewards, clear
 from quark.training.state.exactness import make_fingerprint
 
+LARGE_MODEL = 50_000_000
+"""Parameters from which a learning rate above ``LARGE_RATE`` deserves a warning."""
+LARGE_RATE = 2e-4
 BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "length", "regex"})
 
 
@@ -81,6 +84,7 @@ def load_context(
     processes: ProcessGroup,
     listener: TrainingListener,
     fresh: bool,
+    reward: RewardFunction | None = None,
 ) -> RunContext:
     """Load what a run is built on.
 
@@ -91,6 +95,7 @@ def load_context(
         processes: the processes, all of which call this.
         listener: is told what deserves attention.
         fresh: delete the run that is there as soon as everything else has been loaded.
+        reward: the object that ``reward.name`` stands for, if it stands for one.
 
     Raises:
         ConfigError: a setting does not fit, or the rewards are not those that scored the pool.
@@ -100,7 +105,7 @@ def load_context(
     device = processes.own_device(choose_device(config.run.device))
     use_threads(config)
     check_scope(config.pool)
-    rewards = rewards_of(config, processes)
+    rewards = rewards_of(config, processes, reward)
     _say_reward(config, rewards.reward, listener)
     scoring = {REWARD_COLUMN: rewards.reward, **rewards.extra_columns}
     scored_by = processes.from_main_process(
@@ -109,6 +114,7 @@ def load_context(
     identity = replace(identity, scored_by=scored_by, reward_sha256=None)
     policy = untrained_policy(config, device)
     _warn_of_coarse_steps(config, listener, has_adapter=policy.adapter is not None)
+    _warn_of_large_steps(config, listener, policy)
     found = processes.from_main_process(lambda: checked(config.model, policy).to_json())
     check = ModelCheck.of_json(found)
     check.require(config.model.name)
@@ -148,7 +154,9 @@ def weights_of(
     return ShardedWeights(policy, processes, autocast_dtype=dtype)
 
 
-def rewards_of(config: RunConfig, processes: ProcessGroup) -> Rewards:
+def rewards_of(
+    config: RunConfig, processes: ProcessGroup, given: RewardFunction | None = None
+) -> Rewards:
     """The configured scorers in the process that scores, and stand-ins in the others.
 
     Raises:
@@ -156,7 +164,7 @@ def rewards_of(config: RunConfig, processes: ProcessGroup) -> Rewards:
         ConfigError: a setting does not fit.
     """
     if processes.is_main_process:
-        return make_rewards(config)
+        return make_rewards(config, given)
     return Rewards(reward=_Unasked(config.reward.name), judges={}, extra={})
 
 
@@ -178,6 +186,16 @@ def _warn_of_coarse_steps(
             f"model.dtype = {config.model.dtype}: steps below about a 500th of a weight are rounded away, and the "
             'optimizer\'s moments are as coarse. Leave it at float32 (run.precision = "bfloat16" computes in '
             "bfloat16 all the same), or train adapters (model.lora.rank)",
+            level="warning",
+        )
+
+
+def _warn_of_large_steps(config: RunConfig, listener: TrainingListener, policy: Policy) -> None:
+    rate, size = config.optimizer.learning_rate, sum(p.numel() for p in policy.model.parameters())
+    if policy.adapter is None and size >= LARGE_MODEL and rate > LARGE_RATE:
+        listener.on_message(
+            f"optimizer.learning_rate = {rate:g} suits models of a few million parameters, such as the demo's. This "
+            f"one has {size / 1e6:,.0f} million: 1e-5 to 5e-5 is usual",
             level="warning",
         )
 

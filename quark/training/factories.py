@@ -49,15 +49,15 @@ class Rewards:
         return {column_name(name): reward for name, reward in self.extra.items()}
 
 
-def make_rewards(config: RunConfig) -> Rewards:
-    """The configured scorers.
+def make_rewards(config: RunConfig, given: RewardFunction | None = None) -> Rewards:
+    """The configured scorers; ``given`` is the object that ``reward.name`` stands for, if it stands for one.
 
     Raises:
         RewardError: one cannot be loaded.
         ConfigError: a setting does not fit.
     """
     return Rewards(
-        reward=build_reward(config.reward),
+        reward=build_reward(config.reward, given),
         judges=build_judges(config.evaluation.judges, config.reward),
         extra=build_judges(config.pool.extra_scores, config.reward),
     )
@@ -106,6 +106,27 @@ def trained_policy(config: RunConfig, run: RunDirectory, device: torch.device) -
     except (ModelError, CheckpointError):
         return saved
     return policy if _merges_to(policy, saved) else saved
+
+
+def checkpointed_policy(
+    config: RunConfig, run: RunDirectory, device: torch.device, which: str
+) -> tuple[Policy, int]:
+    """The policy of a run at a checkpoint, and the step of it.
+
+    Args:
+        config: of the run.
+        run: its directory.
+        device: of the policy.
+        which: ``best``, ``last`` or a step.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        ModelError: the original model cannot be loaded.
+    """
+    checkpoint = Checkpoints(run.own(run.checkpoints), keep_last=2).named(which)
+    policy = untrained_policy(config, device)
+    checkpoint.load_model(policy.model)
+    return policy, checkpoint.step
 
 
 def _merges_to(policy: Policy, saved: Policy) -> bool:

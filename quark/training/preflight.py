@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from quark.config.schema import RunConfig
-from quark.data.prompts import check_sources
+from quark.data.prompts import PromptConfig, check_sources
 from quark.errors import ConfigError
 from quark.training.loop.trackers import check_trackers
 from quark.training.processes.process_group import ProcessGroup
 
 
-def preflight(config: RunConfig) -> None:
-    """Check that the trackers are installed and the prompt files are there.
+def preflight(config: RunConfig, *, has_given_prompts: bool = False) -> None:
+    """Check that the trackers are installed and the prompt files are there, but for one that the run will write.
 
     Raises:
         ConfigError: a tracker's package is not installed.
@@ -18,7 +18,10 @@ def preflight(config: RunConfig) -> None:
         DataError: a prompt file is of no kind that can be read.
     """
     check_trackers(config.tracking.trackers)
-    check_sources(config.prompts)
+    prompts = config.prompts
+    if has_given_prompts:
+        prompts = prompts.model_copy(update={"source": PromptConfig().source})
+    check_sources(prompts)
 
 
 def check_processes(config: RunConfig, processes: ProcessGroup) -> None:

@@ -44,6 +44,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"evaluation", "selftest"}),
     frozenset({"config"}),
     frozenset({"training", "report"}),
+    frozenset({"api"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
@@ -241,6 +242,7 @@ def test_help_imports_nothing_heavy() -> None:
         name for name in loaded if name.startswith("quark.") and not name.startswith("quark.cli")
     ]
     constants = {"quark.pool", "quark.pool.columns", "quark.pool.defaults"}
+    constants |= {"quark.api", "quark.api.process"}
     assert set(ours) <= {"quark.errors", "quark.printable", "quark.refusals"} | constants
 
 

@@ -251,10 +251,11 @@ def test_generate_shows_the_prompt_and_what_follows(run_dir: Path) -> None:
 
 def test_a_run_without_a_model_says_so(run_dir: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run_dir, tmp_path / "copy")
-    shutil.rmtree(RunDirectory(copy).model)
+    for folder in (RunDirectory(copy).model, RunDirectory(copy).checkpoints):
+        shutil.rmtree(folder)
     outcome = quark("generate", copy, "-p", "a")
     assert outcome.code == 4
-    assert "no finished model" in outcome.err
+    assert "has no checkpoint yet" in outcome.err
 
 
 def test_a_mistyped_run_is_not_sought_on_the_hub(
@@ -474,7 +475,7 @@ def test_config_shows_values_origins_presets_and_schema(tmp_path: Path) -> None:
 
 def test_init_writes_a_file_that_loads_and_never_overwrites(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    assert quark("init", file).code == 0
+    assert quark("init", file, "--full", "--preset", "demo").code == 0
     text = file.read_text(encoding="utf-8")
     assert text.count("# ") > 30
     assert tomllib.loads(text)["model"]["name"] == "embedded:reviews"

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from quark.cli.trained_model import open_model
+from quark.api.trained_model import open_model
 from quark.config.load import load_config
 from quark.config.schema import OptimizerSection
 from quark.data.collate import TrainingBatch, collate

@@ -38,6 +38,14 @@ _STAGED = re.compile(r"step-\d{8}\.partial-[0-9a-f]{8}")
 _FILES = ("model.safetensors", "optimizer.safetensors", STATE_FILE)
 
 
+BEST, LAST = "best", "last"
+"""Names of checkpoints besides their steps."""
+
+
+def _step_in(path: Path) -> str:
+    return path.name.removeprefix("step-").lstrip("0") or "0"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A verified checkpoint."""
@@ -175,6 +183,32 @@ class Checkpoints:
                 rejected.append(str(err))
                 self._rejected.add(path)
         return None, rejected
+
+    def named(self, which: str) -> Checkpoint:
+        """The checkpoint that ``which`` names: ``last``, ``best`` (by held-out reward), or the number of a step.
+
+        Raises:
+            CheckpointError: there is none, it does not verify, or none was evaluated; says which there are.
+        """
+        paths = self._published()
+        if which == LAST:
+            found, rejected = self.newest()
+            if found is None:
+                reasons = f": {'; '.join(rejected)}" if rejected else ""
+                raise CheckpointError(f"{self._folder} has no checkpoint{reasons}")
+            return found
+        if which == BEST:
+            scored = [(score, path) for path in paths if (score := score_of(path)) is not None]
+            chosen = max(scored, default=(None, None))[1]
+        else:
+            chosen = next(
+                (path for path in paths if _step_in(path) == (which.lstrip("0") or "0")), None
+            )
+        if chosen is None:
+            steps = ", ".join(map(_step_in, paths)) or "none"
+            what = "no evaluated checkpoint" if which == BEST else f"no checkpoint {which}"
+            raise CheckpointError(f"{self._folder} has {what}; there are the steps {steps}")
+        return verify(chosen)
 
     def remove_all(self) -> None:
         """Delete every checkpoint, whole or staged, and nothing else."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import quark
-from quark.config.load import LoadedConfig, load_config, to_toml
+from quark.config.load import LoadedConfig, beside, load_config, to_toml
 from quark.config.schema import RunConfig
 from quark.errors import ConfigError, PoolError, PoolLockedError, RunDirectoryError
 from quark.pool.columns import REWARD_COLUMN, column_name
@@ -20,6 +20,7 @@ from quark.publication import left_overs, publish_file
 from quark.refusals import way_on
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_reward, reward_content, reward_provenance
+from quark.rewards.config import GIVEN_PREFIX
 from quark.run_directory import RunDirectory
 from quark.run_identity import Files, RunIdentity
 from quark.training.events import TrainingListener
@@ -55,6 +56,7 @@ def enter(
     *,
     fresh: bool,
     force: bool,
+    reward: RewardFunction | None = None,
 ) -> RunIdentity:
     """Make the run directory, or check that it is this run's; returns its identity.
 
@@ -71,7 +73,7 @@ def enter(
     makes_way = fresh and run.is_run()
     if run.is_run() and not fresh:
         identity = RunIdentity.read(run)
-        _check_config(run, loaded.config, exactness)
+        _check_config(run, loaded.config, exactness, reward)
         listener.on_message(f"resuming the run in {run.path}")
     else:
         if makes_way:
@@ -115,12 +117,29 @@ def clear(run: RunDirectory, loaded: LoadedConfig, identity: RunIdentity) -> Non
             return  # there was none
     _check_clearable(run, force=True)
     Checkpoints(run.checkpoints, keep_last=2).remove_all()
+    _forget_others(run, loaded.config)
     for path in _folders(run):
         if path.exists():
             shutil.rmtree(path)
-    for path in (run.metrics, run.report, run.frontier, run.held_out, run.config, run.identity):
+    for path in (
+        run.metrics,
+        run.report,
+        run.report_markdown,
+        run.frontier,
+        run.held_out,
+        run.config,
+        run.identity,
+    ):
         path.unlink(missing_ok=True)
     record(run, loaded, identity)
+
+
+def _forget_others(run: RunDirectory, config: RunConfig) -> None:
+    """Delete the given prompts and models that ``config`` does not name."""
+    named = {Path(config.prompts.source), Path(config.model.name)}
+    for path in run.given.iterdir() if run.given.is_dir() else ():
+        if path.absolute() not in named:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _folders(run: RunDirectory) -> list[Path]:
@@ -133,7 +152,7 @@ def record(run: RunDirectory, loaded: LoadedConfig, identity: RunIdentity) -> No
     """Say in the run directory with which configuration the run goes on."""
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        publish_file(run.config, to_toml(loaded.config, comments=False))
+        publish_file(run.config, to_toml(beside(loaded.config, run.path), comments=False))
         replace(identity, origins=dict(loaded.origins)).write(run)
     except OSError as err:
         raise RunDirectoryError(
@@ -147,7 +166,9 @@ def _is_empty(run: RunDirectory) -> bool:
     return run.path.is_dir() and leftovers.issuperset(run.path.iterdir())
 
 
-def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) -> None:
+def _check_config(
+    run: RunDirectory, config: RunConfig, exactness: Exactness, given: RewardFunction | None
+) -> None:
     """Raise ConfigError where the run that is there is to be continued as another one."""
     if not run.pool.exists():
         return  # It failed before it began, perhaps for the very setting that is corrected now.
@@ -171,7 +192,7 @@ def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) ->
         voids.append(
             f"optimizer.micro_batch_size {parts[0]} -> {parts[1]}, by which gradients are added up"
         )
-    is_rescored = _is_rescored(run, config)
+    is_rescored = _is_rescored(run, config, given)
     if is_rescored:
         others = [line for line in changed if not line.startswith("reward.")]
         if others != changed:
@@ -185,7 +206,7 @@ def _check_config(run: RunDirectory, config: RunConfig, exactness: Exactness) ->
         if any(line.startswith("reward.") for line in changed):
             way_out += (
                 "; for another reward, score the samples that are there first: "
-                f"quark pool rescore {run.path} {config.reward.name}"
+                f"{_rescoring(run, config.reward.name)}"
             )
         raise ConfigError(
             f"{run.path} was made with another configuration:\n  "
@@ -236,9 +257,16 @@ def check_rewards(
         raise ConfigError(
             f"the samples in {run.pool} were scored by {names[column]} before {', '.join(changed)} changed, and two "
             "scales would be ranked as one. Set it back, or score them anew: "
-            f"quark pool rescore {run.path} {names[column]}{target}"
+            f"{_rescoring(run, names[column])}{target}"
         )
     return now
+
+
+def _rescoring(run: RunDirectory, reward: str) -> str:
+    """The command, or the call, that scores the run's samples by another reward."""
+    if reward.startswith(GIVEN_PREFIX):
+        return f'quark.Pool.open("{run.path}", writable=True).rescore(REWARD)'
+    return f"quark pool rescore {run.path} {reward}"
 
 
 def _has_samples(run: RunDirectory) -> bool:
@@ -267,7 +295,7 @@ def _is_scored_anew(run: RunDirectory, column: str, reward: RewardFunction) -> b
     return bool(source) and source == provenance
 
 
-def _is_rescored(run: RunDirectory, config: RunConfig) -> bool:
+def _is_rescored(run: RunDirectory, config: RunConfig, given: RewardFunction | None) -> bool:
     """Whether all rewards in the run's pool were made anew, by the reward that the run is to go on with.
 
     Raises:
@@ -276,7 +304,7 @@ def _is_rescored(run: RunDirectory, config: RunConfig) -> bool:
     source = _source_of(run, REWARD_COLUMN)
     if not source:
         return False
-    reward = build_reward(config.reward)
+    reward = build_reward(config.reward, given)
     if not _is_scored_anew(run, REWARD_COLUMN, reward):
         scored_by = str(source.get("name"))
         if scored_by == reward.name:
@@ -285,6 +313,6 @@ def _is_rescored(run: RunDirectory, config: RunConfig) -> bool:
         raise ConfigError(
             f"the samples in {run.pool} were scored anew by {scored_by}, and the reward of the "
             f"run is {config.reward.name}: --set reward.name, and its settings, to the former, or score them by the "
-            f"latter: quark pool rescore {run.path} {config.reward.name}"
+            f"latter: {_rescoring(run, config.reward.name)}"
         )
     return True

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Literal, Protocol, Self
 
-from quark.cli.trust import check_reach, may_read_prompts
+import numpy as np
+import torch
 
-if TYPE_CHECKING:
-    import torch
-    from rich.console import Console
+from quark.api.trained_model import TrainedModel, overridden
+from quark.api.trust import check_reach, may_read_prompts
+from quark.config.schema import RunConfig
+from quark.errors import ConfigError, RewardError
+from quark.evaluation.evaluator import Evaluation
+from quark.generation.transformers_generator import TransformersGenerator
+from quark.models.policy import Policy
+from quark.reference.base import ReferencePolicy
+from quark.rewards.base import RewardFunction
+from quark.run_directory import RunDirectory
+from quark.training.factories import (
+    Rewards,
+    frozen_reference,
+    held_out_sampling,
+    make_evaluator,
+    make_reference,
+    make_rewards,
+    prompts_of,
+    untrained_policy,
+    use_threads,
+)
+from quark.training.processes.devices import make_autocast
+from quark.training.state.held_out import are_those_of, read_held_out
+from quark.types import Prompt
 
-    from quark.cli.trained_model import TrainedModel
-    from quark.config.schema import RunConfig
-    from quark.evaluation.evaluator import Evaluation
-    from quark.models.policy import Policy
-    from quark.reference.base import ReferencePolicy
-    from quark.training.factories import Rewards
-    from quark.types import Prompt
+
+class Tell(Protocol):
+    """Shows a line to the user; its text may come from a reward or a file."""
+
+    def __call__(self, text: str, *, level: Literal["info", "warning"] = "info") -> object:
+        """Show ``text``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,57 +56,56 @@ class Measurement:
     rewards: Rewards
     device: torch.device
     autocast: Callable[[], AbstractContextManager[object]]
-    progress: Console
+    tell: Tell
 
     @classmethod
-    def of(cls, source: TrainedModel, config: RunConfig, prompts: Path | None) -> Self:
-        """Load what ``config`` says, with the prompts of a file or those that the run held out."""
-        from quark.cli.console import make_console, prose
-        from quark.training.factories import (
-            frozen_reference,
-            make_reference,
-            make_rewards,
-            untrained_policy,
-            use_threads,
-        )
-        from quark.training.processes.devices import make_autocast
+    def of(
+        cls,
+        source: TrainedModel,
+        config: RunConfig,
+        prompts: Path | Sequence[Prompt] | None,
+        *,
+        tell: Tell,
+        reward: RewardFunction | None = None,
+    ) -> Self:
+        """Load what ``config`` says, with these prompts, or those that the run held out.
 
+        ``reward`` is the object that ``reward.name`` stands for, where it was given in Python.
+        """
         use_threads(config)
         policy = source.policy or untrained_policy(config, source.device)
         is_own = config.model == source.config.model
         make = make_reference if is_own else frozen_reference
         reference = make(config, policy, source.device)
-        progress = make_console(sys.stderr)
-        if prompts is not None:
+        if isinstance(prompts, Path):
             chosen = tuple(source.prompts_of(prompts))
+        elif prompts is not None:
+            chosen = tuple(prompts)
         else:
-            chosen = _held_out(source, config, progress)
+            chosen = _held_out(source, config, tell)
         if source.is_run and is_own and config.model.lora.rank and policy.adapter is None:
-            text = "  no checkpoint has this model's adapters: measuring it with them merged, which rounds"
-            progress.print(prose(text, "dim"))
+            tell(
+                "no checkpoint has this model's adapters: measuring it with them merged, which rounds"
+            )
         return cls(
             config=config,
             policy=policy,
             reference=reference,
             prompts=chosen,
-            rewards=make_rewards(config),
+            rewards=make_rewards(config, reward),
             device=source.device,
             autocast=make_autocast(config.run.precision, source.device),
-            progress=progress,
+            tell=tell,
         )
 
     def evaluate(self, guidance: float, quantile: int | None) -> Evaluation:
         """The figures under the token of ``quantile``, or of the original model if it is None."""
-        from quark.cli.console import foreign, number, prose
-        from quark.generation.transformers_generator import TransformersGenerator
-        from quark.training.factories import held_out_sampling, make_evaluator
-
         sampling = self.config.sampling.model_copy(update={"guidance": guidance})
         config = self.config.model_copy(update={"sampling": sampling})
         name = "the original model" if quantile is None else f"quantile {quantile}"
         if guidance and quantile:
-            name += f" with guidance {number(guidance, 2)}"
-        self.progress.print(prose(f"  evaluating {name} on {len(self.prompts)} prompts", "dim"))
+            name += f" with guidance {guidance:.2f}"
+        self.tell(f"evaluating {name} on {len(self.prompts)} prompts")
         evaluator = make_evaluator(
             config, self.prompts, self.reference, self.rewards.reward, self.rewards.judges
         )
@@ -99,8 +119,7 @@ class Measurement:
         with self.autocast():
             evaluation = evaluator.evaluate(generator, self.policy, quantile=quantile)
         for failure in evaluation.failures:
-            text = foreign(f"warning: {failure}", style="yellow")
-            self.progress.print(text, soft_wrap=True)
+            self.tell(failure, level="warning")
         return evaluation
 
 
@@ -108,7 +127,7 @@ def check_run(
     source: TrainedModel,
     config: RunConfig,
     *,
-    prompts: Path | None,
+    prompts: object,
     rewards: Sequence[str] | None,
     reference: str | None,
     allow: Collection[str] | None,
@@ -129,10 +148,8 @@ def check_run(
     check_reach(config, Path(source.name), sections=sections, named=named, allow=allow)
 
 
-def _prompt_sections(source: TrainedModel, prompts: Path | None) -> list[str]:
+def _prompt_sections(source: TrainedModel, prompts: object) -> list[str]:
     """The settings that name the prompts, if they are needed: a run records its held-out prompts."""
-    from quark.run_directory import RunDirectory
-
     is_needed = prompts is None and not RunDirectory(Path(source.name)).held_out.exists()
     return ["prompts"] if is_needed else []
 
@@ -146,9 +163,6 @@ def configured(
     seed: int | None,
 ) -> RunConfig:
     """The source's configuration with the options of the command line."""
-    from quark.cli.trained_model import overridden
-    from quark.errors import ConfigError
-
     config = source.config
     if source.policy is not None and not source.is_run and reference is None:
         raise ConfigError(
@@ -169,19 +183,11 @@ def configured(
     return overridden(config, values)
 
 
-def _held_out(source: TrainedModel, config: RunConfig, progress: Console) -> tuple[Prompt, ...]:
+def _held_out(source: TrainedModel, config: RunConfig, tell: Tell) -> tuple[Prompt, ...]:
     """The prompts that a run held out, even if its prompt file has changed since.
 
     Without a run: the prompts of the default file.
     """
-    from quark.cli.console import foreign
-    from quark.run_directory import RunDirectory
-    from quark.training.factories import prompts_of
-    from quark.training.state.held_out import are_those_of, read_held_out
-
-    def warn(text: str) -> None:
-        progress.print(foreign(f"warning: {text}", style="yellow"), soft_wrap=True)
-
     if not source.is_run:
         # The run's seed splits, and --seed only samples.
         return prompts_of(source.config.model_copy(update={"model": config.model})).evaluation
@@ -190,25 +196,26 @@ def _held_out(source: TrainedModel, config: RunConfig, progress: Console) -> tup
     if recorded is not None:
         # A file that the user has not allowed is not looked at: the record may be a stranger's.
         if may_read_prompts(config, run.path, recorded.source) and recorded.source_has_changed():
-            warn(
-                f"{recorded.source} has changed since the run began: measuring on the prompts that the run held out"
+            tell(
+                f"{recorded.source} has changed since the run began: measuring on the prompts that the run held out",
+                level="warning",
             )
         return recorded.prompts
     found = prompts_of(source.config).evaluation
-    warn("the run does not record its held-out prompts: its prompt file is split again by its seed")
+    tell(
+        "the run does not record its held-out prompts: its prompt file is split again by its seed",
+        level="warning",
+    )
     if not are_those_of(run, found):
-        warn(
-            "these are other prompts than it held out, so some may have been trained on: see --prompts"
+        tell(
+            "these are other prompts than it held out, so some may have been trained on: see --prompts",
+            level="warning",
         )
     return found
 
 
 def require_scores(evaluations: list[Evaluation], reward: str) -> None:
     """Raise RewardError if no completion got a score."""
-    import numpy as np
-
-    from quark.errors import RewardError
-
     if all(np.isnan(evaluation.rewards).all() for evaluation in evaluations):
         num_completions = sum(len(evaluation.completions) for evaluation in evaluations)
         reasons = next((e.failures[0] for e in evaluations if e.failures), "every score is NaN")
