@@ -84,6 +84,17 @@ class QuarkObjectiveConfig(Settings):
     """Weight of the token-level unlikelihood of tokens that came earlier in prompt or completion
     (Welleck et al. 2020), under the tokens that a sample learns under. 1 is the paper's "Quark +
     unlikelihood", 0 leaves it out."""
+    tilt_coef: float = Field(0.0, ge=0.0)
+    """Weight of KL(q || pi), where q is the original model tilted along the token critic: a ridge
+    regression of the samples' ranks on their tokens, which every round fits to the pool. 0 is the
+    paper."""
+    tilt_strength: float = Field(3.0, gt=0.0)
+    """Tilt of the best token: the nats that a vocabulary entry's log-probability gains for each
+    standard deviation of rank that the critic expects of it. The worst token gets its negative, the
+    others lie between."""
+    tilt_best_share: float = Field(0.5, ge=0.0, le=1.0)
+    """Share of a minibatch's samples that learn the best token's tilt. The others learn that of
+    their own quantile's token."""
     kl_coef: float = Field(0.05, ge=0.0)
     """Weight of the KL penalty; the initial value if ``kl_target`` is set."""
     kl_direction: KLDirection = KLDirection.REFERENCE_TO_POLICY
@@ -111,9 +122,9 @@ class QuarkObjectiveConfig(Settings):
 
     @model_validator(mode="after")
     def _has_a_term_that_learns(self) -> Self:
-        if not (self.lm_coef or self.contrast_coef or self.advantage_coef):
+        if not (self.lm_coef or self.contrast_coef or self.advantage_coef or self.tilt_coef):
             raise ValueError(
-                "lm_coef, contrast_coef and advantage_coef are all 0: nothing would be learned"
+                "lm_coef, contrast_coef, advantage_coef and tilt_coef are all 0: nothing would be learned"
             )
         if self.lm_softmax is LMSoftmax.ENLARGED and (self.contrast_coef or self.advantage_coef):
             raise ValueError(
