@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 from quark.assets import asset_path
+from quark.config.grants import Grants
+from quark.config.load import load_config
+from quark.config.reach import reaches
 from quark.errors import ConfigError
 from quark.report.load import load_run
 from quark.report.markdown import model_card
-from quark.report.summary import section
 from quark.run_directory import RunDirectory
 from quark.safe_files import read_text
 
@@ -29,7 +31,7 @@ def card_of(run: RunDirectory, *, license: str | None = None, step: int | None =
         RunDirectoryError: the run is damaged.
     """
     data = load_run(run.path)
-    license = license or license_of(str(section(data, "model").get("name", "")))
+    license = license or license_for(run)
     try:
         card = model_card(data, license=license)
     except ValueError as err:
@@ -37,6 +39,17 @@ def card_of(run: RunDirectory, *, license: str | None = None, step: int | None =
     if step is not None:
         card += f"The weights are those of optimizer step {step}; the figures are the newest of the run.\n"
     return card
+
+
+def license_for(run: RunDirectory) -> str | None:
+    """The license of the model that a run was trained from; None where it is not known.
+
+    A model that the user has not allowed is not looked at: the configuration may be a stranger's.
+    """
+    config = load_config(run.own(run.config)).config
+    grants = Grants(run.path)
+    is_allowed = all(map(grants.has, reaches(config, run.path, sections=("model",))))
+    return license_of(config.model.name) if is_allowed else None
 
 
 def license_of(model: str) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from quark.api.cards import license_of
+from quark.api.cards import license_for
 from quark.api.exporting import export_model
 from quark.api.trained_model import open_model
 from quark.errors import ConfigError, ModelError, RunDirectoryError
@@ -79,7 +79,7 @@ def push(
             is_private=is_private,
             endpoint=api.endpoint,
             files=tuple((path.name, path.stat().st_size) for path in names),
-            license=license or license_of(source.config.model.name),
+            license=license or license_for(run),
         )
         if not confirm(upload):
             return None

@@ -145,6 +145,8 @@ def test_a_strangers_run_reaches_nothing(
     if command == "fit":
         assert "hub:stranger/model" in outcome.err
         assert URL not in outcome.err, "it generates nothing and scores nothing"
+    elif command == "push":
+        assert "--yes" in outcome.err, "it asks before it connects"
     elif code:
         for thing in (URL, f"${VARIABLE}", "hub:stranger/model", "hub:stranger/classifier"):
             assert thing in outcome.err
