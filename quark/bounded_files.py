@@ -1,4 +1,4 @@
-"""Files of rows from anywhere, read within bounds: JSON lines and Parquet.
+"""Files of rows from anywhere, read within bounds: JSON lines, Parquet and Arrow IPC.
 
 A file that is small on disk cannot take all memory: lines, nesting and decoded sizes are checked before
 anything is allocated for them. Messages say which bound it was.
@@ -10,8 +10,9 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from quark.arrow_sizes import record_batches_of
 from quark.errors import DataError
 from quark.parquet_sizes import RowGroup, row_groups_of
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 MAX_LINE_BYTES = 1 << 24
-"""Of one line, and of the texts of one row of Parquet."""
+"""Of one line, and of one row of Parquet or Arrow."""
 MAX_DEPTH = 64
 """Levels of lists and objects in a JSON value."""
 MAX_DECODED_BYTES = 1 << 30
@@ -27,7 +28,7 @@ MAX_DECODED_BYTES = 1 << 30
 MAX_EXPANSION = 256
 """A larger file may decode to this many times its size."""
 MAX_ROW_GROUP_BYTES = 1 << 32
-"""Of one row group of Parquet, decoded."""
+"""Of one row group of Parquet or record batch of Arrow, decoded."""
 ROWS_AT_ONCE = 8192
 BYTES_AT_ONCE = 1 << 26
 """Texts that are held as rows at once."""
@@ -100,6 +101,31 @@ def parquet_frames(path: Path) -> Iterator[pl.DataFrame]:
     """
     import polars as pl
 
+    yield from _frames(path, "Parquet", "row group", row_groups_of, pl.scan_parquet)
+
+
+def arrow_frames(path: Path) -> Iterator[pl.DataFrame]:
+    """The rows of an Arrow IPC file, as ``parquet_frames`` gives those of a Parquet file, one record batch or a few at a time.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DataError: It cannot be read, has dictionary-encoded columns or extension types, or takes more than one of the
+            bounds.
+    """
+    import polars as pl
+
+    yield from _frames(path, "Arrow IPC", "record batch", record_batches_of, pl.scan_ipc)
+
+
+def _frames(
+    path: Path,
+    kind: str,
+    unit: str,
+    groups_of: Callable[[BinaryIO], list[RowGroup]],
+    scan: Callable[..., pl.LazyFrame],
+) -> Iterator[pl.DataFrame]:
+    import polars as pl
+
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     with path.open("rb") as file:
@@ -107,17 +133,19 @@ def parquet_frames(path: Path) -> Iterator[pl.DataFrame]:
         if size == 0:
             raise DataError(f"{path} is empty")
         try:
-            groups = row_groups_of(file)
+            groups = groups_of(file)
         except ValueError as error:
-            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+            raise DataError(f"{path} is not a readable {kind} file: {error}") from error
         refuse_expansion(path, size, sum(group.num_bytes for group in groups))
         first = 0
-        for num_rows in _spans(path, groups):
+        for num_rows in _spans(path, groups, unit):
             file.seek(0)
             try:
-                rows = pl.scan_parquet(file, glob=False).slice(first, num_rows).collect()
+                rows = scan(file, glob=False).slice(first, num_rows).collect()
             except (pl.exceptions.PolarsError, OSError) as error:
-                raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+                raise DataError(f"{path} is not a readable {kind} file: {error}") from error
+            except pl.exceptions.PanicException as error:
+                raise DataError(f"{path} is not a readable {kind} file: it is damaged") from error
             yield from frames_within_bounds(path, rows, first + 1) if num_rows else (rows,)
             first += num_rows
 
@@ -188,14 +216,14 @@ def _bytes_of(values: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     return sizes.cast(pl.Int64).fill_null(0)
 
 
-def _spans(path: Path, groups: list[RowGroup]) -> Iterator[int]:
-    """Rows of row groups to decode together, few enough for ``BYTES_AT_ONCE`` where there are several."""
+def _spans(path: Path, groups: list[RowGroup], unit: str) -> Iterator[int]:
+    """Rows of groups to decode together, few enough for ``BYTES_AT_ONCE`` where there are several."""
     num_rows = num_bytes = 0
     for number, group in enumerate(groups, start=1):
         if group.num_bytes > MAX_ROW_GROUP_BYTES:
             raise DataError(
-                f"{path}: row group {number} decodes to {group.num_bytes:,} bytes; the most is "
-                f"{MAX_ROW_GROUP_BYTES:,}. Write it with fewer rows in a group"
+                f"{path}: {unit} {number} decodes to {group.num_bytes:,} bytes; the most is "
+                f"{MAX_ROW_GROUP_BYTES:,}. Write it with fewer rows in a {unit}"
             )
         if num_rows and num_bytes + group.num_bytes > BYTES_AT_ONCE:
             yield num_rows

@@ -51,7 +51,7 @@ def row_groups_of(file: BinaryIO) -> list[RowGroup]:
             if footer[3] != sum(group.num_rows for group in groups):
                 raise ValueError("its footer and its row groups count different rows")
             return groups
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError("its footer or a page header lacks a field") from error
 
 

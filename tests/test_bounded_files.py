@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from quark import bounded_files
+from quark import arrow_sizes, bounded_files
+from quark.arrow_sizes import record_batches_of
 from quark.bounded_files import (
     BYTES_AT_ONCE,
     MAX_DEPTH,
     MAX_LINE_BYTES,
     ROWS_AT_ONCE,
+    arrow_frames,
     lines_of,
     parquet_frames,
     parse_json,
@@ -198,7 +202,7 @@ def test_a_row_and_a_row_group_have_bounds(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(DataError, match="row 2 takes more than 16,777,216 bytes"):
         list(parquet_frames(file))
     monkeypatch.setattr(bounded_files, "MAX_ROW_GROUP_BYTES", 1 << 20)
-    with pytest.raises(DataError, match=r"row group 1 decodes to .* fewer rows in a group"):
+    with pytest.raises(DataError, match=r"row group 1 decodes to .* fewer rows in a row group"):
         list(parquet_frames(file))
 
 
@@ -262,7 +266,157 @@ def test_every_damaged_footer_is_an_error_or_read(tmp_path: Path) -> None:
             list(parquet_frames(file))
 
 
-def test_there_must_be_a_file(tmp_path: Path) -> None:
+def test_a_list_in_any_place_of_a_footer_is_an_error_or_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pl.DataFrame({"a": [1], "b": ["x"]}).write_parquet(file)
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[-8:-4], "little")
+    for at in range(len(whole) - 8 - length, len(whole) - 8):
+        damaged = bytearray(whole)
+        damaged[at] = damaged[at] & 0xF0 | 9
+        file.write_bytes(damaged)
+        with file.open("rb") as opened, contextlib.suppress(ValueError):
+            row_groups_of(opened)
+
+
+@pytest.mark.parametrize("reader", [parquet_frames, arrow_frames])
+def test_there_must_be_a_file(tmp_path: Path, reader: Any) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(FileNotFoundError, match="there is no file"):
-            list(parquet_frames(path))
+            list(reader(path))
+
+
+def write_arrow(file: Path, table: pa.Table, codec: str | None = "zstd", rows: int = 10**9) -> None:
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    with (
+        pa.OSFile(str(file), "wb") as out,
+        pa.ipc.new_file(out, table.schema, options=options) as ipc,
+    ):
+        ipc.write_table(table, max_chunksize=rows)
+
+
+@pytest.mark.parametrize("codec", [None, "lz4", "zstd"])
+@pytest.mark.parametrize("writer", ["polars", "pyarrow"])
+def test_the_rows_of_arrow_files_come_in_order(
+    tmp_path: Path, mixed: pl.DataFrame, codec: Any, writer: str
+) -> None:
+    file = tmp_path / "*.arrow"  # not a pattern
+    if writer == "polars":
+        mixed.write_ipc(file, compression=codec or "uncompressed")
+    else:
+        write_arrow(file, mixed.to_arrow(compat_level=pl.CompatLevel.oldest()), codec, rows=7000)
+    frames = list(arrow_frames(file))
+    assert max(frame.height for frame in frames) <= ROWS_AT_ONCE
+    polars.testing.assert_frame_equal(pl.concat(frames), mixed)
+    with file.open("rb") as opened:
+        assert sum(batch.num_bytes for batch in record_batches_of(opened)) >= mixed.estimated_size()
+    mixed.clear().write_ipc(file)
+    [nothing] = arrow_frames(file)
+    polars.testing.assert_frame_equal(nothing, mixed.clear())
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+@pytest.mark.parametrize("kind", ["texts", "nulls", "lists"])
+def test_an_arrow_file_that_expands_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, codec: str
+) -> None:
+    columns = {
+        "texts": pa.array(["x" * 2**20] * 100),
+        "nulls": pa.nulls(20_000_000),
+        "lists": pa.ListArray.from_arrays(
+            pa.array([0, 30_000_000]), pa.array(np.zeros(30_000_000, np.uint32))
+        ),
+    }
+    file = tmp_path / "bomb.arrow"
+    write_arrow(file, pa.table({"a": columns[kind]}), codec)
+    assert file.stat().st_size < 600_000
+    monkeypatch.setattr(bounded_files, "MAX_DECODED_BYTES", 100_000_000)
+    monkeypatch.setattr(bounded_files, "MAX_EXPANSION", 1)
+    monkeypatch.setattr(pl, "scan_ipc", None)  # nothing decodes it
+    with pytest.raises(DataError, match=r"bytes and decodes to .* a file may decode to"):
+        next(arrow_frames(file))
+
+
+def test_a_row_and_a_record_batch_of_arrow_have_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.arrow"
+    # All rows show one text that is stored once.
+    shared = pl.DataFrame({"text": ["x" * (MAX_LINE_BYTES - 1)]})[[0] * 10]
+    shared.write_ipc(file, compat_level=pl.CompatLevel.newest())
+    assert [frame.height for frame in arrow_frames(file)] == [4, 4, 2]
+    pl.DataFrame({"text": ["", "x" * (MAX_LINE_BYTES + 1)]}).write_ipc(file)
+    with pytest.raises(DataError, match="row 2 takes more than 16,777,216 bytes"):
+        list(arrow_frames(file))
+    monkeypatch.setattr(bounded_files, "MAX_ROW_GROUP_BYTES", 1 << 20)
+    with pytest.raises(
+        DataError, match=r"record batch 1 decodes to .* fewer rows in a record batch"
+    ):
+        list(arrow_frames(file))
+
+
+def nested_without_end(file: Path, depth: int) -> None:
+    """Write an Arrow file of a few kilobytes with a column of 2**depth columns: both children of each are one table."""
+    dtype = pa.int8()
+    for _ in range(depth):
+        dtype = pa.struct([("x", dtype), ("y", pa.int8())])
+    write_arrow(file, pa.schema([("a", dtype)]).empty_table())
+    data = bytearray(file.read_bytes())
+    end = len(data) - 10
+    length = int.from_bytes(data[end : end + 4], "little")
+    footer = arrow_sizes._Table.root(bytes(data), end - length, end)
+    field = next(iter(footer.table(1).tables(1)))
+    while len(places := field.vector(5, 4)) == 2:
+        field = next(iter(field.tables(5)))
+        struct.pack_into("<I", data, places[1], field.at - places[1])
+    file.write_bytes(data)
+
+
+def test_a_schema_that_spells_out_without_end_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.arrow"
+    nested_without_end(file, 3)
+    [frame] = arrow_frames(file)
+    assert frame.width == 1
+    nested_without_end(file, 50)
+    assert file.stat().st_size < 20_000
+    with pytest.raises(DataError, match="its schema has more than 16,384 columns"):
+        next(arrow_frames(file))
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (pa.array(["a", "b"]).dictionary_encode(), "'a' is dictionary-encoded, write it as plain"),
+        (pa.array([b"x" * 16], pa.uuid()), "'a' has an extension type, write it as plain values"),
+    ],
+)
+def test_arrow_files_hold_plain_values(tmp_path: Path, column: Any, says: str) -> None:
+    file = tmp_path / "a.arrow"
+    write_arrow(file, pa.table({"a": column}))
+    with pytest.raises(DataError, match=says):
+        next(arrow_frames(file))
+
+
+def test_every_damaged_arrow_file_is_an_error_or_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.arrow"
+    pl.DataFrame({"a": [1, 2], "b": ["x", "y" * 20], "c": [[1], []]}).write_ipc(
+        file, compression="zstd"
+    )
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(1000):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), 3):
+            damaged[at] = rng.integers(0, 256)
+        file.write_bytes(damaged)
+        try:
+            with file.open("rb") as opened:
+                record_batches_of(opened)
+        except ValueError:
+            refused += 1
+    assert 100 < refused < 1000
+    for length in range(0, len(whole), 5):
+        file.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"not a readable Arrow IPC file|is empty"):
+            list(arrow_frames(file))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from quark._pool_rs import SAMPLE_COLUMNS
-from quark.bounded_files import BYTES_AT_ONCE, lines_of, parquet_frames, parse_json
+from quark.bounded_files import BYTES_AT_ONCE, arrow_frames, lines_of, parquet_frames, parse_json
 from quark.errors import ConfigError, DataError
 from quark.pool.export import SETTINGS_KEY, RowFormat
 from quark.pool.scan import COLUMNS, SCORE_PREFIX
@@ -110,11 +110,7 @@ def _typed_rows(file: Path) -> Iterator[Rows]:
     if row_format is RowFormat.JSONL:
         yield from _json_rows(file)
         return
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
-    if file.stat().st_size == 0:
-        raise DataError(f"{file} is empty")
-    frames = parquet_frames(file) if row_format is RowFormat.PARQUET else _arrow_frames(file)
+    frames = parquet_frames(file) if row_format is RowFormat.PARQUET else arrow_frames(file)
     first = 1
     for frame in frames:
         if first == 1:
@@ -122,15 +118,6 @@ def _typed_rows(file: Path) -> Iterator[Rows]:
         if frame.height:
             yield _converted(Rows(str(file), first, frame.drop(_OWN, strict=False)))
         first += frame.height
-
-
-def _arrow_frames(file: Path) -> Iterator[pl.DataFrame]:
-    try:
-        rows = pl.scan_ipc(file, glob=False)
-        yield pl.DataFrame(schema=rows.collect_schema())
-        yield from rows.collect_batches(chunk_size=_ROWS_AT_ONCE)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
 
 
 def _refuse_columns(source: str, found: Iterable[str]) -> None:

@@ -32,6 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "installing",
             "text_statistics",
             "bounded_files",
+            "arrow_sizes",
             "parquet_sizes",
             "printable",
             "refusals",

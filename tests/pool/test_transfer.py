@@ -279,7 +279,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("e.parquet", b"", "e.parquet is empty$"),
         ("f.arrow", b"", "f.arrow is empty$"),
         ("e.parquet", b"PAR1", "not a readable Parquet file"),
-        ("f.arrow", b"ARROW1", "cannot be read"),
+        ("f.arrow", b"ARROW1", "not a readable Arrow IPC file"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=says):
