@@ -50,6 +50,16 @@ pub struct Batch<'a> {
 }
 
 impl Batch<'_> {
+    /// The memory of its columns.
+    pub(crate) fn num_bytes(&self) -> u128 {
+        let texts = [Some(self.prompt_texts), Some(self.prompt_metadata), self.completion_texts];
+        let texts = texts.into_iter().flatten().flatten().map(|text| text.len()).sum::<usize>();
+        let tokens = self.prompt_tokens.len() + self.completion_tokens.len();
+        // Eight numbers, and value and order of each score.
+        let numbers = self.prompt_index.len() * (8 + 2 * self.scores.len());
+        texts as u128 + 4 * (tokens + numbers) as u128
+    }
+
     /// Refuse arrays that do not fit together, at the door.
     pub(crate) fn check(&self, settings: &PoolSettings) -> Result<()> {
         let refuse = |message: String| Err(PoolError::Invalid(message));

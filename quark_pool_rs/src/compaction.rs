@@ -14,6 +14,7 @@ use crate::datafile::FileEntry;
 use crate::error::Result;
 use crate::format::{prompts_name, segment_name};
 use crate::manifest::{PromptEntry, SegmentEntry};
+use crate::memory::ensure;
 use crate::parts::{Column, Extent, Run, RunPlace, Segment};
 use crate::ranking::sort_scores;
 use crate::segment::{
@@ -97,7 +98,7 @@ fn placed_scores<'a>(snapshot: &'a Snapshot, entry: &SegmentEntry) -> Vec<&'a st
 /// `first` is the first sample of an append in the first of them; the ones before it are left out.
 ///
 /// # Errors
-/// `Corrupted`, `Io`.
+/// `Corrupted`, `Io`, `Memory`.
 pub fn merge_segments(
     snapshot: &Snapshot,
     range: Range<usize>,
@@ -109,6 +110,7 @@ pub fn merge_segments(
     let skipped = |segment: &Segment| first.saturating_sub(segment.entry.first) as usize;
     let rows = |segment: &Segment| skipped(segment)..segment.entry.count as usize;
     let count = segments.iter().map(|segment| rows(segment).len() as u64).sum();
+    ensure_merge(segments.iter().map(|segment| segment.entry.file.length), count)?;
     let files = segments.iter().map(|s| s.open(&snapshot.home)).collect::<Result<Vec<_>>>()?;
 
     let (mut tokens, mut offsets, mut texts) = (Vec::new(), vec![0], Vec::new());
@@ -164,7 +166,7 @@ pub fn merge_segments(
 /// The bytes of one prompt file with the rows of several, and what the manifest is to say of it.
 ///
 /// # Errors
-/// `Corrupted`, `Io`.
+/// `Corrupted`, `Io`, `Memory`.
 pub fn merge_prompts(
     snapshot: &Snapshot,
     range: Range<usize>,
@@ -173,6 +175,8 @@ pub fn merge_prompts(
     let settings = &snapshot.home.settings;
     let tables = &snapshot.prompts[range];
     let first = tables[0].entry.first;
+    let count = tables.iter().map(|table| u64::from(table.entry.count)).sum();
+    ensure_merge(tables.iter().map(|table| table.entry.file.length), count)?;
     let mut rows = Vec::new();
     for table in tables {
         let file = table.open(&snapshot.home)?;
@@ -194,6 +198,14 @@ pub fn merge_prompts(
     let name = prompts_name(first, generation);
     let (bytes, file): (_, FileEntry) = encode_prompts(name, settings.token_bytes, &prompts);
     Ok((bytes, PromptEntry { first, count: prompts.len() as u32, file }))
+}
+
+/// Refuse a merge of files with so many bytes and rows that memory does not hold.
+fn ensure_merge(lengths: impl Iterator<Item = u64>, rows: u64) -> Result<()> {
+    let read: u64 = lengths.sum();
+    // What is read, the columns made of it, and the bytes of the new file.
+    let bytes = 3 * u128::from(read) + u128::from(rows) * size_of::<PromptRow<'_>>() as u128;
+    ensure(bytes, || format!("merging files of {read} bytes"))
 }
 
 /// The runs of a column that are orders in the segments that this one takes the place of.

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use crate::columns::{COLUMNS, SampleNumbers, column};
 use crate::error::{PoolError, Result};
+use crate::memory::ensure;
 use crate::parts::{Column, Extent, PromptTable, Segment};
 use crate::segment::{Tokens, prompt_column, text_position};
 use crate::snapshot::Snapshot;
@@ -129,6 +130,8 @@ impl Snapshot {
     /// # Errors
     /// `UnknownSample`, `Corrupted`, `Io`.
     pub fn scores_of(&self, column: &Column, ids: &[u64], out: &mut [f32]) -> Result<()> {
+        let bytes = ids.len() as u128 * size_of::<(Option<&Extent>, u64)>() as u128;
+        ensure(bytes, || format!("the scores of {} samples", ids.len()))?;
         // In stages, so that the lines of the second are on their way.
         let finder = self.finder();
         let mut places = Vec::with_capacity(ids.len());
@@ -150,6 +153,44 @@ impl Snapshot {
             };
         }
         Ok(())
+    }
+
+    /// Samples with all their columns, in the order of `ids`.
+    ///
+    /// # Errors
+    /// `UnknownSample`, `Corrupted`, `Io`, `Memory`.
+    pub fn samples(&self, ids: &[u64]) -> Result<Vec<Sample>> {
+        let mut bytes = 0;
+        for &id in ids {
+            bytes += self.sample_bytes(id)?;
+        }
+        // The samples, and the copies that their reader owns.
+        ensure(2 * bytes, || format!("{} samples with their texts and tokens", ids.len()))?;
+        ids.iter().map(|&id| self.sample(id)).collect()
+    }
+
+    /// The memory of a sample with all its columns.
+    fn sample_bytes(&self, id: u64) -> Result<u128> {
+        self.check_id(id)?;
+        let settings = &self.home.settings;
+        let (segment, row) = self.locate(id);
+        let file = segment.open(&self.home)?;
+        let (table, prompt_row) =
+            self.locate_prompt(SampleNumbers::read(file, row, settings)?.prompt)?;
+        let prompts = table.open(&self.home)?;
+        let mut tokens = file.span(column::COMPLETION, row)?.len();
+        tokens += prompts.span(prompt_column::TOKENS, prompt_row)?.len();
+        let mut bytes = size_of::<Sample>() + tokens * size_of::<u32>();
+        for text in [prompt_column::TEXT, prompt_column::METADATA] {
+            bytes += prompts.span(text, prompt_row)?.len();
+        }
+        if settings.store_text {
+            bytes += file.span(text_position(settings), row)?.len();
+        }
+        for column in &self.columns {
+            bytes += size_of::<(String, f32)>() + column.name.len();
+        }
+        Ok(bytes as u128)
     }
 
     /// A sample with all its columns.

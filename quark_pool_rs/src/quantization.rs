@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use crate::columns::column;
 use crate::error::{PoolError, Result};
 use crate::format::RUN_DIR;
+use crate::memory::ensure;
 use crate::parts::{Column, Extent};
 use crate::processor::{self, Kernel};
 use crate::ranking::{
@@ -89,7 +90,7 @@ impl Quantization {
     /// Holds 8 bytes for each ranked sample besides the values, and at most 12 more while it cuts them.
     ///
     /// # Errors
-    /// `Invalid`.
+    /// `Invalid`, `Memory`.
     pub fn of_values(
         snapshot: Arc<Snapshot>,
         mut values: Vec<f32>,
@@ -99,6 +100,7 @@ impl Quantization {
     ) -> Result<Self> {
         check_number(num_quantiles)?;
         check_length(&snapshot, &values)?;
+        ensure_ranking(values.len())?;
         values[..snapshot.num_removed as usize].fill(f32::NAN);
         let total = count_ranked(&values);
         let above: Vec<u64> = above(total, num_quantiles, remainder).collect();
@@ -116,7 +118,7 @@ impl Quantization {
     /// `values` as in [`Self::of_values`].
     ///
     /// # Errors
-    /// `Invalid`, `Corrupted`, `Io`.
+    /// `Invalid`, `Corrupted`, `Io`, `Memory`.
     pub fn per_prompt(
         snapshot: Arc<Snapshot>,
         mut values: Vec<f32>,
@@ -125,6 +127,7 @@ impl Quantization {
     ) -> Result<Self> {
         check_number(num_quantiles)?;
         check_length(&snapshot, &values)?;
+        ensure_ranking(values.len())?;
         values[..snapshot.num_removed as usize].fill(f32::NAN);
         let mut prompts = vec![0_u32; values.len()];
         snapshot.copy_column(column::PROMPT, &mut prompts)?;
@@ -476,6 +479,11 @@ fn check_number(num_quantiles: u64) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Refuse to rank so many values where memory does not hold their labels, orders and members.
+fn ensure_ranking(count: usize) -> Result<()> {
+    ensure(24 * count as u128, || format!("ranking {count} samples"))
 }
 
 fn check_length(snapshot: &Snapshot, values: &[f32]) -> Result<()> {

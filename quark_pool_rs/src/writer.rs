@@ -24,6 +24,7 @@ use crate::manifest::{
     ColumnCut, ColumnMerges, Commit, CommitScore, ExtentEntry, Kind, MergeEntry, PromptEntry,
     RunEntry, RunSource, ScoreChange, SegmentEntry, Upkeep, encode_head, encode_record,
 };
+use crate::memory::ensure;
 use crate::parts::{Column, RunPlace};
 use crate::ranking::{OwnRun, merge_runs, plan_merge, sort_scores};
 use crate::recovery::{LogEnd, copy_log};
@@ -226,6 +227,10 @@ impl<'a> Transaction<'a> {
         if first.checked_add(batch.prompt_index.len() as u64).is_none_or(|end| end > 1 << 62) {
             return Err(PoolError::invalid("the pool is full"));
         }
+        // The columns, the bytes of the files, and the orders of the scores.
+        ensure(3 * batch.num_bytes(), || {
+            format!("an append of {} samples", batch.prompt_index.len())
+        })?;
 
         // Prompts: the ones that the pool has keep their id.
         let known = match self.writer.prompts.take() {

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from quark.pool.base import SampleBatch
 from quark.pool.native import NativePool
 from tests.cli.commands import ROOT
 from tests.pool.batches import VOCAB_SIZE, make_batch
@@ -17,17 +19,17 @@ MEGABYTES = 1500
 """Of address space beyond what the process has when it begins."""
 
 
-def run(path: Path, code: str) -> str:
+def run(path: Path, code: str, *, megabytes: int = MEGABYTES, options: str = "") -> str:
     """What a process prints that does something with a pool, and has little memory."""
     script = f"""
         import resource
         import numpy as np
         from quark.pool.native import NativePool
         from quark.pool.scope import Scope
-        pool = NativePool.open({str(path)!r})
+        pool = NativePool.open({str(path)!r}{options})
         quantization = pool.quantize(2)
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + ({MEGABYTES} << 20),) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (used + ({megabytes} << 20),) * 2)
         try:
             {code}
         except (ValueError, MemoryError, OverflowError) as error:
@@ -77,6 +79,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("pool.gather(np.zeros(2**24, np.uint64), pad_id=0)", "a batch of 16777216 samples"),
         ("pool.gather_packed(np.zeros(2**24, np.uint64))", "a batch of 16777216 samples"),
+        ("pool.samples([0] * 2**22)", "4194304 samples with their texts and tokens"),
         ("pool.quantize(2**31)", "num_quantiles"),
         ("pool.quantize(2**31, scope=Scope(min_score=0))", "num_quantiles"),
         ("quantization.sampler(batch_size=4, seed=0).stream(pad_id=0, depth=2**40)", "depth is"),
@@ -86,3 +89,24 @@ def test_what_cannot_be_had_is_an_error_that_names_the_argument(
     path: Path, code: str, says: str
 ) -> None:
     assert says in run(path, code)
+
+
+def large_batch(key: str, num_samples: int) -> SampleBatch:
+    """An append with a megabyte of text in each sample."""
+    batch = make_batch(key, {"reward": [0.5] * num_samples})
+    return replace(batch, completion_texts=["x" * 2**20] * num_samples)
+
+
+def test_a_compaction_and_an_append_that_memory_does_not_hold_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pool"
+    with NativePool.create(path, vocab_size=VOCAB_SIZE) as pool:
+        for part in range(2):
+            pool.append(large_batch(f"run/{part}", 20))
+    found = run(path, "pool.compact()", megabytes=100, options=", writable=True")
+    assert found.startswith("MemoryError merging files of 4")
+    code = "from tests.pool.test_memory_bounds import large_batch; pool.append(large_batch('new', 40))"
+    found = run(path, code, megabytes=100, options=", writable=True")
+    assert found.startswith("MemoryError an append of 40 samples")
+    with NativePool.open(path, writable=True) as pool:
+        assert len(pool) == 40
+        assert pool.compact().num_commits > 0

@@ -229,9 +229,7 @@ impl PyPool {
 
     fn samples<'py>(&self, py: Python<'py>, ids: Vec<u64>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let snapshot = self.0.snapshot();
-        let samples = detached(py, || {
-            ids.into_iter().map(|id| snapshot.sample(id)).collect::<crate::error::Result<Vec<_>>>()
-        })?;
+        let samples = detached(py, || snapshot.samples(&ids))?;
         samples
             .into_iter()
             .map(|sample| {
