@@ -255,6 +255,11 @@ def clear_left_overs(final: Path) -> None:
         _remove(path)
 
 
+def clear_older_left_over(final: Path) -> None:
+    """Remove ``NAME.partial``, as killed writers of older releases left it. Only in a folder that is quark's own."""
+    _remove(final.with_name(f"{final.name}.partial"))
+
+
 def _clear_stale(final: Path) -> None:
     """Remove what a killed writer left a day ago or earlier: another one may be writing now."""
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """Grants of the user to a run's configuration, and the error if it reaches anything else.
 
-A grant is for one thing, named by one setting, in one run directory; of code, for the content of
-its file, too. Grants are kept in the user's state folder, one small JSON file each, where nothing
+A grant is for one thing, named by one setting, in one run directory; of code, for the content of its file and of the
+files beside it that it imports, too. Grants are kept in the user's state folder, one small JSON file each, where nothing
 that comes with a run can write them.
 """
 
@@ -15,12 +15,15 @@ import shlex
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from quark.bounded_files import parse_json
 from quark.config.reach import Kind, Reach
 from quark.errors import ConfigError, UnsafeFileError
 from quark.publication import publish_file
 from quark.safe_files import read_bytes
+from quark.types import Json
 
 _FORMAT = 1
+_MAX_RECORD_BYTES = 1 << 20
 
 
 class Grants:
@@ -55,8 +58,33 @@ class Grants:
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 publish_file(path, record, mode=0o600)
 
-    def _record(self, reach: Reach) -> bytes:
-        record = {
+    def changed(self, reach: Reach) -> list[str]:
+        """The files of code that differ from what was allowed last; empty where nothing like it was."""
+        now = self._content(reach)
+        before: tuple[float, dict[str, Json]] | None = None
+        for path in () if self._folder is None else self._folder.glob("*.json"):
+            try:
+                record = parse_json(read_bytes(path, path.parent, limit=_MAX_RECORD_BYTES))
+                modified = path.stat().st_mtime
+            except (OSError, ValueError, UnsafeFileError):
+                continue
+            is_like = isinstance(record, dict) and all(
+                record.get(name) == now[name] for name in ("run", "key", "kind", "thing")
+            )
+            if is_like and (before is None or modified > before[0]):
+                before = modified, record
+        if before is None:
+            return []
+        then = before[1]
+        files = dict(reach.imports)
+        old = then.get("imports", {})
+        old = old if isinstance(old, dict) else {}
+        own = [] if then.get("sha256") == reach.sha256 else [reach.thing.rpartition(":")[0]]
+        others = [name for name in {**old, **files} if old.get(name) != files.get(name)]
+        return own + others
+
+    def _content(self, reach: Reach) -> dict[str, Json]:
+        record: dict[str, Json] = {
             "format_version": _FORMAT,
             "run": self._run,
             "key": reach.key,
@@ -64,6 +92,10 @@ class Grants:
             "thing": reach.thing,
             "sha256": reach.sha256,
         }
+        return record | ({"imports": dict(reach.imports)} if reach.imports else {})
+
+    def _record(self, reach: Reach) -> bytes:
+        record = self._content(reach)
         return json.dumps(record, indent=1).encode() + b"\n"
 
     def _path(self, record: bytes) -> Path:
@@ -101,15 +133,19 @@ def require(
     options = shlex.join(word for thing in things for word in ("--allow", thing))
     raise ConfigError(
         f"the configuration in {run} reaches beyond the run, and you have not allowed it yet:\n"
-        + "".join(f"  {_line(reach)}\n" for reach in asked)
+        + "".join(f"  {_line(reach, grants.changed(reach))}\n" for reach in asked)
         + f"If you trust where it comes from, add: {options}"
     )
 
 
-def _line(reach: Reach) -> str:
+def _line(reach: Reach, changed: list[str]) -> str:
     line = f"{reach.key}: {reach.kind.value} {reach.thing}"
     if reach.kind is Kind.CODE and reach.sha256 is not None:
         line += f" (sha256 {reach.sha256[:16]})"
+        if reach.imports:
+            line += ", which imports " + ", ".join(name for name, _ in reach.imports)
+        if changed:
+            line += ". Changed since you allowed it: " + ", ".join(changed)
     return line
 
 

@@ -20,6 +20,7 @@ from quark.errors import UnsafeFileError
 from quark.http_client import HttpSettings
 from quark.models.config import ModelConfig
 from quark.rewards.config import GIVEN_PREFIX, REWARD_NAMES, RewardConfig
+from quark.rewards.source_files import package_files
 from quark.safe_files import read_bytes
 
 
@@ -47,6 +48,8 @@ class Reach:
     """The same, as written in the configuration."""
     sha256: str | None = None
     """For code: the hash of its file; None without a file to hash."""
+    imports: tuple[tuple[str, str | None], ...] = ()
+    """For code: path and hash of each file of its own folder or package that it imports."""
 
 
 def reaches(
@@ -122,7 +125,15 @@ def _of_reward(key: str, name: str, settings: RewardConfig, run: Path) -> Iterat
         return
     elif ":" in name:
         thing, file = _code(name)
-        yield Reach(kind=Kind.CODE, key=key, thing=thing, said=name, sha256=_sha256(file))
+        sha256 = _sha256(file)
+        yield Reach(
+            kind=Kind.CODE,
+            key=key,
+            thing=thing,
+            said=name,
+            sha256=sha256,
+            imports=() if file is None or sha256 is None else _imports(file),
+        )
     else:
         yield from _of_path(key, name, run)
 
@@ -176,6 +187,13 @@ def _module_file(module: str) -> Path | None:
         file = spec.origin if spec.has_location else None
         places = list(spec.submodule_search_locations or ())
     return None if file is None else Path(os.path.realpath(file))
+
+
+def _imports(file: Path) -> tuple[tuple[str, str | None], ...]:
+    try:
+        return tuple((str(path), _sha256(path)) for path in package_files(file)[1:])
+    except OSError:  # a file went while they were looked for
+        return ()
 
 
 def _sha256(file: Path | None) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -383,17 +382,18 @@ def _created(opened: ExitStack, path: Path, **settings: Any) -> NativePool:  # n
     """A new pool, which goes again where an error leaves it without a sample."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no directory {path.parent}")
-    had_directory = path.exists()
+    before = set(path.rglob("*")) if path.exists() else None
     pool = opened.enter_context(NativePool.create(path, **settings))
+    made = sorted(set(path.rglob("*")) - (before or set()), reverse=True)  # entries before folders
+    if before is None:
+        made.append(path)
 
     def undo(kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or len(pool):
             return
-        with suppress(OSError):  # the error that led here is the one to tell
-            for entry in path.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            if not had_directory:
-                path.rmdir()
+        for entry in made:
+            with suppress(OSError):  # the error that led here is the one to tell
+                entry.rmdir() if entry.is_dir() else entry.unlink()
 
     opened.push(undo)  # before the lock is given back
     return pool

@@ -1,7 +1,7 @@
 """Finds the files of a reward's code: its own, and the user's modules that it imports from the same folder.
 
-Read from the source, so that an import inside a function counts as well. Installed packages and files that
-the code opens by itself are not known here.
+Read from the source, so that an import inside a function counts as well. Installed packages, files that the code
+opens by itself and modules whose names it computes are not known here.
 """
 
 from __future__ import annotations
@@ -10,20 +10,51 @@ import ast
 import hashlib
 import importlib.util
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+MAX_SOURCE_BYTES = 1 << 20
+"""Of a file whose imports are looked for: the syntax tree takes up to a thousand times as much memory."""
+_INSTALLED = frozenset(
+    Path(sysconfig.get_path(name)).resolve()
+    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+"""Folders where every module is a neighbor of every other one."""
 
 
 def source_files(file: Path) -> list[Path]:
     """``file``, resolved, and what it imports from its folder or from below it, directly or indirectly."""
     file = file.resolve()
-    found, waiting = [file], [file]
+    return [file, *_imported_from([file], file.parent)]
+
+
+def package_files(file: Path) -> list[Path]:
+    """``file``, resolved, and the files of its own package that are loaded with it, or beside it as in ``source_files``."""
+    file = file.resolve()
+    folder = file.parent
+    around = []
+    while (init := folder / "__init__.py").is_file():
+        around.append(init)
+        folder = folder.parent
+    if not around:
+        return source_files(file)
+    begin = [file, *(init for init in around if init != file)]
+    return [file, *sorted({*begin[1:], *_imported_from(begin, around[-1].parent)})]
+
+
+def _imported_from(files: Iterable[Path], folder: Path) -> list[Path]:
+    """What ``files`` import from ``folder`` or from below it, sorted and without ``files``."""
+    if folder in _INSTALLED:
+        return []
+    begin = list(files)
+    found, waiting = set(begin), begin.copy()
     while waiting:
-        for imported in _imported_files(waiting.pop(), file.parent):
+        for imported in _imported_files(waiting.pop(), folder):
             if imported not in found:
-                found.append(imported)
+                found.add(imported)
                 waiting.append(imported)
-    return [file, *sorted(found[1:])]
+    return sorted(found.difference(begin))
 
 
 def hashes(files: Iterable[Path], folder: Path) -> Mapping[str, str]:
@@ -37,11 +68,11 @@ def hashes(files: Iterable[Path], folder: Path) -> Mapping[str, str]:
 
 
 def _imported_files(file: Path, folder: Path) -> Iterator[Path]:
-    if file.suffix != ".py":
+    if file.suffix != ".py" or file.stat().st_size > MAX_SOURCE_BYTES:
         return
     try:
         tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return  # it is imported in a case that has not come yet
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -203,6 +203,64 @@ def test_code_is_asked_for_again_when_its_file_changes(run: Path, tmp_path: Path
     assert asks(reaches(config, run), run)
 
 
+def test_code_is_asked_for_again_when_something_that_it_imports_changes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "code"
+    folder.mkdir()
+    code, helper, added = folder / "reward.py", folder / "helper.py", folder / "added.py"
+    code.write_text("import helper\ntry:\n    import added\nexcept ImportError:\n    pass\n")
+    helper.write_text("one\n")
+    monkeypatch.syspath_prepend(folder)
+    config = RunConfig.model_validate({"reward": {"name": f"{code}:f"}})
+    Grants(run).remember(reaches(config, run))
+    assert not asks(reaches(config, run), run)
+    helper.write_text("two\n")
+    with pytest.raises(ConfigError) as error:
+        require(reaches(config, run), run)
+    text = str(error.value)
+    assert f", which imports {helper}. Changed since you allowed it: {helper}\n" in text
+    assert f"add: --allow {code}:f" in text
+    assert not asks(reaches(config, run), run, allowed=[f"{code}:f"])
+    assert not asks(reaches(config, run), run)
+    added.write_text("")
+    with pytest.raises(ConfigError, match=f"Changed since you allowed it: {added}\n"):
+        require(reaches(config, run), run)
+
+
+def test_a_module_of_a_package_is_asked_for_again_when_its_package_changes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "granted_package" / "inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "__init__.py").write_text("")
+    (inner.parent / "scales.py").write_text("one\n")
+    (inner / "__init__.py").write_text("")
+    (inner / "rewards.py").write_text("from ..scales import scale\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = RunConfig.model_validate({"reward": {"name": "granted_package.inner.rewards:f"}})
+    for changed in (
+        inner.parent / "scales.py",
+        inner / "__init__.py",
+        inner.parent / "__init__.py",
+    ):
+        Grants(run).remember(reaches(config, run))
+        assert not asks(reaches(config, run), run)
+        changed.write_text("import os\n")
+        assert asks(reaches(config, run), run), changed
+
+
+def test_code_that_cannot_be_parsed_imports_nothing_that_is_known(
+    run: Path, tmp_path: Path
+) -> None:
+    code = tmp_path / "reward.py"
+    for source in ("x" + ".a" * 400_000, "-" * 400_000 + "1", "(" * 1000, "\0", "x\n" * 600_000):
+        code.write_text(source)
+        [reach] = reaches(RunConfig.model_validate({"reward": {"name": f"{code}:f"}}), run)
+        assert reach.sha256 is not None
+        assert reach.imports == ()
+
+
 @pytest.mark.parametrize("home", ["unwritable", "missing"])
 def test_without_a_place_for_grants_it_asks_each_time(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str

@@ -97,14 +97,18 @@ def large_batch(key: str, num_samples: int) -> SampleBatch:
     return replace(batch, completion_texts=["x" * 2**20] * num_samples)
 
 
-def test_a_compaction_and_an_append_that_memory_does_not_hold_change_nothing(tmp_path: Path) -> None:
+def test_a_compaction_and_an_append_that_memory_does_not_hold_change_nothing(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "pool"
     with NativePool.create(path, vocab_size=VOCAB_SIZE) as pool:
         for part in range(2):
             pool.append(large_batch(f"run/{part}", 20))
     found = run(path, "pool.compact()", megabytes=100, options=", writable=True")
     assert found.startswith("MemoryError merging files of 4")
-    code = "from tests.pool.test_memory_bounds import large_batch; pool.append(large_batch('new', 40))"
+    code = (
+        "from tests.pool.test_memory_bounds import large_batch; pool.append(large_batch('new', 40))"
+    )
     found = run(path, code, megabytes=100, options=", writable=True")
     assert found.startswith("MemoryError an append of 40 samples")
     with NativePool.open(path, writable=True) as pool:

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from quark.errors import ConfigError, DataError, PoolCorruptedError
-from quark.pool import rows
+from quark.pool import ingest, rows
 from quark.pool.export import RowFormat, export_pool, write_rows
 from quark.pool.ingest import import_file, merge_pools
 from quark.pool.native import NativePool
@@ -466,6 +467,28 @@ def test_a_failed_first_import_or_merge_leaves_no_pool_in_the_way(
     import_file(new, file, vocab_size=VOCAB_SIZE)
     (merged,) = merge_pools(new, [tmp_path / "source"])
     assert merged.num_known == 12
+
+
+@pytest.mark.parametrize("had_directory", [False, True])
+def test_a_failed_first_import_removes_only_what_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, had_directory: bool
+) -> None:
+    new = tmp_path / "new"
+    rows_of(tmp_path)
+    if had_directory:
+        new.mkdir()
+    real = ingest._append_all
+
+    def with_a_file_of_somebody(*args: Any, **options: Any) -> Any:
+        (new / "notes.txt").write_text("mine")
+        (new / "segments" / "theirs").write_text("theirs")
+        return real(*args, **options)
+
+    monkeypatch.setattr(ingest, "_append_all", with_a_file_of_somebody)
+    with pytest.raises(DataError, match="outside the vocabulary"):
+        import_file(new, tmp_path / "rows.jsonl", vocab_size=9)
+    left = sorted(path.relative_to(new).as_posix() for path in new.rglob("*"))
+    assert left == ["notes.txt", "segments", "segments/theirs"]
 
 
 def test_what_came_before_an_error_stays(tmp_path: Path) -> None:

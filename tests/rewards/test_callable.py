@@ -1,7 +1,9 @@
 """Rewards that are the user's own code."""
 
 import hashlib
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -171,3 +173,7 @@ def test_a_file_beside_it_that_python_does_not_find_is_not_its_own(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("import json\ntry:\n    import beside\nexcept ImportError:\n    pass\n")
     assert source_files(file) == [file.resolve()]
+
+
+def test_a_module_among_the_installed_ones_does_not_own_its_neighbours():
+    assert [file.name for file in source_files(Path(shutil.__file__))] == ["shutil.py"]

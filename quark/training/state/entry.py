@@ -16,7 +16,12 @@ from quark.config.schema import RunConfig
 from quark.errors import ConfigError, PoolError, PoolLockedError, RunDirectoryError
 from quark.pool.columns import REWARD_COLUMN, column_name
 from quark.pool.native import NativePool
-from quark.publication import left_overs, publish_file
+from quark.publication import (
+    clear_left_overs,
+    clear_older_left_over,
+    left_overs,
+    publish_file,
+)
 from quark.refusals import way_on
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_reward, reward_content, reward_provenance
@@ -74,6 +79,8 @@ def enter(
     if run.is_run() and not fresh:
         identity = RunIdentity.read(run)
         _check_config(run, loaded.config, exactness, reward)
+        for path in _files(run):
+            clear_older_left_over(path)
         listener.on_message(f"resuming the run in {run.path}")
     else:
         if makes_way:
@@ -121,15 +128,10 @@ def clear(run: RunDirectory, loaded: LoadedConfig, identity: RunIdentity) -> Non
     for path in _folders(run):
         if path.exists():
             shutil.rmtree(path)
-    for path in (
-        run.metrics,
-        run.report,
-        run.report_markdown,
-        run.frontier,
-        run.held_out,
-        run.config,
-        run.identity,
-    ):
+    for path in (run.model, *_files(run)):
+        clear_left_overs(path)
+    # The identity last: until it is gone, the folder is a run that can be cleared again.
+    for path in _files(run):
         path.unlink(missing_ok=True)
     record(run, loaded, identity)
 
@@ -144,8 +146,28 @@ def _forget_others(run: RunDirectory, config: RunConfig) -> None:
 
 def _folders(run: RunDirectory) -> list[Path]:
     """What a run keeps in folders, checkpoints aside."""
-    folders = [run.pool, run.model, run.served, run.reference_cache, run.path / "tensorboard"]
-    return [*folders, *run.path.glob("model.p*")]
+    previous = run.model.with_name(f"{run.model.name}.previous")
+    return [
+        run.pool,
+        run.model,
+        previous,
+        run.served,
+        run.reference_cache,
+        run.path / "tensorboard",
+    ]
+
+
+def _files(run: RunDirectory) -> list[Path]:
+    """What a run keeps in files beside its folders, the identity last."""
+    return [
+        run.metrics,
+        run.report,
+        run.report_markdown,
+        run.frontier,
+        run.held_out,
+        run.config,
+        run.identity,
+    ]
 
 
 def record(run: RunDirectory, loaded: LoadedConfig, identity: RunIdentity) -> None:
