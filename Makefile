@@ -78,7 +78,9 @@ endif
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -r locks/environment.txt
 ifeq ($(TORCH),cpu)
-	$(BIN)/uv pip install --quiet --no-deps --torch-backend cpu $$(sed -nE 's/^(torch==[^ ;]*).*/\1/p' locks/torch.txt)
+	$(BIN)/uv pip install --quiet --no-deps --torch-backend cpu $$(sed -nE 's/^(torch==[^ ;]*).*/\1/p' locks/torch.txt) || { \
+		echo "The build of torch without CUDA could not be installed: the index that uv takes it from may be out of reach."; \
+		echo "Run the same command again later, or without TORCH=cpu for the build of the package registry."; exit 1; }
 else
 	$(PIP_INSTALL) -r locks/torch.txt
 endif

@@ -1,6 +1,6 @@
 """Text from a model, a prompt, a file or a remote service, made safe to show.
 
-The one function between such text and a terminal, a log line or the report. What it returns is one
+``printable`` is the one function between such text and a terminal, a log line or the report. What it returns is one
 line, acts on nothing and hides nothing: every character that a terminal could obey, or that a reader
 could not see, becomes a visible escape.
 """
@@ -81,3 +81,8 @@ def _escape(code: int) -> str:
     if code <= 0xFF:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A whole number of things: "1 round", "2,000 rounds"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

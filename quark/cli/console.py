@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from quark.printable import counted as counted
 from quark.printable import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -145,11 +146,6 @@ def number(value: float | None, digits: int = 3) -> str:
 def count(value: int) -> str:
     """A whole number with separated thousands."""
     return f"{value:,}"
-
-
-def counted(value: int, noun: str) -> str:
-    """A whole number of things: "1 round", "2,000 rounds"."""
-    return f"{count(value)} {noun}" + ("" if value == 1 else "s")
 
 
 def size(num_bytes: int) -> str:

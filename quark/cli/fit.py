@@ -73,6 +73,7 @@ def fit(
     from quark.cli.console import foreign, make_console, print_json, prints_to_stderr, prose
     from quark.cli.pool_path import opened
     from quark.errors import DataError
+    from quark.run_directory import RunDirectory
     from quark.training.fit import fit
 
     progress = make_console(sys.stderr)
@@ -80,6 +81,13 @@ def fit(
     with opened(path) as pool, prints_to_stderr():
         effective = _config(
             path, model, config, set_ or (), steps=steps, held_out=held_out, allow=allow
+        )
+
+        # The default is for models of a billion parameters.
+        is_rate_chosen = (
+            config is None
+            and not RunDirectory.around(path).is_run()
+            and not any(text.startswith("optimizer.learning_rate=") for text in set_ or ())
         )
 
         def begin(found: Fit) -> None:
@@ -94,6 +102,7 @@ def fit(
                 score=score,
                 every=every,
                 out=out,
+                is_rate_chosen=is_rate_chosen,
                 on_begin=begin,
                 on_point=lambda point: console.print(prose(_line(point)), soft_wrap=True),
                 on_message=lambda text: progress.print(
@@ -188,7 +197,7 @@ def _said_of(found: Fit, config: RunConfig, score: str) -> str:
     return (
         f"learning {score} in {counted(found.num_quantiles, 'quantile')} from {counted(found.num_train, 'sample')}; "
         f"{counted(found.num_held_out, 'sample')} of {counted(found.num_held_out_prompts, 'other prompt')} held out "
-        f"({config.model.name})"
+        f"({config.model.name}, learning rate {found.learning_rate:g})"
     )
 
 
@@ -203,6 +212,7 @@ def _plain(
         "train_samples": result.num_train,
         "held_out_samples": result.num_held_out,
         "held_out_prompts": result.num_held_out_prompts,
+        "learning_rate": result.learning_rate,
         "chance": result.chance,
         "points": [dataclasses.asdict(point) for point in result.points],
         "best_step": result.best.step,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quark.bounded_files import lines_of, parse_json
 from quark.errors import DataError
+from quark.printable import counted
 from quark.publication import publish_file
 from quark.rewards.hashed_features import NgramIndices, TextBatch, character_ngrams, word_ngrams
 from quark.rewards.linear import WEIGHTS_FILE, LinearScorer, LinearScorerSettings
@@ -211,7 +212,7 @@ def _check_examples(
     for what, examples in (("train on", train), ("hold out", held_out)):
         if len(examples) < _MIN_EXAMPLES:
             raise DataError(
-                f"{source}: {len(examples)} texts to {what}, at least {_MIN_EXAMPLES} are needed"
+                f"{source}: {counted(len(examples), 'text')} to {what}, at least {_MIN_EXAMPLES} are needed"
             )
     if len({example.target for example in train}) == 1:
         raise DataError(

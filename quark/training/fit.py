@@ -31,6 +31,7 @@ from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization
 from quark.pool.native import NativePool
+from quark.printable import counted
 from quark.publication import publishing_directory
 from quark.training.factories import make_reference, untrained_policy, use_threads
 from quark.training.loop.draws import held_out_samples, quantize, round_sampler, settling_sampler
@@ -73,6 +74,8 @@ class Fit:
     num_held_out: int
     """Samples of prompts that no step learns from."""
     num_held_out_prompts: int
+    learning_rate: float
+    """The optimizer's, as configured or as ``suited_rate`` chose it."""
     points: tuple[FitPoint, ...]
     """By step, the first before any."""
 
@@ -100,13 +103,13 @@ class Fit:
             f"(95 % interval {best.interval.low:.3f} to {best.interval.high:.3f}, at most {self.chance:.2f})"
         )
         if self.is_learned:
-            then = f"Stop after {_steps(best.step)}."
+            then = f"Stop after {counted(best.step, 'step')}."
             if best is self.points[-1]:
                 then = "The last measurement is the best one: try more --steps."
             return f"Yes, this reward can be learned from this pool: the tokens tell {said}. {then}"
         if self.num_held_out_prompts < FEWEST_PROMPTS:
             return (
-                f"Not known: {self.num_held_out_prompts} held-out prompts are too few to rule out chance, and it takes "
+                f"Not known: {counted(self.num_held_out_prompts, 'held-out prompt')} cannot rule out chance, it takes "
                 f"{FEWEST_PROMPTS}. The tokens tell at best {said}."
             )
         ordered = max(
@@ -117,7 +120,7 @@ class Fit:
         if low > 0.0:
             return (
                 "In part: after "
-                f"{_steps(ordered.step)} the tokens order held-out samples (rank correlation {correlation:.2f}, 95 % "
+                f"{counted(ordered.step, 'step')} the tokens order held-out samples (rank correlation {correlation:.2f}, 95 % "
                 f"interval from {low:.2f}), but are too sure of it to tell clearly more than chance. Try a smaller "
                 "optimizer.learning_rate, a larger objective.contrast_temperature or more samples."
             )
@@ -140,6 +143,7 @@ def fit(
     score: str,
     every: int,
     out: Path | None,
+    is_rate_chosen: bool = False,
     on_begin: Callable[[Fit], None],
     on_point: Callable[[FitPoint], None],
     on_message: Callable[[str], None],
@@ -152,6 +156,7 @@ def fit(
         score: the column to rank by.
         every: steps between two measurements; there is one before the first step and after the last, too.
         out: where the model is saved as it was when its tokens said most about the held-out samples; None saves none.
+        is_rate_chosen: whether ``suited_rate`` takes the place of the configured learning rate.
         on_begin: is told what there is to learn from, without points.
         on_point: is told each measurement.
         on_message: is told warnings.
@@ -169,6 +174,9 @@ def fit(
     use_threads(config)
     policy = untrained_policy(config, device)
     check_tokens(pool, policy, config.model.name)
+    if is_rate_chosen:
+        optimizer = config.optimizer.model_copy(update={"learning_rate": suited_rate(policy)})
+        config = config.model_copy(update={"optimizer": optimizer})
     reference = make_reference(config, policy, device)
     autocast = make_autocast(config.run.precision, device)
     processes = ProcessGroup()
@@ -190,6 +198,7 @@ def fit(
         num_train=num_train,
         num_held_out=len(held_out),
         num_held_out_prompts=len(np.unique(prompts)),
+        learning_rate=config.optimizer.learning_rate,
         points=(),
     )
     on_begin(result)
@@ -237,6 +246,19 @@ def fit(
     if out is not None:
         _save(policy, kept, out, max_new_tokens=config.sampling.max_new_tokens)
     return result
+
+
+def suited_rate(policy: Policy) -> float:
+    """A learning rate for a model of this size: about that of the paper for its model, and more for smaller ones.
+
+    1e-5 * sqrt(10^9 / parameters), ten times as much where only a part of the weights is trained, and at least 1e-5 and
+    at most 1e-3.
+    """
+    parameters = list(policy.model.parameters())
+    rate = 1e-5 * math.sqrt(1e9 / sum(parameter.numel() for parameter in parameters))
+    if not all(parameter.requires_grad for parameter in parameters):
+        rate *= 10
+    return float(f"{min(max(rate, 1e-5), 1e-3):.1e}")
 
 
 def _check_place(out: Path) -> None:
@@ -310,7 +332,7 @@ def _parts(
     if not train or len(ids) < 2:
         num_prompts = len(np.unique(pool.column("prompt_id")[usable]))
         raise DataError(
-            f"the pool has {int(usable.sum())} ranked samples of {num_prompts} prompts, which leaves {train} to learn from "
+            f"the pool has {counted(int(usable.sum()), 'ranked sample')} of {counted(num_prompts, 'prompt')}, which leaves {train} to learn from "
             f"and {len(ids)} held out: it takes more prompts, or another --held-out"
         )
     if len(ids) > MOST_SAMPLES:
@@ -342,7 +364,3 @@ def _save(policy: Policy, kept: dict[str, Tensor], out: Path, *, max_new_tokens:
     out.parent.mkdir(parents=True, exist_ok=True)
     with publishing_directory(out) as staged:
         policy.save(staged, max_new_tokens=max_new_tokens)
-
-
-def _steps(number: int) -> str:
-    return "1 step" if number == 1 else f"{number} steps"

@@ -57,9 +57,10 @@ def test_the_same_command_says_the_same(run_dir: Path) -> None:
 
 
 def test_people_get_a_table_and_a_verdict(run_dir: Path) -> None:
-    outcome = quark("fit", run_dir, *FEW)
+    outcome = quark("fit", run_dir, *FEW, "--set", "optimizer.learning_rate=3e-4")
     assert outcome.code == 0, outcome.err
     assert outcome.err == ""
+    assert "learning rate 0.0003)" in outcome.out.splitlines()[0]
     lines = outcome.out.splitlines()
     assert lines[0].startswith("learning reward in 5 quantiles from ")
     assert [line.split()[0] for line in lines[2:6]] == ["step", "0", "2", "3"]
@@ -78,6 +79,7 @@ def test_a_pool_alone_needs_a_model_and_gives_one_that_answers(pool: Path, tmp_p
     assert outcome.code == 0, outcome.err
     assert outcome.json["out"] == str(out)
     assert outcome.json["chance"] == pytest.approx(math.log(2))
+    assert 1e-4 < outcome.json["learning_rate"] < 1e-3, "suited to the size of the model"
     answered = quark("generate", out, "-p", "The film", "--quantile", "1", "--json")
     assert answered.code == 0, answered.err
     assert answered.json["completions"][0]["text"]

@@ -281,3 +281,10 @@ def test_toxicity_agrees_with_the_recorded_scores_of_texts_it_has_not_seen():
     assert len(texts) > 700
     assert area_under_roc(scores.astype(np.float64), np.array(truth) >= 0.5) >= 0.93
     assert np.corrcoef(scores, truth)[0, 1] > 0.8
+
+
+def test_too_few_examples_are_counted_in_plain_words(tmp_path):
+    data = tmp_path / "examples.jsonl"
+    data.write_text('{"text": "a", "label": 1, "split": "train"}\n')
+    with pytest.raises(DataError, match=r"1 text to |0 texts to "):
+        train_linear_scorer(data, tmp_path / "scorer")
