@@ -227,6 +227,7 @@ impl PyPool {
         PyView(self.0.snapshot())
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]
     fn samples<'py>(&self, py: Python<'py>, ids: Vec<u64>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let snapshot = self.0.snapshot();
         let samples = detached(py, || snapshot.samples(&ids))?;
