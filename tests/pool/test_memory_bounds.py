@@ -23,9 +23,11 @@ def run(path: Path, code: str, *, megabytes: int = MEGABYTES, options: str = "")
     """What a process prints that does something with a pool, and has little memory."""
     script = f"""
         import resource
+        from dataclasses import replace
         import numpy as np
         from quark.pool.native import NativePool
         from quark.pool.scope import Scope
+        from quark.selftest.samples import make_batch
         pool = NativePool.open({str(path)!r}{options})
         quantization = pool.quantize(2)
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -107,7 +109,8 @@ def test_a_compaction_and_an_append_that_memory_does_not_hold_change_nothing(
     found = run(path, "pool.compact()", megabytes=100, options=", writable=True")
     assert found.startswith("MemoryError merging files of 4")
     code = (
-        "from tests.pool.test_memory_bounds import large_batch; pool.append(large_batch('new', 40))"
+        "batch = make_batch('new', {'reward': [0.5] * 40}); "
+        "pool.append(replace(batch, completion_texts=['x' * 2**20] * 40))"
     )
     found = run(path, code, megabytes=100, options=", writable=True")
     assert found.startswith("MemoryError an append of 40 samples")
