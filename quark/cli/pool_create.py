@@ -86,9 +86,6 @@ def create(
 
 def _vocab_size_of(name: str) -> int:
     from quark.models.config import ModelConfig
-    from quark.models.loading import load_tokenizer
+    from quark.models.loading import load_tokenizer, vocab_size_of
 
-    tokenizer = load_tokenizer(ModelConfig(name=name))
-    # Added tokens may leave gaps, so that the highest id counts and not how many there are.
-    highest: int = max(tokenizer.get_vocab().values())
-    return highest + 1
+    return vocab_size_of(load_tokenizer(ModelConfig(name=name)))

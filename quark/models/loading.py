@@ -92,6 +92,12 @@ def load_context_length(config: ModelConfig) -> int | None:
         )
 
 
+def vocab_size_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the highest token id. Added tokens may leave gaps below it."""
+    highest: int = max(tokenizer.get_vocab().values())
+    return highest + 1
+
+
 def load_base_model(
     config: ModelConfig,
     *,

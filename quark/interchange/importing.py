@@ -1,0 +1,627 @@
+"""Files of other tools into a pool: each row once, however often its file is imported.
+
+A row is known by a digest of its content, which the pool keeps as the sample's ``seed``. Rows that a file repeats
+are told apart by their count, so that equal samples of one step are all kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+
+from quark.data.prompts import MAX_PROMPT_BYTES
+from quark.errors import ConfigError, DataError
+from quark.interchange.inspect_logs import samples_of_log
+from quark.interchange.layouts import ForeignSample, Layout, Messages, Reader, recognize
+from quark.interchange.records import ENDINGS, first_columns, records_of
+from quark.pool.base import PromptColumns, SampleBatch
+from quark.pool.columns import REWARD_COLUMN, column_name
+from quark.pool.native import NativePool
+from quark.types import Json
+
+KEY = "import/"
+"""How the idempotency keys of imported samples begin."""
+SAMPLES_AT_ONCE = 512
+"""Of one append."""
+_METADATA_AT_ONCE = 1 << 19
+"""Bytes of the samples' metadata in one append; the pool keeps at most twice as many."""
+_MAX_PROMPT_METADATA = 1 << 20
+_NOT_SAMPLES = frozenset({"run_name", "git_commit", "timestamp"})
+"""Columns of the metadata file that open-instruct writes beside its shards."""
+
+
+class Tokenizer(Protocol):
+    """The part of a tokenizer that an import uses."""
+
+    chat_template: object
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
+        """Turn a text into token ids."""
+        ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str:
+        """Turn token ids into text."""
+        ...
+
+    def apply_chat_template(
+        self, conversation: Messages, *, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        """Render a conversation as the model sees it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A row that cannot be taken."""
+
+    file: Path
+    row: int | None
+    """Counted from 1; None where it is the whole file, or the rest of it."""
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.row is None else f"{self.file}: row {self.row}: {self.reason}"
+
+
+@dataclass(slots=True, kw_only=True)
+class FileImport:
+    """What was taken from one file, or would be."""
+
+    file: Path
+    layout: Layout
+    num_appended: int = 0
+    num_known: int = 0
+    """Samples that the pool has already, or had before they were removed."""
+    num_refused: int = 0
+    """Rows."""
+    num_recomputed: int = 0
+    """Samples whose token ids were made from text."""
+    first_round: int | None = None
+    last_round: int | None = None
+    scores: dict[str, int] = field(default_factory=dict)
+    """Score columns of the pool -> samples that have a score there."""
+    prompt_metadata: set[str] = field(default_factory=set)
+    sample_metadata: set[str] = field(default_factory=set)
+    examples: list[TokenizedSample] = field(default_factory=list)
+    """The first few."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedSample:
+    """A foreign sample as the pool takes it."""
+
+    prompt_text: str
+    prompt_tokens: tuple[int, ...]
+    prompt_metadata: str
+    completion_text: str
+    completion_tokens: tuple[int, ...]
+    has_own_tokens: bool
+    """Whether the token ids are the file's, not made from text."""
+    scores: Mapping[str, float]
+    """By column of the pool."""
+    source: ForeignSample
+    digest: int
+    """u64, of the row's content and of its count in the file."""
+
+
+def import_samples(
+    path: Path,
+    files: Sequence[Path],
+    *,
+    tokenizer: Tokenizer,
+    tokenizer_name: str,
+    vocab_size: int,
+    layout: Layout | None = None,
+    rewards: Sequence[str] = (),
+    of_prompt: Sequence[str] = (),
+    is_dry_run: bool = False,
+    on_refusal: Callable[[Refusal], None],
+    on_progress: Callable[[Path, int], None] = lambda _file, _rows: None,
+) -> list[FileImport]:
+    """Append the samples of other tools' files to the pool at ``path``, or to a new one there.
+
+    On return they survive a power cut. A row that cannot be taken is told to ``on_refusal``, and the others are taken.
+
+    Args:
+        path: The pool.
+        files: Files, or folders whose files are taken in the order of their names.
+        tokenizer: Of the model that the samples are for. It makes token ids of texts, and texts of token ids.
+        tokenizer_name: Kept in the metadata of a new pool.
+        vocab_size: Of a new pool. Token ids are below it.
+        layout: Of all files; None recognizes each by its columns.
+        rewards: Scores of the files whose sum becomes the column ``reward``; empty takes what the tool trained on.
+        of_prompt: Further columns that belong to the prompt.
+        is_dry_run: Whether to write nothing.
+        on_refusal: Called with each row that cannot be taken.
+        on_progress: Called with a file and the number of its rows so far, now and then.
+
+    Raises:
+        ConfigError: A file fits no layout, an option does not fit, or the pool was made with another tokenizer.
+        FileNotFoundError: A file, or the directory for a new pool, does not exist.
+        PoolError: Of the pool.
+    """
+    found = [
+        (file, layout or _layout_of(file, on_refusal if file not in files else None))
+        for file in _files(files)
+    ]
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {path.parent}")
+    with closing(_Target(path, tokenizer_name, vocab_size, is_dry_run=is_dry_run)) as target:
+        tokens = _Tokens(tokenizer, target.vocab_size)
+        results = []
+        for file, its_layout in found:
+            if its_layout is None:
+                continue
+            importing = _Importing(
+                FileImport(file=file, layout=its_layout),
+                target=target,
+                tokens=tokens,
+                rewards=rewards,
+                on_refusal=on_refusal,
+                on_progress=on_progress,
+            )
+            results.append(importing.run(its_layout, of_prompt))
+        return results
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Every file; of a folder those with a known ending, without following links."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        inside = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in (*ENDINGS, ".eval")
+            and file.is_file()
+            and not file.is_symlink()
+        )
+        if not inside:
+            raise ConfigError(f"{path} has no file that ends in {', '.join((*ENDINGS, '.eval'))}")
+        yield from inside
+
+
+def layout_of(file: Path) -> Layout | None:
+    """The layout of a file by its name and its first readable row; None where no layout fits.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ConfigError: Its name does not say a format.
+        DataError: It cannot be read.
+    """
+    if file.suffix.lower() == ".eval":
+        return Layout.INSPECT
+    if file.suffix.lower() == ".json" and file.is_file():
+        with file.open("rb") as opened:
+            if b'"eval"' in opened.read(4096):
+                return Layout.INSPECT
+    return recognize(file, first_columns(file))
+
+
+def _layout_of(file: Path, on_refusal: Callable[[Refusal], None] | None) -> Layout | None:
+    """The layout of a file. A file of a folder is told to ``on_refusal`` where it has none, another one is an error."""
+    try:
+        found = layout_of(file)
+        if found is not None:
+            return found
+        columns = first_columns(file)
+        raise ConfigError(
+            f"{file} fits no known layout. Its columns are {', '.join(map(repr, columns[:20])) or 'none'}; samples need "
+            "at least `prompt` and `completion`"
+        )
+    except (ConfigError, DataError) as error:
+        if on_refusal is None:
+            raise
+        if isinstance(error, DataError) or not _NOT_SAMPLES.issubset(first_columns(file)):
+            on_refusal(Refusal(file=file, row=None, reason=str(error)))
+        return None
+
+
+class _Target:
+    """The pool that is imported into. A new one is made with its first sample, and a dry run writes none."""
+
+    def __init__(
+        self, path: Path, tokenizer_name: str, vocab_size: int, *, is_dry_run: bool
+    ) -> None:
+        self._path = path
+        self._tokenizer_name = tokenizer_name
+        self._is_dry_run = is_dry_run
+        self._pool: NativePool | None = None
+        self.known: set[int] = set()
+        """Digests of the samples that were imported before."""
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            self._pool = NativePool.open(path, writable=not is_dry_run)
+            try:
+                self._refuse_other_tokenizer(self._pool)
+                seeds = self._pool.scan().filter(pl.col("key").str.starts_with(KEY)).select("seed")
+                self.known = set(seeds.collect()["seed"].to_list())
+            except BaseException:
+                self._pool.close()
+                raise
+        self.vocab_size = vocab_size if self._pool is None else self._pool.settings.vocab_size
+
+    def _refuse_other_tokenizer(self, pool: NativePool) -> None:
+        named = pool.settings.metadata.get("tokenizer", pool.settings.metadata.get("model"))
+        if named is not None and named != self._tokenizer_name:
+            raise ConfigError(
+                f"{self._path} was made with the tokenizer of {named!r}, not of {self._tokenizer_name!r}: "
+                "pass --tokenizer with that name, or import into another pool"
+            )
+
+    def append(
+        self, samples: Sequence[TokenizedSample], result: FileImport, round: int, chunk: int
+    ) -> int:
+        """Commit samples of one step; returns how many of them were in the pool, or had been."""
+        if self._pool is None and not self._is_dry_run:
+            self._pool = NativePool.create(
+                self._path,
+                vocab_size=self.vocab_size,
+                store_text=True,
+                metadata={"tokenizer": self._tokenizer_name},
+            )
+        self.known.update(sample.digest for sample in samples)
+        if self._pool is None:
+            return 0
+        batch = _batch(samples, result, round, chunk, self._pool)
+        is_known = self._pool.find(batch.key) is not None
+        if not is_known and not self._is_dry_run:
+            self._pool.append(batch)
+        return len(samples) if is_known else 0
+
+    def close(self) -> None:
+        """Give the pool back."""
+        if self._pool is not None:
+            self._pool.close()
+
+
+class _Importing:
+    """One file on its way into the pool."""
+
+    def __init__(
+        self,
+        result: FileImport,
+        *,
+        target: _Target,
+        tokens: _Tokens,
+        rewards: Sequence[str],
+        on_refusal: Callable[[Refusal], None],
+        on_progress: Callable[[Path, int], None],
+    ) -> None:
+        self._result = result
+        self._target = target
+        self._tokens = tokens
+        self._rewards = rewards
+        self._on_refusal = on_refusal
+        self._on_progress = on_progress
+        self._counts: Counter[bytes] = Counter()
+        self._waiting: list[TokenizedSample] = []
+        self._num_metadata_bytes = 0
+        self._chunk = 0
+
+    def run(self, layout: Layout, of_prompt: Sequence[str]) -> FileImport:
+        """Take all rows of the file."""
+        file = self._result.file
+        try:
+            if layout is Layout.QUARK:
+                raise ConfigError(f"{file} is an export of a pool: import it without --tokenizer")
+            if layout is Layout.INSPECT:
+                for row, sample in samples_of_log(file):
+                    if isinstance(sample, str):
+                        self._refuse(row, sample)
+                    else:
+                        self._take_row(row, iter([sample]))
+            else:
+                self._run_records(layout, of_prompt)
+        except DataError as error:  # of the file as a whole; what came before it is taken
+            self._refuse(None, str(error))
+        self._flush()
+        return self._result
+
+    def _run_records(self, layout: Layout, of_prompt: Sequence[str]) -> None:
+        file = self._result.file
+        reader = Reader(layout, file, of_prompt=of_prompt)
+        for record in records_of(file):
+            if record.problem is not None:
+                self._refuse(record.row, record.problem)
+            else:
+                self._take_row(record.row, reader.samples(record.values))
+            if record.row % 1000 == 0:
+                self._on_progress(file, record.row)
+
+    def _take_row(self, row: int, samples: Iterator[ForeignSample]) -> None:
+        """Take the samples of one row, all or none."""
+        try:
+            taken = [self._tokenized(sample) for sample in samples]
+        except ValueError as error:
+            self._refuse(row, str(error))
+            return
+        for sample in taken:
+            self._take(sample)
+
+    def _tokenized(self, sample: ForeignSample) -> TokenizedSample:
+        content = _digest(sample)
+        self._counts[content] += 1
+        count = self._counts[content]
+        scores = _score_columns(sample, self._rewards)
+        digest = hashlib.sha256(content + count.to_bytes(8, "little")).digest()
+        return self._tokens.of(sample, scores, int.from_bytes(digest[:8], "little"))
+
+    def _refuse(self, row: int | None, reason: str) -> None:
+        self._result.num_refused += 1
+        self._on_refusal(Refusal(file=self._result.file, row=row, reason=reason))
+
+    def _take(self, sample: TokenizedSample) -> None:
+        if sample.digest in self._target.known:
+            self._result.num_known += 1
+            return
+        num_bytes = len(json.dumps(sample.source.of_sample)) if sample.source.of_sample else 0
+        step = sample.source.step
+        if self._waiting and (
+            step != self._waiting[0].source.step
+            or sample.has_own_tokens != self._waiting[0].has_own_tokens
+            or len(self._waiting) >= SAMPLES_AT_ONCE
+            or self._num_metadata_bytes + num_bytes > _METADATA_AT_ONCE
+        ):
+            self._flush()
+        self._waiting.append(sample)
+        self._num_metadata_bytes += num_bytes
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        samples, self._waiting = self._waiting, []
+        self._num_metadata_bytes = 0
+        round = samples[0].source.step
+        self._chunk = self._chunk + 1 if self._result.last_round == round else 0
+        num_known = self._target.append(samples, self._result, round, self._chunk)
+        self._count(samples, num_known, round)
+
+    def _count(self, samples: Sequence[TokenizedSample], num_known: int, round: int) -> None:
+        result = self._result
+        result.num_known += num_known
+        result.num_appended += len(samples) - num_known
+        result.num_recomputed += sum(not sample.has_own_tokens for sample in samples)
+        rounds = [r for r in (result.first_round, result.last_round, round) if r is not None]
+        result.first_round, result.last_round = min(rounds), max(rounds)
+        for sample in samples:
+            for name, score in sample.scores.items():
+                result.scores[name] = result.scores.get(name, 0) + (not math.isnan(score))
+            result.prompt_metadata.update(sample.source.of_prompt)
+            result.sample_metadata.update(sample.source.of_sample)
+        result.examples += samples[: 3 - len(result.examples)]
+
+
+class _Tokens:
+    """Token ids and texts of foreign samples; a prompt is rendered and tokenized once in a while."""
+
+    _MOST = 4096
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._prompts: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def of(
+        self, sample: ForeignSample, scores: Mapping[str, float], digest: int
+    ) -> TokenizedSample:
+        """The sample as a pool takes it. Raises ValueError where it has no tokens or no text."""
+        has_own_tokens = sample.prompt_tokens is not None and sample.completion_tokens is not None
+        if has_own_tokens:
+            prompt_tokens = tuple(sample.prompt_tokens or ())
+            completion_tokens = tuple(sample.completion_tokens or ())
+            self._refuse_unknown("prompt", prompt_tokens)
+            self._refuse_unknown("completion", completion_tokens)
+            prompt_text = (
+                self._decoded(prompt_tokens)
+                if sample.prompt is None
+                else self._rendered(sample.prompt)
+            )
+            completion_text = (
+                self._decoded(completion_tokens) if sample.completion is None else sample.completion
+            )
+            _check_text("completion", completion_text)
+        else:
+            if sample.prompt is None or sample.completion is None:
+                raise ValueError("it has neither texts nor all token ids")
+            prompt_text, prompt_tokens = self._prompt(sample.prompt)
+            completion_text = sample.completion
+            _check_text("completion", completion_text)
+            completion_tokens = tuple(
+                self._tokenizer.encode(completion_text, add_special_tokens=False)
+            )
+            self._refuse_unknown("completion", completion_tokens)
+        if not prompt_tokens or not completion_tokens:
+            raise ValueError(f"the {'completion' if prompt_tokens else 'prompt'} has no tokens")
+        metadata = json.dumps(dict(sample.of_prompt), sort_keys=True)
+        if len(metadata) > _MAX_PROMPT_METADATA:
+            raise ValueError(
+                f"the metadata of its prompt has {len(metadata):,} bytes; the most is {_MAX_PROMPT_METADATA:,}"
+            )
+        if len(json.dumps(sample.of_sample)) > _METADATA_AT_ONCE:
+            raise ValueError(
+                f"its other columns have more than {_METADATA_AT_ONCE:,} bytes, the most that is kept"
+            )
+        return TokenizedSample(
+            prompt_text=prompt_text,
+            prompt_tokens=prompt_tokens,
+            prompt_metadata=metadata,
+            completion_text=completion_text,
+            completion_tokens=completion_tokens,
+            has_own_tokens=has_own_tokens,
+            scores=scores,
+            source=sample,
+            digest=digest,
+        )
+
+    def _prompt(self, prompt: str | Messages) -> tuple[str, tuple[int, ...]]:
+        name = prompt if isinstance(prompt, str) else json.dumps(prompt, default=str)
+        if name not in self._prompts:
+            text = self._rendered(prompt)
+            # The chat template writes the model's own special tokens.
+            ids = tuple(self._tokenizer.encode(text, add_special_tokens=isinstance(prompt, str)))
+            self._refuse_unknown("prompt", ids)
+            if len(self._prompts) >= self._MOST:
+                self._prompts.clear()
+            self._prompts[name] = (text, ids)
+        return self._prompts[name]
+
+    def _rendered(self, prompt: str | Messages) -> str:
+        if isinstance(prompt, str):
+            _check_text("prompt", prompt)
+            return prompt
+        if not self._tokenizer.chat_template:
+            raise ValueError(
+                "the prompt is a list of messages, and the tokenizer has no chat template to render it"
+            )
+        messages = [{"role": m["role"], "content": m.get("content") or ""} for m in prompt]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program and raises what it likes
+            raise ValueError(f"the chat template does not take the prompt: {error}") from error
+        _check_text("prompt", text)
+        return text
+
+    def _decoded(self, ids: tuple[int, ...]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def _refuse_unknown(self, what: str, ids: tuple[int, ...]) -> None:
+        if ids and (largest := max(ids)) >= self._vocab_size:
+            raise ValueError(
+                f"the {what} has the token {largest}, and the vocabulary has {self._vocab_size}: "
+                "the samples are of another tokenizer"
+            )
+
+
+def _check_text(what: str, text: str) -> None:
+    try:
+        num_bytes = len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"the {what} holds half of a character (a lone surrogate)") from None
+    if num_bytes > MAX_PROMPT_BYTES:
+        raise ValueError(f"the {what} has {num_bytes:,} bytes; the most is {MAX_PROMPT_BYTES:,}")
+
+
+def _score_columns(sample: ForeignSample, rewards: Sequence[str]) -> dict[str, float]:
+    """Scores under the names that a pool takes, and the reward. Raises ValueError where that is impossible."""
+    reward = sample.reward
+    if rewards:
+        missing = [name for name in rewards if name not in sample.scores]
+        if missing and not (missing == [REWARD_COLUMN] and not math.isnan(reward)):
+            raise ValueError(
+                f"it has no score {', '.join(missing)} (it has: {', '.join(sample.scores)})"
+            )
+        own = {**sample.scores, REWARD_COLUMN: sample.scores.get(REWARD_COLUMN, reward)}
+        reward = math.fsum(own[name] for name in rewards)
+    columns: dict[str, float] = {}
+    for name, score in sample.scores.items():
+        column = column_name(name) or "_"
+        if column == REWARD_COLUMN:
+            column = "reward_of_file"
+        if column in columns:
+            raise ValueError(f"column {name}: another score has the name {column!r} in a pool, too")
+        columns[column] = score
+    columns[REWARD_COLUMN] = reward
+    for column, score in columns.items():
+        try:
+            struct.pack("<f", score)
+        except OverflowError:
+            raise ValueError(f"column {column}: {score!r} does not fit into 32 bits") from None
+    return columns
+
+
+def _digest(sample: ForeignSample) -> bytes:
+    """Of all that the row says, whatever file and format it comes from."""
+    parts = [
+        sample.prompt,
+        sample.completion,
+        sample.prompt_tokens,
+        sample.completion_tokens,
+        {name: repr(score) for name, score in sample.scores.items()},
+        repr(sample.reward),
+        sample.step,
+        sample.of_prompt,
+        sample.of_sample,
+    ]
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _batch(
+    samples: Sequence[TokenizedSample],
+    result: FileImport,
+    round: int,
+    chunk: int,
+    pool: NativePool,
+) -> SampleBatch:
+    """The append that samples of one step make."""
+    digest = hashlib.sha256(b"".join(s.digest.to_bytes(8, "little") for s in samples))
+    prompts: dict[tuple[tuple[int, ...], str, str], int] = {}
+    prompt_index = [
+        prompts.setdefault((s.prompt_tokens, s.prompt_text, s.prompt_metadata), len(prompts))
+        for s in samples
+    ]
+    tokens, texts, metadata = zip(*prompts, strict=True)
+    names = sorted({name for sample in samples for name in sample.source.of_sample})
+    columns: dict[str, Json] = {
+        name: [sample.source.of_sample.get(name) for sample in samples] for name in names
+    }
+    settings = {
+        "imported": {
+            "layout": str(result.layout),
+            "file": result.file.name,
+            "tokens": "given" if samples[0].has_own_tokens else "recomputed",
+        },
+        **({"columns": columns} if columns else {}),
+    }
+    nothing = np.full(len(samples), np.nan, np.float32)
+    scores = dict.fromkeys(name for sample in samples for name in sample.scores)
+    return SampleBatch(
+        key=f"{KEY}{digest.hexdigest()[:32]}",
+        prompts=PromptColumns(
+            token_ids=np.fromiter(chain.from_iterable(tokens), np.uint32),
+            offsets=np.cumsum([0, *map(len, tokens)]),
+            texts=texts,
+            metadata=metadata,
+        ),
+        prompt_index=np.array(prompt_index, np.uint32),
+        completion_tokens=np.fromiter(
+            chain.from_iterable(s.completion_tokens for s in samples), np.uint32
+        ),
+        completion_offsets=np.cumsum([0, *(len(s.completion_tokens) for s in samples)]),
+        completion_texts=(
+            [s.completion_text for s in samples] if pool.settings.store_text else None
+        ),
+        finish_reasons=np.array([int(s.source.finish_reason) for s in samples], np.uint8),
+        round=round,
+        chunk=chunk,
+        policy_step=round,
+        reward_tokens=np.full(len(samples), -1, np.int16),
+        settings=json.dumps(settings, sort_keys=True),
+        seeds=np.array([s.digest for s in samples], np.uint64),
+        logprob_policy=nothing,
+        logprob_reference=nothing,
+        logprob_sampled=(
+            np.array([s.source.logprob_sampled for s in samples], np.float32)
+            if pool.has_sampled_logprobs
+            else nothing
+        ),
+        scores={
+            name: np.array([s.scores.get(name, np.nan) for s in samples], np.float32)
+            for name in scores
+        },
+    )
