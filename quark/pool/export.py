@@ -72,19 +72,29 @@ def export_pool(
     rows = pool.scan()
     num_rows = len(pool) - pool.num_removed
     if where is not None:
-        named = f"where = {printable(repr(where), limit=200)}"
-        try:
-            rows = rows.filter(condition(where, rows.collect_schema().names()))
-            num_rows = rows.select(pl.len()).collect().item()
-        except ValueError as error:
-            raise ConfigError(f"{named} {error}") from error
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            raise ConfigError(
-                f"{named} is no SQL condition on a pool's columns: {reason_of(error)}"
-            ) from error
+        rows, num_rows = narrowed(rows, where)
     settings = json.dumps(dataclasses.asdict(pool.settings))
     write_rows(rows, path, is_overwriting=is_overwriting, metadata={SETTINGS_KEY: settings})
     return num_rows
+
+
+def narrowed(rows: pl.LazyFrame, where: str) -> tuple[pl.LazyFrame, int]:
+    """The rows for which a condition within the bounds of ``quark.pool.sql`` holds, and how many there are.
+
+    Raises:
+        ConfigError: It is no condition on columns that there are.
+    """
+    named = f"where = {printable(repr(where), limit=200)}"
+    try:
+        narrow = rows.filter(condition(where, rows.collect_schema().names()))
+        num_rows: int = narrow.select(pl.len()).collect().item()
+    except ValueError as error:
+        raise ConfigError(f"{named} {error}") from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise ConfigError(
+            f"{named} is no SQL condition on a pool's columns: {reason_of(error)}"
+        ) from error
+    return narrow, num_rows
 
 
 def write_rows(

@@ -42,7 +42,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"models"}),
     frozenset({"objectives", "reference", "generation", "rewards", "pool", "data"}),
-    frozenset({"evaluation", "selftest", "interchange"}),
+    frozenset({"evaluation", "selftest", "interchange", "integrations"}),
     frozenset({"config"}),
     frozenset({"training", "report"}),
     frozenset({"api"}),
