@@ -16,6 +16,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from quark.config.schema import RunConfig
+from quark.data.hub_files import SCHEME, is_on_hub
 from quark.errors import UnsafeFileError
 from quark.http_client import HttpSettings
 from quark.models.config import ModelConfig
@@ -68,7 +69,11 @@ def reaches(
     if "prompts" in sections:
         for key in ("source", "evaluation_source"):
             source: str | None = getattr(config.prompts, key)
-            if source is not None and not source.startswith("embedded:"):
+            if source is not None and is_on_hub(source):
+                thing = "hub:" + source.removeprefix(SCHEME)
+                reach = Reach(kind=Kind.NETWORK, key=f"prompts.{key}", thing=thing, said=source)
+                found.append(reach)
+            elif source is not None and not source.startswith("embedded:"):
                 found += _of_path(f"prompts.{key}", source, run)
     rewards = [("reward.name", config.reward.name)] if "reward" in sections else []
     if "evaluation" in sections:

@@ -20,6 +20,7 @@ from pydantic import Field, field_validator
 
 from quark.assets import asset_path
 from quark.bounded_files import lines_of, parquet_frames, parse_json
+from quark.csv_files import csv_rows
 from quark.data.chat import (
     MESSAGES_KEY,
     TOOLS_KEY,
@@ -30,6 +31,7 @@ from quark.data.chat import (
     stored_messages,
     without_the_oldest_turn,
 )
+from quark.data.hub_files import hub_file, is_on_hub
 from quark.errors import DataError
 from quark.models.additions import additions_of
 from quark.settings import Settings
@@ -47,9 +49,10 @@ class PromptConfig(Settings):
     """Prompts for training and evaluation."""
 
     source: str = "embedded:reviews"
-    """A ``.jsonl``, ``.txt`` (one prompt a line) or ``.parquet`` file, or ``embedded:reviews``."""
+    """A ``.jsonl``, ``.csv``, ``.txt`` (one prompt a line) or ``.parquet`` file, ``embedded:reviews``,
+    or a file of a data set on the Hub: ``hf://datasets/OWNER/NAME[@REVISION]/FILE``."""
     field: str = _FIELD
-    """The column of a JSONL or Parquet file; if it holds an object, as in RealToxicityPrompts, its
+    """The column of a JSONL, CSV or Parquet file; if it holds an object, as in RealToxicityPrompts, its
     ``text`` key is read. A list is a conversation of messages with roles and contents, rendered by
     the model's chat template. If there is no column ``prompt``, ``messages`` is read."""
     where: str | None = None
@@ -353,10 +356,20 @@ def _limit(tokens: _Tokens) -> str:
     return f"prompts.max_tokens is {tokens.most}: raise it, or"
 
 
-def source_file(source: str) -> Path:
-    """The file that ``PromptConfig.source`` names; it may not exist."""
+def source_file(source: str, *, is_offline: bool = False) -> Path:
+    """The file that ``PromptConfig.source`` names; it may not exist.
+
+    Args:
+        source: the setting.
+        is_offline: whether a file on the Hub has to be in the cache.
+
+    Raises:
+        DataError: a file on the Hub that is not there.
+    """
     if source.startswith("embedded:"):
         return asset_path("prompts", source.removeprefix("embedded:")).with_suffix(".jsonl")
+    if is_on_hub(source):
+        return hub_file(source, is_offline=is_offline)
     return Path(source).expanduser()
 
 
@@ -371,7 +384,7 @@ def check_sources(config: PromptConfig) -> None:
         ("prompts.source", config.source),
         ("prompts.evaluation_source", config.evaluation_source),
     ):
-        if source is not None:
+        if source is not None and not is_on_hub(source):
             _path_of(source, config.where, said_by=said_by)
 
 
@@ -380,12 +393,16 @@ def _path_of(source: str, where: str | None, *, said_by: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"there is no prompt file {path.absolute()}: check {said_by}")
     if not path.is_file():
-        raise DataError(f"{path} is not a file: {said_by} names a .jsonl, .txt or .parquet file")
+        raise DataError(
+            f"{path} is not a file: {said_by} names a .jsonl, .csv, .txt or .parquet file"
+        )
     suffix = path.suffix.lower()
     if suffix == ".txt" and where is not None:
         raise DataError(f"{path}: lines of text have no numbers for prompts.where: unset it")
-    if suffix not in (*_JSON_LINES, ".txt", ".parquet"):
-        raise DataError(f"{path}: prompts come from .jsonl, .txt or .parquet files, not {suffix!r}")
+    if suffix not in (*_JSON_LINES, ".csv", ".txt", ".parquet"):
+        raise DataError(
+            f"{path}: prompts come from .jsonl, .csv, .txt or .parquet files, not {suffix!r}"
+        )
     return path
 
 
@@ -398,6 +415,8 @@ def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterat
                 yield _row(f"{path}:{number}", line, None, {})
         case ".parquet":
             yield from _read_parquet(path, field, fits)
+        case ".csv":
+            yield from _read_csv(path, field, fits)
         case _:
             yield from _read_jsonl(path, field, fits)
 
@@ -442,6 +461,30 @@ def _read_parquet(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
     for number, record in enumerate(records, start=1):
         if fits(record):
             yield _record_row(f"{path}: row {number}", record, field)
+
+
+def _read_csv(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
+    for number, row in enumerate(csv_rows(path), start=1):
+        place = f"{path}: row {number}"
+        if isinstance(row, str):
+            raise DataError(f"{place}: {row}")
+        record = {
+            name: value if name in (field, "split") else _number_or_text(value)
+            for name, value in row.items()
+        }
+        if fits(record):
+            yield _record_row(place, record, field)
+
+
+def _number_or_text(value: str | None) -> Json:
+    """A value of CSV, which does not tell numbers from texts."""
+    for kind in (int, float):
+        try:
+            number = kind(value or "")
+        except ValueError:
+            continue
+        return number if math.isfinite(number) else value
+    return value
 
 
 _Condition: TypeAlias = Callable[[Mapping[str, Json]], bool]

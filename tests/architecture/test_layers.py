@@ -33,6 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "text_statistics",
             "bounded_files",
             "arrow_sizes",
+            "csv_files",
             "parquet_sizes",
             "printable",
             "refusals",

@@ -4,6 +4,10 @@ import html
 import json
 import os
 import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import polars as pl
@@ -327,3 +331,102 @@ def test_metadata_is_what_a_pool_can_keep(tmp_path: Path) -> None:
         unfit = write(tmp_path, f'{{"prompt": "a", "n": {value}}}\n', f"{number}.jsonl")
         with pytest.raises(DataError, match=r"jsonl:1: 'n' is .* leave it out"):
             load(unfit)
+
+
+def test_prompts_of_a_csv_file(tmp_path: Path) -> None:
+    text = (
+        "\ufeffprompt,split,toxicity,source\r\n"
+        "7,train,0.5,web\r\n"
+        '"with ""quotes"",\nand a line",train,0.9,\r\n'
+        "c,eval,0.7,book\r\n"
+    )
+    path = write(tmp_path, text, "prompts.csv")
+    prompts = load(path)
+    assert texts(prompts.train) == ["7", 'with "quotes",\nand a line']
+    assert texts(prompts.evaluation) == ["c"]
+    assert dict(prompts.train[0].metadata) == {"toxicity": 0.5, "source": "web"}
+    assert texts(load(path, where="toxicity >= 0.6").train) == [prompts.train[1].text]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the first line does not name the columns"),
+        ("prompt,prompt\na,b\n", "names a column twice"),
+        ("prompt,x\na\n", "row 1: it has 1 values, and the header has 2 columns"),
+        ('prompt\n"a\n', "is not CSV"),
+        ("text\na\n", "row 1: no field 'prompt'"),
+        ("prompt,x\n,1\n", "row 1: 'prompt' is None, not a text"),
+    ],
+)
+def test_a_bad_csv_file_is_named_with_its_row(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(DataError, match=re.escape(reason)):
+        load(write(tmp_path, text, "prompts.csv"))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the Hub that serves one file of one data set."""
+
+    content = b"prompt,split\na,train\nb,train\nc,eval\n"
+    commit = "c" * 40
+
+    def do_HEAD(self) -> None:
+        self.answer(with_content=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_content=True)
+
+    def answer(self, *, with_content: bool) -> None:
+        content = self.content
+        if self.path.startswith("/api/datasets/org/data"):
+            tree = [{"type": "file", "path": "x/train.csv", "size": 1, "oid": "a"}]
+            info = {
+                "id": "org/data",
+                "sha": self.commit,
+                "siblings": [{"rfilename": "x/train.csv"}],
+            }
+            content = json.dumps(tree if "/tree/" in self.path else info).encode()
+        elif self.path != "/datasets/org/data/resolve/main/x/train.csv":
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", '"e"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if with_content:
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_prompts_of_a_data_set_on_the_hub(tmp_path: Path) -> None:
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (
+        "import sys\nfrom quark.data.hub_files import hub_file\nfrom quark.errors import DataError\n"
+        "for source in sys.argv[1:]:\n"
+        "    try:\n        print(hub_file(source).read_text().split()[1])\n"
+        "    except DataError as error:\n        print(error)\n"
+    )
+    sources = [f"hf://datasets/org/data{rest}" for rest in ("/x/train.csv", "/none.csv", "", "//x")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *sources],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ
+        | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    server.shutdown()
+    server.server_close()
+    read, missing, unnamed, wrong = done.stdout.splitlines()
+    assert read == "a,train"
+    assert missing.startswith("hf://datasets/org/data/none.csv cannot be read from the Hub: ")
+    assert unnamed == "hf://datasets/org/data: name a file of it. It has x/train.csv"
+    assert "cannot be read" in wrong or "write a file of a data set" in wrong

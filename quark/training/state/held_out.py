@@ -11,7 +11,7 @@ from pathlib import Path
 from quark import safe_files
 from quark.config.schema import RunConfig
 from quark.data.prompts import source_file
-from quark.errors import PoolError, RunDirectoryError
+from quark.errors import DataError, PoolError, RunDirectoryError
 from quark.formats import VERSION_KEY, check_version
 from quark.pool.native import NativePool
 from quark.publication import publish_file
@@ -34,10 +34,10 @@ class HeldOut:
     def source_has_changed(self) -> bool:
         """Whether the file is another one by now, or gone."""
         try:
-            file = source_file(self.source)
+            file = source_file(self.source, is_offline=True)
             # The run may come from somebody else: opening a named pipe or a device could wait, or never end.
             return not file.is_file() or _sha256(file) != self.source_sha256
-        except (OSError, ValueError):
+        except (OSError, ValueError, DataError):
             return True
 
 
