@@ -14,7 +14,15 @@ from quark.config.schema import RunConfig
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 FENCED = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
-FOLDERS = ("", "docs/", "benches/", "quark_pool_rs/", "quark/assets/*/", "quark/assets/*/*/")
+FOLDERS = (
+    "",
+    "docs/",
+    "docs/methods/",
+    "benches/",
+    "quark_pool_rs/",
+    "quark/assets/*/",
+    "quark/assets/*/*/",
+)
 DOCUMENTS = sorted(file for folder in FOLDERS for file in ROOT.glob(f"{folder}*.md"))
 LONGEST_LINE = 120
 

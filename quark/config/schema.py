@@ -29,6 +29,8 @@ from quark.rewards.config import RewardConfig, RewardName
 from quark.settings import Settings
 
 _DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
+DEFAULT_INIT_WEIGHT = 0.3
+"""Weight of the original model in the average at a reset, where nobody says another."""
 
 
 class RunSection(Settings):
@@ -182,6 +184,76 @@ class OptimizerSection(Settings):
     status 3; each is skipped and counted."""
 
 
+class AverageSection(Settings):
+    """A moving average of the trained weights: for Elastic Reset, for sampling, or as the reference."""
+
+    reset_every_rounds: int | None = Field(None, ge=1)
+    """Elastic Reset (Noukhovitch et al. 2023): before every exploration whose round is a multiple of
+    this, the policy goes back to the average, and the average to the original model. Unset never
+    resets. The vectors of the reward tokens are kept."""
+    init_weight_at_reset: float | None = Field(None, ge=0.0, le=1.0)
+    """Weight of the original model in the average when a reset is due: 0 does not change the
+    policy, 1 goes all the way back. Gives the decay. Unset: 0.3, unless ``decay`` is set."""
+    decay: float | None = Field(None, ge=0.0, le=1.0)
+    """Share of the average that an update keeps; the rest comes from the policy."""
+    update_every_steps: int = Field(1, ge=1)
+    """Update the average after every so many optimizer steps."""
+    kl_anchor: Literal["initial", "ema"] = "initial"
+    """What the KL penalty of the training steps compares with: the original model, or the average.
+    With ``decay = 0.4`` and ``update_every_steps = 512``, ``ema`` is TR-DPO's soft update. Evaluations
+    always measure the drift from the original model."""
+    samples: Literal["policy", "ema"] = "policy"
+    """Weights that explore, are evaluated and are published at the end; training steps always change
+    the policy's own."""
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a run keeps an average."""
+        return (
+            self.reset_every_rounds is not None
+            or self.kl_anchor != "initial"
+            or self.samples != "policy"
+        )
+
+    def updates_per_reset(self, steps_per_round: int) -> float:
+        """Updates of the average between two resets, if no round is cut short."""
+        return (self.reset_every_rounds or 0) * steps_per_round / self.update_every_steps
+
+    def decay_in(self, steps_per_round: int) -> float:
+        """The decay, as given or from the weight at a reset."""
+        if self.decay is not None:
+            return self.decay
+        weight = (
+            DEFAULT_INIT_WEIGHT if self.init_weight_at_reset is None else self.init_weight_at_reset
+        )
+        return float(weight ** (1.0 / self.updates_per_reset(steps_per_round)))
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> AverageSection:
+        if self.decay is not None and self.init_weight_at_reset is not None:
+            raise ValueError(
+                "average.decay and average.init_weight_at_reset both say how fast the average moves: set one of them"
+            )
+        if self.init_weight_at_reset is not None and self.reset_every_rounds is None:
+            raise ValueError(
+                "average.init_weight_at_reset is the weight at a reset, and average.reset_every_rounds is unset: "
+                "set it, or give average.decay"
+            )
+        if self.is_used and self.reset_every_rounds is None and self.decay is None:
+            raise ValueError("average.decay is unset: set it, to 0.99 say")
+        if self.decay is not None and not self.is_used:
+            raise ValueError(
+                'average.decay has no use: set average.reset_every_rounds, average.samples = "ema" or '
+                'average.kl_anchor = "ema"'
+            )
+        if self.reset_every_rounds is not None and self.samples == "ema":
+            raise ValueError(
+                'average.samples = "ema" with average.reset_every_rounds would explore with the original model after '
+                'each reset: set samples = "policy", or leave the resets out'
+            )
+        return self
+
+
 class CheckpointSection(Settings):
     """The state that survives an interruption."""
 
@@ -240,6 +312,7 @@ class RunConfig(Settings):
     reference: ReferenceConfig = ReferenceConfig()
     objective: QuarkObjectiveConfig = QuarkObjectiveConfig()
     optimizer: OptimizerSection = OptimizerSection()
+    average: AverageSection = AverageSection()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointSection = CheckpointSection()
     alerts: AlertsSection = AlertsSection()
@@ -282,6 +355,11 @@ class RunConfig(Settings):
             raise ValueError(
                 "run.brake_every_steps measures the held-out part of the pool, and pool.held_out_share = 0 leaves "
                 "none: set it to 0.2, say"
+            )
+        if self.average.kl_anchor == "ema" and self.reference.cache != "off":
+            raise ValueError(
+                'reference.cache keeps what the original model computes, and average.kl_anchor = "ema" does not '
+                'use it: set reference.cache = "off"'
             )
         if self.pool.per_prompt and self.pool.remainder is not RemainderRule.SPREAD:
             raise ValueError("pool.remainder has no meaning with pool.per_prompt: leave it out")

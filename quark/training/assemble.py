@@ -148,11 +148,14 @@ def _trainer(
         Position() if resume_from is None else dataclasses.replace(resume_from.state.position)
     )
     journal = Journal(log, context.listener, position, num_rounds=config.run.num_rounds)
+    evaluating = make_evaluating(context, generators, reference, journal)
     return Trainer(
         rounds=Rounds.of(config),
         exploring=make_exploring(context, generators, pool, reference, journal),
-        learning=make_learning(context, reference, journal),
-        evaluating=make_evaluating(context, generators, reference, journal),
+        learning=make_learning(
+            context, reference, journal, measure=lambda: evaluating.best(is_logged=True)
+        ),
+        evaluating=evaluating,
         outputs=Outputs(
             directory=context.directory,
             run_id=context.run_id,

@@ -41,6 +41,11 @@ def check_processes(config: RunConfig, processes: ProcessGroup) -> None:
             "optimizer.settling_steps moves single rows of the embedding, which sharded weights divide among the "
             'processes: set it to 0, or run.parallel = "data"'
         )
+    if processes.is_sharded and config.average.kl_anchor == "ema":
+        raise ConfigError(
+            'average.kl_anchor = "ema" runs the model around other weights, which sharded processes cannot: set it to '
+            '"initial", or run.parallel = "data"'
+        )
     if config.optimizer.batch_size < processes.size:
         raise ConfigError(
             f"optimizer.batch_size = {config.optimizer.batch_size} is less than one sample for each of "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import quark
+from quark.evaluation.evaluator import Evaluation
 from quark.objectives.quark import QuarkObjective
 from quark.pool.native import NativePool
 from quark.reference.base import ReferencePolicy
@@ -13,6 +16,7 @@ from quark.training.factories import (
     make_evaluator,
 )
 from quark.training.generators import Generators
+from quark.training.loop.averaging import WeightAverage
 from quark.training.loop.cached_reference import CachedReference
 from quark.training.loop.evaluating import Evaluating
 from quark.training.loop.exploration import REFERENCE_BLOCK, Explorer
@@ -67,9 +71,18 @@ def make_exploring(
     )
 
 
-def make_learning(context: RunContext, reference: ReferencePolicy, journal: Journal) -> Learning:
-    """The policy and what trains it."""
+def make_learning(
+    context: RunContext,
+    reference: ReferencePolicy,
+    journal: Journal,
+    *,
+    measure: Callable[[], Evaluation],
+) -> Learning:
+    """The policy and what trains it; ``measure`` evaluates it on held-out prompts."""
     objective = QuarkObjective(context.config.objective)
+    average = _make_average(context, journal, measure)
+    if average is not None and context.config.average.kl_anchor == "ema":
+        reference = average.reference()
     learner = Learner(
         config=context.config,
         policy=context.policy,
@@ -89,6 +102,8 @@ def make_learning(context: RunContext, reference: ReferencePolicy, journal: Jour
                 learner, context.config, pad_id=pad_id, position=journal.position, journal=journal
             )
         )
+    if average is not None:
+        hooks.append(average)
     meter = InformationMeter(
         config=context.config,
         policy=context.policy,
@@ -105,6 +120,23 @@ def make_learning(context: RunContext, reference: ReferencePolicy, journal: Jour
         meter=meter,
         config=context.config,
         journal=journal,
+    )
+
+
+def _make_average(
+    context: RunContext, journal: Journal, measure: Callable[[], Evaluation]
+) -> WeightAverage | None:
+    """The average of the weights, where the run keeps one."""
+    if not context.config.average.is_used:
+        return None
+    return WeightAverage(
+        context.policy,
+        weights=context.weights,
+        processes=context.processes,
+        section=context.config.average,
+        run=context.config.run,
+        journal=journal,
+        measure=measure,
     )
 
 

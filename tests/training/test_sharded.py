@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -258,3 +259,33 @@ def test_rows_are_counted_as_torch_deals_them(num_rows: int) -> None:
         finally:
             distributed.destroy_process_group()
     assert torch.equal(torch.cat(dealt), everything)
+
+
+@NEEDS_SHARDING
+def test_shards_are_averaged_and_reset_as_whole_weights_are(config: Path, tmp_path: Path) -> None:
+    settings = (
+        "run.num_rounds=2",
+        "average.reset_every_rounds=1",
+        "evaluation.control_gap=false",
+        "evaluation.control_curve=false",
+    )
+    train(config, tmp_path / "alone", overrides=settings)
+    ended = launch(config, tmp_path / "sharded", *settings, "run.parallel=sharded")
+    assert ended.codes == [0, 0], ended.err
+    found, expected = (
+        [row for row in rows_of(tmp_path / name) if row["event"] == "reset"]
+        for name in ("sharded", "alone")
+    )
+    assert len(found) == len(expected) == 1
+    for name, value in expected[0].items():
+        assert found[0][name] == (
+            pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+        ), name
+    # The original weights have the same checksum however they are divided.
+    states = [
+        json.loads((run / "state.json").read_text())["hooks"]["average"]
+        for run in (
+            sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("sharded", "alone")
+        )
+    ]
+    assert states[0] == states[1] | {"awaited": states[0]["awaited"]}

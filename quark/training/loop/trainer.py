@@ -138,7 +138,8 @@ class Trainer:
         begin = time.monotonic()
         if here.step_in_round == 0:  # else a resumed run samples nothing before its next step
             self._learning.hooks.before_exploration(here.round)
-        exploration = self._exploring.explore(here, self._should_stop)
+        with self._learning.hooks.sampling():
+            exploration = self._exploring.explore(here, self._should_stop)
         if not exploration.is_complete:
             return None
         explored = time.monotonic()
@@ -162,10 +163,13 @@ class Trainer:
         evaluation = None
         is_last = here.round + 1 == self._rounds.number
         if is_last or (here.round + 1) % self._rounds.evaluate_every == 0:
-            evaluation = self._evaluating.best()
+            with self._learning.hooks.sampling():
+                evaluation = self._evaluating.best()
+            self._learning.hooks.after_evaluation(evaluation)
             metrics |= {f"evaluation_{k}": v for k, v in evaluation.metrics.items()}
             metrics |= {f"{name}_evaluation": v for name, v in evaluation.judges.items()}
-        gap = self._evaluating.control_gap(evaluation, is_last=is_last)
+        with self._learning.hooks.sampling():
+            gap = self._evaluating.control_gap(evaluation, is_last=is_last)
         if gap is not None:
             metrics["control_gap"] = gap.value
         self._report_round(samples, metrics)
@@ -248,12 +252,13 @@ class Trainer:
         optimizer = learning.weights.full_tensors(
             optimizer_tensors(learning.learner.optimizer, model)
         )
+        hooked = learning.weights.full_tensors(learning.hooks.tensors())
         if not self._processes.is_main_process:
             return
         snapshot = self._exploring.pool.snapshot
         # Parameters only: a buffer may hold infinities on purpose, a causal mask for one.
         parameters = {n: weights[n] for n, _ in model.named_parameters() if n in weights}
-        require_finite({**parameters, **optimizer}, step=here.step)
+        require_finite({**parameters, **optimizer, **hooked}, step=here.step)
         state = RunState(
             step=here.step,
             score=score,
@@ -271,7 +276,7 @@ class Trainer:
             metrics_bytes=self._journal.sync(),
             fingerprint=self._outputs.fingerprint,
         )
-        self._outputs.checkpoints.save(state, weights=weights, optimizer=optimizer)
+        self._outputs.checkpoints.save(state, weights=weights, optimizer=optimizer, hooks=hooked)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Take up everything that a checkpoint holds but the position, which the trainer was given."""
@@ -282,7 +287,7 @@ class Trainer:
         )
         try:
             learning.objective.load_state_dict(state.objective)
-            learning.hooks.load(state.hooks)
+            learning.hooks.load(state.hooks, checkpoint.hook_tensors())
         except KeyError as err:
             raise CheckpointError(
                 f"{checkpoint.path} lacks {err}, which this objective or a hook carries from step to step"
@@ -307,14 +312,16 @@ class Trainer:
         """Control curve, the saved model, and the closing row; or an interruption before the model is published."""
         if best is None:
             # Killed between the last checkpoint and this: the log has this evaluation's row already.
-            best = self._evaluating.best(is_logged=True)
+            with self._learning.hooks.sampling():
+                best = self._evaluating.best(is_logged=True)
         curve: list[float] = []
         if self._rounds.has_control_curve:
             lower: list[Evaluation] = []
             for quantile in range(self._evaluating.num_quantiles - 1):
                 if self._should_stop():
                     return self._interrupted()
-                lower.append(self._evaluating.quantile(quantile))
+                with self._learning.hooks.sampling():
+                    lower.append(self._evaluating.quantile(quantile))
             curve = [evaluation.metrics["reward_mean"] for evaluation in (*lower, best)]
             self._journal.write("control_curve", reward_mean=curve)
             if lower:
@@ -324,7 +331,7 @@ class Trainer:
             return self._interrupted()
         result = self._result(best, curve, interrupted=False)
         weights = self._learning.weights
-        with weights.gathered():
+        with self._learning.hooks.sampling(), weights.gathered():
             if self._processes.is_main_process:
                 self._outputs.publish(weights.local_policy, result)
         self._journal.write_end(dataclasses.asdict(result))

@@ -3,6 +3,7 @@
     checkpoints/step-00000042/
       model.safetensors      every parameter and buffer once; of a model with frozen weights, what is trained
       optimizer.safetensors  Adam's moments
+      hooks.safetensors      what weight hooks carry, an average of the weights for one; not there without
       state.json             counters, coefficients, pool snapshot, length of the metric log
       manifest.json          name, length and SHA-256 of the other files
 
@@ -35,7 +36,9 @@ from quark.training.state.run_state import NewerStateError, RunState, score_of
 
 _NAME = re.compile(r"step-(\d{8})")
 _STAGED = re.compile(r"step-\d{8}\.partial-[0-9a-f]{8}")
+_HOOKS_FILE = "hooks.safetensors"
 _FILES = ("model.safetensors", "optimizer.safetensors", STATE_FILE)
+"""Those that every checkpoint has."""
 
 
 BEST, LAST = "best", "last"
@@ -52,6 +55,8 @@ class Checkpoint:
 
     path: Path
     state: RunState
+    has_hook_tensors: bool = False
+    """Whether weight hooks carry tensors."""
 
     @property
     def step(self) -> int:
@@ -69,6 +74,10 @@ class Checkpoint:
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Read the optimizer's tensors, by name."""
         return load_file(self.path / "optimizer.safetensors")
+
+    def hook_tensors(self) -> dict[str, Tensor]:
+        """Read the tensors of weight hooks, by name; empty without any."""
+        return load_file(self.path / _HOOKS_FILE) if self.has_hook_tensors else {}
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -123,6 +132,7 @@ class Checkpoints:
         *,
         weights: Mapping[str, Tensor],
         optimizer: Mapping[str, Tensor],
+        hooks: Mapping[str, Tensor] | None = None,
     ) -> Path:
         """Publish a checkpoint; on return it survives a power cut. A step that is saved already is left as it is.
 
@@ -131,6 +141,7 @@ class Checkpoints:
                 the best; None or NaN never is.
             weights: the model's, and its buffers: whole, contiguous and on the CPU.
             optimizer: its moments, likewise.
+            hooks: tensors of weight hooks, likewise.
 
         Raises:
             CheckpointError: the disk refused, which says how much room is needed; or a newer quark wrote the one of that
@@ -147,7 +158,8 @@ class Checkpoints:
                 # A damaged one that the run did not resume from: it makes way.
                 set_aside(final)
                 self._rejected.discard(final)
-        needed = sum(t.numel() * t.element_size() for t in (*weights.values(), *optimizer.values()))
+        tensors = (*weights.values(), *optimizer.values(), *(hooks or {}).values())
+        needed = sum(t.numel() * t.element_size() for t in tensors)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Asked first: a disk that was filled to the last byte would also stop the pool and the log.
@@ -156,6 +168,8 @@ class Checkpoints:
             with publishing_directory(final) as staged:
                 save_file(dict(weights), staged / "model.safetensors")
                 save_file(dict(optimizer), staged / "optimizer.safetensors")
+                if hooks:
+                    save_file(dict(hooks), staged / _HOOKS_FILE)
                 (staged / STATE_FILE).write_text(state.to_text(), encoding="utf-8")
                 _write_manifest(staged)
         except (OSError, ValueError, RuntimeError, SafetensorError) as err:
@@ -259,7 +273,8 @@ def verify(path: Path) -> Checkpoint:
     """
     try:
         contained(path, path.parent)
-        for expected in _read_manifest(path):
+        listed = _read_manifest(path)
+        for expected in listed:
             file = path / expected.name
             if file.is_symlink() or not file.is_file():
                 raise CheckpointError(f"{file} is missing")
@@ -272,7 +287,8 @@ def verify(path: Path) -> Checkpoint:
                     f"{file} is damaged: its SHA-256 is not the one it was saved with"
                 )
         state = RunState.of_text(read_bytes(path / STATE_FILE, path), path / STATE_FILE)
-        return Checkpoint(path=path, state=state)
+        has_hooks = any(file.name == _HOOKS_FILE for file in listed)
+        return Checkpoint(path=path, state=state, has_hook_tensors=has_hooks)
     except NewerStateError:
         raise
     except CheckpointError as err:
@@ -303,7 +319,8 @@ class _ListedFile:
 def _write_manifest(folder: Path) -> None:
     manifest = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-        for name in _FILES
+        for name in (*_FILES, _HOOKS_FILE)
+        if name in _FILES or (folder / name).exists()
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -313,7 +330,8 @@ def _read_manifest(folder: Path) -> list[_ListedFile]:
     said = json.loads(read_bytes(folder / "manifest.json", folder))
     return [
         _ListedFile(name=name, num_bytes=said[name]["bytes"], sha256=said[name]["sha256"])
-        for name in _FILES
+        for name in (*_FILES, _HOOKS_FILE)
+        if name in _FILES or name in said
     ]
 
 
