@@ -6,6 +6,7 @@ run/
   held_out.jsonl    the prompts that are held out, with their tokens
   given/            prompts and a model that were passed to `quark.train` as objects
   pool/             the sample pool
+  standards.json    the scales of an ensemble's members, where the reward is an ensemble
   metrics.jsonl     one JSON object a line (docs/metrics.md)
   checkpoints/      step-00000042/ ...
   reference_cache/  what `reference.cache` keeps of the original model; may be deleted
@@ -54,6 +55,11 @@ class RunDirectory:
     def pool(self) -> Path:
         """The folder of the sample pool."""
         return self.path / "pool"
+
+    @property
+    def standards(self) -> Path:
+        """The scales of an ensemble's members."""
+        return self.path / "standards.json"
 
     @property
     def metrics(self) -> Path:

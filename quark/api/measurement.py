@@ -92,7 +92,7 @@ class Measurement:
             policy=policy,
             reference=reference,
             prompts=chosen,
-            rewards=make_rewards(config, reward),
+            rewards=make_rewards(config, reward, explores=False),
             device=source.device,
             autocast=make_autocast(config.run.precision, source.device),
             tell=tell,
@@ -173,6 +173,7 @@ def configured(
     values: dict[str, dict[str, object]] = {"evaluation": {}, "reward": {}, "model": {}, "run": {}}
     if rewards:
         values["reward"]["name"] = rewards[0]
+        values["reward"]["members"] = ()
         values["evaluation"]["judges"] = tuple(rewards[1:])
     if num is not None:
         values["evaluation"]["completions_per_prompt"] = num

@@ -27,6 +27,7 @@ from quark.cli import (
     generate,
     init,
     model,
+    overopt,
     pool,
     push,
     report,
@@ -66,6 +67,7 @@ app.command("frontier", rich_help_panel="Train and use")(frontier.frontier)
 app.command("fit", rich_help_panel="Train and use")(fit.fit)
 app.command("push", rich_help_panel="Train and use")(push.push)
 app.command("runs", rich_help_panel="Look inside")(runs.runs)
+app.command("overopt", rich_help_panel="Look inside")(overopt.overopt)
 app.command("report", rich_help_panel="Look inside")(report.report)
 app.add_typer(pool.app, name="pool", rich_help_panel="Look inside")
 app.add_typer(model.app, name="model", rich_help_panel="Train and use")

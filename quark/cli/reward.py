@@ -47,6 +47,17 @@ def train_scorer(
     l2: Annotated[
         float, typer.Option(min=0.0, help="Strength of the penalty on the weights.")
     ] = 1.0,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train so many scorers, each on its own bootstrap sample."),
+    ] = None,
+    label_noise: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="With --ensemble: share of the training labels that are turned."
+        ),
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="With --ensemble: seed of both.")] = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing scorer in the folder.")
     ] = False,
@@ -63,6 +74,29 @@ def train_scorer(
     from quark.cli.console import count, figures, make_console, number, print_json, prose, size
     from quark.rewards.linear_training import train_linear_scorer
 
+    if ensemble is not None:
+        from quark.cli.reward_ensemble import train_ensemble
+
+        train_ensemble(
+            data,
+            output,
+            number=ensemble,
+            label_noise=label_noise,
+            seed=seed,
+            name=name,
+            text_field=text_field,
+            target_field=target_field,
+            is_penalty=penalty,
+            held_out_fraction=held_out_fraction,
+            l2=l2,
+            force=force,
+            as_json=as_json,
+        )
+        return
+    if label_noise:
+        from quark.errors import ConfigError
+
+        raise ConfigError("--label-noise needs --ensemble; one scorer is --ensemble 1")
     _check_output(output, force=force)
     progress = make_console(sys.stderr)
     report = train_linear_scorer(

@@ -61,7 +61,8 @@ def reaches(
     Args:
         config: as it takes effect.
         run: the run directory that it is for; data inside is the run's own.
-        sections: only what these use; ``evaluation`` uses the judges, ``pool`` the extra scores.
+        sections: only what these use; ``evaluation`` uses the judges and the gold reward, ``pool`` the
+            extra scores and the gold reward, too.
     """
     found: list[Reach] = []
     if "model" in sections:
@@ -75,11 +76,16 @@ def reaches(
                 found.append(reach)
             elif source is not None and not source.startswith("embedded:"):
                 found += _of_path(f"prompts.{key}", source, run)
-    rewards = [("reward.name", config.reward.name)] if "reward" in sections else []
+    rewards: list[tuple[str, str]] = []
+    if "reward" in sections:
+        rewards = [("reward.name", config.reward.name)]
+        rewards += [("reward.members", name) for name in config.reward.members]
     if "evaluation" in sections:
         rewards += [("evaluation.judges", name) for name in config.evaluation.judges]
     if "pool" in sections:
         rewards += [("pool.extra_scores", name) for name in config.pool.extra_scores]
+    if config.pool.gold is not None and not {"evaluation", "pool"}.isdisjoint(sections):
+        rewards.append(("pool.gold", config.pool.gold))
     for key, name in rewards:
         found += _of_reward(key, name, config.reward, run)
     if "sampling" in sections and config.sampling.backend == "http":

@@ -21,7 +21,8 @@ from quark.pool.base import (
     SamplingMode,
     TieRule,
 )
-from quark.pool.columns import REWARD_COLUMN
+from quark.pool.columns import GOLD_COLUMN, REWARD_COLUMN, column_name, member_column
+from quark.pool.combiners import CombinerConfig, Ensemble
 from quark.pool.defaults import MAX_QUANTILES, NUM_QUANTILES
 from quark.pool.ranking import RankingRules
 from quark.reference.config import ReferenceConfig
@@ -123,14 +124,20 @@ class PoolSection(Settings):
     extra_scores: tuple[RewardName, ...] = ()
     """Further rewards by name, e.g. ``["vader"]``: scored and stored with the reward, never trained
     on."""
+    gold: RewardName | None = None
+    """A reward that stands for the truth: scored and stored as the column ``gold``, measured at every
+    evaluation, never ranked or trained on."""
     store_text: bool = True
     """Store the text of completions with their tokens."""
 
-    def ranking(self, score: str = REWARD_COLUMN) -> RankingRules:
-        """How the pool is cut into quantiles by one score column."""
+    def ranking(
+        self, score: str = REWARD_COLUMN, *, ensemble: Ensemble | None = None
+    ) -> RankingRules:
+        """How the pool is cut into quantiles by one score column, or by a combination instead."""
         return RankingRules(
             num_quantiles=self.num_quantiles,
             score=score,
+            ensemble=ensemble,
             ties=self.ties,
             remainder=self.remainder,
             last_rounds=self.last_rounds,
@@ -308,6 +315,7 @@ class RunConfig(Settings):
     prompts: PromptConfig = PromptConfig()
     sampling: SamplingConfig = SamplingConfig()
     reward: RewardConfig = RewardConfig()
+    combiner: CombinerConfig = CombinerConfig()
     pool: PoolSection = PoolSection()
     reference: ReferenceConfig = ReferenceConfig()
     objective: QuarkObjectiveConfig = QuarkObjectiveConfig()
@@ -317,6 +325,14 @@ class RunConfig(Settings):
     checkpoint: CheckpointSection = CheckpointSection()
     alerts: AlertsSection = AlertsSection()
     tracking: TrackingSection = TrackingSection()
+
+    @property
+    def further_columns(self) -> dict[str, str]:
+        """The score columns beside the reward's, and the reward that fills each."""
+        members = {member_column(i + 1): name for i, name in enumerate(self.reward.members)}
+        extra = {column_name(name): name for name in self.pool.extra_scores}
+        gold = {} if self.pool.gold is None else {GOLD_COLUMN: self.pool.gold}
+        return members | extra | gold
 
     @property
     def overlaps_scoring(self) -> bool:
@@ -331,7 +347,7 @@ class RunConfig(Settings):
         is_apart = self.reward.name == "http" or (
             ":" in self.reward.name and self.reward.timeout_s is not None
         )
-        return is_apart and not any(":" in name for name in self.pool.extra_scores)
+        return is_apart and not any(":" in name for name in self.further_columns.values())
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

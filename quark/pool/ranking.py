@@ -8,8 +8,9 @@ from typing import Any, Self
 
 from quark.pool.base import Quantization, RemainderRule, SamplePool, TieRule
 from quark.pool.columns import REWARD_COLUMN
+from quark.pool.combiners import Ensemble
 from quark.pool.defaults import NUM_QUANTILES
-from quark.pool.scope import Scope
+from quark.pool.scope import Scope, scores_by
 from quark.pool.ties import tie_share
 
 
@@ -17,7 +18,7 @@ from quark.pool.ties import tie_share
 class RankingRules:
     """Everything that decides which quantile a sample of a snapshot is in.
 
-    The fields but ``score`` are settings of a configuration's ``[pool]`` table, under the same names. They are
+    The fields but ``score`` and ``ensemble`` are settings of a configuration's ``[pool]`` table, under the same names. They are
     checked when a pool is quantized, so the rules of a damaged configuration can be made and replaced in part.
     """
 
@@ -25,6 +26,8 @@ class RankingRules:
     """K."""
     score: str = REWARD_COLUMN
     """The score column to rank by."""
+    ensemble: Ensemble | None = None
+    """Rank by this combination of columns instead."""
     ties: TieRule = TieRule.HASH
     remainder: RemainderRule = RemainderRule.SPREAD
     last_rounds: int | None = None
@@ -46,7 +49,7 @@ class RankingRules:
         num_quantiles = given.get("num_quantiles")
         if not isinstance(num_quantiles, int) or num_quantiles < 1:
             given.pop("num_quantiles", None)
-        names = {field.name for field in fields(cls)} - {"score"}
+        names = {field.name for field in fields(cls)} - {"score", "ensemble"}
         return cls(**{name: given[name] for name in names & given.keys()})
 
     def quantize(self, pool: SamplePool) -> Quantization:
@@ -66,7 +69,7 @@ class RankingRules:
         )
         return pool.quantize(
             self.num_quantiles,
-            score=self.score,
+            score=self.score if self.ensemble is None else self.ensemble,
             scope=scope,
             ties=self.ties,
             remainder=self.remainder,
@@ -80,4 +83,5 @@ class RankingRules:
             quantization: what ``quantize`` returned for it.
         """
         prompt_ids = pool.column("prompt_id") if self.per_prompt else None
-        return tie_share(pool.scores(self.score), quantization.labels(), prompt_ids)
+        values = scores_by(pool, self.score if self.ensemble is None else self.ensemble)
+        return tie_share(values, quantization.labels(), prompt_ids)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.pool.combiners import Ensemble
+from quark.pool.rank_shares import rank_share
 from quark.printable import printable
 
 if TYPE_CHECKING:
@@ -175,7 +177,7 @@ class RankMean:
 
     def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
         """[N] the mean of each sample's rank shares, between 0 and 1; NaN where any score is NaN."""
-        return np.asarray(np.stack([_rank_share(column) for column in scores]).mean(0))
+        return np.asarray(np.stack([rank_share(column) for column in scores]).mean(0))
 
 
 Score: TypeAlias = str | Combination
@@ -189,6 +191,7 @@ def says_all(score: Score) -> bool:
         Lowest,
         MeanMinusVariance,
         RankMean,
+        Ensemble,
     )
 
 
@@ -222,6 +225,15 @@ def values_of(pool: Columns, score: Score, scope: Scope) -> NDArray[np.float32]:
         is_inside &= ~np.isnan(values)
         is_inside &= _within_quota(pool.column("round"), is_inside, scope.max_per_round, scope.seed)
     return np.where(is_inside, values, np.float32(np.nan))
+
+
+def scores_by(pool: Columns, score: Score) -> NDArray[np.float32]:
+    """[N] a score column, or the values of a combination, in id order; NaN where a sample has none.
+
+    Raises:
+        KeyError: a score column that is not there.
+    """
+    return pool.scores(score) if isinstance(score, str) else values_of(pool, score, Scope())
 
 
 def refuse_remainder(scope: Scope, remainder: str) -> None:
@@ -331,18 +343,6 @@ def scramble_all(seed: int, values: NDArray[np.integer[Any]]) -> NDArray[np.uint
     """[N] the pool's hash of each value: ``scramble`` of ``quark.pool.memory``, many at a time."""
     key = np.array([(seed + 0x9E3779B97F4A7C15) % (1 << 64)], dtype=np.uint64)
     return _mix64(_mix64(key) ^ values.astype(np.uint64))
-
-
-def _rank_share(column: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[N] of the scored samples, the share that is lower, ties half; NaN without a score."""
-    shares = np.full(len(column), np.nan)
-    is_scored = ~np.isnan(column)
-    scored = column[is_scored]
-    if scored.size:
-        _, block, sizes = np.unique(scored, return_inverse=True, return_counts=True)
-        middles = np.cumsum(sizes) - sizes / 2
-        shares[is_scored] = middles[block] / scored.size
-    return shares
 
 
 def _check(columns: Mapping[str, float] | Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from quark.evaluation.frontier_file import FrontierFile
 from quark.pool.base import Sample, SamplePool
 from quark.pool.columns import REWARD_COLUMN
 from quark.pool.ranking import RankingRules
+from quark.pool.standards import recorded_ensemble
 from quark.pool.writer_lock import has_writer
 from quark.run_directory import RunDirectory
 from quark.run_identity import RunIdentity
@@ -161,7 +162,9 @@ def load_run(path: Path) -> RunData:
         directory=directory,
         identity=identity,
         config=config,
-        rules=RankingRules.recorded(config),
+        rules=replace(
+            RankingRules.recorded(config), ensemble=recorded_ensemble(config, directory.standards)
+        ),
         runs=tuple(by_event.get("run", ())),
         steps=_last_of_each(by_event.get("step", []), "step"),
         rounds=rounds,
@@ -247,8 +250,6 @@ def _picked(pool: SamplePool, ranked: NDArray[np.int64]) -> tuple[tuple[str, Sam
 
 
 def _with_pool(data: RunData) -> RunData:
-    from dataclasses import replace
-
     from quark.pool.native import NativePool
 
     if not data.directory.pool.exists():

@@ -23,6 +23,17 @@ def build_reward(config: RewardConfig, given: RewardFunction | None = None) -> R
         RewardError: It cannot be loaded; names what is missing.
         ConfigError: A setting does not fit the reward.
     """
+    if config.name == "ensemble":
+        from quark.rewards.ensemble import EnsembleReward
+
+        alone = {"members": (), "on_error": "fail"}
+        members = [
+            build_reward(config.model_copy(update={"name": name, **alone}))
+            for name in config.members
+        ]
+        return EnsembleReward(
+            members, provenance=_members_provenance(members), retries=config.retries or 0
+        )
     reward = _reward_of_completions(config, given)
     if config.input == "completion":
         return reward
@@ -148,3 +159,15 @@ def reward_content(reward: RewardFunction) -> Mapping[str, str]:
         main = Path(str(provenance.get("path") or provenance.get("folder"))).name
         content[main] = str(provenance["sha256"])
     return content
+
+
+def _members_provenance(members: Sequence[RewardFunction]) -> dict[str, Json]:
+    """The members' names and places, and the hashes of their files."""
+    files: dict[str, Json] = {}
+    names: list[Json] = []
+    for number, member in enumerate(members, start=1):
+        origin = reward_provenance(member)
+        place = origin.get("folder") or origin.get("path")
+        names.append(member.name if place is None else f"{member.name} ({place})")
+        files |= {f"{number}/{file}": digest for file, digest in reward_content(member).items()}
+    return {"members": names, "files": files}

@@ -6,7 +6,7 @@ import difflib
 import math
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from quark.rewards.classifier import ClassifierConfig
 from quark.rewards.heuristics import LengthConfig, RegexConfig
@@ -23,6 +23,7 @@ REWARD_NAMES: Final = (
     "regex",
     "classifier",
     "http",
+    "ensemble",
 )
 
 GIVEN_PREFIX: Final = "python:"
@@ -49,10 +50,13 @@ class RewardConfig(Settings):
 
     name: RewardName = "sentiment"
     """``sentiment``, ``toxicity`` (one minus it), ``vader``, ``diversity``, ``length``, ``regex``,
-    ``classifier``, ``http``; a function of your own as ``module:function`` or
+    ``classifier``, ``http``; ``ensemble`` (the mean of ``members``, see ``[combiner]``); a function of your own as ``module:function`` or
     ``path/to/file.py:function``; or the folder of a scorer made by ``quark reward train``, written
     with a slash (``./my-scorer``). ``python:NAME`` stands for an object that was passed to
     ``quark.train``."""
+    members: tuple[RewardName, ...] = ()
+    """The rewards of an ``ensemble``, e.g. ``["./scorers/1/", "./scorers/2/"]``. Each is stored as a
+    score column, ``member_1`` and so on."""
     input: Literal["completion", "prompt_and_completion"] = "completion"
     """The text that is scored: the completion alone (as in the paper), or the prompt followed by
     it. Functions and HTTP always get the two separately."""
@@ -77,6 +81,16 @@ class RewardConfig(Settings):
     """Settings of ``length``."""
     regex: RegexConfig = RegexConfig()
     """Settings of ``regex``."""
+
+    @model_validator(mode="after")
+    def _has_its_members(self) -> RewardConfig:
+        if (self.name == "ensemble") != bool(self.members):
+            raise ValueError(
+                'reward.members and reward.name = "ensemble" belong together: set both, or neither'
+            )
+        if "ensemble" in self.members:
+            raise ValueError("reward.members: a member of an ensemble cannot be an ensemble")
+        return self
 
     @field_validator("on_error", mode="before")
     @classmethod

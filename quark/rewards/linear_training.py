@@ -93,10 +93,10 @@ def train_linear_scorer(
             than 20 texts to train on or to hold out, or only one class.
     """
     examples = read_labelled_texts(data, text_field=text_field, target_field=target_field)
-    held_out = [_hash_share(example.text) < held_out_fraction for example in examples]
+    train, held_out = split_off(examples, held_out_fraction)
     return fit_linear_scorer(
-        [example for example, out in zip(examples, held_out, strict=True) if not out],
-        [example for example, out in zip(examples, held_out, strict=True) if out],
+        train,
+        held_out,
         folder,
         name=name or folder.name,
         is_penalty=is_penalty,
@@ -104,6 +104,17 @@ def train_linear_scorer(
         bits=bits,
         source=data.name,
         on_progress=on_progress,
+    )
+
+
+def split_off(
+    examples: Sequence[LabelledText], held_out_fraction: float
+) -> tuple[list[LabelledText], list[LabelledText]]:
+    """The examples to train on, and those held out, chosen by a hash of the text."""
+    held_out = [_hash_share(example.text) < held_out_fraction for example in examples]
+    return (
+        [example for example, out in zip(examples, held_out, strict=True) if not out],
+        [example for example, out in zip(examples, held_out, strict=True) if out],
     )
 
 

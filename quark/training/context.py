@@ -104,7 +104,7 @@ def load_context(
     config = loaded.config
     device = processes.own_device(choose_device(config.run.device))
     use_threads(config)
-    check_scope(config.pool)
+    check_scope(config)
     rewards = rewards_of(config, processes, reward)
     _say_reward(config, rewards.reward, listener)
     scoring = {REWARD_COLUMN: rewards.reward, **rewards.extra_columns}
@@ -165,7 +165,7 @@ def rewards_of(
     """
     if processes.is_main_process:
         return make_rewards(config, given)
-    return Rewards(reward=_Unasked(config.reward.name), judges={}, extra={})
+    return Rewards(reward=_Unasked(config.reward.name), judges={}, extra_columns={})
 
 
 class _Unasked:

@@ -52,7 +52,7 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
     preflight(config)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
     device = choose_device(config.run.device)
-    check_scope(config.pool)
+    check_scope(config)
     use_threads(config)
     rewards = make_rewards(config)
     policy = untrained_policy(config, device)

@@ -6,6 +6,7 @@ of that ranking, the configuration, the seed and its number, so both are compute
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from quark.pool.columns import REWARD_COLUMN
 from quark.pool.native import NativePool
 from quark.pool.ranking import RankingRules
 from quark.pool.segments import segments_of
+from quark.pool.standards import Standards
 from quark.run_directory import RunDirectory
 from quark.run_identity import RunIdentity
 from quark.training.loop.draws import first_snapshot_with, quantize, round_sampler, samples_at
@@ -83,6 +85,14 @@ class _Run:
     id: str
     config: RunConfig
 
+    def rules(self) -> RankingRules:
+        """How the run ranks its pool."""
+        ensemble = None
+        if self.config.reward.members:
+            with contextlib.suppress(FileNotFoundError):
+                ensemble = Standards.read(self.directory.standards).ensemble(self.config.combiner)
+        return self.config.pool.ranking(ensemble=ensemble)
+
 
 def explain(path: Path, sample_id: int, *, num_quantiles: int | None = None) -> Explanation:
     """Explain one sample of a pool.
@@ -106,7 +116,7 @@ def explain(path: Path, sample_id: int, *, num_quantiles: int | None = None) -> 
                 f"the pool has no sample {sample_id}; it holds {len(pool)} samples, numbered from 0"
             )
         (sample,) = pool.samples([sample_id])
-        rules = RankingRules() if run is None else run.config.pool.ranking()
+        rules = RankingRules() if run is None else run.rules()
         if num_quantiles is not None:
             rules = replace(rules, num_quantiles=num_quantiles)
         appends = segments_of(pool)
@@ -122,7 +132,7 @@ def explain(path: Path, sample_id: int, *, num_quantiles: int | None = None) -> 
             snapshot=pool.snapshot,
             num_quantiles=rules.num_quantiles,
             standings=tuple(
-                _standing(pool, sample_id, replace(rules, score=name))
+                _standing(pool, sample_id, replace(rules, score=name, ensemble=None))
                 for name in pool.score_columns
             ),
             run=None if run is None else run.directory.path,
@@ -174,7 +184,7 @@ def _rounds(
             if not _ranks_as_at_first(then, num_samples, run.config.pool):
                 uses.append(None)
                 continue
-            quantization = quantize(then, run.config.pool.ranking())
+            quantization = quantize(then, run.rules())
             steps = _steps_with(sample_id, then, quantization, run.config, round, left_out)
             uses.append(
                 RoundUse(

@@ -20,11 +20,12 @@ from quark.models.loading import (
     weights_dtype,
 )
 from quark.models.policy import Policy
-from quark.pool.columns import column_name
+from quark.pool.columns import GOLD_COLUMN, member_column
 from quark.reference.base import ReferencePolicy
 from quark.reference.build import ReferenceName, build_reference, reference_name
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_judges, build_reward
+from quark.rewards.ensemble import EnsembleReward
 from quark.run_directory import RunDirectory
 from quark.training.processes.devices import autocast_dtype
 from quark.training.seeds import derive_seed
@@ -40,26 +41,41 @@ class Rewards:
     """What is trained on."""
     judges: Mapping[str, RewardFunction]
     """What held-out completions are measured by besides, by name."""
-    extra: Mapping[str, RewardFunction]
-    """What the pool's samples are scored by besides, by name."""
-
-    @property
-    def extra_columns(self) -> dict[str, RewardFunction]:
-        """``extra``, by score column."""
-        return {column_name(name): reward for name, reward in self.extra.items()}
+    extra_columns: Mapping[str, RewardFunction]
+    """What the pool's samples are scored by besides, by score column."""
 
 
-def make_rewards(config: RunConfig, given: RewardFunction | None = None) -> Rewards:
-    """The configured scorers; ``given`` is the object that ``reward.name`` stands for, if it stands for one.
+def make_rewards(
+    config: RunConfig, given: RewardFunction | None = None, *, explores: bool = True
+) -> Rewards:
+    """The configured scorers.
+
+    Args:
+        config: names them.
+        given: the object that ``reward.name`` stands for, if it stands for one.
+        explores: whether the pool's samples will be scored. A measurement leaves their further scorers out, so that
+            code which only these name is not run.
 
     Raises:
         RewardError: one cannot be loaded.
         ConfigError: a setting does not fit.
     """
+    reward = build_reward(config.reward, given)
+    members: dict[str, RewardFunction] = {}
+    if isinstance(reward, EnsembleReward):
+        members = {member_column(i + 1): member for i, member in enumerate(reward.members)}
+    gold = {} if config.pool.gold is None else {GOLD_COLUMN: config.pool.gold}
+    columns = config.further_columns if explores else gold
+    others = {column: name for column, name in columns.items() if column not in members}
+    built = build_judges(tuple(others.values()), config.reward)
+    further = {column: built[name] for column, name in others.items()}
     return Rewards(
-        reward=build_reward(config.reward, given),
-        judges=build_judges(config.evaluation.judges, config.reward),
-        extra=build_judges(config.pool.extra_scores, config.reward),
+        reward=reward,
+        judges={
+            **build_judges(config.evaluation.judges, config.reward),
+            **{column: further[column] for column in gold},
+        },
+        extra_columns=members | further if explores else {},
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import quark
 from quark.evaluation.evaluator import Evaluation
 from quark.objectives.quark import QuarkObjective
+from quark.pool.columns import member_column
 from quark.pool.native import NativePool
 from quark.reference.base import ReferencePolicy
 from quark.reference.row_files import RowFiles
@@ -21,6 +22,7 @@ from quark.training.loop.cached_reference import CachedReference
 from quark.training.loop.evaluating import Evaluating
 from quark.training.loop.exploration import REFERENCE_BLOCK, Explorer
 from quark.training.loop.exploring import Exploring
+from quark.training.loop.frozen_standards import FrozenStandards
 from quark.training.loop.hooks import WeightHook, WeightHooks
 from quark.training.loop.information import InformationMeter
 from quark.training.loop.journal import Journal
@@ -67,6 +69,13 @@ def make_exploring(
         policy=generators.policy(config.sampling),
         run=config.run,
         ranking=config.pool,
+        standards=FrozenStandards(
+            columns=[member_column(i + 1) for i in range(len(config.reward.members))],
+            combiner=config.combiner,
+            path=context.directory.standards,
+            processes=context.processes,
+            journal=journal,
+        ),
         journal=journal,
     )
 

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "model export": (("RUN", "OUT/model"), 0),
     "push": (("RUN", "me/model"), 2),
     "runs": (("RUN",), 0),
+    "overopt": (("RUN", "--gold", "vader"), 0),
     "report": (("RUN",), 0),
     "pool info": (("RUN",), 0),
     "pool head": (("RUN", "--best"), 0),

@@ -14,6 +14,7 @@ from quark.config.load import load_config, preset_names
 from quark.config.reach import Kind, Reach, reaches
 from quark.config.schema import RunConfig
 from quark.errors import ConfigError
+from quark.training.factories import make_rewards
 
 SERVER: dict[str, Any] = {"url": "https://host/score", "api_key_env": "AWS_SECRET_ACCESS_KEY"}
 
@@ -278,3 +279,42 @@ def test_without_a_place_for_grants_it_asks_each_time(
 
 def _no_home() -> Path:
     raise RuntimeError("no home")
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("reward", {"strange.py:member"}),
+        ("evaluation", {"strange.py:gold"}),
+        ("pool", {"strange.py:gold", "strange.py:extra"}),
+    ],
+)
+def test_members_and_gold_of_a_run_are_asked_about_where_they_are_called(
+    run: Path, section: str, expected: set[str]
+) -> None:
+    settings = (
+        "reward.name=ensemble",
+        'reward.members=["vader", "strange.py:member"]',
+        "pool.gold=strange.py:gold",
+        'pool.extra_scores=["strange.py:extra"]',
+    )
+    reached = reaches(load_config(None, settings).config, run, sections=(section,))
+    assert {one.said for one in reached if one.kind is Kind.CODE} == expected
+
+
+def test_a_measurement_does_not_run_code_that_only_exploration_needs(tmp_path: Path) -> None:
+    planted, trace = tmp_path / "planted.py", tmp_path / "it-ran"
+    planted.write_text(
+        f"open({str(trace)!r}, 'w').close()\n"
+        "def score(*, prompts, completions):\n    return [0.0] * len(completions)\n"
+    )
+    settings = (f'pool.extra_scores=["{planted}:score"]', "pool.gold=vader")
+    config = load_config(None, settings).config
+    rewards = make_rewards(config, explores=False)
+    assert not trace.exists()
+    assert (dict(rewards.extra_columns), set(rewards.judges)) == ({}, {"gold"})
+    assert set(make_rewards(config).extra_columns) == {
+        "gold",
+        f"{planted}_score".replace("/", "_")[-64:],
+    }
+    assert trace.exists()

@@ -25,6 +25,7 @@ from tests.training.tiny_run import (
     NUM_ROUNDS,
     STEPS_PER_ROUND,
     Listener,
+    end_of,
     fingerprint_of,
     rows_of,
     train,
@@ -156,19 +157,6 @@ def test_a_decay_of_1_resets_all_the_way(config: Path, tmp_path: Path) -> None:
     assert reset["weight_of_original"] == 1.0
     assert reset["distance_to_original"] > 0
     assert reset["kl_after"] < reset["kl_before"]
-
-
-def end_of(run_dir: Path) -> dict[str, Any]:
-    """All that a run leaves, but for older checkpoints, which are where it was stopped."""
-    found = fingerprint_of(run_dir)
-    newest = max(name for name in found.pop("names") if name.startswith("step-"))
-    files = {
-        name: digest
-        for name, digest in found.pop("files").items()
-        if not name.startswith("checkpoints/") or newest in name
-    }
-    state = json.loads((RunDirectory(run_dir).checkpoints / newest / "state.json").read_text())
-    return found | {"files": files, "hooks": state["hooks"]}
 
 
 @pytest.mark.parametrize(

@@ -216,3 +216,16 @@ def fingerprint_of(run_dir: Path) -> dict[str, Any]:
         "samples": samples,
         "rows": rows_of(run_dir),
     }
+
+
+def end_of(run_dir: Path) -> dict[str, Any]:
+    """All that a run leaves, but for older checkpoints, which are where it was stopped."""
+    found = fingerprint_of(run_dir)
+    newest = max(name for name in found.pop("names") if name.startswith("step-"))
+    files = {
+        name: digest
+        for name, digest in found.pop("files").items()
+        if not name.startswith("checkpoints/") or newest in name
+    }
+    state = json.loads((RunDirectory(run_dir).checkpoints / newest / "state.json").read_text())
+    return found | {"files": files, "hooks": state.get("hooks", {})}

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quark.config.schema import PoolSection, RunConfig, RunSection
+from quark.config.schema import RunConfig, RunSection
 from quark.errors import ConfigError
 from quark.pool.base import Quantization, SamplePool, Sampler
-from quark.pool.columns import REWARD_COLUMN, column_name
+from quark.pool.columns import REWARD_COLUMN
 from quark.pool.native import NativePool
 from quark.pool.ranking import RankingRules
-from quark.pool.scope import scramble_all, try_condition
+from quark.pool.scope import Score, scores_by, scramble_all, try_condition
 from quark.training.seeds import derive_seed
 
 
@@ -55,19 +55,20 @@ def first_snapshot_with(path: Path, num_samples: int) -> NativePool:
 
 
 def columns_of(
-    pool: SamplePool, names: Iterable[str], *, score: str = REWARD_COLUMN
+    pool: SamplePool, names: Iterable[str], *, score: Score = REWARD_COLUMN
 ) -> dict[str, NDArray[Any]]:
-    """[N] columns of ``pool`` by name; ``reward`` is the score column ``score``."""
+    """[N] columns of ``pool`` by name; ``reward`` is what ``score`` gives."""
     return {
-        name: pool.scores(score) if name == REWARD_COLUMN else pool.column(name) for name in names
+        name: scores_by(pool, score) if name == REWARD_COLUMN else pool.column(name)
+        for name in names
     }
 
 
-def check_scope(section: PoolSection) -> None:
+def check_scope(config: RunConfig) -> None:
     """Raise ConfigError where ``pool.where`` is no condition on the columns that the run's pool will have."""
-    if section.where is not None:
+    if config.pool.where is not None:
         try:
-            try_condition(section.where, (REWARD_COLUMN, *map(column_name, section.extra_scores)))
+            try_condition(config.pool.where, (REWARD_COLUMN, *config.further_columns))
         except ValueError as error:
             raise ConfigError(f"pool.{error}") from error
 

@@ -10,6 +10,7 @@ from quark.config.schema import PoolSection, RunSection
 from quark.generation.base import Generator
 from quark.pool.native import NativePool
 from quark.training.loop.exploration import Exploration, Explorer
+from quark.training.loop.frozen_standards import FrozenStandards
 from quark.training.loop.journal import Journal
 from quark.training.loop.round_samples import RoundSamples, reward_version
 from quark.training.position import Position
@@ -29,6 +30,7 @@ class Exploring:
     """Samples from the policy under the best token."""
     run: RunSection
     ranking: PoolSection
+    standards: FrozenStandards
     journal: Journal
 
     def explore(self, position: Position, should_stop: Callable[[], bool]) -> Exploration:
@@ -76,7 +78,12 @@ class Exploring:
         Raises:
             TrainingError: the pool lacks the snapshot, or nothing in it can be ranked.
         """
-        samples = RoundSamples.of(self.pool.path, exploration.ids, self.ranking)
+        samples = RoundSamples.of(
+            self.pool.path,
+            exploration.ids,
+            self.ranking,
+            ensemble_of=self.standards.ensemble_of,
+        )
         if samples.reward_version != reward_version(self.pool):
             self.journal.warn(
                 f"round {self.journal.round} learns by the scores that its samples had when it began; later rounds "

@@ -18,6 +18,7 @@ from quark.objectives.base import Loss, Objective
 from quark.objectives.tilt import TokenTilt
 from quark.pool.base import PoolBatch, Quantization, SamplePool
 from quark.pool.columns import REWARD_COLUMN
+from quark.pool.scope import Score
 from quark.reference.base import ReferencePolicy
 from quark.training.loop.alerts import Alert
 from quark.training.loop.draws import columns_of, trained_part
@@ -88,14 +89,14 @@ class Learner:
         self.optimizer = make_optimizer(policy.model, config.optimizer)
 
     def begin_round(
-        self, pool: SamplePool, quantization: Quantization, *, score: str = REWARD_COLUMN
+        self, pool: SamplePool, quantization: Quantization, *, score: Score = REWARD_COLUMN
     ) -> TokenTilt | None:
         """Let the objective see the snapshot that the steps from here on learn from.
 
         Args:
             pool: the snapshot.
             quantization: its ranking, of held-out samples too.
-            score: the column that it is ranked by.
+            score: what it is ranked by.
 
         Returns:
             The tilt that the objective was given; None if it wants none.

@@ -61,7 +61,7 @@ class Learning:
         """
         here, journal = position, self.journal
         self.hooks.start(samples)
-        tilt = self.learner.begin_round(samples.pool, samples.quantization)
+        tilt = self.learner.begin_round(samples.pool, samples.quantization, score=samples.score)
         if tilt is not None and here.step_in_round == 0:
             journal.write(
                 "critic",

@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quark.config.schema import PoolSection
 from quark.models.policy import Policy
 from quark.pool.base import Sample
-from quark.pool.columns import REWARD_COLUMN
+from quark.pool.columns import GOLD_COLUMN, REWARD_COLUMN
+from quark.pool.disagreement import disagreement
 from quark.text_statistics import distinct_n
 from quark.training.events import RoundSummary, SampleView
 from quark.training.loop.exploration import Exploration
@@ -45,12 +47,46 @@ def sample_figures(
         "reward_max": float(scored.max()) if scored.size else math.nan,
         "quantile_counts": quantization.counts,
         "quantile_lower_bounds": quantization.lower_bounds,
-        "tie_share": section.ranking().tie_share(pool, quantization),
+        "tie_share": section.ranking(ensemble=samples.ensemble).tie_share(pool, quantization),
         "completion_length_mean": float(np.mean([len(s.completion_tokens) for s in new])),
         "distinct_2": distinct_n([_text(s, policy) for s in new], 2),
         "logprob_policy_mean": float(np.mean([s.logprob_policy for s in new])),
         "logprob_reference_mean": float(np.mean([s.logprob_reference for s in new])),
+        **_gold_figures(samples),
+        **_ensemble_figures(samples),
     }
+
+
+def _gold_figures(samples: RoundSamples) -> dict[str, object]:
+    """The gold reward of the new samples, and of every quantile."""
+    pool, labels = samples.pool, samples.quantization.labels()
+    if GOLD_COLUMN not in pool.score_columns:
+        return {}
+    gold = pool.scores(GOLD_COLUMN).astype(np.float64)
+    by_quantile = [gold[labels == k] for k in range(samples.quantization.num_quantiles)]
+    return {
+        "gold_mean": _mean(gold[samples.new.start : samples.new.stop]),
+        "gold_by_quantile": [_mean(values) for values in by_quantile],
+    }
+
+
+def _ensemble_figures(samples: RoundSamples) -> dict[str, object]:
+    """How far the members of an ensemble agree."""
+    if samples.ensemble is None:
+        return {}
+    found = disagreement(
+        samples.pool,
+        samples.ensemble,
+        samples.quantization.labels(),
+        num_quantiles=samples.quantization.num_quantiles,
+        new=samples.new,
+    )
+    return {"ensemble": dataclasses.asdict(found)}
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def summary(

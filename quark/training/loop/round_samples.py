@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -10,9 +11,11 @@ import numpy as np
 
 from quark.config.schema import PoolSection
 from quark.errors import TrainingError
-from quark.pool.base import Quantization
+from quark.pool.base import Quantization, SamplePool
 from quark.pool.columns import REWARD_COLUMN
+from quark.pool.combiners import Ensemble
 from quark.pool.native import NativePool
+from quark.pool.scope import Score
 from quark.training.loop.draws import first_snapshot_with, quantize
 
 
@@ -25,20 +28,42 @@ class RoundSamples:
     new: range
     """Ids of the samples that the round explored, without those that retention removed."""
     quantization: Quantization
+    ensemble: Ensemble | None = None
+    """What ranks them, where that is not the column ``reward``."""
+
+    @property
+    def score(self) -> Score:
+        """What ranks them."""
+        return REWARD_COLUMN if self.ensemble is None else self.ensemble
 
     @classmethod
-    def of(cls, path: Path, explored: range, section: PoolSection) -> Self:
+    def of(
+        cls,
+        path: Path,
+        explored: range,
+        section: PoolSection,
+        *,
+        ensemble_of: Callable[[SamplePool], Ensemble | None] = lambda _: None,
+    ) -> Self:
         """The samples of the pool at ``path`` after the exploration that brought the ids ``explored``.
+
+        Args:
+            path: of the pool.
+            explored: ids of the exploration.
+            section: how samples are ranked.
+            ensemble_of: what ranks them in a snapshot, where that is not the column ``reward``.
 
         Raises:
             TrainingError: the pool has no such snapshot, or it holds nothing that can be ranked.
             ConfigError: ``pool.where`` is no condition on the columns that there are.
         """
         pool = _snapshot(path, explored.stop)
+        ensemble = ensemble_of(pool)
         return cls(
             pool=pool,
             new=range(max(explored.start, pool.num_removed), explored.stop),
-            quantization=_ranking(pool, section),
+            quantization=_ranking(pool, section, ensemble),
+            ensemble=ensemble,
         )
 
     @property
@@ -67,8 +92,8 @@ def _snapshot(path: Path, num_samples: int) -> NativePool:
     return pool
 
 
-def _ranking(pool: NativePool, section: PoolSection) -> Quantization:
-    quantization = quantize(pool, section.ranking())
+def _ranking(pool: NativePool, section: PoolSection, ensemble: Ensemble | None) -> Quantization:
+    quantization = quantize(pool, section.ranking(ensemble=ensemble))
     if int(quantization.counts.sum()):
         return quantization
     num_samples = len(pool) - pool.num_removed

@@ -15,6 +15,7 @@ from quark.objectives.advantages import standardized_ranks
 from quark.objectives.tilt import TokenTilt, ridge, strengths_of
 from quark.pool.base import Quantization, SamplePool
 from quark.pool.columns import REWARD_COLUMN
+from quark.pool.scope import Score, scores_by
 
 MOST_SAMPLES = 1 << 15
 """Samples that a critic is fitted on, the newest: more would hardly change it, and they are held in memory."""
@@ -30,7 +31,7 @@ def fit_tilt(
     strength: float,
     base_vocab_size: int,
     within_prompts: bool,
-    score: str = REWARD_COLUMN,
+    score: Score = REWARD_COLUMN,
 ) -> TokenTilt:
     """The tilt that the samples of a ranking give.
 
@@ -42,7 +43,7 @@ def fit_tilt(
         strength: of the best quantile's token.
         base_vocab_size: number W of tokens that are scored.
         within_prompts: rank samples among those of their prompt alone.
-        score: the column to rank by.
+        score: what to rank by.
 
     Raises:
         ModelError: the model has no vector for each token.
@@ -52,7 +53,8 @@ def fit_tilt(
     places = ids.astype(np.int64)
     groups = pool.column("prompt_id")[places].astype(np.int64) if within_prompts else None
     targets = standardized_ranks(
-        pool.scores(score)[places], np.zeros(len(ids), dtype=np.int64) if groups is None else groups
+        scores_by(pool, score)[places],
+        np.zeros(len(ids), dtype=np.int64) if groups is None else groups,
     ).astype(np.float64)
     vectors = token_vectors(model, base_vocab_size)
     packed = pool.gather_packed(ids)

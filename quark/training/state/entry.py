@@ -14,7 +14,7 @@ import quark
 from quark.config.load import LoadedConfig, beside, load_config, to_toml
 from quark.config.schema import RunConfig
 from quark.errors import ConfigError, PoolError, PoolLockedError, RunDirectoryError
-from quark.pool.columns import REWARD_COLUMN, column_name
+from quark.pool.columns import REWARD_COLUMN
 from quark.pool.native import NativePool
 from quark.publication import (
     clear_left_overs,
@@ -46,6 +46,7 @@ MAY_CHANGE = (
     "evaluation.",
     "checkpoint.",
     "alerts.",
+    "combiner.",
     "tracking.",
     "optimizer.max_skipped_steps",
     "optimizer.micro_batch_size",
@@ -165,6 +166,7 @@ def _files(run: RunDirectory) -> list[Path]:
         run.report_markdown,
         run.frontier,
         run.held_out,
+        run.standards,
         run.config,
         run.identity,
     ]
@@ -213,6 +215,11 @@ def _check_config(
     if parts[0] != parts[1]:
         voids.append(
             f"optimizer.micro_batch_size {parts[0]} -> {parts[1]}, by which gradients are added up"
+        )
+    if config.reward.members and before["combiner"] != after["combiner"]:
+        voids.append(
+            f"combiner.rule {before['combiner']['rule']} -> {after['combiner']['rule']} with its settings, by which "
+            "all samples are ranked from here on"
         )
     is_rescored = _is_rescored(run, config, given)
     if is_rescored:
@@ -265,10 +272,7 @@ def check_rewards(
         before = {} if is_same else {REWARD_COLUMN: {}}
     if is_new or not _has_samples(run):
         return now
-    names = dict(
-        zip(map(column_name, config.pool.extra_scores), config.pool.extra_scores, strict=True)
-    )
-    names[REWARD_COLUMN] = config.reward.name
+    names = {**config.further_columns, REWARD_COLUMN: config.reward.name}
     for column, reward in rewards.items():
         known = before.get(column)
         if known is None or known == now[column] or _is_scored_anew(run, column, reward):
