@@ -15,6 +15,7 @@ from quark.api.trained_model import TrainedModel, overridden
 from quark.api.trust import check_reach, may_read_prompts
 from quark.config.schema import RunConfig
 from quark.errors import ConfigError, RewardError
+from quark.evaluation.conditioning import Conditioning, measure_conditioning
 from quark.evaluation.evaluator import Evaluation
 from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.policy import Policy
@@ -82,7 +83,7 @@ class Measurement:
         elif prompts is not None:
             chosen = tuple(prompts)
         else:
-            chosen = _held_out(source, config, tell)
+            chosen = held_out_prompts(source, config, tell)
         if source.is_run and is_own and config.model.lora.rank and policy.adapter is None:
             tell(
                 "no checkpoint has this model's adapters: measuring it with them merged, which rounds"
@@ -122,6 +123,20 @@ class Measurement:
             self.tell(failure, level="warning")
         return evaluation
 
+    def conditioning(self, evaluations: Sequence[Evaluation]) -> Conditioning | None:
+        """Whether the model listens to its tokens; None if not every token was evaluated, or there is only one."""
+        tokens = range(self.policy.reward_tokens.num_quantiles)
+        found = {e.quantile: e for e in evaluations}
+        if len(tokens) < 2 or not all(token in found for token in tokens):
+            return None
+        with self.autocast():
+            return measure_conditioning(
+                self.policy,
+                [found[token] for token in tokens],
+                per_prompt=self.config.evaluation.completions_per_prompt,
+                batch_size=self.config.sampling.batch_size,
+            )
+
 
 def check_run(
     source: TrainedModel,
@@ -144,11 +159,11 @@ def check_run(
         *(("evaluation.judges", name) for name in (rewards or ())[1:]),
         *(() if reference is None else [("model.name", reference)]),
     ]
-    sections = ("model", "reward", "evaluation", "pool", *_prompt_sections(source, prompts))
+    sections = ("model", "reward", "evaluation", "pool", *prompt_sections(source, prompts))
     check_reach(config, Path(source.name), sections=sections, named=named, allow=allow)
 
 
-def _prompt_sections(source: TrainedModel, prompts: object) -> list[str]:
+def prompt_sections(source: TrainedModel, prompts: object) -> list[str]:
     """The settings that name the prompts, if they are needed: a run records its held-out prompts."""
     is_needed = prompts is None and not RunDirectory(Path(source.name)).held_out.exists()
     return ["prompts"] if is_needed else []
@@ -184,7 +199,7 @@ def configured(
     return overridden(config, values)
 
 
-def _held_out(source: TrainedModel, config: RunConfig, tell: Tell) -> tuple[Prompt, ...]:
+def held_out_prompts(source: TrainedModel, config: RunConfig, tell: Tell) -> tuple[Prompt, ...]:
     """The prompts that a run held out, even if its prompt file has changed since.
 
     Without a run: the prompts of the default file.

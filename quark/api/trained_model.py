@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
@@ -163,6 +163,18 @@ class TrainedModel:
         field = self.config.prompts.field
         prompts = read_prompts(str(file), field, self.tokenizer, said_by="--prompts")
         return [self.checked(prompt) for prompt in prompts]
+
+    def in_its_tokens(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The same texts as tokens of this model, in order.
+
+        Raises:
+            DataError: one has no tokens here, or a reward token.
+        """
+        encoded = [tuple(self.tokenizer.encode(prompt.text)) for prompt in prompts]
+        return [
+            self.checked(replace(prompt, token_ids=ids))
+            for prompt, ids in zip(prompts, encoded, strict=True)
+        ]
 
     def checked(self, prompt: Prompt) -> Prompt:
         """``prompt``, if the model can continue it.

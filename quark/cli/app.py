@@ -19,6 +19,7 @@ import typer
 
 from quark import __version__
 from quark.cli import (
+    compare,
     config,
     doctor,
     evaluate,
@@ -63,6 +64,7 @@ app = typer.Typer(
 app.command("train", rich_help_panel="Train and use")(train.train)
 app.command("generate", rich_help_panel="Train and use")(generate.generate)
 app.command("evaluate", rich_help_panel="Train and use")(evaluate.evaluate)
+app.command("compare", rich_help_panel="Train and use")(compare.compare)
 app.command("frontier", rich_help_panel="Train and use")(frontier.frontier)
 app.command("fit", rich_help_panel="Train and use")(fit.fit)
 app.command("push", rich_help_panel="Train and use")(push.push)

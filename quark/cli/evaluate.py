@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,11 @@ from quark.cli.trust import AllowOption
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
+    from quark.cli.figure_tables import Measured
+    from quark.config.schema import RunConfig
+    from quark.evaluation.conditioning import Conditioning
     from quark.evaluation.evaluator import Evaluation
 
 _COLUMNS = (
@@ -79,11 +84,15 @@ def evaluate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print every figure as Markdown tables.")
+    ] = False,
 ) -> None:
     """Measure a model on held-out prompts: reward, KL, perplexity, diversity, control curve.
 
     The first row is the original model without a token; the others are the trained model under each
-    reward token.
+    reward token. A model without a run is measured on the embedded prompts, or on --prompts.
+    --json and --markdown have every figure with its 95 % interval over prompts.
 
     **Examples**
 
@@ -93,9 +102,12 @@ def evaluate(
 
     * `quark evaluate path/to/model --reference embedded:reviews`
     """
+    from dataclasses import asdict
+
     from quark.api.measurement import Measurement, check_run, configured, require_scores
     from quark.api.trained_model import NONE, open_model, overridden, say_checkpoint
-    from quark.cli.console import make_console, print_json, prints_to_stderr, tell
+    from quark.cli.console import make_console, print_json, prints_to_stderr, prose, tell
+    from quark.cli.figure_tables import markdown, scorers_to_json, to_json
 
     source = open_model(model, exactly=True, checkpoint=checkpoint, allow=allow or ())
     say_checkpoint(source, tell)
@@ -109,6 +121,8 @@ def evaluate(
         measurement = Measurement.of(source, config, prompts, tell=tell)
         evaluations = [measurement.evaluate(config.sampling.guidance, k) for k in quantiles]
         require_scores(evaluations, config.reward.name)
+        conditioning = measurement.conditioning(evaluations)
+    measured = [_measured(e, config, source.num_quantiles) for e in evaluations]
     by_quantile = {evaluation.quantile: evaluation for evaluation in evaluations}
     curve = [
         by_quantile[k].metrics["reward_mean"]
@@ -126,10 +140,19 @@ def evaluate(
                     {"quantile": e.quantile, **e.metrics, "judges": e.judges} for e in evaluations
                 ],
                 "control_curve": curve if is_whole_curve else None,
+                "figures": [
+                    {"quantile": e.quantile, "figures": to_json(m)}
+                    for e, m in zip(evaluations, measured, strict=True)
+                ],
+                "conditioning": None if conditioning is None else asdict(conditioning),
+                "scorers": scorers_to_json(measurement.rewards),
             }
         )
         return
     console = make_console()
+    if as_markdown:
+        console.print(prose(markdown(measured)), soft_wrap=True)
+        return
     console.print(_table(evaluations, source.num_quantiles, config.evaluation.judges))
     if is_whole_curve:
         from quark.cli.console import heading
@@ -138,6 +161,39 @@ def evaluate(
         console.print()
         console.print(heading("Reward when asked for each quantile"))
         console.print(control_curve_chart(curve, width=console.width // 3))
+    if conditioning is not None:
+        console.print()
+        console.print(_information(conditioning), soft_wrap=True)
+
+
+def _measured(evaluation: Evaluation, config: RunConfig, num_quantiles: int) -> Measured:
+    from quark.cli.figure_tables import Measured
+    from quark.evaluation.figures import figures_of
+
+    per_prompt = config.evaluation.completions_per_prompt
+    figures = figures_of(evaluation, per_prompt=per_prompt, reward=config.reward.name)
+    return Measured(_name(evaluation.quantile, num_quantiles), figures)
+
+
+def _information(conditioning: Conditioning) -> Text:
+    """The mutual information between token and text, as a warning where the tokens are ignored."""
+    from quark.cli.console import number, prose
+
+    found, most = conditioning.information, math.log(conditioning.num_quantiles)
+    text = (
+        f"The tokens tell {number(found.mean)} of {number(most, 2)} nats about the text "
+        f"({number(found.low)} to {number(found.high)})"
+    )
+    if conditioning.has_collapsed:
+        return prose(f"warning: {text}: the model ignores its reward tokens", "yellow")
+    return prose(text, "dim")
+
+
+def _name(quantile: int | None, num_quantiles: int) -> str:
+    if quantile is None:
+        return "none (original)"
+    is_best = quantile == num_quantiles - 1
+    return f"{quantile} (best)" if is_best else str(quantile) if quantile else "0 (worst)"
 
 
 def _table(evaluations: list[Evaluation], num_quantiles: int, judges: tuple[str, ...]) -> Table:
@@ -148,19 +204,11 @@ def _table(evaluations: list[Evaluation], num_quantiles: int, judges: tuple[str,
     for evaluation in evaluations:
         quantile = evaluation.quantile
         if quantile is None:
-            name, style = "none (original)", "dim"
+            style = "dim"
         else:
-            is_best = quantile == num_quantiles - 1
-            name = (
-                f"{quantile} (best)"
-                if is_best
-                else f"{quantile} (worst)"
-                if not quantile
-                else str(quantile)
-            )
-            style = "green" if is_best else "red" if not quantile else ""
+            style = "green" if quantile == num_quantiles - 1 else "red" if not quantile else ""
         table.add_row(
-            prose(name, style),
+            prose(_name(quantile, num_quantiles), style),
             *(prose(number(evaluation.metrics.get(key), digits)) for _, key, digits in _COLUMNS),
             *(foreign(number(evaluation.judges.get(judge))) for judge in judges),
         )

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from quark.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
+    from quark.rewards.classifier_training import ClassifierReport
     from quark.rewards.config import RewardConfig
+    from quark.rewards.linear_training import TrainReport
 
 app = typer.Typer(help="Train your own scorer; check any reward.", no_args_is_help=True)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+_CAREFUL_RATE = 2e-5
+"""Learning rate of a pre-trained encoder: the embedded model of a million parameters takes larger steps."""
+
+
+class Kind(StrEnum):
+    """The scorers that can be trained."""
+
+    LINEAR = "linear"
+    CLASSIFIER = "classifier"
+
+
+class SharedOptions(NamedTuple):
+    """Options of both kinds."""
+
+    name: str | None
+    text_field: str
+    target_field: str | None
+    is_penalty: bool
+    held_out_fraction: float
+    on_progress: Callable[[str], None]
 
 
 @app.command("train")
@@ -44,9 +68,36 @@ def train_scorer(
         float,
         typer.Option(min=0.0, max=0.9, help="Share of the texts held out to measure the scorer."),
     ] = 0.1,
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="linear: hashed n-grams, seconds to train. classifier: a fine-tuned neural network."
+        ),
+    ] = Kind.LINEAR,
     l2: Annotated[
-        float, typer.Option(min=0.0, help="Strength of the penalty on the weights.")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=0.0, help="linear: strength of the penalty on the weights. Default: 1."),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="classifier: model that gets the new head, as in model.name. Default: embedded:reviews."
+        ),
+    ] = None,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="classifier: train the head alone.")
+    ] = False,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="classifier: passes over the data. Default: 3.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="classifier: the highest. Default: 5e-4, or 2e-5 for another encoder."),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="classifier: longer texts are cut, in tokens. Default: 128."),
+    ] = None,
     ensemble: Annotated[
         int | None,
         typer.Option(min=1, help="Train so many scorers, each on its own bootstrap sample."),
@@ -63,20 +114,28 @@ def train_scorer(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a small linear scorer on labeled texts, for use as a reward.
+    """Train a scorer on labeled texts, for use as a reward: a small linear one, or a neural classifier.
 
-    **Example:**  `quark reward train reviews.jsonl --output scorers/reviews`  with lines such as
+    **Examples**
+
+    * `quark reward train reviews.jsonl --output scorers/reviews`  with lines such as
     `{"text": "easy to use", "label": 1}`
+
+    * `quark reward train reviews.jsonl --output scorers/neural --kind classifier`
     """
     import dataclasses
     import sys
 
-    from quark.cli.console import count, figures, make_console, number, print_json, prose, size
-    from quark.rewards.linear_training import train_linear_scorer
+    from quark.cli.console import figures, make_console, print_json, prose
+    from quark.errors import ConfigError
 
     if ensemble is not None:
         from quark.cli.reward_ensemble import train_ensemble
 
+        if kind is Kind.CLASSIFIER:
+            raise ConfigError("--ensemble trains linear scorers: leave out --kind classifier")
+        _refuse(kind, encoder=encoder, frozen=frozen or None, epochs=epochs, max_length=max_length)
+        _refuse(kind, learning_rate=learning_rate)
         train_ensemble(
             data,
             output,
@@ -88,47 +147,102 @@ def train_scorer(
             target_field=target_field,
             is_penalty=penalty,
             held_out_fraction=held_out_fraction,
-            l2=l2,
+            l2=1.0 if l2 is None else l2,
             force=force,
             as_json=as_json,
         )
         return
     if label_noise:
-        from quark.errors import ConfigError
-
         raise ConfigError("--label-noise needs --ensemble; one scorer is --ensemble 1")
     _check_output(output, force=force)
     progress = make_console(sys.stderr)
-    report = train_linear_scorer(
-        data,
-        output,
+    shared = SharedOptions(
         name=name,
         text_field=text_field,
         target_field=target_field,
         is_penalty=penalty,
         held_out_fraction=held_out_fraction,
-        l2=l2,
         on_progress=lambda text: progress.print(prose(text, "dim")),
     )
+    report: TrainReport | ClassifierReport
+    if kind is Kind.LINEAR:
+        _refuse(kind, encoder=encoder, frozen=frozen or None, epochs=epochs, max_length=max_length)
+        _refuse(kind, learning_rate=learning_rate)
+        report, lines = _train_linear(data, output, shared, l2=1.0 if l2 is None else l2)
+    else:
+        _refuse(kind, l2=l2)
+        given: dict[str, object] = {
+            "encoder": encoder,
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "max_length": max_length,
+        }
+        settings = {key: value for key, value in given.items() if value is not None}
+        report, lines = _train_classifier(data, output, shared, settings, is_frozen=frozen)
     if as_json:
         print_json(dataclasses.asdict(report))
         return
-    console = make_console()
-    console.print(
-        figures(
-            [
-                (
-                    "trained on",
-                    f"{count(report.num_train)} texts, {count(report.num_held_out)} held out",
-                ),
-                ("AUC", number(report.auc)),
-                ("accuracy", number(report.accuracy)),
-                ("correlation", f"{number(report.pearson)} (rank: {number(report.spearman)})"),
-                ("weights", f"{count(report.num_weights)}, {size(report.num_bytes)}"),
-                ("written to", str(report.folder)),
-            ]
-        )
-    )
+    make_console().print(figures([*lines, ("written to", str(output))]))
+
+
+def _refuse(kind: Kind, **options: object) -> None:
+    """Raise ConfigError for an option that the kind of scorer does not have."""
+    from quark.errors import ConfigError
+
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(
+                f"--{option.replace('_', '-')} does not apply to --kind {kind.value}: leave it out"
+            )
+
+
+def _train_linear(
+    data: Path, output: Path, shared: SharedOptions, *, l2: float
+) -> tuple[TrainReport, list[tuple[str, str]]]:
+    from quark.cli.console import count, size
+    from quark.rewards.linear_training import train_linear_scorer
+
+    report = train_linear_scorer(data, output, l2=l2, **shared._asdict())
+    weights = ("weights", f"{count(report.num_weights)}, {size(report.num_bytes)}")
+    return report, [*_agreement(report), weights]
+
+
+def _train_classifier(
+    data: Path,
+    output: Path,
+    shared: SharedOptions,
+    settings: dict[str, object],
+    *,
+    is_frozen: bool,
+) -> tuple[ClassifierReport, list[tuple[str, str]]]:
+    from quark.cli.console import count, number
+    from quark.rewards.classifier_training import ClassifierTraining, train_classifier
+
+    if "encoder" in settings and "learning_rate" not in settings and not is_frozen:
+        settings["learning_rate"] = _CAREFUL_RATE
+    training = ClassifierTraining(is_frozen=is_frozen, **settings)  # type: ignore[arg-type]  # checked by Typer
+    report = train_classifier(data, output, training, **shared._asdict())
+    calibration = report.calibration
+    return report, [
+        *_agreement(report),
+        (
+            "calibration",
+            f"error {number(calibration.error)}, Brier score {number(calibration.brier)}",
+        ),
+        ("parameters", f"{count(report.num_parameters)}, {count(report.num_trained)} trained"),
+    ]
+
+
+def _agreement(report: TrainReport | ClassifierReport) -> list[tuple[str, str]]:
+    """What both kinds of report say of the held-out texts."""
+    from quark.cli.console import count, number
+
+    return [
+        ("trained on", f"{count(report.num_train)} texts, {count(report.num_held_out)} held out"),
+        ("AUC", number(report.auc)),
+        ("accuracy", number(report.accuracy)),
+        ("correlation", f"{number(report.pearson)} (rank: {number(report.spearman)})"),
+    ]
 
 
 def _check_output(folder: Path, *, force: bool) -> None:

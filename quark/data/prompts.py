@@ -49,8 +49,8 @@ class PromptConfig(Settings):
     """Prompts for training and evaluation."""
 
     source: str = "embedded:reviews"
-    """A ``.jsonl``, ``.csv``, ``.txt`` (one prompt a line) or ``.parquet`` file, ``embedded:reviews``,
-    or a file of a data set on the Hub: ``hf://datasets/OWNER/NAME[@REVISION]/FILE``."""
+    """A ``.jsonl``, ``.csv``, ``.txt`` (one prompt a line), ``.wp_source`` (WritingPrompts) or ``.parquet`` file,
+    ``embedded:reviews``, or a file of a data set on the Hub: ``hf://datasets/OWNER/NAME[@REVISION]/FILE``."""
     field: str = _FIELD
     """The column of a JSONL, CSV or Parquet file; if it holds an object, as in RealToxicityPrompts, its
     ``text`` key is read. A list is a conversation of messages with roles and contents, rendered by
@@ -67,12 +67,15 @@ class PromptConfig(Settings):
     distinct prompts."""
     limit: int | None = Field(None, ge=1)
     """Use only this many training prompts, chosen by the seed."""
+    min_tokens: int = Field(1, ge=1)
+    """Shorter rows, blank ones included, are left out, counted and reported: headings of WikiText, for
+    example."""
     max_tokens: int = Field(64, ge=1)
     """Longer prompts are handled as ``over_long`` says. So are prompts that do not fit the model's
     context together with ``sampling.max_new_tokens``."""
-    over_long: Literal["truncate", "skip", "fail"] = "truncate"
-    """Keep the last ``max_tokens`` tokens, leave the prompt out (both are counted and reported), or
-    stop. A beginning-of-sequence token is kept. A prompt of messages loses its oldest turns, and is
+    over_long: Literal["truncate", "head", "skip", "fail"] = "truncate"
+    """Keep the last ``max_tokens`` tokens, keep the first ones, leave the prompt out (all are counted
+    and reported), or stop. A beginning-of-sequence token is kept. A prompt of messages loses its oldest turns, and is
     left out if its last turn alone is too long."""
     template_arguments: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Further values for the chat template that renders prompts of messages, such as
@@ -117,6 +120,9 @@ class PromptSet:
 
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
+_TEXT = (".txt", ".wp_source")
+_WRITING_PROMPT = re.compile(r"^\s*\[ ?[A-Za-z]+ ?\]\s*")
+"""What a row of WritingPrompts begins with, such as ``[ WP ]``."""
 _TRAINED_ON = (None, "", "train")
 _HELD_OUT = ("eval", "validation")
 """Values of ``split`` in a row; None is a row without one."""
@@ -155,22 +161,34 @@ def load_prompts(
         FileNotFoundError: no such file.
         DataError: a row that is no prompt, or no prompts at all.
     """
-    rows = list(_read(config.source, config.field, config.where, said_by="prompts.source"))
+    tokens = _Tokens(config, tokenizer, room=room)
+    notes: list[str] = []
+    rows = tokens.long_enough(
+        _read(
+            config.source,
+            config.field,
+            config.where,
+            said_by="prompts.source",
+            skips_blank=config.min_tokens > 1,
+        ),
+        notes,
+    )
     if not rows and config.where is not None:
         raise DataError(f"{config.source}: no row fits prompts.where = {config.where!r}")
     train_rows = [row for row in rows if row.split in _TRAINED_ON]
     held_out_rows = [row for row in rows if row.split in _HELD_OUT]
-    notes = _left_out(rows)
-    tokens = _Tokens(config, tokenizer, room=room)
+    notes += _left_out(rows)
     num_drawn = 0
     if config.evaluation_source is not None:
-        evaluation_rows = list(
+        evaluation_rows = tokens.long_enough(
             _read(
                 config.evaluation_source,
                 config.field,
                 config.where,
                 said_by="prompts.evaluation_source",
-            )
+                skips_blank=config.min_tokens > 1,
+            ),
+            notes,
         )
     elif held_out_rows:
         evaluation_rows = held_out_rows
@@ -285,6 +303,8 @@ class _Tokens:
         """At most ``most`` ids of a row; None for a conversation whose last turn is longer."""
         ids = self.of(row)
         if not row.messages:
+            if self._config.over_long == "head":
+                return ids[: self.most]
             return self._additions.shorten(ids, self.most)
         messages: tuple[Message, ...] | None = row.messages
         while len(ids) > self.most:
@@ -297,10 +317,19 @@ class _Tokens:
     def text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
+    def long_enough(self, rows: Iterator[_Row], notes: list[str]) -> list[_Row]:
+        """The rows of at least ``min_tokens`` tokens; a note says how many others there are."""
+        least = self._config.min_tokens
+        found = list(rows)
+        kept = [row for row in found if least == 1 or len(self.of(row)) >= least]
+        if len(kept) < len(found):
+            notes.append(f"{_counted(len(found) - len(kept))} left out: under {least} tokens")
+        return kept
+
     def identity(self, row: _Row) -> str:
         """Equal for rows with the same prompt: as the model sees them, or except for case and spaces."""
         ids = self.of(row)
-        if self._config.over_long == "truncate":
+        if self._config.over_long in ("truncate", "head"):
             ids = self.shortened(row) or ids
         return " ".join(self.text(ids).casefold().split()) or str(ids)
 
@@ -331,7 +360,7 @@ def _prompts(
                 raise DataError(
                     f"{row.place}: the prompt has {len(ids)} tokens, {_limit(tokens)} set prompts.over_long"
                 )
-            shortened = tokens.shortened(row) if config.over_long == "truncate" else None
+            shortened = tokens.shortened(row) if config.over_long in ("truncate", "head") else None
             if shortened is None:
                 num_left_out += 1
                 continue
@@ -344,7 +373,8 @@ def _prompts(
     most = f"{tokens.most} token" + ("" if tokens.most == 1 else "s")
     why = ", which the model's context leaves" if tokens.is_limited_by_the_model else ""
     if num_cut:
-        notes.append(f"{_counted(num_cut)} cut to the last {most}{why}")
+        end = "first" if config.over_long == "head" else "last"
+        notes.append(f"{_counted(num_cut)} cut to the {end} {most}{why}")
     if num_left_out:
         notes.append(f"{_counted(num_left_out)} left out: over {most}{why}")
     return tuple(prompts)
@@ -394,31 +424,36 @@ def _path_of(source: str, where: str | None, *, said_by: str) -> Path:
         raise FileNotFoundError(f"there is no prompt file {path.absolute()}: check {said_by}")
     if not path.is_file():
         raise DataError(
-            f"{path} is not a file: {said_by} names a .jsonl, .csv, .txt or .parquet file"
+            f"{path} is not a file: {said_by} names a .jsonl, .csv, .txt, .wp_source or .parquet file"
         )
     suffix = path.suffix.lower()
-    if suffix == ".txt" and where is not None:
+    if suffix in _TEXT and where is not None:
         raise DataError(f"{path}: lines of text have no numbers for prompts.where: unset it")
-    if suffix not in (*_JSON_LINES, ".csv", ".txt", ".parquet"):
+    if suffix not in (*_JSON_LINES, *_TEXT, ".csv", ".parquet"):
         raise DataError(
-            f"{path}: prompts come from .jsonl, .csv, .txt or .parquet files, not {suffix!r}"
+            f"{path}: prompts come from .jsonl, .csv, .txt, .wp_source or .parquet files, not {suffix!r}"
         )
     return path
 
 
-def _read(source: str, field: str, where: str | None, *, said_by: str) -> Iterator[_Row]:
+def _read(
+    source: str, field: str, where: str | None, *, said_by: str, skips_blank: bool = False
+) -> Iterator[_Row]:
     path = _path_of(source, where, said_by=said_by)
     fits = _everything if where is None else _condition(where)
     match path.suffix.lower():
         case ".txt":
             for number, line in text_lines(path):
                 yield _row(f"{path}:{number}", line, None, {})
+        case ".wp_source":
+            for number, line in text_lines(path):
+                yield _row(f"{path}:{number}", _WRITING_PROMPT.sub("", line), None, {})
         case ".parquet":
-            yield from _read_parquet(path, field, fits)
+            yield from _read_parquet(path, field, fits, skips_blank=skips_blank)
         case ".csv":
-            yield from _read_csv(path, field, fits)
+            yield from _read_csv(path, field, fits, skips_blank=skips_blank)
         case _:
-            yield from _read_jsonl(path, field, fits)
+            yield from _read_jsonl(path, field, fits, skips_blank=skips_blank)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -443,7 +478,7 @@ def _no_duplicates(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return record
 
 
-def _read_jsonl(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
+def _read_jsonl(path: Path, field: str, fits: _Condition, *, skips_blank: bool) -> Iterator[_Row]:
     for number, line in text_lines(path):
         place = f"{path}:{number}"
         try:
@@ -452,18 +487,18 @@ def _read_jsonl(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
             raise DataError(f"{place}: {err}") from err
         if not isinstance(record, dict):
             raise DataError(f"{place}: not a JSON object but a {type(record).__name__}")
-        if fits(record):
+        if fits(record) and not (skips_blank and _is_blank(record.get(field))):
             yield _record_row(place, record, field)
 
 
-def _read_parquet(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
+def _read_parquet(path: Path, field: str, fits: _Condition, *, skips_blank: bool) -> Iterator[_Row]:
     records = (record for frame in parquet_frames(path) for record in frame.iter_rows(named=True))
     for number, record in enumerate(records, start=1):
-        if fits(record):
+        if fits(record) and not (skips_blank and _is_blank(record.get(field))):
             yield _record_row(f"{path}: row {number}", record, field)
 
 
-def _read_csv(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
+def _read_csv(path: Path, field: str, fits: _Condition, *, skips_blank: bool) -> Iterator[_Row]:
     for number, row in enumerate(csv_rows(path), start=1):
         place = f"{path}: row {number}"
         if isinstance(row, str):
@@ -472,7 +507,7 @@ def _read_csv(path: Path, field: str, fits: _Condition) -> Iterator[_Row]:
             name: value if name in (field, "split") else _number_or_text(value)
             for name, value in row.items()
         }
-        if fits(record):
+        if fits(record) and not (skips_blank and _is_blank(record.get(field))):
             yield _record_row(place, record, field)
 
 
@@ -485,6 +520,10 @@ def _number_or_text(value: str | None) -> Json:
             continue
         return number if math.isfinite(number) else value
     return value
+
+
+def _is_blank(value: Json) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 _Condition: TypeAlias = Callable[[Mapping[str, Json]], bool]

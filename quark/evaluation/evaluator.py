@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,13 +17,20 @@ from quark.evaluation.metrics import any_above, expected_maximum, text_metrics
 from quark.generation.base import Generator, SamplingConfig
 from quark.generation.distribution import allowed_logits, divergence, probabilities_of
 from quark.models.batch import TrainingBatch
-from quark.models.causal import CompletionRows
+from quark.models.causal import CompletionModel, CompletionRows
 from quark.models.logprobs import base_logits, token_statistics
 from quark.models.policy import Policy, stop_ids
 from quark.reference.base import ReferencePolicy
 from quark.rewards.base import RewardFunction
 from quark.rewards.scoring import score
 from quark.types import Completion, Prompt
+
+_BY_COMPLETION = (
+    "drift",
+    "reference_nll",
+    "kl_policy_to_reference",
+    "kl_reference_to_policy",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +39,21 @@ class Likelihoods:
 
     metrics: Mapping[str, float]
     """Means over all tokens or completions, named as in docs/metrics.md."""
-    drifts: NDArray[np.float64]
-    """[N] as ``Evaluation.drifts``."""
+    by_completion: Mapping[str, NDArray[np.float64]]
+    """[N] each, sums over the tokens of each completion in nats: ``drift`` as ``Evaluation.drifts``,
+    ``reference_nll``, and ``kl_policy_to_reference`` and ``kl_reference_to_policy``, 0 for the original model."""
+
+    @classmethod
+    def unknown(cls, size: int) -> Self:
+        """Of ``size`` completions whose tokens are not those of the reference: all NaN."""
+        return cls(
+            metrics={}, by_completion={name: np.full(size, math.nan) for name in _BY_COMPLETION}
+        )
+
+    @property
+    def drifts(self) -> NDArray[np.float64]:
+        """[N] as ``Evaluation.drifts``."""
+        return self.by_completion["drift"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +72,16 @@ class Evaluation:
     """Mean score by judge."""
     judge_scores: Mapping[str, NDArray[np.float32]]
     """[N] by judge; NaN = not scored."""
-    drifts: NDArray[np.float64]
-    """[N] KL(q || p0) along each completion, in nats, of the distribution q that it was sampled from."""
+    likelihoods: Likelihoods
+    """Of both models, by completion."""
     failures: Sequence[str] = ()
     """Number of completions without a score, by the reward or by a judge, and the reason; empty if
     all have one."""
+
+    @property
+    def drifts(self) -> NDArray[np.float64]:
+        """[N] KL(q || p0) along each completion, in nats, of the distribution q that it was sampled from."""
+        return self.likelihoods.drifts
 
 
 class Evaluator:
@@ -93,16 +119,24 @@ class Evaluator:
         self._seed = seed
         self._retries = retries
 
-    def evaluate(self, generator: Generator, policy: Policy, *, quantile: int | None) -> Evaluation:
+    def evaluate(
+        self,
+        generator: Generator,
+        policy: Policy,
+        *,
+        quantile: int | None,
+        plain: CompletionModel | None = None,
+    ) -> Evaluation:
         """Measure the completions of ``generator`` under the token of ``quantile``.
 
         Args:
-            generator: samples from the policy, or from the reference if ``quantile`` is None.
+            generator: samples from the policy, or from the model without a token if ``quantile`` is None.
             policy: its KL to the reference is measured if a token is given.
-            quantile: None measures the original model.
+            quantile: None measures a model without a token.
+            plain: that model; None is the original one.
         """
         completions = self.sample(generator, quantile=quantile)
-        likelihoods = self.likelihoods(completions, policy, quantile=quantile)
+        likelihoods = self.likelihoods(completions, policy, quantile=quantile, plain=plain)
         return self.measure(completions, likelihoods, quantile=quantile)
 
     def sample(self, generator: Generator, *, quantile: int | None) -> list[Completion]:
@@ -145,7 +179,7 @@ class Evaluator:
             metrics=metrics,
             judges={name: _mean(scored.scores) for name, scored in judged.items()},
             judge_scores={name: scored.scores for name, scored in judged.items()},
-            drifts=likelihoods.drifts,
+            likelihoods=likelihoods,
             failures=[
                 f"{scored.num_failed} of {len(texts)} held-out completions got no score{whose} "
                 f"({'; '.join(scored.messages[:3])})"
@@ -158,7 +192,12 @@ class Evaluator:
         )
 
     def likelihoods(
-        self, completions: Sequence[Completion], policy: Policy, *, quantile: int | None
+        self,
+        completions: Sequence[Completion],
+        policy: Policy,
+        *,
+        quantile: int | None,
+        plain: CompletionModel | None = None,
     ) -> Likelihoods:
         """Exact KL in both directions and the reference's perplexity, in nats per completion token.
 
@@ -171,7 +210,7 @@ class Evaluator:
         """
         forward = backward = reference_nll = 0.0
         num_tokens = 0
-        drifts: list[NDArray[np.float64]] = []
+        sums: dict[str, list[NDArray[np.float64]]] = {name: [] for name in _BY_COMPLETION}
         base_vocab_size = policy.reward_tokens.base_vocab_size
         size = self._sampling.batch_size
         for start in range(0, len(completions), size):
@@ -183,7 +222,8 @@ class Evaluator:
             num_tokens += batch.num_tokens
             with torch.no_grad():
                 original = self._reference.completion_rows(batch)
-                rows = original if quantile is None else policy.completion_rows(batch)
+                model = plain if quantile is None else policy
+                rows = original if model is None else model.completion_rows(batch)
                 statistics = token_statistics(
                     rows, original, batch.targets, base_vocab_size=base_vocab_size
                 )
@@ -196,21 +236,32 @@ class Evaluator:
                     drift = self._drift(rows, original, away, batch, policy)
             reference_nll += float(statistics.reference_nll.cpu().double().sum())
             row = (batch.token_index // batch.completion_tokens.shape[1]).cpu().numpy()
-            # On the CPU: some devices lack float64.
-            sums = np.bincount(row, drift.cpu().double().numpy(), batch.num_sequences)
-            drifts.append(sums.astype(np.float64))
-            if quantile is not None:
+            for name, values in zip(
+                _BY_COMPLETION,
+                (
+                    drift,
+                    statistics.reference_nll,
+                    statistics.kl_policy_to_reference,
+                    statistics.kl_reference_to_policy,
+                ),
+                strict=True,
+            ):
+                # On the CPU: some devices lack float64.
+                totals = np.bincount(row, values.cpu().double().numpy(), batch.num_sequences)
+                sums[name].append(totals.astype(np.float64))
+            if model is not None:
                 forward += float(statistics.kl_reference_to_policy.cpu().double().sum())
                 backward += float(statistics.kl_policy_to_reference.cpu().double().sum())
-        by_completion = np.concatenate(drifts)
+        by_completion = {name: np.concatenate(parts) for name, parts in sums.items()}
+        drifts = by_completion["drift"]
         metrics = {
             "kl_reference_to_policy": forward / num_tokens,
             "kl_policy_to_reference": backward / num_tokens,
-            "kl_sampled_to_reference": float(by_completion.sum()) / num_tokens,
-            "kl_sampled_per_completion": float(by_completion.mean()),
+            "kl_sampled_to_reference": float(drifts.sum()) / num_tokens,
+            "kl_sampled_per_completion": float(drifts.mean()),
             "perplexity_reference": math.exp(min(reference_nll / num_tokens, 700.0)),
         }
-        return Likelihoods(metrics=metrics, drifts=by_completion)
+        return Likelihoods(metrics=metrics, by_completion=by_completion)
 
     def _drift(
         self,

@@ -164,7 +164,11 @@ def completion_logprobs(
     parts = []
     for batch in samples.batches(policy, size=batch_size):
         columns = [
-            _logprobs(policy, batch, token, base_vocab_size=tokens.base_vocab_size)
+            token_logprobs(
+                policy,
+                replace(batch, reward_tokens=torch.full_like(batch.reward_tokens, token)),
+                base_vocab_size=tokens.base_vocab_size,
+            )
             for token in tokens.ids
         ]
         parts.append(torch.stack(columns, dim=1).cpu().double().numpy())
@@ -196,11 +200,10 @@ def drift_per_token(
 
 
 @torch.no_grad()
-def _logprobs(policy: Policy, batch: TrainingBatch, token: int, *, base_vocab_size: int) -> Tensor:
-    """[B] log pi(y | x, r) under one token."""
-    given = replace(batch, reward_tokens=torch.full_like(batch.reward_tokens, token))
-    rows = policy.completion_rows(given)
-    return -given.sum_by_sequence(token_nll(rows, given.targets, base_vocab_size=base_vocab_size))
+def token_logprobs(policy: Policy, batch: TrainingBatch, *, base_vocab_size: int) -> Tensor:
+    """[B] log pi(y | x, r) of each sequence of ``batch`` under its reward token, without gradient."""
+    rows = policy.completion_rows(batch)
+    return -batch.sum_by_sequence(token_nll(rows, batch.targets, base_vocab_size=base_vocab_size))
 
 
 def _centered_ranks(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -30,8 +30,8 @@ class ModelConfig(Settings):
     """The model to train."""
 
     name: str = "embedded:reviews"
-    """Hub name, folder, path of a ``.gguf`` file, ``package:NAME`` (the folder of an installed Python
-    package), or ``embedded:reviews`` (ships with quark)."""
+    """Hub name, folder, path of a ``.gguf`` file, ``package:NAME`` or ``package:NAME/FOLDER`` (a
+    folder of an installed Python package), or ``embedded:reviews`` (ships with quark)."""
     gguf_file: str | None = None
     """Name of a GGUF file in that repository or folder; it is converted once and cached."""
     revision: str | None = None

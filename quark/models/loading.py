@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -115,6 +116,44 @@ def load_base_model(
         ModelError: it cannot be found, or has no safe weights.
     """
     return _read_model(_locate(config), device=device, dtype=dtype or weights_dtype(config))
+
+
+def load_new_classifier(
+    config: ModelConfig, labels: Sequence[str], *, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with a new, untrained head for ``labels`` in float32, and its tokenizer, which pads on the right.
+
+    Args:
+        config: the model; of a causal LM, the head reads the last token.
+        labels: names of the labels, by index.
+        seed: of the head.
+
+    Raises:
+        ModelError: it cannot be found, or transformers has no sequence classifier of its kind.
+    """
+    source = _locate(config)
+    names = dict(enumerate(labels))
+    with (
+        _translated(source.name),
+        without_progress_bars(),
+        _reach_of(source),
+        torch.random.fork_rng(devices=[]),
+    ):
+        check_configuration(source.location, revision=source.revision, is_local=source.is_local)
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source.location,
+            revision=source.revision or "main",
+            id2label=names,
+            label2id={name: index for index, name in names.items()},
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=source.is_local,
+        )
+    tokenizer = _read_tokenizer(source)
+    tokenizer.padding_side = "right"
+    return model, tokenizer
 
 
 def load_policy(
@@ -257,11 +296,15 @@ def _looks_like_a_path(name: str) -> bool:
 
 
 def _package_folder(package: str) -> Path:
+    package, *folders = package.split("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     locations = None if found is None else found.submodule_search_locations
     if not locations:
         raise ModelError(f"package:{package}: no Python package of that name is installed")
-    return Path(next(iter(locations)))
+    folder = Path(next(iter(locations)), *folders)
+    if not all(map(_is_plain_name, folders)) or not folder.is_dir():
+        raise ModelError(f"package:{package}: it has no folder {'/'.join(folders)!r}")
+    return folder
 
 
 def _inside(folder: Path, file_name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,13 +37,14 @@ def build_reward(config: RewardConfig, given: RewardFunction | None = None) -> R
         )
     reward = _reward_of_completions(config, given)
     if config.input == "completion":
-        return reward
+        return Complement(reward) if config.complement else reward
     if config.name == "http" or ":" in config.name:
         raise ConfigError(
             f"reward.input = {config.input!r} does not fit {config.name!r}, which gets prompts and "
             "completions apart: join them there"
         )
-    return PromptAndCompletion(reward)
+    joined = PromptAndCompletion(reward)
+    return Complement(joined) if config.complement else joined
 
 
 def build_judges(names: tuple[str, ...], settings: RewardConfig) -> Mapping[str, RewardFunction]:
@@ -96,9 +98,17 @@ def _reward_of_completions(config: RewardConfig, given: RewardFunction | None) -
 
             return TimeLimited(function, config.timeout_s)
         case folder:
-            from quark.rewards.linear import LinearReward
+            return _scorer_in(Path(folder), config)
 
-            return LinearReward.load(Path(folder))
+
+def _scorer_in(folder: Path, config: RewardConfig) -> RewardFunction:
+    """The scorer that ``quark reward train`` wrote into ``folder``, of either kind."""
+    from quark.rewards.classifier import CLASSIFIER_FORMAT, TrainedClassifier
+    from quark.rewards.linear import LinearReward, scorer_format
+
+    if scorer_format(folder) == CLASSIFIER_FORMAT:
+        return TrainedClassifier(folder, config.classifier)
+    return LinearReward.load(folder)
 
 
 def _function(name: str, given: RewardFunction | None) -> RewardFunction:
@@ -139,10 +149,58 @@ class PromptAndCompletion:
         return self._reward(prompts=prompts, completions=joined)
 
 
+class Complement:
+    """One minus a reward's score, for what is to be unlearned."""
+
+    def __init__(self, reward: RewardFunction) -> None:
+        self._reward = reward
+
+    @property
+    def name(self) -> str:
+        """``not NAME``."""
+        return f"not {self._reward.name}"
+
+    @property
+    def provenance(self) -> Mapping[str, Json]:
+        """Of the reward inside, and that it is one minus it."""
+        return {**reward_provenance(self._reward), "complement": True}
+
+    def __call__(
+        self, *, prompts: Sequence[str], completions: Sequence[str]
+    ) -> Sequence[float | None]:
+        """One minus each score; None stays None."""
+        scores = self._reward(prompts=prompts, completions=completions)
+        return [None if score is None else 1.0 - float(score) for score in scores]
+
+
 def reward_provenance(reward: RewardFunction) -> Mapping[str, Json]:
     """Identifies the origin of the scores: the name, and the reward's file, hash or address if it has one."""
     details = getattr(reward, "provenance", {})
     return {"name": reward.name, **details}
+
+
+def scorer_hash(reward: RewardFunction) -> str | None:
+    """SHA-256 over everything that is known to decide the scores; None if nothing is (a server, a built-in).
+
+    A wrapper such as the label or the text that is scored does not count: two rewards of one hash share a scorer.
+    """
+    digests = sorted(set(reward_content(reward).values()))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else None
+
+
+def is_same_scorer(one: RewardFunction, other: RewardFunction) -> bool:
+    """Whether two rewards rest on one scorer: the same files, server or built-in, whatever label or text they read."""
+    known = scorer_hash(one)
+    if known is not None or scorer_hash(other) is not None:
+        return known == scorer_hash(other)
+    return _identity(one) == _identity(other)
+
+
+def _identity(reward: RewardFunction) -> Mapping[str, Json]:
+    """The provenance without the text that is scored and whether it is one minus the score."""
+    wrapping = ("name", "input", "complement")
+    kept = {key: value for key, value in reward_provenance(reward).items() if key not in wrapping}
+    return {**kept, "name": reward.name.removeprefix("not ")}
 
 
 def reward_content(reward: RewardFunction) -> Mapping[str, str]:

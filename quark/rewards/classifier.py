@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from quark.errors import ModelError, RewardError
 from quark.rewards.source_files import hashes
-from quark.settings import Settings
+from quark.safe_files import read_text
+from quark.settings import Settings, misfits
 from quark.types import Json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CLASSIFIER_FORMAT: Final = "quark-classifier-scorer-1"
 
 _UNLIMITED = 100_000
 _DEFAULT_MAX_LENGTH = 512
@@ -38,6 +44,19 @@ class ClassifierConfig(Settings):
     none."""
     device: str = "auto"
     """``auto`` takes a GPU if there is one; or a torch device such as ``cpu`` or ``cuda:1``."""
+
+
+class ClassifierScorerSettings(Settings):
+    """The contents of ``scorer.json`` in the folder of a classifier that quark trained."""
+
+    format: str = CLASSIFIER_FORMAT
+    """Names the kind of scorer; another value is refused."""
+    name: str
+    """Name of the reward."""
+    label: str
+    """Label whose probability is the reward."""
+    data_sha256: str = ""
+    """SHA-256 of the file that it was trained on."""
 
 
 class ClassifierReward:
@@ -97,12 +116,7 @@ class ClassifierReward:
             model.config.num_labels == 1
             or model.config.problem_type == "multi_label_classification"
         )
-        if self._tokenizer.pad_token_id is None:
-            if self._tokenizer.eos_token_id is None:
-                raise RewardError(f"the tokenizer of {config.model!r} has no token to pad with")
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        if self._model.config.pad_token_id is None:
-            self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        ready_to_pad(self._model, self._tokenizer, config.model)
         limit = self._tokenizer.model_max_length
         self._max_length = config.max_length or (
             limit if limit < _UNLIMITED else _DEFAULT_MAX_LENGTH
@@ -147,6 +161,65 @@ class ClassifierReward:
             values = logits.softmax(dim=-1)
         column: list[float] = values[:, self._label_index].tolist()
         return column
+
+
+class TrainedClassifier:
+    """The reward of a folder that ``quark reward train --kind classifier`` wrote."""
+
+    def __init__(self, folder: Path, config: ClassifierConfig) -> None:
+        """Load the classifier in ``folder``; batch size and device are those of ``config``.
+
+        Raises:
+            RewardError: It cannot be loaded, or is not of this format.
+            UnsafeFileError: A link leads out of the folder.
+        """
+        from quark.rewards.linear import SETTINGS_FILE
+
+        try:
+            self._settings = ClassifierScorerSettings.model_validate_json(
+                read_text(folder / SETTINGS_FILE, folder)
+            )
+        except ValidationError as err:
+            problems = "; ".join(str(misfit) for misfit in misfits(err))
+            raise RewardError(f"{folder / SETTINGS_FILE}: {problems}") from err
+        self._reward = ClassifierReward(
+            ClassifierConfig(
+                model=str(folder),
+                label=self._settings.label,
+                batch_size=config.batch_size,
+                device=config.device,
+            )
+        )
+
+    @property
+    def name(self) -> str:
+        """The name in the scorer's settings."""
+        return self._settings.name
+
+    @property
+    def provenance(self) -> Mapping[str, Json]:
+        """The folder, the label, and the hashes of all files that determine the scores."""
+        return self._reward.provenance
+
+    def __call__(
+        self, *, prompts: Sequence[str], completions: Sequence[str]
+    ) -> Sequence[float | None]:
+        """Score the completions without their prompts; None for one without tokens."""
+        return self._reward(prompts=prompts, completions=completions)
+
+
+def ready_to_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Make sure that both know a token to pad with; the end-of-sequence token serves where there is none.
+
+    Raises:
+        RewardError: The tokenizer has neither; ``name`` is what the message calls it.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise RewardError(f"the tokenizer of {name!r} has no token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def _content(model: str, commit: str | None) -> Mapping[str, str]:

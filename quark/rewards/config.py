@@ -60,6 +60,9 @@ class RewardConfig(Settings):
     input: Literal["completion", "prompt_and_completion"] = "completion"
     """The text that is scored: the completion alone (as in the paper), or the prompt followed by
     it. Functions and HTTP always get the two separately."""
+    complement: bool = False
+    """Train on one minus the score, which unlearns what the scorer measures: negative sentiment with
+    ``sentiment``, for example. Judges and extra scores are not changed."""
     on_error: OnError = "fail"
     """If the reward raises, takes too long or returns no scores, and retries did not help: stop the
     run, or leave that batch without scores."""

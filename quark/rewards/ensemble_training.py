@@ -24,7 +24,7 @@ from quark.rewards.linear_training import (
     area_under_roc,
     fit_linear_scorer,
     read_labelled_texts,
-    split_off,
+    split_by_text,
 )
 from quark.types import Json
 
@@ -80,7 +80,7 @@ def train_linear_ensemble(
         DataError: as ``train_linear_scorer``.
     """
     examples = read_labelled_texts(data, text_field=text_field, target_field=target_field)
-    clean, held_out = split_off(examples, held_out_fraction)
+    clean, held_out = split_by_text(examples, held_out_fraction)
     train = with_label_noise(clean, label_noise, seed=seed)
     if not train:
         raise DataError(f"{data}: no text is left to train on")

@@ -54,6 +54,16 @@ class LinearScorerSettings(Settings):
     """The score measures something unwanted, so the reward is one minus the score."""
 
 
+def scorer_format(folder: Path) -> str | None:
+    """The format that ``scorer.json`` in ``folder`` states; None if it cannot be read or states none."""
+    try:
+        said = json.loads(read_text(folder / SETTINGS_FILE, folder))
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = said.get("format") if isinstance(said, dict) else None
+    return found if isinstance(found, str) else None
+
+
 class LinearScorer:
     """Scores texts with two weight tables.
 

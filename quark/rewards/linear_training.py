@@ -93,7 +93,7 @@ def train_linear_scorer(
             than 20 texts to train on or to hold out, or only one class.
     """
     examples = read_labelled_texts(data, text_field=text_field, target_field=target_field)
-    train, held_out = split_off(examples, held_out_fraction)
+    train, held_out = split_by_text(examples, held_out_fraction)
     return fit_linear_scorer(
         train,
         held_out,
@@ -104,17 +104,6 @@ def train_linear_scorer(
         bits=bits,
         source=data.name,
         on_progress=on_progress,
-    )
-
-
-def split_off(
-    examples: Sequence[LabelledText], held_out_fraction: float
-) -> tuple[list[LabelledText], list[LabelledText]]:
-    """The examples to train on, and those held out, chosen by a hash of the text."""
-    held_out = [_hash_share(example.text) < held_out_fraction for example in examples]
-    return (
-        [example for example, out in zip(examples, held_out, strict=True) if not out],
-        [example for example, out in zip(examples, held_out, strict=True) if out],
     )
 
 
@@ -155,6 +144,18 @@ def _labelled_text(
     return LabelledText(text=text, target=float(target))
 
 
+def split_by_text(
+    examples: Sequence[LabelledText], held_out_fraction: float
+) -> tuple[list[LabelledText], list[LabelledText]]:
+    """The examples to train on and those to hold out, by a hash of the text: copies stay on one side."""
+    train: list[LabelledText] = []
+    held_out: list[LabelledText] = []
+    for example in examples:
+        is_held_out = _hash_share(example.text) < held_out_fraction
+        (held_out if is_held_out else train).append(example)
+    return train, held_out
+
+
 def _hash_share(text: str) -> float:
     """A number in [0, 1) that only depends on the text, so copies of a text stay on one side."""
     digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
@@ -180,7 +181,7 @@ def fit_linear_scorer(
     """
     started = time.perf_counter()
     tell = on_progress or (lambda _: None)
-    _check_examples(train, held_out, source)
+    check_examples(train, held_out, source)
     tell(f"hashing {len(train):,} texts")
     features = _FeatureMatrix.of([example.text for example in train], bits)
     targets = np.array([example.target for example in train])
@@ -202,8 +203,8 @@ def fit_linear_scorer(
         positive_share=float(np.mean(truth >= 0.5)),
         auc=area_under_roc(scores, truth >= 0.5),
         accuracy=float(np.mean((scores >= 0.5) == (truth >= 0.5))),
-        pearson=_correlation(scores, truth),
-        spearman=_correlation(mean_ranks(scores), mean_ranks(truth)),
+        pearson=correlation(scores, truth),
+        spearman=correlation(mean_ranks(scores), mean_ranks(truth)),
         num_weights=scorer.num_weights,
         num_bytes=(folder / WEIGHTS_FILE).stat().st_size,
         seconds=time.perf_counter() - started,
@@ -217,9 +218,10 @@ def fit_linear_scorer(
     return report
 
 
-def _check_examples(
+def check_examples(
     train: Sequence[LabelledText], held_out: Sequence[LabelledText], source: str
 ) -> None:
+    """Raise DataError if there are too few texts, or if all targets are equal."""
     for what, examples in (("train on", train), ("hold out", held_out)):
         if len(examples) < _MIN_EXAMPLES:
             raise DataError(
@@ -343,7 +345,8 @@ def mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return ranks
 
 
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Pearson correlation; NaN if either is constant."""
     if not a.std() or not b.std():
         return math.nan
     return float(np.corrcoef(a, b)[0, 1])

@@ -17,7 +17,7 @@ from quark.models.policy import Policy
 from quark.pool.columns import REWARD_COLUMN
 from quark.reference.base import ReferencePolicy
 from quark.rewards.base import RewardFunction
-from quark.rewards.build import reward_provenance
+from quark.rewards.build import is_same_scorer, reward_provenance
 from quark.run_directory import RunDirectory
 from quark.run_identity import RunIdentity
 from quark.training.events import TrainingListener
@@ -107,6 +107,7 @@ def load_context(
     check_scope(config)
     rewards = rewards_of(config, processes, reward)
     _say_reward(config, rewards.reward, listener)
+    _warn_of_own_judges(rewards, listener)
     scoring = {REWARD_COLUMN: rewards.reward, **rewards.extra_columns}
     scored_by = processes.from_main_process(
         lambda: check_rewards(run, config, scoring, identity, is_new=fresh)
@@ -198,6 +199,17 @@ def _warn_of_large_steps(config: RunConfig, listener: TrainingListener, policy: 
             f"one has {size / 1e6:,.0f} million: 1e-5 to 5e-5 is usual",
             level="warning",
         )
+
+
+def _warn_of_own_judges(rewards: Rewards, listener: TrainingListener) -> None:
+    """A judge that is the trained reward shows no over-optimization: it rises with the reward by construction."""
+    for name, judge in rewards.judges.items():
+        if is_same_scorer(judge, rewards.reward):
+            listener.on_message(
+                f"the judge {name} is the scorer that is trained on, so it says nothing about over-optimization: "
+                "name another one in evaluation.judges",
+                level="warning",
+            )
 
 
 def _say_reward(config: RunConfig, reward: RewardFunction, listener: TrainingListener) -> None:

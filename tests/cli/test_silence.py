@@ -24,6 +24,7 @@ COMMANDS = {
     "train": ["train", *TINY_RUN, "--run-dir", "{new}", "--quiet"],
     "generate": ["generate", "{run}", "--prompt", "The battery"],
     "evaluate": ["evaluate", "{run}", "--quantile", "best"],
+    "compare": ["compare", "{run}", "embedded:reviews", "--num", "1"],
     "frontier": ["frontier", "{copy}", "--guidance", "1"],
     "fit": ["fit", "{run}", "--steps", "1", "--set", "optimizer.batch_size=8"],
     "model export": ["model", "export", "{run}", "{new}"],
@@ -58,6 +59,7 @@ COMMANDS = {
 """How each command is run here; ``{new}`` is a name that is not taken."""
 PROGRESS = {
     "evaluate": ("  evaluating ",),
+    "compare": ("  evaluating ",),
     "frontier": ("  evaluating ",),
     "pool rescore": ("60 of 60 samples",),
     "reward train": ("hashing ", "fitting ", "scoring "),

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "train": (("RUN/config.toml", "--run-dir", "RUN"), 2),
     "generate": (("RUN", "-p", "a", "--max-new-tokens", "2"), 0),
     "evaluate": (("RUN",), 2),
+    "compare": (("RUN",), 2),
     "frontier": (("RUN",), 2),
     "fit": (("RUN",), 2),
     "model export": (("RUN", "OUT/model"), 0),
@@ -140,7 +141,7 @@ def test_a_strangers_run_reaches_nothing(
     assert [p for p in ours if not any(p.is_relative_to(folder) for folder in allowed)] == [
         path
         for path in ours
-        if command in ("train", "evaluate", "frontier") and path.name == "planted.py"
+        if command in ("train", "evaluate", "compare", "frontier") and path.name == "planted.py"
     ], "code is read for its hash, where it is asked for, and nothing else"
     assert not (tmp_path / "wishes" / "it-ran").exists()
     if command == "fit":

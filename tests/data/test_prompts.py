@@ -430,3 +430,85 @@ def test_prompts_of_a_data_set_on_the_hub(tmp_path: Path) -> None:
     assert missing.startswith("hf://datasets/org/data/none.csv cannot be read from the Hub: ")
     assert unnamed == "hf://datasets/org/data: name a file of it. It has x/train.csv"
     assert "cannot be read" in wrong or "write a file of a data set" in wrong
+
+
+def test_the_head_of_long_rows_is_kept_and_short_and_blank_rows_are_left_out(
+    tmp_path: Path,
+) -> None:
+    """WikiText: blank rows and headings between paragraphs, of which the first tokens are the prompt."""
+    path = write(
+        tmp_path,
+        lines(*({"text": t} for t in ("", " = Title = ", "abcdefghij" * 2, "x" * 30, " "))),
+    )
+    prompts = load(path, field="text", min_tokens=12, max_tokens=6, over_long="head")
+    assert sorted(texts(prompts.train) + texts(prompts.evaluation)) == ["abcdef", "xxxxxx"]
+    assert "1 prompt left out: under 12 tokens" in prompts.notes
+    assert "1 prompt cut to the first 6 tokens" in prompts.notes
+    with pytest.raises(DataError, match=r"prompts\.jsonl:1: an empty prompt"):
+        load(path, field="text")
+
+
+def test_blank_rows_of_parquet_are_left_out_as_in_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "wiki.parquet"
+    pl.DataFrame({"text": ["", "one paragraph", "another one", " = T = "]}).write_parquet(path)
+    prompts = load(path, field="text", min_tokens=8)
+    assert sorted(texts(prompts.train) + texts(prompts.evaluation)) == [
+        "another one",
+        "one paragraph",
+    ]
+
+
+def test_writing_prompts_lose_their_tag(tmp_path: Path) -> None:
+    content = "[ WP ] You wake up .\n[WP] A king\n[ EU ] Two suns\nNo tag [ WP ]\n"
+    prompts = load(write(tmp_path, content, "test.wp_source"))
+    found = sorted(texts(prompts.train) + texts(prompts.evaluation))
+    assert found == ["A king\n", "No tag [ WP ]\n", "Two suns\n", "You wake up .\n"] or found == [
+        "A king",
+        "No tag [ WP ]",
+        "Two suns",
+        "You wake up .",
+    ]
+
+
+def test_the_published_fields_of_realtoxicityprompts_and_dexperts(tmp_path: Path) -> None:
+    rows = (
+        {
+            "filename": "a.txt",
+            "begin": 0,
+            "challenging": False,
+            "prompt": {"text": "Kind words", "toxicity": 0.1},
+            "continuation": {"text": " follow", "toxicity": None},
+        },
+        {"prompt": {"text": "Rude words", "toxicity": 0.9}, "continuation": {"text": " too"}},
+        {"prompt": {"text": "Ruder words", "toxicity": 0.95}, "continuation": {"text": " too"}},
+    )
+    path = write(tmp_path, lines(*rows))
+    prompts = load(path, where="prompt.toxicity >= 0.5")
+    assert sorted(texts(prompts.train) + texts(prompts.evaluation)) == ["Rude words", "Ruder words"]
+    neutral = ({"prompt": {"text": t}, "num_positive": n} for t, n in (("a b", 12), ("c d", 13)))
+    prompts = load(
+        write(tmp_path, lines(*neutral), "neutral_prompts.jsonl"), where="num_positive >= 12"
+    )
+    assert len(prompts.train) == len(prompts.evaluation) == 1
+
+
+def test_a_file_of_the_hub_is_taken_from_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    dataset = tmp_path / "datasets--some--prompts"
+    commit = "0" * 40
+    (dataset / "refs").mkdir(parents=True)
+    (dataset / "refs" / "main").write_text(commit)
+    folder = dataset / "snapshots" / commit / "data"
+    folder.mkdir(parents=True)
+    write(folder, lines({"prompt": "a"}, {"prompt": "b"}))
+    prompts = load("hf://datasets/some/prompts/data/prompts.jsonl")
+    assert sorted(texts(prompts.train) + texts(prompts.evaluation)) == ["a", "b"]
+    with pytest.raises(DataError, match=r"hf://datasets/some/prompts/other\.jsonl cannot be read"):
+        load("hf://datasets/some/prompts/other.jsonl")
+    with pytest.raises(DataError, match="write a file of a data set on the Hub"):
+        load("hf://prompts.jsonl")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from quark.assets import asset_path
 from quark.errors import ConfigError, RewardError
 from quark.rewards.base import RewardFunction
-from quark.rewards.build import build_reward, reward_provenance
+from quark.rewards.build import build_reward, is_same_scorer, reward_provenance
 from quark.rewards.checking import SAMPLES, check_reward
 from quark.rewards.config import RewardConfig
 from quark.rewards.heuristics import (
@@ -217,3 +217,17 @@ def test_the_check_needs_samples_and_scores():
         check_reward(Fixed([]), [])
     with pytest.raises(RewardError, match="2 scores for 1"):
         check_reward(Fixed([1.0, 2.0]), [("", "a")])
+
+
+def test_the_complement_of_a_reward_is_one_minus_its_score():
+    texts = {"prompts": ["the menu", "the menu"], "completions": [" is easy", " is confusing"]}
+    plain = build_reward(RewardConfig(name="sentiment"))
+    negative = build_reward(RewardConfig(name="sentiment", complement=True))
+    assert negative.name == "not sentiment"
+    assert negative(**texts) == pytest.approx([1 - score for score in plain(**texts)])
+    assert negative(prompts=[], completions=[]) == []
+    assert is_same_scorer(plain, negative)
+    joined = build_reward(
+        RewardConfig(name="sentiment", complement=True, input="prompt_and_completion")
+    )
+    assert joined(**texts) != negative(**texts)

@@ -17,7 +17,7 @@ from quark.errors import ConfigError
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from tests.cli.commands import quark
-from tests.training.tiny_run import NUM_ROUNDS, train, write_inputs
+from tests.training.tiny_run import NUM_ROUNDS, Listener, train, write_inputs
 
 FUNCTION = "def f(prompts, completions):\n    return [len(c) * 1.0 for c in completions]\n"
 OTHER = FUNCTION.replace("1.0", "-1.0")
@@ -148,3 +148,17 @@ def test_a_run_of_before_modules_were_known_goes_on_with_the_same_file_alone(
     set_back()
     assert train(config, run_dir, overrides=(override,)).rounds == NUM_ROUNDS
     assert "reward_sha256" not in json.loads(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("judge", "is_warned"), [("diversity", True), ("vader", False)], ids=["the reward", "another"]
+)
+def test_a_judge_that_is_the_trained_scorer_is_warned_of(
+    config: Path, tmp_path: Path, judge: str, is_warned: bool
+) -> None:
+    listener = Listener()
+    overrides = ("reward.name=diversity", f"evaluation.judges=['{judge}']")
+    train(config, tmp_path / "run", overrides=overrides, listener=listener, stop_at=1)
+    warnings = [text for text in listener.messages if "over-optimization" in text]
+    assert len(warnings) == is_warned
+    assert all(text.startswith(f"warning: the judge {judge} is") for text in warnings)

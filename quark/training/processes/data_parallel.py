@@ -117,7 +117,10 @@ class DataParallelEvaluator:
                 "metrics": dict(evaluation.metrics),
                 "judges": dict(evaluation.judges),
                 "judge_scores": {k: v.tolist() for k, v in evaluation.judge_scores.items()},
-                "drifts": evaluation.drifts.tolist(),
+                "by_completion": {
+                    k: v.tolist() for k, v in evaluation.likelihoods.by_completion.items()
+                },
+                "likelihoods": dict(evaluation.likelihoods.metrics),
                 "failures": list(evaluation.failures),
             }
 
@@ -132,7 +135,13 @@ class DataParallelEvaluator:
                 name: np.array(scores, dtype=np.float32)
                 for name, scores in figures["judge_scores"].items()
             },
-            drifts=np.array(figures["drifts"], dtype=np.float64),
+            likelihoods=Likelihoods(
+                metrics=figures["likelihoods"],
+                by_completion={
+                    name: np.array(sums, dtype=np.float64)
+                    for name, sums in figures["by_completion"].items()
+                },
+            ),
             failures=figures["failures"],
         )
 
