@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from os.path import lexists
 from pathlib import Path
 from typing import TypeVar
 
@@ -278,7 +279,8 @@ def open_model(
     if checkpoint is not None and not run.is_run():
         raise ConfigError(f"{name} is not a run directory, so it has no checkpoint {checkpoint}")
     if run.is_run():
-        if not (run.own(run.model) / REWARD_TOKENS_FILE).is_file() and checkpoint is None:
+        # A run without a finished model answers with its last checkpoint. Something else in the file's place does not.
+        if not lexists(run.own(run.model) / REWARD_TOKENS_FILE) and checkpoint is None:
             checkpoint = LAST
             if not any(run.own(run.checkpoints).glob("step-*")):
                 raise RunDirectoryError(
@@ -289,7 +291,7 @@ def open_model(
         folder = run.model
     elif "/" in name and not folder.exists() and (runs := _runs_like(folder)):
         raise RunDirectoryError(f"there is no run {name}; {folder.parent} has {', '.join(runs)}")
-    if (folder / REWARD_TOKENS_FILE).is_file():
+    if run.is_run() or (folder / REWARD_TOKENS_FILE).is_file():
         if run.is_run() and exactly:
             policy = trained_policy(loaded.config, run, device)
         else:

@@ -305,7 +305,7 @@ def _with_texts(pool: NativePool, rows: pl.DataFrame, kind: SetKind) -> pl.DataF
         labels = [pl.col("label")] if kind is SetKind.KTO else []
         return joined.select("prompt", pl.col("text").alias("completion"), *labels)
     joined = rows.join(
-        texts.select(pl.col("id").alias("chosen"), pl.col("text").alias("chosen_text")),
+        texts.select(pl.col("id").alias("chosen"), "prompt", pl.col("text").alias("chosen_text")),
         on="chosen",
         how="left",
         maintain_order="left",

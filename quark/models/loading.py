@@ -295,15 +295,15 @@ def _looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or not name
 
 
-def _package_folder(package: str) -> Path:
-    package, *folders = package.split("/")
+def _package_folder(name: str) -> Path:
+    package, *folders = name.split("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     locations = None if found is None else found.submodule_search_locations
     if not locations:
-        raise ModelError(f"package:{package}: no Python package of that name is installed")
+        raise ModelError(f"package:{name}: no Python package {package!r} is installed")
     folder = Path(next(iter(locations)), *folders)
     if not all(map(_is_plain_name, folders)) or not folder.is_dir():
-        raise ModelError(f"package:{package}: it has no folder {'/'.join(folders)!r}")
+        raise ModelError(f"package:{name}: the package has no folder {'/'.join(folders)!r}")
     return folder
 
 

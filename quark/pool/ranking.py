@@ -18,8 +18,8 @@ from quark.pool.ties import tie_share
 class RankingRules:
     """Everything that decides which quantile a sample of a snapshot is in.
 
-    The fields but ``score`` and ``ensemble`` are settings of a configuration's ``[pool]`` table, under the same names. They are
-    checked when a pool is quantized, so the rules of a damaged configuration can be made and replaced in part.
+    The fields but ``score`` and ``ensemble`` are settings of a configuration's ``[pool]`` table, under the same names.
+    They are checked when a pool is quantized, so the rules of a damaged configuration can be made and replaced in part.
     """
 
     num_quantiles: int = NUM_QUANTILES

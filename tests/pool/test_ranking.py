@@ -41,7 +41,7 @@ def pools(tmp_path: Path) -> tuple[NativePool, MemoryPool]:
 
 
 def test_the_rules_are_settings_of_the_pool_with_the_same_defaults() -> None:
-    assert {field.name for field in fields(RankingRules)} == {"score", *CHANGED}
+    assert {field.name for field in fields(RankingRules)} == {"score", "ensemble", *CHANGED}
     assert PoolSection().ranking() == RankingRules() == RankingRules.recorded({})
 
 

@@ -37,6 +37,7 @@ def fit_of(*points: FitPoint, prompts: int = 50) -> Fit:
         num_train=400,
         num_held_out=100,
         num_held_out_prompts=prompts,
+        learning_rate=1e-4,
         points=points,
     )
 

@@ -112,7 +112,7 @@ def _saved_model(policy: Policy, folder: Path) -> Iterator[CheckFinding]:
         yield _found(name, "refused", f"it cannot be saved and loaded: {first_line(err)}")
         return
     limit = policy.causal.running.limit
-    if policy.adapter is not None and policy.model.dtype in _HALF:
+    if policy.adapter is not None and any(p.dtype in _HALF for p in policy.model.parameters()):
         limit = max(limit, _LARGEST_ROUNDING)
     rows = [_steered(policy, text) for text in _TEXTS]
     gap = max(_gap(policy, row, _logits(model, row)) for row in rows)
