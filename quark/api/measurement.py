@@ -208,7 +208,10 @@ def held_out_prompts(source: TrainedModel, config: RunConfig, tell: Tell) -> tup
         # The run's seed splits, and --seed only samples.
         return prompts_of(source.config.model_copy(update={"model": config.model})).evaluation
     run = RunDirectory(Path(source.name))
-    recorded = read_held_out(run)
+    policy = source.policy
+    recorded = read_held_out(
+        run, vocab_size=None if policy is None else policy.reward_tokens.base_vocab_size
+    )
     if recorded is not None:
         # A file that the user has not allowed is not looked at: the record may be a stranger's.
         if may_read_prompts(config, run.path, recorded.source) and recorded.source_has_changed():

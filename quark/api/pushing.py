@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +44,7 @@ def push(
     is_private: bool = True,
     license: str | None = None,
     checkpoint: str | None = None,
+    allow: Collection[str] = (),
 ) -> str | None:
     """Upload a run's model with its card to a model repository of the Hub; it is made where missing.
 
@@ -54,6 +55,7 @@ def push(
         is_private: of a repository that is made.
         license: identifier on the Hub; None takes that of the original model's card, if it lies on this machine.
         checkpoint: ``best``, ``last`` or a step; None is the finished model.
+        allow: what the run's configuration may reach, where a checkpoint needs the original model.
 
     Returns:
         The address of the commit; None where ``confirm`` said no.
@@ -71,7 +73,7 @@ def push(
 
     api = HfApi()
     with TemporaryDirectory() as place:
-        source = open_model(str(run.path), checkpoint=checkpoint)
+        source = open_model(str(run.path), checkpoint=checkpoint, allow=allow)
         folder = export_model(source, Path(place) / "model", license=license)
         names = sorted(path for kind in _KINDS for path in folder.glob(kind))
         upload = Upload(

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quark.api.trust import check_reach
+from quark.api.trust import check_reach, may_reach
 from quark.config.load import LoadedConfig, load_config
 from quark.config.schema import RunConfig
 from quark.data.prompts import read_prompts
@@ -261,10 +261,11 @@ def open_model(
 
     Args:
         name: of the model or run.
-        exactly: compute bit for bit as the run did: adapters are not merged into the weights.
+        exactly: compute bit for bit as the run did: adapters are not merged into the weights, if the user allows the
+            original model that the run names.
         checkpoint: of the run: ``best``, ``last`` or a step. None is the finished model, or the last checkpoint of a
             run that has not finished.
-        allow: what the run's configuration may reach, where a checkpoint needs the original model.
+        allow: what the run's configuration may reach, where a checkpoint or its adapters need the original model.
 
     Raises:
         ConfigError: a checkpoint of something that is not a run; or the user has not allowed what is reached.
@@ -293,7 +294,9 @@ def open_model(
         raise RunDirectoryError(f"there is no run {name}; {folder.parent} has {', '.join(runs)}")
     if run.is_run() or (folder / REWARD_TOKENS_FILE).is_file():
         if run.is_run() and exactly:
-            policy = trained_policy(loaded.config, run, device)
+            # Adapters lie on the original model, which the configuration names: it may be a stranger's.
+            may_load = may_reach(loaded.config, run.path, sections=("model",), allow=allow)
+            policy = trained_policy(loaded.config, run, device, is_merged=not may_load)
         else:
             policy = load_saved_policy(folder, device=device)
         return TrainedModel(

@@ -28,6 +28,15 @@ def check_reach(
     require(reaches(config, run, sections=sections), run, named=named, allowed=allow or ())
 
 
+def may_reach(
+    config: RunConfig, run: Path, *, sections: Collection[str], allow: Collection[str]
+) -> bool:
+    """Whether the user allows, now or before, everything that some sections of a run's configuration reach."""
+    grants = Grants(run)
+    found = reaches(config, run, sections=sections)
+    return all(reach.thing in allow or grants.has(reach) for reach in found)
+
+
 def check_source(loaded: LoadedConfig, source: str | None, allow: Collection[str] | None) -> None:
     """Check the reach of a configuration that is a run's own file.
 
@@ -51,8 +60,7 @@ def may_read_prompts(config: RunConfig, run: Path, source: str) -> bool:
     """Whether ``source`` is a prompt file of the run's configuration that ships with quark or was allowed before."""
     if source not in (config.prompts.source, config.prompts.evaluation_source):
         return False
-    grants = Grants(run)
-    return all(grants.has(reach) for reach in reaches(config, run, sections=("prompts",)))
+    return may_reach(config, run, sections=("prompts",), allow=())
 
 
 def remember(config: RunConfig, run: Path) -> None:

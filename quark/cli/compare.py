@@ -253,7 +253,7 @@ class _Bench:
             config=config,
             prompts=prompts,
             home=source,
-            rewards=make_rewards(config),
+            rewards=make_rewards(config, explores=False),
             reference=frozen_reference(config, yardstick, source.device),
             reference_name=config.model.name,
             yardstick=yardstick,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quark.cli.checkpoint_option import CheckpointOption
+from quark.cli.trust import AllowOption
 
 if TYPE_CHECKING:
     from quark.api.pushing import Upload
@@ -35,6 +36,7 @@ def push(
         ),
     ] = None,
     checkpoint: CheckpointOption = None,
+    allow: AllowOption = None,
     yes: Annotated[
         bool,
         typer.Option("--yes", help="Upload without asking. Needed where there is no terminal."),
@@ -67,6 +69,7 @@ def push(
             is_private=not public,
             license=license_,
             checkpoint=checkpoint,
+            allow=allow or (),
         )
     if as_json:
         print_json({"repo": repo, "commit": address})

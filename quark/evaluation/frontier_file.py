@@ -10,11 +10,12 @@ from typing import Any, Self
 
 from quark.errors import RunDirectoryError
 from quark.evaluation.frontier import Interval, Point
-from quark.formats import VERSION_KEY, check_version
+from quark.formats import VERSION_KEY, check_version, number_in, optional, whole_in
 from quark.publication import publish_file
 from quark.refusals import way_on
 from quark.run_directory import RunDirectory
 from quark.safe_files import read_bytes
+from quark.types import Json
 
 _FORMAT = 1
 _LARGEST = 1e30
@@ -67,12 +68,11 @@ class FrontierFile:
             if not isinstance(said, dict):
                 raise ValueError("it is not a JSON object")
             check_version(said, run.frontier, newest=_FORMAT, error=RunDirectoryError)
-            picked = said["picked"]
             return cls(
                 reward=str(said["reward"]),
-                num_prompts=int(said["num_prompts"]),
+                num_prompts=whole_in(said["num_prompts"]),
                 points=tuple(map(_point, said["points"])),
-                picked=None if picked is None else float(picked),
+                picked=optional(_strength, said["picked"]),
             )
         except FileNotFoundError:
             return None
@@ -90,7 +90,7 @@ def _point(said: dict[str, Any]) -> Point:
     for name in ("guidance", "drift_per_token", "distinct_2", "length", "perplexity"):
         values[name] = _number(said[name])
     if said["quantile"] is not None:
-        values["quantile"] = int(said["quantile"])
+        values["quantile"] = whole_in(said["quantile"])
     return Point(**values)
 
 
@@ -104,6 +104,13 @@ def _number(said: float | None) -> float:
     if isinstance(said, bool) or not isinstance(said, int | float) or abs(said) > _LARGEST:
         raise ValueError(f"{said!r} is no figure of a frontier")
     return float(said)
+
+
+def _strength(said: Json) -> float:
+    value = number_in(said)
+    if not 0.0 <= value <= _LARGEST:
+        raise ValueError(f"{value} is no strength of guidance")
+    return value
 
 
 def _without_nan(value: Any) -> Any:  # noqa: ANN401 - any plain value

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from quark.errors import ModelError
+from quark.errors import DataError, ModelError
 from quark.models.reward_tokens import RewardTokens
 from quark.types import Prompt
+
+
+class PromptError(DataError, ValueError):
+    """A prompt that the model cannot continue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +47,16 @@ class PromptRules:
         """Refuse requests that cannot be answered.
 
         Raises:
-            ValueError: an empty prompt, or an id outside the base vocabulary.
+            PromptError: an empty prompt, or an id outside the base vocabulary.
             ModelError: prompt and completion do not fit the model's context.
         """
         for prompt in prompts:
             if not prompt.token_ids:
-                raise ValueError(f"prompt {prompt.index} has no tokens")
+                raise PromptError(f"prompt {prompt.index} has no tokens")
             if max(prompt.token_ids) >= self.vocab_size or min(prompt.token_ids) < 0:
-                raise ValueError(
-                    f"prompt {prompt.index} has token {max(prompt.token_ids)}, outside the base "
-                    f"vocabulary of {self.vocab_size}"
+                raise PromptError(
+                    f"prompt {prompt.index} has token {str(max(prompt.token_ids))[:20]}, outside the base vocabulary "
+                    f"of {self.vocab_size}: its tokenizer is not the model's"
                 )
             # One for the reward token; the last sampled token is never run.
             length = 1 + len(prompt.token_ids) + self.max_new_tokens - 1

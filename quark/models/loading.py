@@ -44,7 +44,12 @@ from quark.models.policy import PLAIN_TOKENIZER_FILE, Policy, not_beginning_with
 from quark.models.positions import give_reward_token_its_own_position
 from quark.models.progress import without_progress_bars
 from quark.models.recomputation import recompute_layers
-from quark.models.reward_tokens import add_reward_tokens, begin_from_words, read_reward_tokens
+from quark.models.reward_tokens import (
+    REWARD_TOKENS_FILE,
+    add_reward_tokens,
+    begin_from_words,
+    read_reward_tokens,
+)
 from quark.publication import publishing_directory
 from quark.safe_files import contained
 
@@ -242,6 +247,10 @@ def load_saved_policy(
     num_rows = model.get_input_embeddings().weight.shape[0]
     if max(reward_tokens.ids) >= num_rows or not 0 < reward_tokens.base_vocab_size <= num_rows:
         raise ModelError(f"{folder}: its model has no rows for its reward tokens")
+    if reward_tokens.base_vocab_size > min(reward_tokens.ids):
+        raise ModelError(
+            f"{folder / REWARD_TOKENS_FILE}: its base_vocab_size includes reward tokens"
+        )
     return Policy(model, tokenizer, reward_tokens, num_leading_positions=num_leading_positions)
 
 

@@ -101,17 +101,25 @@ def untrained_policy(config: RunConfig, device: torch.device) -> Policy:
     return policy
 
 
-def trained_policy(config: RunConfig, run: RunDirectory, device: torch.device) -> Policy:
+def trained_policy(
+    config: RunConfig, run: RunDirectory, device: torch.device, *, is_merged: bool = False
+) -> Policy:
     """A run's finished model, computing to the bit as the run did where that is possible.
 
     The saved model has its adapters merged into the weights, which rounds. They are taken from the newest checkpoint
     where that one is of the same weights.
 
+    Args:
+        config: of the run; the original model that it names is loaded to take adapters.
+        run: its directory.
+        device: of the policy.
+        is_merged: take the saved model as it is.
+
     Raises:
         ModelError: the run has no model that can be loaded.
     """
     saved = load_saved_policy(run.model, device=device, dtype=weights_dtype(config.model))
-    if not config.model.lora.rank:
+    if is_merged or not config.model.lora.rank:
         return saved
     try:
         checkpoint, _ = Checkpoints(run.checkpoints, keep_last=2).newest()

@@ -97,3 +97,32 @@ def test_a_refusal_names_model_check_and_figure():
     finding = CheckFinding(name="cache", state="refused", detail="differs by 3 nats")
     with pytest.raises(ModelError, match=r"m fails the check 'cache': differs by 3 nats"):
         ModelCheck(findings=(finding,)).require("m")
+
+
+def test_a_model_that_looks_like_one_that_passed_is_checked_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    config, policy = policy_of(tmp_path / "m", tiny_llama(seed=1))
+    passed = checked(config, policy)
+    (kept,) = (tmp_path / "state" / "quark" / "checks").iterdir()
+    marked = CheckFinding(name="x", state="slower", detail="kept")
+    kept.write_text(json.dumps({"format_version": 1, **ModelCheck(findings=(marked,)).to_json()}))
+    assert checked(config, policy).notes == ("kept",)
+
+    # The same files but for the values of the weights.
+    weights = tmp_path / "m" / "model.safetensors"
+    old = weights.read_bytes()
+    weights.unlink()  # the policy's own tensors may lie in it
+    weights.write_bytes(old[:-1] + bytes([old[-1] ^ 1]))
+    assert checked(config, policy) == passed
+    weights.write_bytes(old)
+
+    # A file that only looks like the end of one and the beginning of the next.
+    names = sorted(path.name for path in (tmp_path / "m").iterdir())
+    (tmp_path / "m" / f"{names[0]} 1 1\nx\n{names[1]}").write_text("y")
+    assert checked(config, policy) == passed
+
+    # A file in a folder of its own.
+    (tmp_path / "m" / "additional_chat_templates").mkdir()
+    (tmp_path / "m" / "additional_chat_templates" / "a.jinja").write_text("x")
+    assert checked(config, policy) == passed
+    assert len(list(kept.parent.iterdir())) == 4

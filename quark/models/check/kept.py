@@ -5,24 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from quark.errors import ModelError
 from quark.formats import VERSION_KEY, check_version, object_in
 from quark.models.check.results import ModelCheck
-from quark.models.check.trials import check_policy
+from quark.models.check.trials import LARGEST_SAVED_BYTES, check_policy
 from quark.models.config import ModelConfig
 from quark.models.loading import model_folder
 from quark.models.policy import Policy
 from quark.publication import publishing
 
 FORMAT_VERSION = 1
-_CHECKS_VERSION = 1
+_CHECKS_VERSION = 2
 """Counts changes of the checks: older results are not used."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft")
-_READ_WHOLE = frozenset({".json", ".jinja", ".txt", ".model"})
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def checked(config: ModelConfig, policy: Policy) -> ModelCheck:
@@ -60,38 +60,46 @@ def _read(path: Path) -> ModelCheck | None:
 
 
 def _path(config: ModelConfig, policy: Policy) -> Path | None:
-    """Where the result belongs; None for a model on the Hub whose commit is not known."""
+    """Where the result belongs; None for a model whose files are not known exactly, or are too many to hash."""
     folder = model_folder(config)
-    commit = getattr(policy.model.config, "_commit_hash", None)
-    if folder is None and commit is None:
+    if folder is not None:
+        files = _files(folder)
+    elif _COMMIT.fullmatch(config.revision or ""):
+        files = [config.name, config.revision or ""]
+    else:
+        files = None
+    if files is None:
         return None
-    digest = hashlib.sha256()
     decides = {
         "checks": _CHECKS_VERSION,
         "packages": [_version(name) for name in _PACKAGES],
-        "commit": None if folder is not None else [config.name, commit],
+        "files": files,
         "device": policy.device.type,
         "dtype": str(policy.model.dtype),
         "num_quantiles": policy.reward_tokens.num_quantiles,
         "settings": config.model_dump(mode="json", exclude={"name", "revision", "cache_dir"}),
     }
-    digest.update(json.dumps(decides, sort_keys=True).encode())
-    for path in sorted(folder.iterdir()) if folder is not None else ():
-        if path.suffix in _READ_WHOLE and path.is_file():
-            content = path.read_bytes()
-        elif path.suffix == ".safetensors":
-            content = _header(path)
-        else:
-            continue
-        digest.update(f"\n{path.name} {path.stat().st_size} {len(content)}\n".encode() + content)
-    return _state_folder() / f"{digest.hexdigest()[:32]}.json"
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
+    return _state_folder() / f"{digest.hexdigest()}.json"
 
 
-def _header(path: Path) -> bytes:
-    """Names, types and shapes of a file's tensors. Their values decide no check."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        return file.read(min(length, 1 << 26))
+def _files(folder: Path) -> list[str] | None:
+    """Name and hash of every file of a model, weights included; None if they have more than ``LARGEST_SAVED_BYTES``.
+
+    A part of the content would not do: whoever made a model that passes could send another one that looks alike. The
+    checks of a larger model try little and take less time than to read it.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if sum(path.stat().st_size for path in paths) > LARGEST_SAVED_BYTES:
+        return None
+    found = []
+    for path in paths:
+        with path.open("rb") as file:
+            found += [
+                str(path.relative_to(folder)),
+                hashlib.file_digest(file, "sha256").hexdigest(),
+            ]
+    return found
 
 
 def _version(package: str) -> str:

@@ -64,11 +64,16 @@ def write_held_out(run: RunDirectory, config: RunConfig, prompts: Sequence[Promp
     publish_file(run.held_out, text)
 
 
-def read_held_out(run: RunDirectory) -> HeldOut | None:
+def read_held_out(run: RunDirectory, *, vocab_size: int | None = None) -> HeldOut | None:
     """What the run recorded; None where it was made before runs recorded it.
 
+    Args:
+        run: its directory.
+        vocab_size: of the model that is given the tokens; None checks no bound.
+
     Raises:
-        RunDirectoryError: the file is damaged, and the line is named; or a newer quark wrote it.
+        RunDirectoryError: the file is damaged or has a token beyond the vocabulary, and the line is named; or a newer
+            quark wrote it.
         UnsafeFileError: it is a link out of the run, or no plain file.
     """
     try:
@@ -92,6 +97,12 @@ def read_held_out(run: RunDirectory) -> HeldOut | None:
         if not is_sound:
             raise RunDirectoryError(
                 f"{run.held_out}:{index + 1} is damaged: give the prompts to evaluate on by --prompts"
+            )
+        if vocab_size is not None and max(ids) >= vocab_size:
+            raise RunDirectoryError(
+                f"{run.held_out}:{index + 1} is damaged or belongs to another model: it has the token "
+                f"{str(max(ids))[:20]}, and the model has {vocab_size:,} tokens. Give the prompts to evaluate on by "
+                "--prompts"
             )
         prompts.append(Prompt(index=index, text=text, token_ids=tuple(ids), metadata=metadata))
     if not prompts:
