@@ -71,8 +71,8 @@ def truth_in(value: Json) -> bool:
 
 
 def whole_in(value: Json) -> int:
-    """``value``, which is a whole number of at least 0."""
-    if type(value) is not int or value < 0:
+    """``value``, which is a whole number of at least 0 that 63 bits hold."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
         raise _unfit(value, "a whole number")
     return value
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quark.errors import PoolCorruptedError
 from quark.models.batch import TrainingBatch, valid_positions
 
 __all__ = ["PaddedSamples", "TrainingBatch", "collate"]
@@ -62,6 +63,7 @@ def collate(
 
     Raises:
         ValueError: a sample without a quantile, or without a single prompt or completion token.
+        PoolCorruptedError: a token that is none of the model's own, which no append takes.
     """
     if batch.quantiles.min() < 0 or batch.quantiles.max() >= len(reward_token_ids):
         raise ValueError(
@@ -81,6 +83,12 @@ def collate(
     lengths = tensor(completion_lengths)
     completions[torch.arange(steps) >= lengths.unsqueeze(1)] = pad_id
     ids = np.asarray(reward_token_ids, dtype=np.int64)
+    largest = max(int(prompts.max()), int(completions.max()))
+    if largest >= ids.min():
+        raise PoolCorruptedError(
+            f"a sample has the token {largest}, and the model's own tokens end at {ids.min() - 1}: `quark pool verify` "
+            "says which file is damaged"
+        )
     return TrainingBatch(
         reward_tokens=torch.from_numpy(ids[batch.quantiles]).to(device),
         prompt_tokens=prompts.to(device),

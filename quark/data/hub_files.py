@@ -34,7 +34,8 @@ def hub_file(source: str, *, is_offline: bool = False) -> Path:
         DataError: The source is not written like this, there is no such file, or the Hub cannot be reached.
     """
     match = _SOURCE.fullmatch(source)
-    if match is None:
+    parts = [] if match is None or match["file"] is None else match["file"].split("/")
+    if match is None or not {"", ".", ".."}.isdisjoint(parts):
         raise DataError(
             f"{source}: write a file of a data set on the Hub as hf://datasets/OWNER/NAME[@REVISION]/FILE"
         )

@@ -85,19 +85,22 @@ class ClassifierReward:
             raise RewardError("reward classifier needs reward.classifier.model")
         folder = Path(config.model)
         is_local = folder.is_dir()
+        revision = config.revision
         try:
             if is_local:
                 check_folder(folder)
             else:
-                check_repository(config.model, revision=config.revision)
+                # One commit is checked, loaded and named, even if the branch moves meanwhile.
+                revision = _commit(config.model, config.revision)
+                check_repository(config.model, revision=revision)
             with offline() if is_local else nullcontext():
-                check_configuration(config.model, revision=config.revision, is_local=is_local)
+                check_configuration(config.model, revision=revision, is_local=is_local)
                 self._tokenizer = AutoTokenizer.from_pretrained(
-                    config.model, revision=config.revision, local_files_only=is_local
+                    config.model, revision=revision, local_files_only=is_local
                 )
                 model = AutoModelForSequenceClassification.from_pretrained(
                     config.model,
-                    revision=config.revision,
+                    revision=revision,
                     use_safetensors=True,
                     dtype=torch.float32,
                     local_files_only=is_local,
@@ -105,7 +108,7 @@ class ClassifierReward:
         except (OSError, ValueError, KeyError, ModelError) as err:
             raise RewardError(f"cannot load the classifier {config.model!r}: {err}") from err
         self._config = config
-        self._files = _content(config.model, getattr(model.config, "_commit_hash", None))
+        self._files = {"commit": revision or ""} if not is_local else _content(folder)
         self._label_index = _label_index(model.config, config)
         device = config.device
         if device == "auto":
@@ -222,11 +225,20 @@ def ready_to_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nam
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _content(model: str, commit: str | None) -> Mapping[str, str]:
-    """SHA-256 of the files in a folder that determine the scores, or the commit of a model from the Hub."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return {"commit": commit} if commit else {}
+def _commit(model: str, revision: str | None) -> str:
+    """The commit of a model on the Hub that a revision means now; offline, the one in the cache.
+
+    Raises:
+        OSError: It has none, or no configuration.
+    """
+    from transformers.utils import cached_file
+
+    path = cached_file(model, "config.json", revision=revision or "main")
+    return Path(str(path)).parent.name  # the cache keeps a commit in a folder of its name
+
+
+def _content(folder: Path) -> Mapping[str, str]:
+    """SHA-256 of the files in a folder that determine the scores."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _CONTENT)
     return hashes(files, folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -194,3 +195,30 @@ def test_the_record_is_a_prompt_file(run_dir: Path) -> None:
         for options in ((), ("--prompts", record))
     )
     assert by_itself.json["evaluations"] == named.json["evaluations"]
+
+
+@pytest.mark.parametrize("token", [2048, 999_999, 10**30], ids=["reward token", "beyond", "huge"])
+def test_a_recorded_token_that_is_none_of_the_models_is_refused_with_the_way_out(
+    run_dir: Path, tmp_path: Path, token: int
+) -> None:
+    run = RunDirectory(shutil.copytree(run_dir, tmp_path / "run"))
+    rows = [json.loads(line) for line in run.held_out.read_text().splitlines()]
+    rows[1]["token_ids"] = [5, token]
+    run.held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command in (("evaluate",), ("compare",), ("frontier", "--guidance", "1")):
+        outcome = quark(command[0], run.path, *command[1:])
+        assert outcome.code == 4, outcome.err
+        assert f"{run.held_out}:2 is damaged or belongs to another model" in outcome.err
+        assert "--prompts" in outcome.err
+
+
+def test_a_strength_that_is_none_is_blamed_on_the_file_that_says_it(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    run = RunDirectory(shutil.copytree(run_dir, tmp_path / "run"))
+    said = {"format_version": 1, "reward": "x", "num_prompts": 3, "points": []}
+    for changed in ({"picked": math.nan}, {"picked": -3}, {"picked": 1e300}, {"num_prompts": -1}):
+        run.frontier.write_text(json.dumps({"picked": 1.0} | said | changed))
+        outcome = quark("generate", run.path, "-p", "a", "--max-new-tokens", "2")
+        assert outcome.code == 4, outcome.err
+        assert f"{run.frontier} is damaged" in outcome.err

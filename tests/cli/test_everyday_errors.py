@@ -52,10 +52,16 @@ def test_what_is_expected_of_a_setting_is_said_in_plain_words(setting: str, expe
 
 def test_an_option_that_does_not_fit_is_said_in_plain_words(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model")
-    outcome = quark("generate", folder, "-p", "a", "--guidance", "inf")
-    assert outcome.code == 2
-    assert "guidance = inf: must be a finite number" in outcome.err
-    assert not LIBRARY_WORDS.search(outcome.err)
+    for option, value, reason in (
+        ("--guidance", "inf", "guidance = inf: must be a finite number"),
+        ("--top-p", "0", "top_p = 0.0: must be greater than 0"),
+        ("--top-p", "nan", "top_p = nan: must be a finite number"),
+        ("--top-p", "1.5", "top_p = 1.5: must be at most 1"),
+    ):
+        outcome = quark("generate", folder, "-p", "a", option, value)
+        assert outcome.code == 2, outcome.err
+        assert reason in outcome.err
+        assert not LIBRARY_WORDS.search(outcome.err)
 
 
 def test_an_unknown_reward_is_not_blamed_on_a_setting(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 import re
 import subprocess
@@ -13,6 +14,8 @@ from rich.console import Console
 
 from quark.cli.console import bar, duration, make_console, number
 from quark.cli.run_display import RunDisplay, change, print_next_steps, print_result, round_line
+from quark.pool.native import NativePool
+from quark.run_directory import RunDirectory
 from quark.training.events import (
     BeforeAfter,
     Progress,
@@ -20,7 +23,7 @@ from quark.training.events import (
     SampleView,
     TrainingResult,
 )
-from tests.cli.commands import ROOT, quark
+from tests.cli.commands import ROOT, Outcome, quark
 from tests.hostile_text import HOSTILE
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
@@ -346,3 +349,21 @@ def test_a_rounds_line_counts_what_failed_and_was_skipped() -> None:
     metrics = {"failed_scores": 12.0, "skipped_steps": 3.0}
     line = round_line(dataclasses.replace(summary(), metrics=metrics))
     assert line.endswith("12 not scored · 3 steps skipped")
+
+
+def test_all_places_number_rounds_alike(trained: Outcome, run_dir: Path) -> None:
+    begin = next(line for line in trained.err.splitlines() if "2 rounds" in line)
+    assert "2 rounds (0 to 1)" in begin
+    assert re.findall(r"^round (\d+)/(\d+) ", trained.err, re.MULTILINE) == [("0", "1"), ("1", "1")]
+    live = {int(n) for n in re.findall(r"^  round (\d+) \w+", trained.err, re.MULTILINE)}
+    assert live <= {0, 1}
+    run = RunDirectory(run_dir)
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [row["round"] for row in rows if row["event"] == "round"] == [0, 1]
+    assert {row["round"] for row in rows if "round" in row} == {0, 1}
+    with NativePool.open(run.pool) as pool:
+        assert sorted(set(pool.column("round").tolist())) == [0, 1]
+    assert trained.json["rounds"] == 2
+    assert "in the pool, 2 rounds" in re.sub(r"<[^>]*>", "", run.report.read_text())
+    (listed,) = quark("runs", run_dir, "--json").json["runs"]
+    assert (listed["rounds"], listed["num_rounds"]) == (2, 2)

@@ -17,6 +17,7 @@ from quark.config.load import load_config
 from quark.run_directory import RunDirectory
 from tests.cli.commands import quark
 from tests.planted import PLANTS, SECRET, Plant, recorded
+from tests.tiny import save_tiny
 
 VARIABLE = "STRANGERS_WISH_TOKEN"
 URL = "http://127.0.0.1:9/score"
@@ -157,6 +158,54 @@ def test_a_strangers_run_reaches_nothing(
         assert (f"{tmp_path}/wishes/private.txt" in outcome.err) == (command == "train")
 
 
+_SINGLE_WISHES = {
+    "extra scores": {'extra_scores = ["vader"]': "extra_scores = [CODE]"},
+    "gold": {"[pool]\n": "[pool]\ngold = CODE\n"},
+    "a member": {
+        'name = "sentiment"': 'name = "ensemble"',
+        "members = []": "members = [CODE, 'vader']",
+    },
+    "a model below adapters": {'name = "embedded:reviews"': "name = MODEL", "rank = 0": "rank = 2"},
+    "a server": {
+        'backend = "transformers"': 'backend = "http"',
+        "trackers = []": 'trackers = ["wandb"]',
+    },
+}
+"""Replacements in the configuration of a run that leave everything else as it was: what a command asks about first must
+not hide that it does not ask about another thing."""
+
+
+@pytest.mark.parametrize("wish", _SINGLE_WISHES)
+@pytest.mark.parametrize("command", ["evaluate", "compare", "frontier", "generate"])
+def test_a_single_wish_is_not_granted_either(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, wish: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    wishes = tmp_path / "wishes"
+    save_tiny(wishes / "model")
+    code = wishes / "planted.py"
+    code.write_text(f"open({str(wishes / 'it-ran')!r}, 'w').close()\n")
+    run = RunDirectory(shutil.copytree(run_dir, tmp_path / "run"))
+    text = run.config.read_text()
+    for old, new in _SINGLE_WISHES[wish].items():
+        new = new.replace("CODE", json.dumps(f"{code}:score"))
+        text = text.replace(old, new.replace("MODEL", json.dumps(str(wishes / "model"))), 1)
+    run.config.write_text(text)
+    assert load_config(run.config).config != load_config(run_dir / "config.toml").config
+    more = {
+        "generate": ("-p", "a"),
+        "frontier": ("--guidance", "1"),
+        "evaluate": ("-q", "best"),
+    }.get(command, ())
+    with recorded() as reached:
+        outcome = quark(command, run.path, *more)
+    assert outcome.code in (0, 2), outcome.err
+    assert outcome.code == 0 or "--allow" in outcome.err
+    assert reached.network == reached.processes == []
+    assert [p for p in reached.files if p.is_relative_to(wishes) and p != code] == []
+    assert not (wishes / "it-ran").exists()
+
+
 def test_ones_own_run_asks_nothing_until_it_changes(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,17 +233,24 @@ def test_ones_own_run_asks_nothing_until_it_changes(
 
 
 _READ = {
-    "run.json": (["report"], ["pool", "explain"]),
+    "run.json": (["report"], ["overopt"], ["runs"], ["pool", "explain"]),
     "config.toml": (
         ["report"],
+        ["overopt"],
+        ["runs"],
         ["generate"],
         ["evaluate"],
+        ["compare"],
+        ["frontier"],
+        ["push"],
         ["pool", "head"],
         ["pool", "explain"],
         ["fit"],
     ),
-    "metrics.jsonl": (["report"], ["pool", "explain"]),
-    "model/config.json": (["generate"], ["evaluate"]),
+    "metrics.jsonl": (["report"], ["overopt"], ["runs"], ["pool", "explain"]),
+    "held_out.jsonl": (["evaluate"], ["compare"], ["frontier"]),
+    "frontier.json": (["generate"], ["report"], ["overopt"]),
+    "model/config.json": (["generate"], ["evaluate"], ["compare"], ["push"]),
     "model/quark_reward_tokens.json": (["generate"],),
     "checkpoints/step-00000004/state.json": (["pool", "gc"],),
 }
@@ -208,10 +264,20 @@ def test_a_planted_file_of_a_run_is_not_read(
     run = shutil.copytree(run_dir, tmp_path / "a" / "run")
     plant(run / file)
     for command in _READ[file]:
-        more = {"generate": ["-p", "a"], "explain": ["0"]}.get(command[-1], [])
+        more = {
+            "generate": ["-p", "a"],
+            "explain": ["0"],
+            "overopt": ["--gold", "vader"],
+            "push": ["me/model"],
+        }.get(command[-1], [])
         with recorded() as reached:
             outcome = quark(*command, run, *more)
-        assert outcome.code in (2, 3, 4), f"{command}: {outcome.err}"
+        if command == ["runs"]:
+            assert (outcome.code, "damaged" in outcome.out) == (0, True)
+        else:
+            assert outcome.code in (2, 3, 4), f"{command}: {outcome.err}"
+            assert "--yes" not in outcome.err
+        assert reached.network == reached.processes == []
         assert SECRET.read_text()[:10] not in outcome.out + outcome.err
         assert not {SECRET, Path("/dev/zero")} & set(reached.files)
     refused = quark("train", "demo", "--run-dir", run)

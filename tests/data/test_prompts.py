@@ -512,3 +512,5 @@ def test_a_file_of_the_hub_is_taken_from_its_cache(
         load("hf://datasets/some/prompts/other.jsonl")
     with pytest.raises(DataError, match="write a file of a data set on the Hub"):
         load("hf://prompts.jsonl")
+    with pytest.raises(DataError, match="write a file of a data set on the Hub"):
+        load("hf://datasets/some/prompts/../../../../prompts.jsonl")

@@ -5,6 +5,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from quark.data.collate import collate
+from quark.errors import PoolCorruptedError
 from quark.models.causal import CausalModel
 from quark.models.logprobs import token_nll
 from quark.reference.base import FrozenReference
@@ -152,6 +153,9 @@ def test_a_batch_without_quantiles_or_tokens_is_refused(policy):
         collate(padded([[1]], [[2]], [5]), ids, 0, policy.device)
     with pytest.raises(ValueError, match="completion token"):
         collate(padded([[1], [1]], [[2], []], [0, 1]), ids, 0, policy.device)
+    for prompt, completion in (([1, ids[0]], [2]), ([1], [2, 60_000])):
+        with pytest.raises(PoolCorruptedError, match="own tokens end at 256"):
+            collate(padded([prompt], [completion], [0]), ids, 0, policy.device)
 
 
 def test_trained_targets_are_the_sampled_ids_with_their_eos(policy):

@@ -169,6 +169,10 @@ def test_folders_that_are_not_saved_policies_are_refused(policy, tmp_path):
         path.write_text(damage)
         with pytest.raises(ModelError, match=REWARD_TOKENS_FILE):
             load_saved_policy(tmp_path / "model")
+    for size, reason in ((0, "no rows"), (10**6, "no rows"), (258, "includes reward tokens")):
+        path.write_text(json.dumps(record | {"base_vocab_size": size}))
+        with pytest.raises(ModelError, match=reason):
+            load_saved_policy(tmp_path / "model")
     path.write_text(json.dumps(record | {"ids": [1, 2, 3, 4, 5]}))
     with pytest.raises(ModelError, match="reward tokens it was saved with"):
         load_saved_policy(tmp_path / "model")

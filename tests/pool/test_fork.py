@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -130,3 +131,28 @@ def test_the_command_forks_a_snapshot(pool: NativePool, tmp_path: Path) -> None:
         in quark("pool", "fork", tmp_path / "pool", tmp_path / "people", "--snapshot", "4").out
     )
     pool.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes among files")
+def test_a_named_pipe_in_place_of_a_file_is_refused_and_nothing_waits(
+    pool: NativePool, tmp_path: Path
+) -> None:
+    pool.close()
+    root = tmp_path / "pool"
+    for number, path in enumerate(sorted(p for p in root.rglob("*") if p.is_file())):
+        content = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        target = tmp_path / f"fork{number}"
+        outcome = quark("pool", "fork", root, target)
+        if path.parent == root:  # a fork has a lock and a head of its own
+            assert outcome.code == 0, outcome.err
+            assert NativePool.verify(target).is_sound
+        else:
+            assert outcome.code == 4, outcome.err
+            assert f"{path.relative_to(root)} is damaged" in outcome.err
+            assert "a pipe" in outcome.err
+            assert not list(tmp_path.glob(f"{target.name}*"))
+        path.unlink()
+        path.write_bytes(content)
+    assert NativePool.verify(root).is_sound

@@ -139,3 +139,19 @@ def test_a_missing_model_is_named(tmp_path):
         ClassifierReward(ClassifierConfig())
     with pytest.raises(RewardError, match="nowhere"):
         ClassifierReward(ClassifierConfig(model=str(tmp_path / "nowhere")))
+
+
+def test_a_classifier_on_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    cache = tmp_path / "models--some--classifier"
+    for module in ("huggingface_hub.constants", "transformers.utils.hub"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path), raising=False)
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True, raising=False)
+    (cache / "refs").mkdir(parents=True)
+    contents = []
+    for commit in ("a" * 40, "b" * 40):
+        (cache / "refs" / "main").write_text(commit)
+        save_classifier(cache / "snapshots" / commit)
+        config = ClassifierConfig(model="some/classifier", label="yes", device="cpu")
+        contents.append(reward_content(ClassifierReward(config)))
+        assert commit in str(contents[-1])
+    assert contents[0] != contents[1]

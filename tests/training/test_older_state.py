@@ -248,6 +248,8 @@ def with_value(place: tuple[str, ...], value: object) -> str:
         (("metrics_bytes",), 1.5),
         (("fingerprint",), {"threads": 1}),
         (("position", "seconds"), 10**400),
+        (("position", "step"), 1 << 63),
+        (("position", "micro_batch_size"), 0),
     ],
 )
 def test_a_state_that_makes_no_sense_is_refused_by_name(

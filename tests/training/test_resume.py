@@ -324,6 +324,27 @@ def test_the_log_never_grows_by_a_resume_without_steps(config: Path, stopped_run
     assert rows_of(stopped_run) == before
 
 
+def rewrite_newest_state(run_dir: Path, part: str, changed: dict[str, Any]) -> None:
+    """Change what the newest checkpoint says, with a checksum that fits."""
+    checkpoint = max(RunDirectory(run_dir).checkpoints.iterdir())
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    state[part] |= changed
+    content = json.dumps(state).encode()
+    (checkpoint / "state.json").write_bytes(content)
+    manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+    manifest["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("bounds", [[], [0.0], [0.0] * 100])
+def test_bounds_of_another_number_of_quantiles_are_refused(
+    config: Path, stopped_run: Path, bounds: list[float]
+) -> None:
+    rewrite_newest_state(stopped_run, "position", {"previous_bounds": bounds})
+    with pytest.raises(CheckpointError, match=f"has the bounds of {len(bounds)} quantiles"):
+        train(config, stopped_run)
+
+
 @pytest.mark.parametrize(
     ("overrides", "recorded", "reason"),
     [
@@ -343,14 +364,7 @@ def test_what_voids_exactness_is_said_and_refused_where_exactness_is_required(
     recorded: dict[str, str],
     reason: str,
 ) -> None:
-    checkpoint = max(RunDirectory(stopped_run).checkpoints.iterdir())
-    state = json.loads((checkpoint / "state.json").read_bytes())
-    state["fingerprint"] |= recorded
-    (checkpoint / "state.json").write_text(json.dumps(state))
-    manifest = json.loads((checkpoint / "manifest.json").read_bytes())
-    content = (checkpoint / "state.json").read_bytes()
-    manifest["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    rewrite_newest_state(stopped_run, "fingerprint", recorded)
     try:
         with pytest.raises(CheckpointError, match=f"--require-exact: .*\n.*{re.escape(reason)}"):
             train(config, stopped_run, overrides=overrides, require_exact=True)

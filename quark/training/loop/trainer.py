@@ -281,6 +281,12 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Take up everything that a checkpoint holds but the position, which the trainer was given."""
         state, learning = checkpoint.state, self._learning
+        bounds, num_quantiles = state.position.previous_bounds, learning.config.pool.num_quantiles
+        if bounds is not None and len(bounds) != num_quantiles:
+            raise CheckpointError(
+                f"{checkpoint.path} has the bounds of {len(bounds)} quantiles, and the run has {num_quantiles}: it is "
+                "damaged or belongs to another run. Move it away to resume from an earlier one"
+            )
         checkpoint.load_model(learning.policy.model)
         load_optimizer_tensors(
             learning.learner.optimizer, learning.policy.model, checkpoint.optimizer_tensors()

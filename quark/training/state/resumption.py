@@ -114,7 +114,7 @@ def _open_pool(
     """The run's pool, opened for writing.
 
     Raises:
-        DataError: it was filled from other prompts than these, or measured on others.
+        DataError: it was filled by another model or from other prompts than these, or measured on others.
         RunDirectoryError: the held-out prompts cannot be recorded.
     """
     trained, held_out = prompts_digest(prompts.train), prompts_digest(prompts.evaluation)
@@ -133,6 +133,13 @@ def _open_pool(
             },
         )
     pool = NativePool.open(run.pool, writable=True)
+    wanted, found = pool.settings.vocab_size, policy.reward_tokens.base_vocab_size
+    if wanted > found:
+        pool.close()
+        raise DataError(
+            f"{run.pool} holds tokens of a vocabulary of {wanted}, and {config.model.name} has one of {found}: bring back "
+            "the model that wrote them, or choose another --run-dir"
+        )
     known = pool.info().metadata
     changed = config.prompts.source if known.get("prompts") != trained else None
     # A pool of an older quark does not say which prompts were held out.

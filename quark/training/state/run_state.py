@@ -215,7 +215,7 @@ def _position_to_json(position: Position) -> dict[str, Json]:
 
 def _position(said: dict[str, Json], path: Path) -> Position:
     readers: dict[str, Callable[[Json], Any]] = {
-        "micro_batch_size": lambda value: optional(whole_in, value),
+        "micro_batch_size": lambda value: optional(_size, value),
         "totals": lambda value: by_name(number_in, value),
         "seconds": number_in,
         "fresh": lambda value: by_name(number_in, value),
@@ -235,6 +235,12 @@ def _position(said: dict[str, Json], path: Path) -> Position:
         name: readers.get(name, whole_in)(value) for name, value in said.items()
     }
     return Position(**values)
+
+
+def _size(value: Json) -> int:
+    if value == 0:
+        raise ValueError("0 stands where a size is needed")
+    return whole_in(value)
 
 
 def _baseline(value: Json) -> Baseline | None:
