@@ -15,12 +15,14 @@ import pytest
 
 from quark.errors import RunDirectoryError
 from quark.pool.native import NativePool
-from quark.pool.writer_lock import has_writer
+from quark.pool.writer_lock import LOCK_FILE, has_writer
 from quark.report import charts
 from quark.report.load import PoolView, QuantileView, load_run
+from quark.report.overview import runs_in
 from quark.report.render import render_report, write_report
 from quark.run_directory import RunDirectory
 from tests.hostile_text import HOSTILE
+from tests.planted import PLANTS, SECRET, Plant, recorded
 from tests.report.run_on_disk import metrics_rows, write_lines, write_run
 
 
@@ -246,6 +248,18 @@ def test_looking_for_a_writer_keeps_none_away(tmp_path: Path) -> None:
         assert has_writer(pool) is True
     NativePool.open(pool, writable=True).close()
     assert has_writer(tmp_path / "no pool") is False
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_what_is_planted_for_the_lock_of_a_pool_is_not_opened(tmp_path: Path, plant: Plant) -> None:
+    path = write_run(tmp_path / "run")
+    lock = RunDirectory(path).pool / LOCK_FILE
+    plant(lock)
+    with recorded() as reached:
+        assert has_writer(lock.parent) is None
+        assert [run.state for run in runs_in(path)] == ["finished"]
+        write_report(path)
+    assert not {SECRET, Path("/dev/zero")} & set(reached.files)
 
 
 def test_a_run_without_pool_metrics_or_config_can_be_shown(tmp_path: Path) -> None:
