@@ -168,6 +168,7 @@ _SINGLE_WISHES = {
     "a model below adapters": {'name = "embedded:reviews"': "name = MODEL", "rank = 0": "rank = 2"},
     "a server": {
         'backend = "transformers"': 'backend = "http"',
+        '[sampling.http]\nurl = ""': f'[sampling.http]\nurl = "{URL}"\napi_key_env = "{VARIABLE}"',
         "trackers = []": 'trackers = ["wandb"]',
     },
 }
@@ -202,6 +203,7 @@ def test_a_single_wish_is_not_granted_either(
     assert outcome.code in (0, 2), outcome.err
     assert outcome.code == 0 or "--allow" in outcome.err
     assert reached.network == reached.processes == []
+    assert VARIABLE not in reached.variables
     assert [p for p in reached.files if p.is_relative_to(wishes) and p != code] == []
     assert not (wishes / "it-ran").exists()
 
