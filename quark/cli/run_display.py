@@ -191,7 +191,9 @@ class RunDisplay:
             self._last_line = self._clock()
 
     def _parts(self, progress: Progress) -> list[str]:
-        parts = [f"round {progress.round} {progress.phase}"]
+        # While it loads, a run that goes on does not know its round yet.
+        where = "" if progress.phase == "loading" else f"round {progress.round} "
+        parts = [f"{where}{progress.phase}"]
         if progress.total > 1:
             unit = _UNITS[progress.phase]
             parts.append(f"{count(progress.done)}/{count(progress.total)} {unit}".rstrip())

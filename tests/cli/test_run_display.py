@@ -355,6 +355,7 @@ def test_all_places_number_rounds_alike(trained: Outcome, run_dir: Path) -> None
     begin = next(line for line in trained.err.splitlines() if "2 rounds" in line)
     assert "2 rounds (0 to 1)" in begin
     assert re.findall(r"^round (\d+)/(\d+) ", trained.err, re.MULTILINE) == [("0", "1"), ("1", "1")]
+    assert not re.search(r"round \d+ loading", trained.err)
     live = {int(n) for n in re.findall(r"^  round (\d+) \w+", trained.err, re.MULTILINE)}
     assert live <= {0, 1}
     run = RunDirectory(run_dir)

@@ -169,6 +169,7 @@ _SINGLE_WISHES = {
     "a server": {
         'backend = "transformers"': 'backend = "http"',
         '[sampling.http]\nurl = ""': f'[sampling.http]\nurl = "{URL}"\napi_key_env = "{VARIABLE}"',
+        'reload_url = ""': f'reload_url = "{URL}/reload"',
         "trackers = []": 'trackers = ["wandb"]',
     },
 }

@@ -70,6 +70,12 @@ def test_a_run_changes_its_reward_in_the_middle(tmp_path: Path) -> None:
         texts = [sample.completion_text or "" for sample in pool.samples(range(len(pool)))]
         assert pool.scores("reward").tolist() == [len(text) for text in texts]
 
+    # Anew, with the first reward: the scores of the other one are gone with the pool.
+    assert train(config, run_dir, fresh=True, force=True, stop_at=15).interrupted
+    with NativePool.open(RunDirectory(run_dir).pool) as pool:
+        texts = [sample.completion_text or "" for sample in pool.samples(range(len(pool)))]
+        assert pool.scores("reward").tolist() != [len(text) for text in texts]
+
 
 def test_a_rescored_pool_is_not_gone_on_with_by_a_reward_with_other_settings(
     tmp_path: Path,
