@@ -231,7 +231,7 @@ def _commit(model: str, revision: str | None) -> str:
     Raises:
         OSError: It has none, or no configuration.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     path = cached_file(model, "config.json", revision=revision or "main")
     return Path(str(path)).parent.name  # the cache keeps a commit in a folder of its name
