@@ -11,7 +11,8 @@ TRL is no dependency of quark. Give the folder it is installed in:
     pip install --target trl --no-deps trl datasets xxhash dill multiprocess
     python benches/frontier.py --trl trl --json points.json --picture frontier.png
 
-`--quick` takes one seed, up to 512 samples, no sweep and no sums of terms. `--tune` measures on 128 of the training
+`--quick` takes one seed, up to 512 samples, no sweep and no sums of terms. A critic's strengths of guidance are four
+times those of tokens. `--tune` measures on 128 of the training
 prompts instead, and trains on the others: settings are chosen there. `--contender "NAME: key=value ..."` adds a run of
 quark with other settings.
 
@@ -123,7 +124,7 @@ def main() -> int:
                 contender=contender,
                 seed=seed,
                 budgets=tuple(together),
-                guidance=tuple(arguments.guidance),
+                guidance=tuple(contender.guidance_scale * g for g in arguments.guidance),
                 base=tuple((arguments.base or "").split()),
                 is_tuning=arguments.tune,
             )

@@ -59,6 +59,13 @@ ADVANTAGE = (
     "run.prompts_per_round=8",
     "run.steps_per_round=1",
 )
+TILT = (
+    "objective.lm_coef=0",
+    "objective.contrast_coef=0",
+    "objective.kl_coef=0",
+    "objective.tilt_coef=1",
+    "sampling.guide=critic",
+)
 NEWEST = ("pool.last_rounds=1", "pool.age_half_life=none")
 
 
@@ -74,6 +81,11 @@ class Contender:
     """quark's ``key=value``; a peer's are ``learning_rate``, ``num_generations``, ``beta``, ``schedule``."""
 
     @property
+    def guidance_scale(self) -> float:
+        """What strengths of guidance are multiplied by: a critic's are larger than those of tokens."""
+        return 4.0 if "sampling.guide=critic" in self.settings else 1.0
+
+    @property
     def is_annealed(self) -> bool:
         """Whether the learning rate falls to 0 at the last sample, so that every budget takes a run of its own."""
         names = ("schedule=linear", "optimizer.schedule=linear", "optimizer.schedule=cosine")
@@ -84,6 +96,10 @@ QUARK = (
     Contender(method="quark contrast", settings=CONTRAST),
     Contender(method="quark likelihood", settings=LIKELIHOOD),
     Contender(method="quark advantage", settings=(*ADVANTAGE, *NEWEST)),
+    Contender(method="quark tilt", settings=TILT),
+    Contender(
+        method="quark contrast, by the critic", settings=(*CONTRAST, "sampling.guide=critic")
+    ),
     Contender(
         method="quark contrast + advantage",
         settings=(*CONTRAST, "objective.advantage_coef=0.05", "objective.advantage_scope=round"),

@@ -64,7 +64,7 @@ class Meter:
                 config, self.prompts.evaluation, self.reference, self.rewards.reward, {}
             )
             generator: Generator = TransformersGenerator(
-                policy.causal, policy.tokenizer, policy.reward_tokens, sampling, self.device
+                policy, policy.tokenizer, policy.reward_tokens, sampling, self.device
             )
             if not is_conditioned:
                 generator = Unconditioned(generator)

@@ -21,6 +21,7 @@ def quark_points(task: Task, folder: Path) -> Iterator[Point]:
     from quark.config.load import load_config
     from quark.training.assemble import assemble
     from quark.training.events import Progress, RoundSummary, Silence
+    from quark.training.factories import take_critic
     from quark.training.state.checkpoint import verify
 
     settings = task.overrides(folder)
@@ -52,6 +53,7 @@ def quark_points(task: Task, folder: Path) -> Iterator[Point]:
             continue
         checkpoint = verify(run / "checkpoints" / f"step-{step:08d}")
         checkpoint.load_model(meter.policy.model)
+        take_critic(checkpoint, meter.policy)
         yield from meter.points(meter.policy, samples, seconds, guidance=task.guidance)
 
 

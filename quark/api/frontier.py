@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from quark.api.measurement import Measurement, require_scores
 from quark.evaluation.frontier import Point, best_within
 from quark.evaluation.frontier_file import FrontierFile
 from quark.run_directory import RunDirectory
 
-DEFAULT_GUIDANCE = (0.0, 0.25, 0.5, 1.0, 2.0)
+_STRENGTHS: Mapping[str, Sequence[float]] = {
+    "tokens": (0.0, 0.25, 0.5, 1.0, 2.0),
+    "critic": (0.0, 1.0, 2.0, 3.0, 4.0, 6.0),
+}
+"""Strengths that are measured by default, by what guides."""
 
 
 def measure_frontier(
     measurement: Measurement,
     run: RunDirectory,
-    strengths: Sequence[float],
+    strengths: Sequence[float] | None,
     most_drift: float | None,
 ) -> tuple[FrontierFile, Point | None]:
     """Measure every token, and the best one at several strengths of guidance; the run keeps the result.
@@ -23,13 +27,15 @@ def measure_frontier(
     Args:
         measurement: of the run.
         run: its directory.
-        strengths: of guidance.
+        strengths: of guidance; None are those that suit what guides.
         most_drift: pick the strength of highest reward within this drift, in nats per completion.
 
     Returns:
         What was kept, and the point that was picked: None if none was to be, or every strength drifts farther.
     """
     config = measurement.config
+    if strengths is None:
+        strengths = _STRENGTHS[config.sampling.guide]
     best = measurement.policy.reward_tokens.num_quantiles - 1
     wanted = [(None, 0.0), *((k, 0.0) for k in range(best)), *((best, g) for g in strengths)]
     evaluations = [measurement.evaluate(g, quantile) for quantile, g in wanted]

@@ -104,7 +104,8 @@ class Measurement:
         sampling = self.config.sampling.model_copy(update={"guidance": guidance})
         config = self.config.model_copy(update={"sampling": sampling})
         name = "the original model" if quantile is None else f"quantile {quantile}"
-        if guidance and quantile:
+        is_by_critic = self.config.sampling.guide == "critic"
+        if guidance and (quantile or (is_by_critic and quantile is not None)):
             name += f" with guidance {guidance:.2f}"
         self.tell(f"evaluating {name} on {len(self.prompts)} prompts")
         evaluator = make_evaluator(
@@ -124,7 +125,13 @@ class Measurement:
         return evaluation
 
     def conditioning(self, evaluations: Sequence[Evaluation]) -> Conditioning | None:
-        """Whether the model listens to its tokens; None if not every token was evaluated, or there is only one."""
+        """Whether the model listens to its tokens; None if not every token was evaluated, or there is only one.
+
+        None also where a critic guides, which tells the tokens apart whether the model listens to them or not.
+        """
+        sampling = self.config.sampling
+        if sampling.guide == "critic" and sampling.guidance > 0.0:
+            return None
         tokens = range(self.policy.reward_tokens.num_quantiles)
         found = {e.quantile: e for e in evaluations}
         if len(tokens) < 2 or not all(token in found for token in tokens):

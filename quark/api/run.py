@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from quark.api.exporting import export_model
-from quark.api.frontier import DEFAULT_GUIDANCE, measure_frontier
+from quark.api.frontier import measure_frontier
 from quark.api.measurement import Measurement, check_run, configured, require_scores
 from quark.api.pool import Pool
 from quark.api.process import prepare_process
@@ -198,7 +198,7 @@ class Run:
 
     def frontier(
         self,
-        guidance: Sequence[float] = DEFAULT_GUIDANCE,
+        guidance: Sequence[float] | None = None,
         *,
         most_drift: float | None = None,
         prompts: object = None,
@@ -211,7 +211,7 @@ class Run:
         The run keeps the result, and ``report`` draws it.
 
         Args:
-            guidance: strengths, from 0 upward.
+            guidance: strengths, from 0 upward; None are those that suit what guides.
             most_drift: keep the strength of highest reward within this drift, in nats per completion, as the run's
                 own: ``generate`` takes it from then on.
             prompts: as in ``evaluate``.
@@ -226,14 +226,13 @@ class Run:
         Raises:
             ConfigError: every strength drifts farther than ``most_drift``.
         """
-        if not all(0.0 <= strength < float("inf") for strength in guidance):
-            raise ConfigError(f"guidance = {list(guidance)}: strengths are numbers from 0 upward")
+        strengths = None if guidance is None else sorted(set(guidance))
+        if not all(0.0 <= strength < float("inf") for strength in strengths or ()):
+            raise ConfigError(f"guidance = {strengths}: strengths are numbers from 0 upward")
         measurement = self._measurement(
             prompts, reward=reward, judges=None, num=num, seed=None, allow=allow
         )
-        kept, picked = measure_frontier(
-            measurement, self._directory, sorted(set(guidance)), most_drift
-        )
+        kept, picked = measure_frontier(measurement, self._directory, strengths, most_drift)
         if most_drift is not None and picked is None:
             raise ConfigError(f"most_drift = {most_drift}: every strength drifts farther")
         return pl.DataFrame([_point(point, is_picked=point is picked) for point in kept.points])

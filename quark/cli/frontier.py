@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
     from quark.evaluation.frontier import Interval, Point
 
-DEFAULT_GUIDANCE = "0,0.25,0.5,1,2"
-
 
 def frontier(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
     guidance: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="G,G,...", help="Strengths of guidance to measure under the best token."
+            metavar="G,G,...",
+            help="Strengths of guidance to measure under the best token. Default: 0,0.25,0.5,1,2 by tokens, "
+            "0,1,2,3,4,6 by the critic.",
         ),
-    ] = DEFAULT_GUIDANCE,
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="File with prompts. Default: the run's held-out ones.")
     ] = None,
@@ -71,7 +71,7 @@ def frontier(
     from quark.errors import ConfigError
     from quark.run_directory import RunDirectory
 
-    strengths = _strengths(guidance)
+    strengths = None if guidance is None else _strengths(guidance)
     most_drift = None if pick is None else _most_drift(pick)
     source = open_model(run, exactly=True, checkpoint=checkpoint, allow=allow or ())
     say_checkpoint(source, tell)

@@ -335,6 +335,11 @@ class RunConfig(Settings):
         return members | extra | gold
 
     @property
+    def needs_critic(self) -> bool:
+        """Whether every round fits a token critic to the pool: for the loss, or as a guide."""
+        return self.objective.tilt_coef > 0.0 or self.sampling.guide == "critic"
+
+    @property
     def overlaps_scoring(self) -> bool:
         """Whether a chunk is scored while the next one is generated.
 

@@ -15,7 +15,13 @@ from torch import Tensor
 from quark.data.collate import collate
 from quark.evaluation.metrics import any_above, expected_maximum, text_metrics
 from quark.generation.base import Generator, SamplingConfig
-from quark.generation.distribution import allowed_logits, divergence, probabilities_of
+from quark.generation.distribution import (
+    allowed_logits,
+    divergence,
+    guiding_tilt,
+    is_guided_away,
+    probabilities_of,
+)
 from quark.models.batch import TrainingBatch
 from quark.models.causal import CompletionModel, CompletionRows
 from quark.models.logprobs import base_logits, token_statistics
@@ -230,10 +236,10 @@ class Evaluator:
                 drift = statistics.kl_policy_to_reference
                 if not self._sampling.is_plain:
                     away = None
-                    if self._sampling.guidance > 0.0 and quantile is not None and quantile > 0:
+                    if is_guided_away(self._sampling, quantile):
                         worst = torch.full_like(batch.reward_tokens, policy.reward_tokens.ids[0])
                         away = policy.completion_rows(replace(batch, reward_tokens=worst))
-                    drift = self._drift(rows, original, away, batch, policy)
+                    drift = self._drift(rows, original, away, batch, policy, quantile)
             reference_nll += float(statistics.reference_nll.cpu().double().sum())
             row = (batch.token_index // batch.completion_tokens.shape[1]).cpu().numpy()
             for name, values in zip(
@@ -270,6 +276,7 @@ class Evaluator:
         away: CompletionRows | None,
         batch: TrainingBatch,
         policy: Policy,
+        quantile: int | None,
     ) -> Tensor:
         """KL(q || p0) [M] at every completion token, for the sampled distribution q."""
         models = [rows, original] if away is None else [rows, original, away]
@@ -282,11 +289,22 @@ class Evaluator:
         steps = batch.token_index % batch.completion_tokens.shape[1]
         may_not_stop = steps < self._sampling.min_new_tokens
         drift = torch.empty(batch.num_tokens)
+        tilt = guiding_tilt(
+            self._sampling,
+            policy.critics.critic,
+            quantile=quantile,
+            num_quantiles=policy.reward_tokens.num_quantiles,
+            device=policy.device,
+        )
         for places, (logits, reference_logits, *rest) in base_logits(models, base_vocab_size=width):
             forbidden = torch.zeros_like(logits, dtype=torch.bool)
             forbidden[:, stops] = may_not_stop[places].unsqueeze(1)
             allowed = allowed_logits(
-                logits, self._sampling, away=rest[0] if rest else None, forbidden=forbidden
+                logits,
+                self._sampling,
+                away=rest[0] if rest else None,
+                tilt=tilt,
+                forbidden=forbidden,
             )
             log_reference = torch.log_softmax(reference_logits, -1)
             probabilities = probabilities_of(allowed, self._sampling)

@@ -26,12 +26,16 @@ class SamplingConfig(Settings):
     top_k: int = Field(0, ge=0)
     """Keep only the k most likely tokens; 0 keeps all (the published code silently used 50)."""
     guidance: float = Field(0.0, ge=0.0)
-    """Sample away from the worst reward token, from
-    ``(1 + g) log p(. | token) - g log p(. | worst token)``, as DExperts (Liu et al. 2021) does with
-    an expert and an anti-expert. 0 samples from the policy itself. Costs a second forward pass.
-    Text sampled without a reward token is never guided."""
+    """Strength g of the guide. 0 samples from the policy itself. Text sampled without a reward token is
+    never guided."""
+    guide: Literal["tokens", "critic"] = "tokens"
+    """What guides. ``tokens``: away from the worst reward token, from
+    ``(1 + g) log p(. | token) - g log p(. | worst token)``, as DExperts (Liu et al. 2021) does with an
+    expert and an anti-expert; costs a second forward pass. ``critic``: along the token critic that
+    every round fits to the pool, from ``log p(. | token) + s b(.)`` with s from -g for the worst token
+    to g for the best; costs nothing, and needs no training to work."""
     guidance_floor: float = Field(0.001, gt=0.0, le=1.0)
-    """Guided sampling excludes tokens whose probability is below this share of the most likely
+    """Sampling guided by tokens excludes tokens whose probability is below this share of the most likely
     token's (Li et al. 2023)."""
     batch_size: int = Field(128, ge=1)
     """Completions sampled at once."""
@@ -50,7 +54,7 @@ class SamplingConfig(Settings):
                     raise ValueError(f'backend "http" needs sampling.http.{key}')
             if self.guidance > 0.0:
                 raise ValueError(
-                    'guidance needs two passes over the model: set it to 0, or backend to "transformers"'
+                    'a server does not guide: set guidance to 0, or backend to "transformers"'
                 )
         return self
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quark.generation.base import SamplingConfig
+from quark.models.token_critic import TokenCritic
 
 _COLDEST = 1e-30
 """Dividing logits by a lower temperature would overflow float32. At this one, the most likely token
@@ -24,6 +25,7 @@ def allowed_logits(
     config: SamplingConfig,
     *,
     away: Tensor | None = None,
+    tilt: Tensor | None = None,
     forbidden: Tensor | None = None,
 ) -> Tensor:
     """Logits [B, W] after guidance, -inf where a token is left out; before temperature and truncation.
@@ -32,6 +34,7 @@ def allowed_logits(
         logits: float32 [B, W].
         config: ``guidance`` and ``guidance_floor`` are read.
         away: float32 [B, W] logits to guide away from.
+        tilt: float32 [W] what a critic adds.
         forbidden: bool [B, W] or [1, W] tokens that may not be sampled.
     """
     allowed = logits
@@ -42,7 +45,30 @@ def allowed_logits(
         implausible = allowed < likeliest + math.log(config.guidance_floor)
         guided = allowed + config.guidance * (allowed - away)
         allowed = guided.masked_fill(implausible, -torch.inf)
+    if tilt is not None:
+        allowed = allowed + tilt
     return allowed
+
+
+def guiding_tilt(
+    config: SamplingConfig,
+    critic: TokenCritic | None,
+    *,
+    quantile: int | None,
+    num_quantiles: int,
+    device: torch.device,
+) -> Tensor | None:
+    """What the critic adds to the logits, float32 [W]; None where it does not guide."""
+    if config.guide != "critic" or config.guidance == 0.0 or critic is None or quantile is None:
+        return None
+    tilt = critic.tilt(config.guidance, quantile=quantile, num_quantiles=num_quantiles)
+    return torch.from_numpy(tilt).to(device)
+
+
+def is_guided_away(config: SamplingConfig, quantile: int | None) -> bool:
+    """Whether a quantile is guided away from the worst token, which would be no guidance for that token itself."""
+    is_on = config.guide == "tokens" and config.guidance > 0.0
+    return is_on and quantile is not None and quantile > 0
 
 
 def probabilities_of(allowed: Tensor, config: SamplingConfig) -> Tensor:

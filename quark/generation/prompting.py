@@ -27,6 +27,11 @@ class PromptRules:
     """Length of the model's context; None if unknown."""
     max_new_tokens: int
 
+    @property
+    def num_quantiles(self) -> int:
+        """K; 0 without reward tokens."""
+        return 0 if self.reward_tokens is None else self.reward_tokens.num_quantiles
+
     def reward_token(self, quantile: int | None) -> int | None:
         """The id of a quantile's token; None without a quantile.
 

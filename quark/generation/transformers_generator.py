@@ -21,7 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quark.errors import ModelError
 from quark.generation.base import SamplingConfig
-from quark.generation.distribution import allowed_logits, draw, probabilities_of
+from quark.generation.distribution import (
+    allowed_logits,
+    draw,
+    guiding_tilt,
+    is_guided_away,
+    probabilities_of,
+)
 from quark.generation.prompting import CompletionTexts, PromptRules
 from quark.models.batch import pad_left, prepend
 from quark.models.causal import CausalModel
@@ -29,6 +35,7 @@ from quark.models.context import context_length
 from quark.models.policy import Policy, pad_id, stop_ids
 from quark.models.precision import projections_for_autocast
 from quark.models.reward_tokens import RewardTokens
+from quark.models.token_critic import CriticSlot
 from quark.types import Completion, FinishReason, Prompt
 
 
@@ -46,6 +53,7 @@ class TransformersGenerator:
         reward_tokens: never sampled; None only where the model has none.
         config: how to sample.
         device: where the model is.
+        critics: holds the critic that guides; None is the policy's own, if a policy is given.
     """
 
     def __init__(
@@ -55,8 +63,12 @@ class TransformersGenerator:
         reward_tokens: RewardTokens | None,
         config: SamplingConfig,
         device: torch.device,
+        *,
+        critics: CriticSlot | None = None,
     ) -> None:
+        self._critics = critics or CriticSlot()
         if isinstance(policy_or_model, Policy):
+            self._critics = critics or policy_or_model.critics
             self._causal = policy_or_model.causal
             reward_tokens = reward_tokens or policy_or_model.reward_tokens
         elif isinstance(policy_or_model, CausalModel):
@@ -129,10 +141,14 @@ class TransformersGenerator:
         uniforms *= 1.0 - 2.0**-32
         wanted = set(range(len(prompts)) if rows is None else rows)
         completions: dict[int, Completion] = {}
-        # The token to be guided away from; guiding the worst token away from itself is no guidance.
-        away = None
-        if self._config.guidance > 0.0 and quantile is not None and quantile > 0:
-            away = self._rules.reward_token(0)
+        away = self._rules.reward_token(0) if is_guided_away(self._config, quantile) else None
+        tilt = guiding_tilt(
+            self._config,
+            self._critics.critic,
+            quantile=quantile,
+            num_quantiles=self._rules.num_quantiles,
+            device=self._home,
+        )
         model = self._causal.model
         with evaluating(model), torch.inference_mode(), projections_for_autocast(model):
             for whole in self.batches(prompts):
@@ -140,7 +156,7 @@ class TransformersGenerator:
                 if not batch:
                     continue
                 sampled = self._sample(
-                    [prompts[i].token_ids for i in batch], uniforms[batch], reward_token, away
+                    [prompts[i].token_ids for i in batch], uniforms[batch], reward_token, away, tilt
                 )
                 sampled_batch = self._completions(prompts, batch, sampled, quantile, seed)
                 completions.update(zip(batch, sampled_batch, strict=True))
@@ -152,6 +168,7 @@ class TransformersGenerator:
         uniforms: NDArray[np.float64],
         reward_token: int | None,
         away: int | None,
+        tilt: Tensor | None,
     ) -> _Sampled:
         """Sample one batch; with ``away``, the model sees each row a second time under that reward token."""
         config, device, home = self._config, self._device, self._home
@@ -189,6 +206,7 @@ class TransformersGenerator:
                 numbers[rows, step],
                 step,
                 away=None if num_copies == 1 else logits[len(rows) :],
+                tilt=tilt,
             )
             live = rows[alive]
             tokens[live, step] = sampled[alive]
@@ -231,7 +249,13 @@ class TransformersGenerator:
         )
 
     def _pick(
-        self, logits: Tensor, numbers: Tensor, step: int, *, away: Tensor | None
+        self,
+        logits: Tensor,
+        numbers: Tensor,
+        step: int,
+        *,
+        away: Tensor | None,
+        tilt: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sampled ids [B], and their log-probabilities [B] before any guidance and truncation and [B] as drawn.
 
@@ -240,17 +264,20 @@ class TransformersGenerator:
             numbers: float64 [B] uniform in [0, 1).
             step: tokens sampled so far.
             away: float32 [B, W] logits to guide away from.
+            tilt: float32 [W] what a critic adds to the logits.
         """
         config = self._config
         log_z = logits.logsumexp(-1)
-        allowed = allowed_logits(logits, config, away=away, forbidden=self._forbidden(step))
+        allowed = allowed_logits(
+            logits, config, away=away, tilt=tilt, forbidden=self._forbidden(step)
+        )
         if config.temperature == 0.0:
             sampled = allowed.argmax(-1)
             drawn_logprobs = torch.zeros_like(log_z)
         else:
             sampled, drawn_logprobs = draw(probabilities_of(allowed, config), numbers)
         logprobs = logits.gather(1, sampled.unsqueeze(1)).squeeze(1) - log_z
-        if away is None and config.is_plain_unguided:
+        if away is None and tilt is None and config.is_plain_unguided:
             # The same by definition; here to the last bit.
             drawn_logprobs = logprobs
         return sampled, logprobs, drawn_logprobs

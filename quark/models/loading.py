@@ -50,6 +50,7 @@ from quark.models.reward_tokens import (
     begin_from_words,
     read_reward_tokens,
 )
+from quark.models.token_critic import TokenCritic
 from quark.publication import publishing_directory
 from quark.safe_files import contained
 
@@ -251,7 +252,13 @@ def load_saved_policy(
         raise ModelError(
             f"{folder / REWARD_TOKENS_FILE}: its base_vocab_size includes reward tokens"
         )
-    return Policy(model, tokenizer, reward_tokens, num_leading_positions=num_leading_positions)
+    return Policy(
+        model,
+        tokenizer,
+        reward_tokens,
+        num_leading_positions=num_leading_positions,
+        critic=TokenCritic.read(folder, base_vocab_size=reward_tokens.base_vocab_size),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from quark.models.causal import CausalModel, CompletionRows
 from quark.models.lora import Adapter
 from quark.models.progress import without_progress_bars
 from quark.models.reward_tokens import RewardTokens, write_reward_tokens
+from quark.models.token_critic import CriticSlot, TokenCritic
 
 PLAIN_TOKENIZER_FILE = "quark_tokenizer.json"
 """File in a saved policy: its tokenizer without the best reward token before every text."""
@@ -36,6 +37,7 @@ class Policy:
         num_leading_positions: 1 where the reward token has a position of its own
             (``give_reward_token_its_own_position``), else 0.
         adapter: what is trained, where that is not the model's own weights.
+        critic: what a pool said of the vocabulary, where that is known.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Policy:
         *,
         num_leading_positions: int = 0,
         adapter: Adapter | None = None,
+        critic: TokenCritic | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.reward_tokens = reward_tokens
         self.num_leading_positions = num_leading_positions
         self.adapter = adapter
+        self.critics = CriticSlot(critic)
         self.causal = CausalModel(model, num_leading_positions=num_leading_positions)
 
     @property
@@ -117,6 +121,8 @@ class Policy:
         write_reward_tokens(
             folder, self.reward_tokens, num_leading_positions=self.num_leading_positions
         )
+        if self.critics.critic is not None:
+            self.critics.critic.save(folder)
         (folder / "README.md").write_text(self._card(best_first=best_first), encoding="utf-8")
 
     def _generation_config(self, max_new_tokens: int | None) -> GenerationConfig:

@@ -16,13 +16,9 @@ It is shrunk by as much as leave-one-out cross-validation finds best: a reward t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-from quark.types import Json
 
 _SHRINKAGES = np.logspace(-4.0, 4.0, 33)
 """Candidates, in multiples of the features' mean square."""
@@ -41,45 +37,12 @@ class Regression:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenTilt:
-    """The scores of a critic, and how strongly each quantile's token is tilted along them."""
+    """A critic's scores, and how strongly each quantile's token is tilted along them."""
 
     scores: NDArray[np.float32]
-    """[W] b: in standard deviations of the rank, with mean 0 over the tokens that it was fitted on."""
+    """[W] of the critic."""
     strengths: NDArray[np.float32]
     """[K] s of each quantile."""
-    explained: float
-    """Share of the ranks' variance that the critic is estimated to explain in new samples."""
-    num_samples: int
-    """Samples that it was fitted on."""
-
-    def as_lists(self) -> dict[str, Json]:
-        """All of it as JSON, to be sent to other processes."""
-        return {
-            "scores": self.scores.tolist(),
-            "strengths": self.strengths.tolist(),
-            "explained": self.explained,
-            "num_samples": self.num_samples,
-        }
-
-    @classmethod
-    def from_lists(cls, lists: dict[str, Any]) -> Self:
-        """What ``as_lists`` gave."""
-        return cls(
-            scores=np.array(lists["scores"], dtype=np.float32),
-            strengths=np.array(lists["strengths"], dtype=np.float32),
-            explained=lists["explained"],
-            num_samples=lists["num_samples"],
-        )
-
-
-def strengths_of(strength: float, num_quantiles: int) -> NDArray[np.float32]:
-    """[K] from ``-strength`` to ``strength``, spaced as the means of equal parts of a normal distribution are."""
-    if num_quantiles == 1:
-        return np.array([strength], dtype=np.float32)
-    normal = NormalDist()
-    means = np.array([normal.inv_cdf((k + 0.5) / num_quantiles) for k in range(num_quantiles)])
-    strengths: NDArray[np.float32] = (strength * means / means[-1]).astype(np.float32)
-    return strengths
 
 
 def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Regression:

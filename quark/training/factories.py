@@ -27,9 +27,11 @@ from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_judges, build_reward
 from quark.rewards.ensemble import EnsembleReward
 from quark.run_directory import RunDirectory
+from quark.training.loop.critic_hook import KeptCritic
+from quark.training.loop.hooks import WeightHooks
 from quark.training.processes.devices import autocast_dtype
 from quark.training.seeds import derive_seed
-from quark.training.state.checkpoint import Checkpoints
+from quark.training.state.checkpoint import Checkpoint, Checkpoints
 from quark.types import Prompt
 
 
@@ -129,6 +131,7 @@ def trained_policy(
         checkpoint.load_model(policy.model)
     except (ModelError, CheckpointError):
         return saved
+    policy.critics.critic = saved.critics.critic
     return policy if _merges_to(policy, saved) else saved
 
 
@@ -150,7 +153,21 @@ def checkpointed_policy(
     checkpoint = Checkpoints(run.own(run.checkpoints), keep_last=2).named(which)
     policy = untrained_policy(config, device)
     checkpoint.load_model(policy.model)
+    take_critic(checkpoint, policy)
     return policy, checkpoint.step
+
+
+def take_critic(checkpoint: Checkpoint, policy: Policy) -> None:
+    """Give ``policy`` the critic that a checkpoint holds, if it holds one.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    hooks = WeightHooks(KeptCritic(policy.critics))
+    try:
+        hooks.load(checkpoint.state.hooks, checkpoint.hook_tensors())
+    except (KeyError, ValueError) as err:
+        raise CheckpointError(f"{checkpoint.path}: its critic cannot be read ({err})") from err
 
 
 def _merges_to(policy: Policy, saved: Policy) -> bool:

@@ -72,7 +72,12 @@ class Generators:
             served = None if self.serving is None else self._served(self.serving, local, sampling)
             return MainProcessGenerator(served, context.processes, model.gathered)
         sampler = TransformersGenerator(
-            local.causal, policy.tokenizer, policy.reward_tokens, sampling, context.device
+            local.causal,
+            policy.tokenizer,
+            policy.reward_tokens,
+            sampling,
+            context.device,
+            critics=policy.critics,
         )
         within = model.gathered_for_sampling if isinstance(model, Weights) else model.gathered
         return (

@@ -19,6 +19,7 @@ from quark.training.factories import (
 from quark.training.generators import Generators
 from quark.training.loop.averaging import WeightAverage
 from quark.training.loop.cached_reference import CachedReference
+from quark.training.loop.critic_hook import KeptCritic
 from quark.training.loop.evaluating import Evaluating
 from quark.training.loop.exploration import REFERENCE_BLOCK, Explorer
 from quark.training.loop.exploring import Exploring
@@ -113,6 +114,8 @@ def make_learning(
         )
     if average is not None:
         hooks.append(average)
+    if context.config.needs_critic:
+        hooks.append(KeptCritic(context.policy.critics))
     meter = InformationMeter(
         config=context.config,
         policy=context.policy,

@@ -34,6 +34,13 @@ RUNS = {
     "bfloat16": ["run.precision=bfloat16"],
     "bfloat16 weights": ["model.dtype=bfloat16"],
     "guidance": ["sampling.guidance=2.0", "evaluation.top_p=0.9"],
+    "critic": ["sampling.guide=critic", "sampling.guidance=2.0"],
+    "adapters and critic": [
+        "model.lora.rank=2",
+        "optimizer.learning_rate=1e-2",
+        "sampling.guide=critic",
+        "sampling.guidance=2.0",
+    ],
     "adapters": ["model.lora.rank=2", "optimizer.learning_rate=1e-2"],
 }
 
@@ -46,7 +53,7 @@ def measured_by_the_run(run_dir: Path) -> dict[int | None, Mapping[str, Any]]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_evaluate_says_what_the_run_said_to_the_bit(name: str, tmp_path: Path) -> None:
-    if name == "adapters":
+    if name.startswith("adapters"):
         pytest.importorskip("peft")
     run_dir, reward = tmp_path / "run", tmp_path / "rewards.py"
     reward.write_text(FLAKY)
@@ -67,6 +74,14 @@ def test_evaluate_says_what_the_run_said_to_the_bit(name: str, tmp_path: Path) -
         assert figures == {key: expected[quantile][key] for key in figures}, quantile
     assert outcome.json["control_curve"] == list(trained.control_curve)
     assert found[4]["kl_policy_to_reference"] == trained.kl_policy_to_reference > 0.0
+    if name == "critic":
+        last = quark("evaluate", run_dir, "-q", "best", "--checkpoint", "last", "--json")
+        assert last.json["evaluations"] == [outcome.json["evaluations"][-1]], last.err
+        # The critic tells the tokens apart, whether or not the model listens to them.
+        assert outcome.json["conditioning"] is None
+        curve = quark("frontier", run_dir, "--json").json["points"]
+        assert [p["guidance"] for p in curve if p["quantile"] == 4] == [0, 1, 2, 3, 4, 6]
+        assert curve[-1]["drift"]["mean"] > curve[-2]["drift"]["mean"] > curve[-5]["drift"]["mean"]
 
 
 def test_merged_adapters_are_measured_where_the_checkpoints_are_gone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,15 +11,23 @@ from quark.evaluation.evaluator import Evaluation, Evaluator
 from quark.evaluation.metrics import DIRECTIONS, is_better
 from quark.generation.base import SamplingConfig
 from quark.generation.transformers_generator import TransformersGenerator
+from quark.models.token_critic import TokenCritic
 from quark.reference.base import FrozenReference
 from quark.rewards.base import RewardFunction
 from quark.types import Prompt
-from tests.tiny import EOS_ID, tiny_gpt2, tiny_policy
+from tests.tiny import EOS_ID, VOCAB_SIZE, tiny_gpt2, tiny_policy
 
 PROMPTS = [
     Prompt(index=i, text=text, token_ids=tuple(tiny_policy().tokenizer.encode(text)))
     for i, text in enumerate(("one", "seven", "to"))
 ]
+
+
+CRITIC = TokenCritic(
+    scores=np.random.default_rng(0).normal(size=VOCAB_SIZE).astype(np.float32),
+    explained=0.5,
+    num_samples=9,
+)
 
 
 class Length:
@@ -58,6 +67,7 @@ def evaluate(
     **settings: float,
 ) -> Evaluation:
     policy = tiny_policy()
+    policy.critics.critic = CRITIC
     reference = FrozenReference(tiny_gpt2())
     sampling = SamplingConfig(max_new_tokens=5, batch_size=batch_size, **settings)
     evaluator = Evaluator(
@@ -155,6 +165,8 @@ def test_without_guidance_and_truncation_the_drift_is_the_policy_s_own() -> None
         {"temperature": 0.0},
         {"top_p": 0.6},
         {"top_k": 7, "temperature": 1.3, "guidance": 1.0},
+        {"guide": "critic", "guidance": 2.0},
+        {"guide": "critic", "guidance": 0.5, "top_p": 0.8, "min_new_tokens": 2},
     ],
 )
 @pytest.mark.parametrize("quantile", [None, 0, 4])
@@ -193,7 +205,11 @@ def divergence_of_a_step(
     if step < settings.get("min_new_tokens", 0):
         own[EOS_ID] = -math.inf
     guidance = settings.get("guidance", 0.0)
-    if guidance and quantile:
+    if settings.get("guide") == "critic":
+        if quantile is not None:
+            strength = {0: -guidance, 4: guidance}[quantile]
+            own = [x + strength * float(s) for x, s in zip(own, CRITIC.scores, strict=True)]
+    elif guidance and quantile:
         worst = logits(policy.model, [policy.reward_tokens.ids[0]])
         least = max(own) + math.log(settings.get("guidance_floor", 0.001))
         own = [

@@ -243,7 +243,7 @@ def test_the_key_is_sent_and_never_shown(
     [
         ({"http": {"reload_url": "http://localhost"}}, r"needs sampling\.http\.url"),
         ({"http": {"url": "http://localhost"}}, r"needs sampling\.http\.reload_url"),
-        ({"guidance": 1.0}, "guidance needs two passes"),
+        ({"guidance": 1.0}, "a server does not guide"),
         ({"http": {"url": "https://me:pw@example.org"}}, "password"),
         ({"http": {"reload_url": "https://me:pw@example.org"}}, "password"),
         ({"http": {"reload_body": "{path}"}}, "must be JSON"),

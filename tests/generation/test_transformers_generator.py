@@ -16,6 +16,7 @@ from quark.generation.transformers_generator import TransformersGenerator
 from quark.models.logprobs import token_nll
 from quark.models.policy import Policy
 from quark.models.reward_tokens import add_reward_tokens
+from quark.models.token_critic import TokenCritic
 from quark.types import FinishReason, Prompt
 from tests.tiny import (
     EOS,
@@ -91,6 +92,14 @@ CHANGED = {
     "waits": {"min_new_tokens": 3},
     "guided": {"guidance": 1.5},
     "guided closely": {"guidance": 3.0, "guidance_floor": 0.1},
+    "by the critic": {"guide": "critic", "guidance": 2.0},
+    "by the critic, changed": {
+        "guide": "critic",
+        "guidance": 0.7,
+        "temperature": 1.3,
+        "top_p": 0.8,
+        "min_new_tokens": 2,
+    },
     "all": {
         "temperature": 0.8,
         "top_k": 30,
@@ -101,6 +110,13 @@ CHANGED = {
     },
 }
 """Settings under which completions are drawn from something else than the policy."""
+
+
+CRITIC = TokenCritic(
+    scores=np.random.default_rng(0).normal(size=VOCAB_SIZE).astype(np.float32),
+    explained=0.5,
+    num_samples=9,
+)
 
 
 def naive_distribution(policy, config, quantile, tokens, num_sampled):
@@ -115,7 +131,10 @@ def naive_distribution(policy, config, quantile, tokens, num_sampled):
     logits = log_p(quantile)
     if num_sampled < config.min_new_tokens:
         logits[EOS_ID] = -np.inf
-    if config.guidance and quantile > 0:
+    if config.guide == "critic":
+        share = {0: -1.0, 4: 1.0}[quantile]
+        logits = logits + config.guidance * share * CRITIC.scores.astype(float)
+    elif config.guidance and quantile > 0:
         plausible = logits >= logits.max() + np.log(config.guidance_floor)
         logits = (1 + config.guidance) * logits - config.guidance * log_p(0)
         logits[~plausible] = -np.inf
@@ -134,6 +153,7 @@ def naive_distribution(policy, config, quantile, tokens, num_sampled):
 @pytest.mark.parametrize("quantile", [0, 4])
 def test_logprobs_as_drawn_are_those_of_the_distribution_that_was_asked_for(settings, quantile):
     policy = tiny_policy(likely_eos(likely_eos(tiny_llama())))
+    policy.critics.critic = CRITIC
     config = SamplingConfig(max_new_tokens=8, **settings)
     sampled = generator(policy, **settings).generate(PROMPTS[:10], quantile=quantile, seed=5)
     assert len({len(c.token_ids) for c in sampled}) > 1
@@ -155,6 +175,17 @@ def test_plain_sampling_has_one_logprob_to_the_last_bit(policy, settings, quanti
     sampled = generator(policy, **settings).generate(PROMPTS, quantile=quantile, seed=5)
     is_guided = bool(settings) and quantile == 4
     assert all(c.logprob_sampled == c.logprob_policy for c in sampled) != is_guided
+
+
+def test_without_a_critic_or_a_token_there_is_nothing_to_guide_by():
+    policy = tiny_policy()
+    asked = {"guide": "critic", "guidance": 3.0}
+    plain = ids(generator(policy).generate(PROMPTS, quantile=4, seed=5))
+    assert ids(generator(policy, **asked).generate(PROMPTS, quantile=4, seed=5)) == plain
+    untouched = ids(generator(policy).generate(PROMPTS, quantile=None, seed=5))
+    policy.critics.critic = CRITIC
+    assert ids(generator(policy, **asked).generate(PROMPTS, quantile=4, seed=5)) != plain
+    assert ids(generator(policy, **asked).generate(PROMPTS, quantile=None, seed=5)) == untouched
 
 
 def test_greedy_completions_are_certain(policy):

@@ -61,8 +61,6 @@ CONFIGS = [
 TILT = TokenTilt(
     scores=np.linspace(-0.5, 0.7, VOCAB_SIZE, dtype=np.float32),
     strengths=np.array([-3.0, -1.0, 0.0, 1.0, 3.0], dtype=np.float32),
-    explained=0.5,
-    num_samples=6,
 )
 TILT_QUANTILES = torch.tensor([4, 4, 1, 0, 2, 4])
 ADVANTAGES = torch.tensor([1.2, -0.8, 0.0, -1.5, 0.4, -0.1])

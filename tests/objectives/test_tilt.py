@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from quark.models.token_critic import strengths_of
 from quark.objectives.advantages import standardized_ranks
-from quark.objectives.tilt import ridge, strengths_of
+from quark.objectives.tilt import ridge
 
 
 def plain_ridge(

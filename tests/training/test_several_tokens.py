@@ -20,6 +20,8 @@ SETTINGS = (
     "objective.tilt_coef=0.5",
     "objective.kl_tokens=all",
     "run.completions_per_prompt=2",
+    "sampling.guide=critic",
+    "sampling.guidance=1.0",
 )
 
 
@@ -50,6 +52,14 @@ def test_every_round_fits_its_critic_to_all_samples_so_far(whole_run: Path) -> N
         rounds = pool.column("round")
     assert found == [int((rounds <= i).sum()) for i in range(len(found))]
     assert len(found) == rounds.max() + 1
+
+
+def test_the_critic_guides_from_the_second_round_on(whole_run: Path) -> None:
+    with NativePool.open(whole_run / "pool") as pool:
+        drawn, policy = pool.column("logprob_sampled"), pool.column("logprob_policy")
+        first = pool.column("round") == 0
+    assert (drawn[first] == policy[first]).all()
+    assert (abs(drawn[~first] - policy[~first]) > 1e-3).all()
 
 
 def test_the_tokens_are_told_apart_better_at_the_end(config: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from quark.config.schema import RunConfig
 from quark.data.collate import collate
 from quark.models.batch import TrainingBatch
 from quark.models.policy import Policy
+from quark.models.token_critic import TokenCritic, strengths_of
 from quark.objectives.base import Loss, Objective
 from quark.objectives.tilt import TokenTilt
 from quark.pool.base import PoolBatch, Quantization, SamplePool
@@ -21,11 +22,11 @@ from quark.pool.columns import REWARD_COLUMN
 from quark.pool.scope import Score
 from quark.reference.base import ReferencePolicy
 from quark.training.loop.alerts import Alert
+from quark.training.loop.critic import fit_critic
 from quark.training.loop.draws import columns_of, trained_part
 from quark.training.loop.guards import count_skipped_step, is_finite_step
 from quark.training.loop.optimization import learning_rate, make_optimizer
 from quark.training.loop.settling import settle_reward_tokens
-from quark.training.loop.tilting import fit_tilt
 from quark.training.position import Position
 from quark.training.processes.memory import memory_needed_for
 from quark.training.processes.process_group import ProcessGroup
@@ -90,8 +91,8 @@ class Learner:
 
     def begin_round(
         self, pool: SamplePool, quantization: Quantization, *, score: Score = REWARD_COLUMN
-    ) -> TokenTilt | None:
-        """Let the objective see the snapshot that the steps from here on learn from.
+    ) -> TokenCritic | None:
+        """Let the objective see the snapshot that the steps from here on learn from, and fit the critic to it.
 
         Args:
             pool: the snapshot.
@@ -99,28 +100,29 @@ class Learner:
             score: what it is ranked by.
 
         Returns:
-            The tilt that the objective was given; None if it wants none.
+            The critic, which is the policy's from here on; None if neither the objective nor sampling wants one.
         """
         objective = self._objective
         objective.begin_round(columns_of(pool, objective.pool_columns, score=score))
-        strength = objective.tilt_strength
-        if strength is None:
+        if not self._config.needs_critic:
             return None
         with self._reference.gathered():
             found = self._processes.from_main_process(
-                lambda: fit_tilt(
+                lambda: fit_critic(
                     pool,
                     trained_part(pool, quantization, self._config),
                     self._reference.causal.model,
-                    strength=strength,
                     base_vocab_size=self._policy.reward_tokens.base_vocab_size,
                     within_prompts=self._config.pool.per_prompt,
                     score=score,
                 ).as_lists()
             )
-        tilt = TokenTilt.from_lists(found)
-        objective.take_tilt(tilt)
-        return tilt
+        critic = TokenCritic.from_lists(found)
+        self._policy.critics.critic = critic
+        if objective.tilt_strength is not None:
+            strengths = strengths_of(objective.tilt_strength, quantization.num_quantiles)
+            objective.take_tilt(TokenTilt(scores=critic.scores, strengths=strengths))
+        return critic
 
     def step(self, samples: PoolBatch, position: Position) -> Step:
         """Train on one minibatch, or skip it where its loss or gradient is not finite.

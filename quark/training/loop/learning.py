@@ -61,13 +61,13 @@ class Learning:
         """
         here, journal = position, self.journal
         self.hooks.start(samples)
-        tilt = self.learner.begin_round(samples.pool, samples.quantization, score=samples.score)
-        if tilt is not None and here.step_in_round == 0:
+        critic = self.learner.begin_round(samples.pool, samples.quantization, score=samples.score)
+        if critic is not None and here.step_in_round == 0:
             journal.write(
                 "critic",
                 time_s=journal.elapsed(),
-                explained=tilt.explained,
-                num_samples=tilt.num_samples,
+                explained=critic.explained,
+                num_samples=critic.num_samples,
             )
         sampler = round_sampler(samples.pool, samples.quantization, self.config, here.round)
         if here.step_in_round == 0:

@@ -208,7 +208,7 @@ class ShardedWeights(Weights):
         super().__init__(policy, processes)
         self._autocast_dtype = autocast_dtype
         self._mesh = processes.mesh(policy.device)
-        self._twin = _Twin(policy, policy.model, shared=(policy.tokenizer,))
+        self._twin = _Twin(policy, policy.model, shared=(policy.tokenizer, policy.critics))
         self._has_gathered: set[FSDPModule] = set()
         self._shard(policy.causal.body)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quark.errors import ModelError
+from quark.models.token_critic import TokenCritic
 from quark.objectives.advantages import standardized_ranks
-from quark.objectives.tilt import TokenTilt, ridge, strengths_of
+from quark.objectives.tilt import ridge
 from quark.pool.base import Quantization, SamplePool
 from quark.pool.columns import REWARD_COLUMN
 from quark.pool.scope import Score, scores_by
@@ -23,24 +24,22 @@ _BLOCK = 1 << 16
 """Vectors that are worked on at a time."""
 
 
-def fit_tilt(
+def fit_critic(
     pool: SamplePool,
     quantization: Quantization,
     model: PreTrainedModel,
     *,
-    strength: float,
     base_vocab_size: int,
     within_prompts: bool,
     score: Score = REWARD_COLUMN,
-) -> TokenTilt:
-    """The tilt that the samples of a ranking give.
+) -> TokenCritic:
+    """The critic that the samples of a ranking give.
 
     Args:
         pool: with the samples.
         quantization: samples without a quantile in it are left out.
         model: the original one; its output vectors, or its input vectors where it has no output vectors, say which
             tokens are alike.
-        strength: of the best quantile's token.
         base_vocab_size: number W of tokens that are scored.
         within_prompts: rank samples among those of their prompt alone.
         score: what to rank by.
@@ -64,9 +63,8 @@ def fit_tilt(
     if groups is not None:
         features = _within(features, groups)
     found = ridge(features, targets)
-    return TokenTilt(
+    return TokenCritic(
         scores=_scores(vectors, center, found.weights),
-        strengths=strengths_of(strength, quantization.num_quantiles),
         explained=found.explained,
         num_samples=found.num_samples,
     )
@@ -79,8 +77,8 @@ def token_vectors(model: PreTrainedModel, base_vocab_size: int) -> Tensor:
         if isinstance(weight, Tensor) and weight.dim() == 2 and len(weight) >= base_vocab_size:
             return weight.detach()[:base_vocab_size]
     raise ModelError(
-        f"objective.tilt_coef needs one output vector for each token, and {type(model).__name__} has none that can be "
-        "read: set it to 0"
+        f"a token critic needs one output vector for each token, and {type(model).__name__} has none that can be read: "
+        'set objective.tilt_coef to 0 and sampling.guide to "tokens"'
     )
 
 
