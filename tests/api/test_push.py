@@ -99,6 +99,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", address)
+    # The whole suite may run offline: this Hub is on this machine.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_made_up")
     yield server
     server.shutdown()

@@ -420,7 +420,11 @@ def test_prompts_of_a_data_set_on_the_hub(tmp_path: Path) -> None:
         text=True,
         check=False,
         env=os.environ
-        | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)},
+        | {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_OFFLINE": "0",
+        },
     )
     assert done.returncode == 0, done.stderr
     server.shutdown()
