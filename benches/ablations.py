@@ -14,8 +14,8 @@ direction of the KL, the entropy bonus, and the contrast of docs/learning.md.
 
 Every run is made with each of `--seeds` (three by default). Prints a table of means with the lowest and highest seed and the
 verdict of each claim on the means, writes `ablations.json` beside the runs, draws reward against the root of the KL with
-`--picture FILE`, and exits 1 if a sign is wrong. Two cores need about an hour and a half for everything; `--rounds` shortens
-all runs alike, and `--only` takes some rows.
+`--picture FILE`, and exits 1 if a sign is wrong. The full set takes two cores about an hour and a half. `--rounds` shortens
+every run, and `--only` runs selected rows.
 """
 
 from __future__ import annotations

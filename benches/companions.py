@@ -1,7 +1,7 @@
 """The companion methods against plain quark on the embedded model: `python benches/companions.py`.
 
 The setting has a known fault. Texts of the original model are labeled by the embedded sentiment scorer, the *gold*
-reward. A quarter of the labels is turned, and five linear scorers learn from what is left: the *proxies*. Every run
+reward. A quarter of the labels is flipped, and five linear scorers learn from what is left: the *proxies*. Every run
 learns from proxies, and is measured by the gold reward at each evaluation. More of a proxy is then not always more of
 the truth.
 

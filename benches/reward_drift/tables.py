@@ -49,7 +49,7 @@ def compared(points: Sequence[Point]) -> list[int]:
 
 
 def tables(points: Sequence[Point], base: float) -> Iterator[str]:
-    """Reward at equal drift, for every budget, as Markdown."""
+    """Markdown tables of the reward at equal drift, one for each budget."""
     learned = [p for p in points if p.method != "best-of-n"]
     for budget in compared(points):
         yield f"\nReward at most so many nats per completion, {budget:,} scored samples\n"

@@ -206,7 +206,7 @@ class Run:
         num: int | None = None,
         allow: Sequence[str] = (),
     ) -> pl.DataFrame:
-        """Measure reward against drift for every token, and for the best one at several strengths of guidance.
+        """Measure reward against drift: each token once, and the best token at several strengths of guidance.
 
         The run keeps the result, and ``report`` draws it.
 

@@ -105,7 +105,7 @@ def train_scorer(
     label_noise: Annotated[
         float,
         typer.Option(
-            min=0.0, max=1.0, help="With --ensemble: share of the training labels that are turned."
+            min=0.0, max=1.0, help="With --ensemble: share of the training labels that are flipped."
         ),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="With --ensemble: seed of both.")] = 0,
@@ -127,7 +127,9 @@ def train_scorer(
     import sys
 
     from quark.cli.console import figures, make_console, print_json, prose
+    from quark.cli.scorer_folder import check_output
     from quark.errors import ConfigError
+    from quark.rewards.linear import SETTINGS_FILE
 
     if ensemble is not None:
         from quark.cli.reward_ensemble import train_ensemble
@@ -154,7 +156,7 @@ def train_scorer(
         return
     if label_noise:
         raise ConfigError("--label-noise needs --ensemble; one scorer is --ensemble 1")
-    _check_output(output, force=force)
+    check_output(output, SETTINGS_FILE, "a scorer", force=force)
     progress = make_console(sys.stderr)
     shared = SharedOptions(
         name=name,
@@ -243,25 +245,6 @@ def _agreement(report: TrainReport | ClassifierReport) -> list[tuple[str, str]]:
         ("accuracy", number(report.accuracy)),
         ("correlation", f"{number(report.pearson)} (rank: {number(report.spearman)})"),
     ]
-
-
-def _check_output(folder: Path, *, force: bool) -> None:
-    """Raise ConfigError if a scorer would replace files without the user's consent."""
-    from quark.errors import ConfigError
-    from quark.rewards.linear import SETTINGS_FILE
-
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: --output takes a folder")
-    if not any(folder.iterdir()):
-        return
-    if not (folder / SETTINGS_FILE).is_file():
-        raise ConfigError(f"{folder} holds files that are not a scorer: choose another folder")
-    if not force:
-        raise ConfigError(
-            f"{folder} holds a scorer: choose another folder, or add --force to replace it"
-        )
 
 
 @app.command()

@@ -26,9 +26,10 @@ def train_ensemble(
     """Train the members, and tell how good they are and how a run names them."""
     from quark.cli.console import count, figures, make_console, print_json, prose
     from quark.cli.console import number as shown
-    from quark.rewards.ensemble_training import train_linear_ensemble
+    from quark.cli.scorer_folder import check_output
+    from quark.rewards.ensemble_training import ENSEMBLE_FILE, train_linear_ensemble
 
-    _check_output(output, force=force)
+    check_output(output, ENSEMBLE_FILE, "an ensemble", force=force)
     progress = make_console(sys.stderr)
     report = train_linear_ensemble(
         data,
@@ -55,7 +56,7 @@ def train_ensemble(
                 (
                     "trained on",
                     f"{count(first.num_train)} texts for each member, {count(report.num_flipped)} of the labels "
-                    f"turned; {count(first.num_held_out)} held out",
+                    f"flipped; {count(first.num_held_out)} held out",
                 ),
                 ("AUC of members", ", ".join(shown(member.auc) for member in report.members)),
                 ("AUC of their mean", shown(report.auc_of_mean)),
@@ -65,22 +66,3 @@ def train_ensemble(
         ),
         soft_wrap=True,
     )
-
-
-def _check_output(folder: Path, *, force: bool) -> None:
-    """Raise ConfigError if an ensemble would replace files without the user's consent."""
-    from quark.errors import ConfigError
-    from quark.rewards.ensemble_training import ENSEMBLE_FILE
-
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: --output takes a folder")
-    if not any(folder.iterdir()):
-        return
-    if not (folder / ENSEMBLE_FILE).is_file():
-        raise ConfigError(f"{folder} holds files that are not an ensemble: choose another folder")
-    if not force:
-        raise ConfigError(
-            f"{folder} holds an ensemble: choose another folder, or add --force to replace it"
-        )

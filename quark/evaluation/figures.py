@@ -72,7 +72,7 @@ class Figure:
         return _interval(self.value - other.value, self._resampled() - other._resampled())
 
     def _resampled(self) -> Floats:
-        """[R] the figure on resampled prompts: the same draws for every figure of as many prompts."""
+        """[R] the figure on resampled prompts. Figures of equally many prompts share their draws."""
         size = len(self.columns)
         if not size:
             return np.full(NUM_RESAMPLES, np.nan)

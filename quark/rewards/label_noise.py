@@ -19,7 +19,7 @@ def with_label_noise(
 
     Args:
         examples: labeled texts.
-        share: of the texts whose label is turned, from 0 to 1.
+        share: of the texts whose label is flipped, from 0 to 1.
         seed: of the choice.
     """
     return [
