@@ -163,7 +163,8 @@ def take_critic(checkpoint: Checkpoint, policy: Policy) -> None:
     Raises:
         CheckpointError: it is damaged.
     """
-    hooks = WeightHooks(KeptCritic(policy.critics))
+    width = policy.reward_tokens.base_vocab_size
+    hooks = WeightHooks(KeptCritic(policy.critics, base_vocab_size=width))
     try:
         hooks.load(checkpoint.state.hooks, checkpoint.hook_tensors())
     except (KeyError, ValueError) as err:

@@ -115,7 +115,8 @@ def make_learning(
     if average is not None:
         hooks.append(average)
     if context.config.needs_critic:
-        hooks.append(KeptCritic(context.policy.critics))
+        width = context.policy.reward_tokens.base_vocab_size
+        hooks.append(KeptCritic(context.policy.critics, base_vocab_size=width))
     meter = InformationMeter(
         config=context.config,
         policy=context.policy,

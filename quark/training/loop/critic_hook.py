@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from quark.errors import CheckpointError
 from quark.formats import number_in, whole_in
 from quark.models.token_critic import CriticSlot, TokenCritic
 from quark.training.loop.hooks import WeightHook
@@ -21,12 +22,14 @@ class KeptCritic(WeightHook):
 
     Args:
         critics: where the run puts the critic of each round.
+        base_vocab_size: number of its scores.
     """
 
     name = NAME
 
-    def __init__(self, critics: CriticSlot) -> None:
+    def __init__(self, critics: CriticSlot, *, base_vocab_size: int) -> None:
         self._critics = critics
+        self._width = base_vocab_size
         self._said: Mapping[str, Json] = {}
 
     def state(self) -> Mapping[str, Json]:
@@ -51,9 +54,16 @@ class KeptCritic(WeightHook):
         Raises:
             KeyError: they are not there.
             ValueError: the state is not a critic's.
+            CheckpointError: they are another vocabulary's, or not finite.
         """
+        scores = tensors[_SCORES]
+        if scores.shape != (self._width,) or not bool(torch.isfinite(scores).all()):
+            raise CheckpointError(
+                f"the checkpoint's critic has scores of shape {tuple(scores.shape)}, and {self._width} finite ones are "
+                "needed: resume from another checkpoint"
+            )
         self._critics.critic = TokenCritic(
-            scores=tensors[_SCORES].float().numpy(),
+            scores=scores.float().numpy(),
             explained=number_in(self._said["explained"]),
             num_samples=whole_in(self._said["num_samples"]),
         )

@@ -69,6 +69,11 @@ class Learning:
                 explained=critic.explained,
                 num_samples=critic.num_samples,
             )
+            if critic.explained == 0.0 and self.config.sampling.guide == "critic":
+                journal.say(
+                    f"round {here.round}: the tokens of {critic.num_samples:,} samples do not explain their rewards, so "
+                    "the critic does not guide. More samples may change that"
+                )
         sampler = round_sampler(samples.pool, samples.quantization, self.config, here.round)
         if here.step_in_round == 0:
             self._brake(held_out, here)
