@@ -19,6 +19,7 @@ FOLDERS = (
     "docs/",
     "docs/methods/",
     "benches/",
+    "examples/",
     "quark_pool_rs/",
     "quark/assets/*/",
     "quark/assets/*/*/",

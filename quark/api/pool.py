@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quark.data.columns import columns_of
+from quark.errors import ConfigError
 from quark.pool.base import (
     Quantization,
     RemainderRule,
@@ -22,7 +24,14 @@ from quark.pool.base import (
     TieRule,
 )
 from quark.pool.columns import REWARD_COLUMN
-from quark.pool.defaults import COMPACTED_FILE, NUM_QUANTILES, RESCORING_CHUNK
+from quark.pool.defaults import (
+    COMPACTED_FILE,
+    FIT_EVERY,
+    FIT_HELD_OUT,
+    FIT_STEPS,
+    NUM_QUANTILES,
+    RESCORING_CHUNK,
+)
 from quark.pool.info import Collected, Compacted, PoolInfo, PoolSettings, VerifyReport
 from quark.pool.native import NativePool
 from quark.pool.plain import Encoder, batch_of
@@ -33,6 +42,10 @@ from quark.types import Json
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from quark.interchange.training_sets import SetKind, TrainingSet
+    from quark.training.explain import Explanation
+    from quark.training.fit import Fit, FitPoint
 
 
 class Pool:
@@ -284,6 +297,112 @@ class Pool:
             on_warning=on_warning or _ignore,
         )
 
+    def explain(self, sample: int, *, num_quantiles: int | None = None) -> Explanation:
+        """Why a sample was chosen: its origin, its rank by every score, and the steps that trained on it.
+
+        Args:
+            sample: its id.
+            num_quantiles: K of its standings; None is the run's, or the default for a pool without a run.
+
+        Raises:
+            IndexError: the pool has no such sample, or ``retain`` removed it.
+            RunDirectoryError: the run's configuration cannot be read.
+        """
+        from quark.training.explain import explain
+
+        return explain(self.path, sample, num_quantiles=num_quantiles)
+
+    def training_set(
+        self,
+        folder: str | Path,
+        kind: SetKind | Literal["sft", "dpo", "kto", "reward"],
+        *,
+        force: bool = False,
+        **rules: Any,  # noqa: ANN401 - a rule's own type
+    ) -> TrainingSet:
+        """Write a training set in TRL's layout, with a card; ``datasets.load_dataset(folder)`` reads it.
+
+        Args:
+            folder: is made; its parent exists.
+            kind: the layout.
+            force: replace the folder.
+            **rules: fields of ``quark.interchange.training_sets.SetRules``: ``score``, ``top``, ``bottom``,
+                ``min_margin``, ``max_per_prompt``, ``where``, ``test_share`` and ``seed``.
+
+        Raises:
+            ConfigError: a rule does not fit, the folder exists, or the rules leave nothing.
+        """
+        from quark.interchange.training_sets import SetKind, SetRules, export_training_set
+
+        known = [field.name for field in dataclasses.fields(SetRules)]
+        if unknown := sorted(rules.keys() - set(known)):
+            raise ConfigError(f"there is no rule {unknown[0]!r}; there are: {', '.join(known)}")
+        return export_training_set(
+            self._native, Path(folder), SetKind(kind), SetRules(**rules), is_overwriting=force
+        )
+
+    def fit(
+        self,
+        *,
+        model: str | None = None,
+        score: str = REWARD_COLUMN,
+        steps: int = FIT_STEPS,
+        every: int = FIT_EVERY,
+        held_out: float = FIT_HELD_OUT,
+        out: str | Path | None = None,
+        on_point: Callable[[FitPoint], None] | None = None,
+        on_warning: Callable[[str], None] | None = None,
+        allow: Sequence[str] = (),
+        **settings: object,
+    ) -> Fit:
+        """Test whether a model can learn a score from these samples; generates and scores nothing.
+
+        Args:
+            model: the model that wrote the samples, as in ``model.name``; None is the run's.
+            score: the column to learn.
+            steps: of the optimizer.
+            every: steps between two measurements.
+            held_out: share of the prompts that no step learns from.
+            out: a new folder for the model at its best step; None saves none.
+            on_point: is told each measurement.
+            on_warning: is told warnings; None ignores them.
+            allow: what the run's own configuration may reach.
+            **settings: as in ``quark.train``.
+
+        Returns:
+            The measurements; ``verdict`` says in a sentence whether the score can be learned.
+
+        Raises:
+            ConfigError: no model is named, or a setting does not fit.
+            DataError: the tokens are another model's, or there is too little to learn from or to measure.
+        """
+        from quark.api.arguments import settings_table
+        from quark.api.fitting import fitting
+        from quark.api.process import prepare_process
+        from quark.training.fit import fit
+
+        prepare_process()
+        configured = fitting(
+            self.path,
+            model=model,
+            settings=settings_table(settings),
+            steps=steps,
+            held_out=held_out,
+            allow=allow,
+            model_option="model=",
+        )
+        return fit(
+            self._native,
+            configured.config,
+            score=score,
+            every=every,
+            out=None if out is None else Path(out),
+            is_rate_chosen=configured.is_rate_chosen,
+            on_begin=_ignore,
+            on_point=on_point or _ignore,
+            on_message=on_warning or _ignore,
+        )
+
     def scan(self) -> pl.LazyFrame:
         """The samples as a lazy polars frame, a row each, in id order.
 
@@ -395,5 +514,5 @@ class Pool:
         self.close()
 
 
-def _ignore(_text: str) -> None:
+def _ignore(_said: object) -> None:
     pass

@@ -12,13 +12,11 @@ import typer
 from quark.cli.pool_path import JsonFlag, PoolPath
 from quark.cli.trust import AllowOption
 from quark.pool.columns import REWARD_COLUMN
+from quark.pool.defaults import FIT_EVERY, FIT_HELD_OUT, FIT_STEPS
 
 if TYPE_CHECKING:
     from quark.config.schema import RunConfig
     from quark.training.fit import Fit, FitPoint
-
-CONTRAST = ("objective.lm_coef=0", "objective.contrast_coef=1")
-"""The objective if no configuration is given."""
 
 
 def fit(
@@ -31,12 +29,12 @@ def fit(
         ),
     ] = None,
     score: Annotated[str, typer.Option(help="Score column to learn.")] = REWARD_COLUMN,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 64,
-    every: Annotated[int, typer.Option(min=1, help="Steps between two measurements.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = FIT_STEPS,
+    every: Annotated[int, typer.Option(min=1, help="Steps between two measurements.")] = FIT_EVERY,
     held_out: Annotated[
         float,
         typer.Option(min=0.01, max=0.49, help="Share of the prompts to measure on."),
-    ] = 0.2,
+    ] = FIT_HELD_OUT,
     config: Annotated[
         str | None,
         typer.Option(
@@ -70,25 +68,25 @@ def fit(
 
     * `quark fit samples --model ./my-model --score politeness --set pool.num_quantiles=2 --out fitted`
     """
+    from quark.api.fitting import fitting
     from quark.cli.console import foreign, make_console, print_json, prints_to_stderr, prose
     from quark.cli.pool_path import opened
     from quark.errors import DataError
-    from quark.run_directory import RunDirectory
     from quark.training.fit import fit
 
     progress = make_console(sys.stderr)
     console = progress if as_json else make_console()
     with opened(path) as pool, prints_to_stderr():
-        effective = _config(
-            path, model, config, set_ or (), steps=steps, held_out=held_out, allow=allow
+        configured = fitting(
+            path,
+            model=model,
+            source=config,
+            overrides=set_ or (),
+            steps=steps,
+            held_out=held_out,
+            allow=allow,
         )
-
-        # The default is for models of a billion parameters.
-        is_rate_chosen = (
-            config is None
-            and not RunDirectory.around(path).is_run()
-            and not any(text.startswith("optimizer.learning_rate=") for text in set_ or ())
-        )
+        effective = configured.config
 
         def begin(found: Fit) -> None:
             console.print(foreign(_said_of(found, effective, score)), soft_wrap=True)
@@ -102,7 +100,7 @@ def fit(
                 score=score,
                 every=every,
                 out=out,
-                is_rate_chosen=is_rate_chosen,
+                is_rate_chosen=configured.is_rate_chosen,
                 on_begin=begin,
                 on_point=lambda point: console.print(prose(_line(point)), soft_wrap=True),
                 on_message=lambda text: progress.print(
@@ -120,55 +118,6 @@ def fit(
     if out is not None:
         said = f"{out}: the model after {result.best.step} steps"
         console.print(foreign(said, style="green"), soft_wrap=True)
-
-
-def _config(
-    path: Path,
-    model: str | None,
-    source: str | None,
-    overrides: list[str] | tuple[str, ...],
-    *,
-    steps: int,
-    held_out: float,
-    allow: list[str] | None,
-) -> RunConfig:
-    """The configuration from the command line and, without ``--config``, from the pool's run.
-
-    Raises:
-        ConfigError: a value does not fit, no model is named, or the run's own is not allowed.
-    """
-    from quark.api.trained_model import overridden
-    from quark.api.trust import check_reach, check_source
-    from quark.config.load import load_config
-    from quark.errors import ConfigError
-    from quark.run_directory import RunDirectory
-
-    run = RunDirectory.around(path)
-    if source is not None:
-        loaded = load_config(source, overrides)
-        check_source(loaded, source, allow)
-    elif run.is_run():
-        loaded = load_config(run.own(run.config), [*CONTRAST, *overrides])
-    else:
-        loaded = load_config(None, [*CONTRAST, *overrides])
-        if model is None and not any(text.startswith("model.name=") for text in overrides):
-            raise ConfigError(
-                f"{path} is in no run directory: say with --model which model wrote its samples"
-            )
-    values: dict[str, dict[str, object]] = {
-        "run": {"num_rounds": 1, "steps_per_round": steps, "brake_every_steps": None},
-        "pool": {"held_out_share": held_out},
-        "model": {} if model is None else {"name": model},
-    }
-    effective = overridden(loaded.config, values)
-    if source is None and run.is_run():
-        named = [("model.name", effective.model.name)] if _is_named(model, overrides) else []
-        check_reach(effective, run.path, sections=("model",), named=named, allow=allow)
-    return effective
-
-
-def _is_named(model: str | None, overrides: list[str] | tuple[str, ...]) -> bool:
-    return model is not None or any(text.startswith("model.name=") for text in overrides)
 
 
 _HEAD = "  step  learned from  held out   95 % interval   contrast  right  rank corr.  spread    KL"

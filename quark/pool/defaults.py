@@ -10,3 +10,9 @@ RESCORING_CHUNK = 8192
 """Samples per commit of a rescoring."""
 COMPACTED_FILE = 1 << 20
 """Samples in one file of a compacted pool, at most; this many take some 200 MB of memory once."""
+FIT_STEPS = 64
+"""Optimizer steps of ``quark fit``."""
+FIT_EVERY = 8
+"""Steps between two measurements of ``quark fit``."""
+FIT_HELD_OUT = 0.2
+"""Share of the prompts that ``quark fit`` measures on."""

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 import quark
-from quark.errors import DataError
+from quark.errors import ConfigError, DataError
 from tests.tiny import byte_tokenizer
 
 TEXTS: dict[str, Any] = {
@@ -111,3 +111,18 @@ def test_texts_without_a_tokenizer_say_what_to_pass(tmp_path: Path) -> None:
 class _Small:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [len(text)] if add_special_tokens else [len(text), 8]
+
+
+def test_what_training_sets_and_fits_are_asked_for_wrongly(
+    pool: quark.Pool, tmp_path: Path
+) -> None:
+    pool.append(prompt=["p", "p"], completion=["a", "b"], reward=[0.0, 1.0])
+    with pytest.raises(ConfigError, match=r"no rule 'margin'; there are: score, top"):
+        pool.training_set(tmp_path / "set", "dpo", margin=1.0)
+    with pytest.raises(ConfigError, match=r"say with model= which model wrote its samples"):
+        pool.fit()
+    with pytest.raises(ConfigError, match=r"3 is not a table of settings"):
+        pool.fit(model="embedded:reviews", objective=3)
+    made = pool.training_set(tmp_path / "set", "dpo")
+    assert (made.num_train, made.num_test) == (1, 0)
+    assert pool.explain(1).standings[0].rank == 1
