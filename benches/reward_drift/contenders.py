@@ -66,6 +66,15 @@ TILT = (
     "objective.tilt_coef=1",
     "sampling.guide=critic",
 )
+CRITIC = (
+    "model.reward_tokens=false",
+    "objective.lm_coef=0",
+    "objective.contrast_coef=0",
+    "run.steps_per_round=1",
+    "sampling.guide=critic",
+    "sampling.guidance=3",
+)
+"""Nothing is trained: only the critic learns."""
 NEWEST = ("pool.last_rounds=1", "pool.age_half_life=none")
 
 
@@ -96,6 +105,7 @@ QUARK = (
     Contender(method="quark contrast", settings=CONTRAST),
     Contender(method="quark likelihood", settings=LIKELIHOOD),
     Contender(method="quark advantage", settings=(*ADVANTAGE, *NEWEST)),
+    Contender(method="quark critic alone", settings=CRITIC),
     Contender(method="quark tilt", settings=TILT),
     Contender(
         method="quark contrast, by the critic", settings=(*CONTRAST, "sampling.guide=critic")

@@ -12,7 +12,7 @@ from quark.config.schema import RunConfig
 from quark.errors import ConfigError
 from quark.run_directory import RunDirectory
 
-CONTRAST = ("objective.lm_coef=0", "objective.contrast_coef=1")
+CONTRAST = ("model.reward_tokens=true", "objective.lm_coef=0", "objective.contrast_coef=1")
 """The objective if no configuration is given."""
 
 

@@ -36,8 +36,11 @@ def measure_frontier(
     config = measurement.config
     if strengths is None:
         strengths = _STRENGTHS[config.sampling.guide]
-    best = measurement.policy.reward_tokens.num_quantiles - 1
-    wanted = [(None, 0.0), *((k, 0.0) for k in range(best)), *((best, g) for g in strengths)]
+    tokens = measurement.policy.reward_tokens
+    best = tokens.num_quantiles - 1
+    # Without tokens, quantiles that nothing guides are the original model, all of them.
+    own = 0.0 if tokens.are_placed else config.sampling.guidance
+    wanted = [(None, 0.0), *((k, own) for k in range(best)), *((best, g) for g in strengths)]
     evaluations = [measurement.evaluate(g, quantile) for quantile, g in wanted]
     require_scores(evaluations, config.reward.name)
     per_prompt = config.evaluation.completions_per_prompt

@@ -132,6 +132,8 @@ class Measurement:
         sampling = self.config.sampling
         if sampling.guide == "critic" and sampling.guidance > 0.0:
             return None
+        if not self.policy.reward_tokens.are_placed:
+            return None
         tokens = range(self.policy.reward_tokens.num_quantiles)
         found = {e.quantile: e for e in evaluations}
         if len(tokens) < 2 or not all(token in found for token in tokens):

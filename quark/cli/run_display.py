@@ -323,7 +323,7 @@ def control_curve_chart(curve: Sequence[float], *, width: int = 30) -> Table:
         note = " (best)" if is_best else " (worst)" if index == 0 else ""
         style = "green" if is_best else "red" if index == 0 else "cyan"
         table.add_row(
-            prose(f"<|reward_{index}|>{note}"),
+            prose(f"quantile {index}{note}"),
             prose(number(value)),
             prose(bar(value, low, high, width), style),
         )

@@ -340,6 +340,17 @@ class RunConfig(Settings):
         return self.objective.tilt_coef > 0.0 or self.sampling.guide == "critic"
 
     @property
+    def trains_weights(self) -> bool:
+        """Whether optimizer steps can change anything. Without reward tokens, a policy that only a KL holds stays put."""
+        objective = self.objective
+        return bool(
+            objective.learns_rewards
+            or objective.unlikelihood_coef
+            or objective.entropy_coef
+            or (objective.kl_coef and self.model.reward_tokens)
+        )
+
+    @property
     def overlaps_scoring(self) -> bool:
         """Whether a chunk is scored while the next one is generated.
 
@@ -372,6 +383,13 @@ class RunConfig(Settings):
                 "objective.contrast_coef compares reward tokens, and pool.num_quantiles = 1 leaves one: "
                 "give more quantiles, or set it to 0"
             )
+        if not self.objective.learns_rewards and self.sampling.guide != "critic":
+            raise ValueError(
+                "objective.lm_coef, contrast_coef, advantage_coef and tilt_coef are all 0: nothing would be learned. Give "
+                'one of them a value, or sample along the critic with sampling.guide = "critic"'
+            )
+        if not self.model.reward_tokens:
+            self._does_without_tokens()
         if self.run.brake_every_steps is not None and not self.pool.held_out_share:
             raise ValueError(
                 "run.brake_every_steps measures the held-out part of the pool, and pool.held_out_share = 0 leaves "
@@ -398,3 +416,26 @@ class RunConfig(Settings):
         if self.sampling.min_new_tokens > self.sampling.max_new_tokens:
             raise ValueError("sampling.min_new_tokens is larger than sampling.max_new_tokens")
         return self
+
+    def _does_without_tokens(self) -> None:
+        """Refuse what needs the reward tokens that ``model.reward_tokens = false`` leaves out."""
+        if self.sampling.guide != "critic":
+            raise ValueError(
+                'model.reward_tokens is off, so only the critic tells quantiles apart: set sampling.guide = "critic"'
+            )
+        needing = {
+            "objective.lm_coef": self.objective.lm_coef,
+            "objective.contrast_coef": self.objective.contrast_coef,
+            "optimizer.settling_steps": self.optimizer.settling_steps,
+            "pool.held_out_share": self.pool.held_out_share,
+        }
+        for key, value in needing.items():
+            if value:
+                raise ValueError(
+                    f"{key} trains or measures reward tokens, and model.reward_tokens is off: set it to 0"
+                )
+        if self.objective.tilt_coef and self.objective.tilt_best_share < 1.0:
+            raise ValueError(
+                "objective.tilt_best_share below 1 gives the other tokens tilts of their own, and model.reward_tokens is "
+                "off: set it to 1"
+            )

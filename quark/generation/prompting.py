@@ -33,7 +33,7 @@ class PromptRules:
         return 0 if self.reward_tokens is None else self.reward_tokens.num_quantiles
 
     def reward_token(self, quantile: int | None) -> int | None:
-        """The id of a quantile's token; None without a quantile.
+        """The id of the token that a quantile puts before a prompt; None without a quantile, or if none puts one there.
 
         Raises:
             ValueError: there is no such quantile.
@@ -46,7 +46,7 @@ class PromptRules:
             raise ValueError(
                 f"quantile {quantile} is not in 0 .. {self.reward_tokens.num_quantiles - 1}"
             )
-        return self.reward_tokens.ids[quantile]
+        return self.reward_tokens.ids[quantile] if self.reward_tokens.are_placed else None
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse requests that cannot be answered.

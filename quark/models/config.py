@@ -43,6 +43,11 @@ class ModelConfig(Settings):
     gradient_checkpointing: bool = False
     """Recompute each layer in backward instead of keeping its activations: less memory, about a
     third more time, the same numbers."""
+    reward_tokens: bool = True
+    """Begin every prompt with the reward token of a quantile, as in the paper. If off, the model gets
+    no new token, and its quantiles differ by the token critic alone: needs ``sampling.guide =
+    "critic"`` and no term that trains tokens. No drift is spent on a token then, and the saved model
+    has the vocabulary of the original one."""
     shift_positions: bool | None = None
     """Give the reward token a position of its own, so that prompts and completions keep the
     positions that the original model gives them. Unset: on if positions are absolute (GPT-2, OPT),
@@ -65,4 +70,9 @@ class ModelConfig(Settings):
     def _has_both_ends(self) -> Self:
         if bool(self.lowest_words) != bool(self.highest_words):
             raise ValueError("lowest_words and highest_words belong together: give both or none")
+        if not self.reward_tokens and (self.lowest_words or self.shift_positions):
+            raise ValueError(
+                "lowest_words, highest_words and shift_positions are about reward tokens, and model.reward_tokens is "
+                "off: leave them out"
+            )
         return self

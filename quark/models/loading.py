@@ -49,6 +49,7 @@ from quark.models.reward_tokens import (
     add_reward_tokens,
     begin_from_words,
     read_reward_tokens,
+    without_tokens,
 )
 from quark.models.token_critic import TokenCritic
 from quark.publication import publishing_directory
@@ -187,16 +188,19 @@ def load_policy(
     tokenizer = _read_tokenizer(source)
     check_padding(model, tokenizer)
     has_own_position = False
-    if config.shift_positions is not False:
+    if config.reward_tokens and config.shift_positions is not False:
         has_own_position = give_reward_token_its_own_position(model)
     if config.shift_positions and not has_own_position:
         raise ModelError(
             f"{config.name}: shift_positions needs a model with absolute positions, and "
             f"{type(model).__name__} has none. Leave it unset."
         )
-    reward_tokens = add_reward_tokens(
-        model, tokenizer, num_quantiles, seed=seed, std_scale=config.reward_token_std_scale
-    )
+    if config.reward_tokens:
+        reward_tokens = add_reward_tokens(
+            model, tokenizer, num_quantiles, seed=seed, std_scale=config.reward_token_std_scale
+        )
+    else:
+        reward_tokens = without_tokens(model, tokenizer, num_quantiles)
     if config.lowest_words:
         begin_from_words(
             model, tokenizer, reward_tokens, (config.lowest_words, config.highest_words)
@@ -239,18 +243,24 @@ def load_saved_policy(
             # Truncation and padding settings are the caller's; only what is added to a text differs.
             plain_backend = Tokenizer.from_file(str(plain))
             tokenizer.backend_tokenizer.post_processor = plain_backend.post_processor
-    tokenizer.chat_template = not_beginning_with(reward_tokens.texts[-1], tokenizer.chat_template)
-    if tuple(tokenizer.convert_tokens_to_ids(list(reward_tokens.texts))) != reward_tokens.ids:
-        raise ModelError(
-            f"{folder}: its tokenizer does not have the reward tokens it was saved with"
-        )
     model = _read_model(source, device=device, dtype=dtype)
     num_rows = model.get_input_embeddings().weight.shape[0]
-    if max(reward_tokens.ids) >= num_rows or not 0 < reward_tokens.base_vocab_size <= num_rows:
-        raise ModelError(f"{folder}: its model has no rows for its reward tokens")
-    if reward_tokens.base_vocab_size > min(reward_tokens.ids):
+    if reward_tokens.are_placed:
+        first = reward_tokens.texts[-1]
+        tokenizer.chat_template = not_beginning_with(first, tokenizer.chat_template)
+        if tuple(tokenizer.convert_tokens_to_ids(list(reward_tokens.texts))) != reward_tokens.ids:
+            raise ModelError(
+                f"{folder}: its tokenizer does not have the reward tokens it was saved with"
+            )
+        if max(reward_tokens.ids) >= num_rows or not 0 < reward_tokens.base_vocab_size <= num_rows:
+            raise ModelError(f"{folder}: its model has no rows for its reward tokens")
+        if reward_tokens.base_vocab_size > min(reward_tokens.ids):
+            raise ModelError(
+                f"{folder / REWARD_TOKENS_FILE}: its base_vocab_size includes reward tokens"
+            )
+    elif reward_tokens != without_tokens(model, tokenizer, reward_tokens.num_quantiles):
         raise ModelError(
-            f"{folder / REWARD_TOKENS_FILE}: its base_vocab_size includes reward tokens"
+            f"{folder / REWARD_TOKENS_FILE} is of another vocabulary than the model beside it"
         )
     return Policy(
         model,

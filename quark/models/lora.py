@@ -13,7 +13,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -86,7 +86,8 @@ class Adapter:
     """The adapters in a model; made by ``add_adapter``."""
 
     model: PreTrainedModel
-    embedding: RewardTokenEmbedding
+    embedding: RewardTokenEmbedding | None
+    """None if the model has no reward tokens."""
     layers: tuple[tuple[str, LoraLayer], ...]
     """By their names in the model."""
 
@@ -127,9 +128,11 @@ class Adapter:
         originals = []
         # In full precision also where sampling, which has servers given the weights, is not.
         exactly = torch.autocast(self.model.device.type, enabled=False)
-        with torch.no_grad(), exactly, self.embedding.merged() as embedding:
+        own = nullcontext() if self.embedding is None else self.embedding.merged()
+        with torch.no_grad(), exactly, own as embedding:
             try:
-                self.model.set_input_embeddings(embedding)
+                if embedding is not None:
+                    self.model.set_input_embeddings(embedding)
                 for name, layer in self.layers:
                     base = layer.get_base_layer()
                     originals.append((name, layer, base.weight))
@@ -142,7 +145,8 @@ class Adapter:
                 for name, layer, weight in originals:
                     layer.get_base_layer().weight = weight
                     self.model.set_submodule(name, layer)
-                self.model.set_input_embeddings(self.embedding)
+                if self.embedding is not None:
+                    self.model.set_input_embeddings(self.embedding)
 
     def _enable(self, enabled: bool) -> None:
         for _, layer in self.layers:
@@ -253,6 +257,8 @@ def add_adapter(
         nn.init.kaiming_uniform_(first, a=math.sqrt(5), generator=generator)
         down.data = first.to(down.device)
         up.data = torch.zeros_like(up, dtype=torch.float32)
-    wrapped = RewardTokenEmbedding(embedding, reward_tokens.ids)
-    model.set_input_embeddings(wrapped)
+    wrapped = None
+    if reward_tokens.are_placed:
+        wrapped = RewardTokenEmbedding(embedding, reward_tokens.ids)
+        model.set_input_embeddings(wrapped)
     return Adapter(model=model, embedding=wrapped, layers=layers)

@@ -12,13 +12,14 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from quark.errors import ModelError
 from quark.models.additions import additions_of
 from quark.models.batch import TrainingBatch
 from quark.models.causal import CausalModel, CompletionRows
 from quark.models.lora import Adapter
 from quark.models.progress import without_progress_bars
 from quark.models.reward_tokens import RewardTokens, write_reward_tokens
-from quark.models.token_critic import CriticSlot, TokenCritic
+from quark.models.token_critic import CRITIC_FILE, CriticSlot, TokenCritic
 
 PLAIN_TOKENIZER_FILE = "quark_tokenizer.json"
 """File in a saved policy: its tokenizer without the best reward token before every text."""
@@ -70,9 +71,21 @@ class Policy:
         return pad_id(self.tokenizer)
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether the policy is the original model: it has no tokens of its own, and nothing trains its weights."""
+        is_trained = any(parameter.requires_grad for parameter in self.model.parameters())
+        return not (self.reward_tokens.are_placed or is_trained)
+
+    @property
     def reward_matrix(self) -> tuple[nn.Parameter, slice]:
-        """The parameter that holds the reward tokens' input vectors that are trained, and their rows in it."""
-        if self.adapter is not None:
+        """The parameter that holds the reward tokens' input vectors that are trained, and their rows in it.
+
+        Raises:
+            ModelError: the model has no reward tokens.
+        """
+        if not self.reward_tokens.are_placed:
+            raise ModelError("model.reward_tokens is off: there are no vectors of reward tokens")
+        if self.adapter is not None and self.adapter.embedding is not None:
             return self.adapter.embedding.rows, slice(None)
         ids = self.reward_tokens.ids
         weight: nn.Parameter = self.model.get_input_embeddings().weight
@@ -89,8 +102,9 @@ class Policy:
         return nullcontext() if self.adapter is None else self.adapter.dropping(seed)
 
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
-        """The rows that predict the completions, each sequence under its reward token; differentiable."""
-        return self.causal.run(batch.policy_inputs())
+        """The rows that predict the completions, each sequence under its reward token if there are any; differentiable."""
+        has_token = self.reward_tokens.are_placed
+        return self.causal.run(batch.policy_inputs() if has_token else batch.reference_inputs())
 
     def save(
         self, folder: Path, *, best_first: bool = True, max_new_tokens: int | None = None
@@ -102,12 +116,13 @@ class Policy:
         Args:
             folder: created if missing.
             best_first: let the saved tokenizer put the best reward token before every text, so that an
-                ordinary text-generation pipeline is steered.
+                ordinary text-generation pipeline is steered. Without reward tokens, nothing is put there.
             max_new_tokens: default completion length of the saved model; None keeps the library's.
 
         Raises:
             OSError: the disk refused.
         """
+        best_first = best_first and self.reward_tokens.are_placed
         folder.mkdir(parents=True, exist_ok=True)
         previous = self.model.generation_config
         self.model.generation_config = self._generation_config(max_new_tokens)
@@ -190,6 +205,8 @@ class Policy:
         backend.save(str(path))
 
     def _card(self, *, best_first: bool) -> str:
+        if not self.reward_tokens.are_placed:
+            return _CARD_WITHOUT_TOKENS
         texts = self.reward_tokens.texts
         # What the tokenizer itself puts before a text (a beginning-of-sequence token) comes second.
         own = self.tokenizer.decode(list(additions_of(self.tokenizer).before))
@@ -229,6 +246,39 @@ class Policy:
             "```\n"
         )
 
+
+_CARD_WITHOUT_TOKENS = f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [quark]
+---
+
+# A model trained with quark
+
+This model has no reward tokens: its vocabulary is the original model's. `{CRITIC_FILE}` scores every entry
+of it by the reward that its texts got. Added to the logits, the scores steer the model: `g` times them for the best
+quantile, `-g` times them for the lowest. `quark generate` does that by itself.
+
+```python
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+scores = load_file(f"{{folder}}/{CRITIC_FILE}")["scores"]
+
+
+def along_the_critic(input_ids, logits):
+    logits[:, : len(scores)] += 2.0 * scores
+    return logits
+
+
+inputs = tokenizer("The", return_tensors="pt")
+output = model.generate(**inputs, logits_processor=[along_the_critic])
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+```
+"""
 
 ChatTemplate: TypeAlias = str | dict[str, str] | None
 """One template, several by name, or none."""

@@ -1,4 +1,4 @@
-"""The K reward tokens: added to a tokenizer and a model, never sampled, never compared."""
+"""The K reward tokens: added to a tokenizer and a model, never sampled, never compared. Or none, and K quantiles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from quark.errors import ModelError
 
 REWARD_TOKENS_FILE = "quark_reward_tokens.json"
 """Written beside a saved policy."""
-FORMAT_VERSION = 1
+_FORMAT_VERSION, _FORMAT_VERSION_UNPLACED = 1, 2
+"""Quarks that know no unplaced tokens read the first alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,9 @@ class RewardTokens:
     base_vocab_size: int
     """Only columns 0 .. base_vocab_size-1 of both models' heads are sampled and compared. Reward
     tokens, and columns without a token in the tokenizer, lie beyond them."""
+    are_placed: bool = True
+    """Whether a token stands before every prompt. If not, neither model nor tokenizer has these tokens: the ids only
+    number the quantiles."""
 
     @property
     def num_quantiles(self) -> int:
@@ -125,6 +129,19 @@ def add_reward_tokens(
     return RewardTokens(ids=ids, texts=texts, base_vocab_size=base_vocab_size)
 
 
+def without_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_quantiles: int
+) -> RewardTokens:
+    """K quantiles for a model that gets no token; model and tokenizer stay as they are."""
+    first = max(tokenizer.get_vocab().values()) + 1
+    return RewardTokens(
+        ids=tuple(range(first, first + num_quantiles)),
+        texts=tuple(f"<|reward_{k}|>" for k in range(num_quantiles)),
+        base_vocab_size=min(first, _matrices(model)[0].shape[0]),
+        are_placed=False,
+    )
+
+
 def _fill_holes(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give every id below the tokenizer's last one a token that no text contains, in place.
 
@@ -191,7 +208,7 @@ def begin_from_words(
 def write_reward_tokens(folder: Path, tokens: RewardTokens, *, num_leading_positions: int) -> None:
     """Write ``quark_reward_tokens.json``: the data that another program needs to steer a saved model."""
     record = {
-        "format_version": FORMAT_VERSION,
+        "format_version": _FORMAT_VERSION if tokens.are_placed else _FORMAT_VERSION_UNPLACED,
         "num_quantiles": tokens.num_quantiles,
         "order": "lowest reward first",
         "ids": list(tokens.ids),
@@ -211,13 +228,19 @@ def read_reward_tokens(folder: Path) -> tuple[RewardTokens, int]:
     path = folder / REWARD_TOKENS_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format_version"] != FORMAT_VERSION:
+        version = record["format_version"]
+        if version not in (_FORMAT_VERSION, _FORMAT_VERSION_UNPLACED):
             raise ModelError(
-                f"{path}: format version {record['format_version']}, this quark reads {FORMAT_VERSION}"
+                f"{path}: format version {version}, this quark reads {_FORMAT_VERSION} and {_FORMAT_VERSION_UNPLACED}"
             )
         ids = tuple(int(i) for i in record["ids"])
         texts = tuple(str(text) for text in record["texts"])
-        tokens = RewardTokens(ids=ids, texts=texts, base_vocab_size=int(record["base_vocab_size"]))
+        tokens = RewardTokens(
+            ids=ids,
+            texts=texts,
+            base_vocab_size=int(record["base_vocab_size"]),
+            are_placed=version == _FORMAT_VERSION,
+        )
         num_leading_positions = int(record["num_leading_positions"])
     except FileNotFoundError as err:
         raise ModelError(

@@ -6,6 +6,7 @@ A critic is linear: a completion's standardized rank is c + the sum of the score
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -21,8 +22,8 @@ from quark.types import Json
 
 CRITIC_FILE = "quark_critic.safetensors"
 """File in a saved policy: its critic."""
-_FORMAT = "1"
-_SCORES = "scores"
+_FORMAT_VERSION = 1
+_SCORES, _SAID = "scores", "quark_critic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +67,12 @@ class TokenCritic:
             SafetensorError: so it did.
         """
         said = {
-            "format_version": _FORMAT,
-            "explained": repr(self.explained),
-            "num_samples": str(self.num_samples),
+            "format_version": _FORMAT_VERSION,
+            "explained": self.explained,
+            "num_samples": self.num_samples,
         }
-        save_file({_SCORES: self.scores}, folder / CRITIC_FILE, metadata=said)
+        # One entry: several are written in any order, and equal critics would give files that differ.
+        save_file({_SCORES: self.scores}, folder / CRITIC_FILE, metadata={_SAID: json.dumps(said)})
 
     @classmethod
     def read(cls, folder: Path, *, base_vocab_size: int) -> Self | None:
@@ -84,10 +86,10 @@ class TokenCritic:
             return None
         try:
             with safe_open(path, framework="numpy") as file:
-                said = file.metadata() or {}
-                if said["format_version"] != _FORMAT:
+                said = json.loads((file.metadata() or {})[_SAID])
+                if said["format_version"] != _FORMAT_VERSION:
                     raise ModelError(
-                        f"{path}: format version {said['format_version']}, this quark reads {_FORMAT}"
+                        f"{path}: format version {said['format_version']}, this quark reads {_FORMAT_VERSION}"
                     )
                 shape = tuple(file.get_slice(_SCORES).get_shape())
                 if shape != (base_vocab_size,):
@@ -102,7 +104,15 @@ class TokenCritic:
                 explained=float(said["explained"]),
                 num_samples=int(said["num_samples"]),
             )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as err:
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+        ) as err:
             raise ModelError(f"{path} cannot be read: {err}") from err
 
 

@@ -120,12 +120,13 @@ class QuarkObjectiveConfig(Settings):
     """Run a batch in at least this many parts of similar length, to save padding and memory. The
     loss is the same. A batch without padding is not divided."""
 
+    @property
+    def learns_rewards(self) -> bool:
+        """Whether a term depends on the rewards."""
+        return bool(self.lm_coef or self.contrast_coef or self.advantage_coef or self.tilt_coef)
+
     @model_validator(mode="after")
-    def _has_a_term_that_learns(self) -> Self:
-        if not (self.lm_coef or self.contrast_coef or self.advantage_coef or self.tilt_coef):
-            raise ValueError(
-                "lm_coef, contrast_coef, advantage_coef and tilt_coef are all 0: nothing would be learned"
-            )
+    def _has_base_likelihoods(self) -> Self:
         if self.lm_softmax is LMSoftmax.ENLARGED and (self.contrast_coef or self.advantage_coef):
             raise ValueError(
                 "contrast_coef and advantage_coef weigh the distributions that are sampled from: leave "

@@ -12,11 +12,13 @@ from quark.models.policy import Policy
 from quark.models.positions import original_leading_positions
 from quark.reference.base import FrozenReference, ReferencePolicy
 
-ReferenceName = Literal["frozen", "adapter_off"]
+ReferenceName = Literal["frozen", "adapter_off", "policy"]
 
 
 def reference_name(policy: Policy) -> ReferenceName:
     """The reference that needs the least memory beside ``policy``."""
+    if policy.is_frozen:
+        return "policy"
     return "frozen" if policy.adapter is None else "adapter_off"
 
 
@@ -31,7 +33,8 @@ def build_reference(
     """The reference that ``name`` names.
 
     Args:
-        name: ``frozen`` is a copy of the original model, ``adapter_off`` the policy with its adapters off.
+        name: ``frozen`` is a copy of the original model, ``adapter_off`` the policy with its adapters off,
+            ``policy`` the policy itself, which nothing trains.
         config: of the original model.
         policy: is compared with it.
         device: of a copy.
@@ -45,6 +48,8 @@ def build_reference(
             from quark.reference.adapter_off import AdapterOffReference
 
             return AdapterOffReference(policy)
+        case "policy":
+            return FrozenReference(policy.model)
         case "frozen":
             original = load_base_model(config, device=device)
             has_leading = policy.num_leading_positions > 0

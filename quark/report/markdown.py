@@ -46,11 +46,13 @@ def model_card(data: RunData, *, license: str | None = None) -> str:
     reward = printable(str(section(data, "reward").get("name", "")))
     best = data.num_quantiles - 1
     summary = summarize(data)
+    has_tokens = section(data, "model").get("reward_tokens", True) is not False
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [quark]"]
     if is_hub_name(base):
         front.append(f"base_model: {base}")
     if license is not None:
         front.append(f"license: {license}")
+    prompting = _with_tokens(best) if has_tokens else _WITHOUT_TOKENS
     lines = [
         *front,
         "---",
@@ -58,7 +60,21 @@ def model_card(data: RunData, *, license: str | None = None) -> str:
         f"# {_cell(data.directory.path.resolve().name)}",
         "",
         f"This model was trained from `{_code(base)}` with quark (Quantized Reward Konditioning, Lu et al., NeurIPS",
-        f"2022) on the reward `{_code(reward)}`. A reward token at the beginning of the text says how good the text",
+        f"2022) on the reward `{_code(reward)}`. {prompting[0]}",
+        *prompting[1:],
+        *_results(data, summary),
+        "## Limits",
+        "",
+        "The reward is a proxy: text can score well and be bad. The figures hold for prompts like the held-out ones.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _with_tokens(best: int) -> list[str]:
+    """How a model with reward tokens is prompted."""
+    return [
+        "A reward token at the beginning of the text says how good the text",
         f"shall be: `<|reward_0|>` is the lowest quantile, `<|reward_{best}|>` the best.",
         "",
         "## How to prompt",
@@ -86,13 +102,38 @@ def model_card(data: RunData, *, license: str | None = None) -> str:
         "Reward tokens are never sampled, and `skip_special_tokens=True` removes them. Their ids are in",
         "`quark_reward_tokens.json`.",
         "",
-        *_results(data, summary),
-        "## Limits",
-        "",
-        "The reward is a proxy: text can score well and be bad. The figures hold for prompts like the held-out ones.",
-        "",
     ]
-    return "\n".join(lines)
+
+
+_WITHOUT_TOKENS = [
+    "It has no reward tokens: its vocabulary is the original",
+    "model's. `quark_critic.safetensors` scores every entry of it by the reward of the texts that it stood in.",
+    "",
+    "## How to steer it",
+    "",
+    "Add the scores to the logits, times 2 for text of the best quantile, say, or times -2 for the lowest. `quark generate`",
+    "does that by itself.",
+    "",
+    "```python",
+    "from safetensors.torch import load_file",
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "",
+    'folder = "path/to/this/model"',
+    "model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)",
+    'scores = load_file(f"{folder}/quark_critic.safetensors")["scores"]',
+    "",
+    "",
+    "def along_the_critic(input_ids, logits):",
+    "    logits[:, : len(scores)] += 2.0 * scores",
+    "    return logits",
+    "",
+    "",
+    'inputs = tokenizer("The", return_tensors="pt")',
+    "output = model.generate(**inputs, logits_processor=[along_the_critic])",
+    "print(tokenizer.decode(output[0], skip_special_tokens=True))",
+    "```",
+    "",
+]
 
 
 def is_hub_name(name: str) -> bool:

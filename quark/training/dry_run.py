@@ -75,7 +75,8 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
         on_error=config.reward.on_error,
         retries=config.reward.retries or 0,
     )
-    best = policy.reward_tokens.texts[-1]
+    tokens = policy.reward_tokens
+    best, best_ids = (tokens.texts[-1], (tokens.best,)) if tokens.are_placed else ("", ())
     return DryRun(
         device=str(device),
         num_parameters=sum(p.numel() for p in policy.model.parameters()),
@@ -89,7 +90,7 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
         prompts=tuple(
             RenderedPrompt(
                 text=best + completion.prompt.text,
-                token_ids=(policy.reward_tokens.best, *completion.prompt.token_ids),
+                token_ids=(*best_ids, *completion.prompt.token_ids),
                 completion=completion.text,
                 reward=float(value),
             )

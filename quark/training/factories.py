@@ -100,6 +100,8 @@ def untrained_policy(config: RunConfig, device: torch.device) -> Policy:
         device=device,
     )
     policy.model.eval()
+    if not config.trains_weights:
+        policy.model.requires_grad_(False)
     return policy
 
 

@@ -78,6 +78,11 @@ class Position:
         for name, value in figures.items():
             self.totals[name] = self.totals.get(name, 0.0) + value
 
+    def count_idle_steps(self, number: int) -> None:
+        """Count a whole round's ``number`` of steps, none of which had anything to do."""
+        self.step += number - self.step_in_round
+        self.step_in_round = self.totalled_steps = number
+
     def means(self) -> dict[str, object]:
         """Mean figures of this round's steps, named ``<figure>_mean``."""
         return {f"{name}_mean": value / self.totalled_steps for name, value in self.totals.items()}

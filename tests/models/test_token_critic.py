@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,17 +43,19 @@ def test_a_saved_policy_keeps_its_critic(tmp_path: Path) -> None:
         (SCORES.reshape(1, 7), {}, "for a vocabulary of 7"),
         (SCORES.astype(np.float64), {}, "no finite float32"),
         (np.where(SCORES > 1, np.nan, SCORES).astype(np.float32), {}, "no finite float32"),
-        (SCORES, {"format_version": "2"}, "format version 2, this quark reads 1"),
+        (SCORES, {"format_version": 2}, "format version 2, this quark reads 1"),
         (SCORES, {"explained": "much"}, "cannot be read"),
         (SCORES, {"num_samples": "9" * 5000}, "cannot be read"),
     ],
 )
 def test_a_damaged_critic_is_named(
-    tmp_path: Path, scores: np.ndarray, changed: dict[str, str], said: str
+    tmp_path: Path, scores: np.ndarray, changed: dict[str, Any], said: str
 ) -> None:
-    good = {"format_version": "1", "explained": "0.5", "num_samples": "3"}
+    good = {"format_version": 1, "explained": 0.5, "num_samples": 3}
     save_file(
-        {"scores": np.ascontiguousarray(scores)}, tmp_path / CRITIC_FILE, metadata=good | changed
+        {"scores": np.ascontiguousarray(scores)},
+        tmp_path / CRITIC_FILE,
+        metadata={"quark_critic": json.dumps(good | changed)},
     )
     with pytest.raises(ModelError, match=said) as raised:
         TokenCritic.read(tmp_path, base_vocab_size=7)

@@ -243,7 +243,7 @@ def test_other_tokens_are_never_the_own_and_never_twice_and_follow_from_the_seed
 
 def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="nothing would be learned"):
-        QuarkObjectiveConfig(lm_coef=0.0)
+        RunConfig(objective={"lm_coef": 0.0})
     with pytest.raises(ValueError, match="lm_softmax"):
         QuarkObjectiveConfig(contrast_coef=1.0, lm_softmax=LMSoftmax.ENLARGED)
     with pytest.raises(ValueError, match="num_quantiles = 1 leaves one"):

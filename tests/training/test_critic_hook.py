@@ -48,3 +48,10 @@ def test_a_critic_that_explains_nothing_is_said(tmp_path: Path, is_constant: boo
     rows = [row for row in rows_of(tmp_path / "run") if row["event"] == "critic"]
     assert len(said) == sum(row["explained"] == 0.0 for row in rows)
     assert (len(said) == len(rows)) == is_constant
+
+
+def test_the_kl_alone_may_train_tokens_beside_a_critic(tmp_path: Path) -> None:
+    settings = ("sampling.guide=critic", "objective.lm_coef=0")
+    train(write_inputs(tmp_path), tmp_path / "run", overrides=settings)
+    costs = [r["kl_reference_to_policy"] for r in rows_of(tmp_path / "run") if r["event"] == "step"]
+    assert costs[-1] < costs[0]

@@ -72,6 +72,8 @@ def _cache(policy: Policy) -> CheckFinding:
 
 
 def _reward_tokens(policy: Policy) -> CheckFinding:
+    if not policy.reward_tokens.are_placed:
+        return _found("reward tokens", "passed", "none, as model.reward_tokens says")
     tokens, num_rows = policy.reward_tokens, policy.model.get_input_embeddings().weight.shape[0]
     owned = set(policy.tokenizer.get_vocab().values()) - set(tokens.ids)
     where = f"ids {tokens.ids[0]} to {tokens.ids[-1]}, {num_rows} rows, the tokenizer's own up to {max(owned)}"
@@ -145,10 +147,15 @@ def _steering(
                 messages, add_generation_prompt=True, tokenize=False
             )
             ids = tokenizer(text, add_special_tokens=False).input_ids
-            found["chat template"] = ids[0] == policy.reward_tokens.best
+            best = policy.reward_tokens.best
+            found["chat template"] = (ids[0] == best) == policy.reward_tokens.are_placed
         except Exception as err:
             found[f"chat template ({first_line(err)})"] = False
     wrong = [kind for kind, is_right in found.items() if not is_right]
+    if not policy.reward_tokens.are_placed:
+        if wrong:
+            return _found("steering", "refused", f"tokens are added to: {', '.join(wrong)}")
+        return _found("steering", "passed", "no token to add: the critic steers")
     if wrong:
         return _found("steering", "refused", f"the best token is not first in: {', '.join(wrong)}")
     return _found("steering", "passed", f"the best token is first in: {', '.join(found)}")
@@ -237,16 +244,19 @@ def _gap(policy: Policy, ids: list[int], found: Tensor, *, first: int = 0) -> fl
     width = policy.reward_tokens.base_vocab_size
     with torch.no_grad():
         tensor = torch.tensor([ids], device=policy.device)
-        expected = policy.causal.logits(tensor, torch.ones_like(tensor), is_conditioned=True)
+        expected = policy.causal.logits(
+            tensor, torch.ones_like(tensor), is_conditioned=policy.reward_tokens.are_placed
+        )
     expected = expected[0, first:, :width].float().log_softmax(-1)
     gap = float((found[:, :width].float().log_softmax(-1) - expected).abs().max())
     return gap if gap == gap else float("inf")
 
 
 def _steered(policy: Policy, text: str) -> list[int]:
-    """The ids of a text under the best token."""
+    """The ids of a text under the best token, if there is one."""
+    first = [policy.reward_tokens.best] if policy.reward_tokens.are_placed else []
     ids = policy.tokenizer(text, add_special_tokens=False).input_ids
-    return [policy.reward_tokens.best, *additions_of(policy.tokenizer).before, *ids]
+    return [*first, *additions_of(policy.tokenizer).before, *ids]
 
 
 @contextmanager

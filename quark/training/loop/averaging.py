@@ -244,7 +244,9 @@ class WeightAverage(WeightHook):
 
 
 def _reward_token_rows(policy: Policy) -> dict[str, slice]:
-    """By parameter, the rows that belong to reward tokens, in the vocabulary head, too."""
+    """By parameter, the rows that belong to reward tokens, in the vocabulary head, too; empty without such tokens."""
+    if not policy.reward_tokens.are_placed:
+        return {}
     matrix, rows = policy.reward_matrix
     ids = policy.reward_tokens.ids
     found = {id(matrix): rows}

@@ -74,6 +74,9 @@ class Learning:
                     f"round {here.round}: the tokens of {critic.num_samples:,} samples do not explain their rewards, so "
                     "the critic does not guide. More samples may change that"
                 )
+        if not self.config.trains_weights:
+            here.count_idle_steps(self.config.run.steps_per_round)
+            return
         sampler = round_sampler(samples.pool, samples.quantization, self.config, here.round)
         if here.step_in_round == 0:
             self._brake(held_out, here)

@@ -26,7 +26,7 @@ def make_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.Ad
         {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [group for group in groups if group["params"]] or groups[:1],
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,

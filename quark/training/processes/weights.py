@@ -280,7 +280,7 @@ class ShardedWeights(Weights):
     def reward_vectors(self) -> Tensor:
         """[k, D] the reward tokens' input vectors in this process's shard, k of K: a view without gradient."""
         policy = self._policy
-        if policy.adapter is not None:
+        if policy.adapter is not None and policy.adapter.embedding is not None:
             return local_shard(policy.adapter.embedding.rows.detach())
         ids = policy.reward_tokens.ids
         weight: Tensor = policy.model.get_input_embeddings().weight
