@@ -390,6 +390,10 @@ class RunConfig(Settings):
             )
         if not self.model.reward_tokens:
             self._does_without_tokens()
+        if self.average.is_used and not self.trains_weights:
+            raise ValueError(
+                "average.* averages trained weights, and no term of the objective trains any: leave it out"
+            )
         if self.run.brake_every_steps is not None and not self.pool.held_out_share:
             raise ValueError(
                 "run.brake_every_steps measures the held-out part of the pool, and pool.held_out_share = 0 leaves "

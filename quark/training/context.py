@@ -138,7 +138,9 @@ def load_context(
         device=device,
         policy=policy,
         weights=weights,
-        reference=weights.distribute(make_reference(config, policy, device)),
+        reference=weights.distribute(
+            make_reference(config, policy, device, may_share=not processes.is_sharded)
+        ),
         prompts=prompts,
         rewards=rewards,
         fingerprint=fingerprint,

@@ -184,13 +184,24 @@ def _merges_to(policy: Policy, saved: Policy) -> bool:
         )
 
 
-def make_reference(config: RunConfig, policy: Policy, device: torch.device) -> ReferencePolicy:
-    """The original model: below the policy's adapters, or a copy of its own.
+def make_reference(
+    config: RunConfig, policy: Policy, device: torch.device, *, may_share: bool = True
+) -> ReferencePolicy:
+    """The original model: the policy itself if nothing trains it, below its adapters, or a copy of its own.
+
+    Args:
+        config: names it.
+        policy: is compared with it.
+        device: of a copy.
+        may_share: whether it may be the policy itself. Weights that processes share are laid out once.
 
     Raises:
         ModelError: it cannot be found.
     """
-    return _reference(reference_name(policy), config, policy, device)
+    name = reference_name(policy)
+    return _reference(
+        "frozen" if name == "policy" and not may_share else name, config, policy, device
+    )
 
 
 def frozen_reference(config: RunConfig, policy: Policy, device: torch.device) -> ReferencePolicy:
