@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from quark.errors import RunDirectoryError
-from quark.formats import VERSION_KEY, by_name, check_version, object_in, optional, text_in
+from quark.formats import (
+    VERSION_KEY,
+    by_name,
+    check_version,
+    object_in,
+    optional,
+    text_in,
+    whole_in,
+)
 from quark.publication import publish_file
 from quark.run_directory import RunDirectory
 from quark.safe_files import read_bytes
@@ -18,6 +26,16 @@ FORMAT_VERSION = 1
 
 Files = Mapping[str, str]
 """SHA-256 of each file that scores, by its name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstRound:
+    """The pool whose samples a run began with."""
+
+    pool: str
+    """Its uuid."""
+    generation: int
+    """The snapshot that was copied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +51,8 @@ class RunIdentity:
     """By score column, what its scores were made with; None before a reward was loaded."""
     reward_sha256: str | None = None
     """Of the reward's one file, in a run of before imported modules were known; ``scored_by`` is None then."""
+    first_round: FirstRound | None = None
+    """None for a run that explored its first round."""
 
     @classmethod
     def read(cls, run: RunDirectory) -> Self:
@@ -71,6 +91,11 @@ class RunIdentity:
             said["scored_by"] = {column: dict(files) for column, files in self.scored_by.items()}
         if self.reward_sha256 is not None:
             said["reward_sha256"] = self.reward_sha256
+        if self.first_round is not None:
+            said["first_round"] = {
+                "pool": self.first_round.pool,
+                "generation": self.first_round.generation,
+            }
         return said
 
     @classmethod
@@ -89,4 +114,10 @@ class RunIdentity:
                 said.get("scored_by"),
             ),
             reward_sha256=optional(text_in, said.get("reward_sha256")),
+            first_round=optional(_first_round_in, said.get("first_round")),
         )
+
+
+def _first_round_in(value: Json) -> FirstRound:
+    said = object_in(value)
+    return FirstRound(pool=text_in(said["pool"]), generation=whole_in(said["generation"]))

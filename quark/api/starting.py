@@ -38,6 +38,7 @@ def start(
     fresh: bool = False,
     force: bool = False,
     require_exact: bool = False,
+    from_pool: Path | None = None,
     listener: TrainingListener,
     allow: Collection[str] = (),
     settings: Mapping[str, object],
@@ -64,5 +65,6 @@ def start(
             force=force,
             require_exact=require_exact,
             given=given,
+            from_pool=from_pool,
         )
     return Started(run=run, result=result, reward=given.reward)

@@ -22,6 +22,7 @@ def train(
     prompts: object = None,  # a file, a list, a frame or a data set
     reward: object = None,  # a name, or anything that can be called
     run_dir: str | Path | None = None,
+    from_pool: str | Path | None = None,
     fresh: bool = False,
     force: bool = False,
     require_exact: bool = False,
@@ -45,6 +46,8 @@ def train(
             ``reward(prompts=[...], completions=[...])`` and returns one number per completion, higher is better; None
             or NaN is "not scored". A function, a lambda, an object, or a class that needs no arguments.
         run_dir: where the run lives. Default: ``runs/NAME OF THE SOURCE``.
+        from_pool: a pool, or a run directory, whose samples are the first round of a new run, so that nothing is
+            generated or scored for it.
         fresh: start over; refuses an existing run without ``force``.
         force: with ``fresh``: delete the existing run.
         require_exact: refuse to resume if the run would not end with the bytes of an uninterrupted one.
@@ -72,6 +75,7 @@ def train(
         fresh=fresh,
         force=force,
         require_exact=require_exact,
+        from_pool=None if from_pool is None else Path(from_pool),
         listener=listener or make_listener(is_quiet=quiet),
         allow=allow,
         settings=settings,

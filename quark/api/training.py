@@ -30,6 +30,7 @@ def run_training(
     force: bool = False,
     require_exact: bool = False,
     given: Given | None = None,
+    from_pool: Path | None = None,
 ) -> TrainingResult:
     """Start or resume the run in ``directory``, and write its report.
 
@@ -42,6 +43,7 @@ def run_training(
         force: with ``fresh``: delete the run that is there.
         require_exact: refuse to resume where the result would differ from an uninterrupted run.
         given: the objects that the configuration stands for.
+        from_pool: whose samples are the first round of a new run.
 
     Raises:
         QuarkError: as ``assemble`` and the trainer say.
@@ -59,6 +61,7 @@ def run_training(
             force=force,
             require_exact=require_exact,
             given=given,
+            from_pool=from_pool,
         )
         if processes.is_main_process:
             remember(loaded.config, directory)

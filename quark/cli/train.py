@@ -53,6 +53,14 @@ def train(
             show_default=False,
         ),
     ] = None,
+    from_pool: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="POOL",
+            help="Begin with the samples of this pool, or of a run directory, in place of a first exploration.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Require an existing run to resume; fail without one.")
     ] = False,
@@ -94,6 +102,8 @@ def train(
 
     * `quark train my.toml --budget 1000` – stop after 1,000 scored samples
 
+    * `quark train demo --from-pool runs/demo --run-dir runs/other` – begin with the samples of another run
+
     * `quark train runs/my` – resume a run with its own configuration
 
     * `quark train my.toml --dry-run` – check a configuration before a long run
@@ -108,6 +118,9 @@ def train(
         raise typer.BadParameter("--resume and --fresh exclude each other")
     if force and not fresh:
         raise typer.BadParameter("--force belongs to --fresh")
+    for option, is_given in (("--budget", budget is not None), ("--dry-run", dry_run)):
+        if from_pool is not None and is_given:
+            raise typer.BadParameter(f"--from-pool and {option} exclude each other")
     from quark.cli.console import counted, make_console, prints_to_stderr, prose
     from quark.cli.run_display import RunDisplay
     from quark.cli.stopping import StopOnSignal
@@ -160,6 +173,7 @@ def train(
                 fresh=fresh,
                 force=force,
                 require_exact=require_exact,
+                from_pool=from_pool,
             )
     if is_main_process:
         _print_result(result, as_json=as_json)

@@ -133,7 +133,7 @@ def _append_all(
             if ids is not None:
                 _refuse_others(pool, ids, rows)
         if ids is None:
-            batch = dataclasses.replace(_batch(rows, pool.settings), key=key)
+            batch = dataclasses.replace(batch_of(rows, pool.settings), key=key)
             try:
                 pool.append(batch)
             except ValueError as error:
@@ -206,8 +206,12 @@ def _refuse_others(pool: NativePool, ids: range, rows: Rows) -> None:
                 )
 
 
-def _batch(rows: Rows, settings: PoolSettings) -> SampleBatch:
-    """The append that rows of one key were."""
+def batch_of(rows: Rows, settings: PoolSettings) -> SampleBatch:
+    """The append that rows of one key were.
+
+    Raises:
+        DataError: a token is outside the vocabulary, or the rows differ where an append has one value; names the row.
+    """
     frame = rows.frame
     for name in _OF_APPEND:
         if (row := first_true(frame[name] != frame[name][0])) is not None:

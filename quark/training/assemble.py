@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from quark.config.load import LoadedConfig
+from quark.models.loading import load_context_length
 from quark.pool.native import NativePool
 from quark.reference.base import ReferencePolicy
 from quark.run_directory import RunDirectory
 from quark.run_identity import RunIdentity
 from quark.training.context import RunContext, load_context
 from quark.training.events import Progress, Silence, TrainingListener
+from quark.training.first_round import copy_first_round
 from quark.training.generators import Generators, make_serving
 from quark.training.given import Given
 from quark.training.loop.alerts import Alerts
@@ -34,6 +37,7 @@ from quark.training.rooms import (
 from quark.training.state.checkpoint import Checkpoint, Checkpoints, verify
 from quark.training.state.entry import enter, record
 from quark.training.state.exactness import Exactness
+from quark.training.state.given_round import GivenRound
 from quark.training.state.resumption import find_checkpoint, open_shared_pool
 from quark.types import Json
 
@@ -48,6 +52,7 @@ def assemble(
     force: bool = False,
     require_exact: bool = False,
     given: Given | None = None,
+    from_pool: Path | None = None,
 ) -> Trainer:
     """A trainer for a new run, or for the rest of the run that ``run_dir`` holds.
 
@@ -60,6 +65,7 @@ def assemble(
         force: with ``fresh``: delete that run first.
         require_exact: refuse to resume where the run would not end with the bytes of an uninterrupted one.
         given: the objects that the configuration stands for.
+        from_pool: a pool, or a run directory, whose samples are the first round of a new run; they are copied.
 
     Raises:
         RunDirectoryError: the directory is not a run of ours, or ``fresh`` met a run.
@@ -76,11 +82,19 @@ def assemble(
     exactness = Exactness(require_exact, listener)
     exactness.check_device(choose_device(config.run.device))
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
+    given_round = None if from_pool is None else GivenRound.of(from_pool, run)
 
     def checked_and_entered() -> dict[str, Json]:
         preflight(config, has_given_prompts=given.prompts is not None)
         identity = enter(
-            run, loaded, listener, exactness, fresh=fresh, force=force, reward=given.reward
+            run,
+            loaded,
+            listener,
+            exactness,
+            fresh=fresh,
+            force=force,
+            reward=given.reward,
+            given_round=given_round,
         )
         given.keep(run)
         return identity.to_json()
@@ -97,7 +111,7 @@ def assemble(
         reward=given.reward,
     )
     serving = make_serving(context)
-    pool = open_shared_pool(processes, run, config, context.policy, context.prompts, context.run_id)
+    pool = _open_pool(context, given_round)
     try:
         checkpoints = Checkpoints(
             run.checkpoints,
@@ -130,6 +144,32 @@ def assemble(
         log=log,
         checkpoints=checkpoints,
         resume_from=resume_from,
+    )
+
+
+def _open_pool(context: RunContext, given_round: GivenRound | None) -> NativePool:
+    return open_shared_pool(
+        context.processes,
+        context.directory,
+        context.config,
+        context.policy,
+        context.prompts,
+        context.run_id,
+        None if given_round is None else functools.partial(_copy_first_round, context, given_round),
+    )
+
+
+def _copy_first_round(context: RunContext, given: GivenRound, into: NativePool) -> None:
+    copy_first_round(
+        into,
+        given,
+        run_id=context.run_id,
+        config=context.config,
+        policy=context.policy,
+        context_length=load_context_length(context.config.model),
+        held_out=context.prompts.evaluation,
+        reward=context.rewards.reward,
+        listener=context.listener,
     )
 
 

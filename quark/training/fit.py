@@ -281,10 +281,18 @@ def least_correlation(correlation: float, num_groups: int) -> float:
     return math.tanh(math.atanh(min(correlation, 0.999999)) - 1.96 / math.sqrt(num_groups - 3))
 
 
-def check_tokens(pool: NativePool, policy: Policy, model: str) -> None:
+def check_tokens(
+    pool: NativePool, policy: Policy, model: str, *, way_out: str = "give --model"
+) -> None:
     """Refuse a model that did not write the pool's tokens, as far as the pool can tell.
 
     It knows the size of its vocabulary, and the text of its completions where it stores one.
+
+    Args:
+        pool: whose tokens they are.
+        policy: the model.
+        model: its name.
+        way_out: how the caller names another model, as the beginning of a sentence.
 
     Raises:
         DataError: the model's tokens are others.
@@ -294,7 +302,7 @@ def check_tokens(pool: NativePool, policy: Policy, model: str) -> None:
     wanted, found = pool.settings.vocab_size, policy.reward_tokens.base_vocab_size
     if wanted != found:
         raise DataError(
-            f"the pool holds {whose} tokens, of a vocabulary of {wanted}, and {model} has one of {found}: give --model "
+            f"the pool holds {whose} tokens, of a vocabulary of {wanted}, and {model} has one of {found}: {way_out} "
             "the model that wrote them"
         )
     ids = range(pool.num_removed, min(len(pool), pool.num_removed + _TRIED_TEXTS))
@@ -310,7 +318,7 @@ def check_tokens(pool: NativePool, policy: Policy, model: str) -> None:
     if len(others) * 2 > len(tried):
         raise DataError(
             f"the pool holds {whose} tokens: {model} reads {len(others)} of {len(tried)} completions as another text than "
-            "the one that is stored beside them. Give --model the model that wrote them"
+            "the one that is stored beside them. {way_out[0].upper()}{way_out[1:]} the model that wrote them"
         )
 
 

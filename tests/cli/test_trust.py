@@ -14,8 +14,9 @@ import typer
 
 from quark.cli.app import app
 from quark.config.load import load_config
+from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
-from tests.cli.commands import quark
+from tests.cli.commands import TINY_RUN, quark
 from tests.planted import PLANTS, SECRET, Plant, recorded
 from tests.tiny import save_tiny
 
@@ -114,6 +115,32 @@ def strangers_run(run_dir: Path, tmp_path: Path) -> Path:
     run.config.write_text(text)
     assert load_config(run.config).config.reward.http.api_key_env == VARIABLE
     return run.path
+
+
+def test_a_run_that_begins_with_a_strangers_samples_reaches_nothing_of_theirs(
+    strangers_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "secret")
+    new = tmp_path / "new"
+    one_round = ("--set", "run.num_rounds=1", "--set", "evaluation.control_curve=false")
+    with recorded() as reached:
+        outcome = quark(
+            "train",
+            *TINY_RUN,
+            *one_round,
+            "--from-pool",
+            strangers_run,
+            "--run-dir",
+            new,
+            "--quiet",
+        )
+    assert outcome.code == 0, outcome.err
+    assert reached.network == reached.processes == []
+    assert VARIABLE not in reached.variables
+    assert not any(path.is_relative_to(tmp_path / "wishes") for path in reached.files)
+    with NativePool.open(new / "pool") as pool, NativePool.open(strangers_run / "pool") as theirs:
+        assert len(pool) == len(theirs)
+        assert set(pool.column("round").tolist()) == {0}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -137,6 +137,7 @@ def train(
     fresh: bool = False,
     force: bool = False,
     require_exact: bool = False,
+    from_pool: Path | None = None,
 ) -> TrainingResult:
     """Run to the end, or ask to stop at the listener's ``stop_at``-th event."""
     loaded = config if isinstance(config, LoadedConfig) else load_config(config, overrides)
@@ -148,6 +149,7 @@ def train(
         fresh=fresh,
         force=force,
         require_exact=require_exact,
+        from_pool=from_pool,
     )
     if stop_at is not None:
         listener.at_event = lambda number: trainer.request_stop() if number >= stop_at else None

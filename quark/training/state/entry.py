@@ -31,6 +31,7 @@ from quark.run_identity import Files, RunIdentity
 from quark.training.events import TrainingListener
 from quark.training.state.checkpoint import Checkpoints
 from quark.training.state.exactness import Exactness
+from quark.training.state.given_round import GivenRound, check_first_round
 
 MAY_CHANGE = (
     "run.num_rounds",
@@ -63,6 +64,7 @@ def enter(
     fresh: bool,
     force: bool,
     reward: RewardFunction | None = None,
+    given_round: GivenRound | None = None,
 ) -> RunIdentity:
     """Make the run directory, or check that it is this run's; returns its identity.
 
@@ -72,13 +74,16 @@ def enter(
         RunDirectoryError: it is not a run of ours, or ``fresh`` met a run without ``force``.
         UnsafeFileError: something in it is a link out of it, or neither a file nor a folder.
         PoolLockedError: ``force`` met a run that another process trains.
-        ConfigError: the configuration is not the one that the run was made with.
+        ConfigError: the configuration, or the pool of the first round, is not the one that the run was made with.
     """
     if run.path.is_dir():
         run.check()
     makes_way = fresh and run.is_run()
     if run.is_run() and not fresh:
         identity = RunIdentity.read(run)
+        check_first_round(run, identity.first_round, given_round)
+        if given_round is not None and not run.pool.exists():
+            identity = replace(identity, first_round=given_round.first_round)
         _check_config(run, loaded.config, exactness, reward)
         for path in _files(run):
             clear_older_left_over(path)
@@ -90,7 +95,11 @@ def enter(
             raise RunDirectoryError(
                 f"{run.path} exists and is not a run of quark: nothing in it is touched; choose another --run-dir"
             )
-        identity = RunIdentity(run_id=uuid.uuid4().hex, quark_version=quark.__version__)
+        identity = RunIdentity(
+            run_id=uuid.uuid4().hex,
+            quark_version=quark.__version__,
+            first_round=None if given_round is None else given_round.first_round,
+        )
     if not makes_way and not run.pool.exists():
         record(run, loaded, identity)
     return identity

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 from quark.config.schema import RunConfig
 from quark.data.prompts import PromptSet
@@ -15,6 +16,7 @@ from quark.errors import (
 )
 from quark.models.policy import Policy
 from quark.pool.native import NativePool
+from quark.publication import publishing_directory
 from quark.run_directory import RunDirectory
 from quark.training.events import TrainingListener
 from quark.training.processes.process_group import ProcessGroup
@@ -32,8 +34,18 @@ def open_shared_pool(
     policy: Policy,
     prompts: PromptSet,
     run_id: str,
+    copy_first_round: Callable[[NativePool], None] | None = None,
 ) -> NativePool:
     """The run's pool, opened for writing in the main process and after that for reading in the others.
+
+    Args:
+        processes: all of which call this.
+        run: whose pool it is.
+        config: of the run.
+        policy: its vocabulary is the pool's.
+        prompts: of the run.
+        run_id: of the run.
+        copy_first_round: fills a pool that is made, which appears with these samples or not at all.
 
     Raises:
         DataError: it was filled from other prompts than these.
@@ -42,7 +54,7 @@ def open_shared_pool(
     opened: list[NativePool] = []
 
     def open_for_writing() -> None:
-        opened.append(_open_pool(run, config, policy, prompts, run_id))
+        opened.append(_open_pool(run, config, policy, prompts, run_id, copy_first_round))
 
     processes.from_main_process(open_for_writing)
     if processes.is_main_process:
@@ -109,7 +121,12 @@ def find_checkpoint(
 
 
 def _open_pool(
-    run: RunDirectory, config: RunConfig, policy: Policy, prompts: PromptSet, run_id: str
+    run: RunDirectory,
+    config: RunConfig,
+    policy: Policy,
+    prompts: PromptSet,
+    run_id: str,
+    copy_first_round: Callable[[NativePool], None] | None,
 ) -> NativePool:
     """The run's pool, opened for writing.
 
@@ -120,8 +137,8 @@ def _open_pool(
     trained, held_out = prompts_digest(prompts.train), prompts_digest(prompts.evaluation)
     if not run.pool.exists():
         _record(run, config, prompts)
-        return NativePool.create(
-            run.pool,
+        create = functools.partial(
+            NativePool.create,
             vocab_size=policy.reward_tokens.base_vocab_size,
             store_text=config.pool.store_text,
             tie_seed=derive_seed(config.run.seed, "ties"),
@@ -132,6 +149,11 @@ def _open_pool(
                 "held_out_prompts": held_out,
             },
         )
+        if copy_first_round is None:
+            return create(run.pool)
+        with publishing_directory(run.pool) as staged, create(staged) as filled:
+            copy_first_round(filled)
+        return NativePool.open(run.pool, writable=True)
     pool = NativePool.open(run.pool, writable=True)
     wanted, found = pool.settings.vocab_size, policy.reward_tokens.base_vocab_size
     if wanted > found:
