@@ -36,6 +36,7 @@ from quark.cli import (
     runs,
     selftest,
     train,
+    view,
 )
 from quark.cli.exit_codes import MEANINGS, ExitCode, exit_code_of, way_out_of
 
@@ -69,6 +70,7 @@ app.command("frontier", rich_help_panel="Train and use")(frontier.frontier)
 app.command("fit", rich_help_panel="Train and use")(fit.fit)
 app.command("push", rich_help_panel="Train and use")(push.push)
 app.command("runs", rich_help_panel="Look inside")(runs.runs)
+app.command("view", rich_help_panel="Look inside")(view.view)
 app.command("overopt", rich_help_panel="Look inside")(overopt.overopt)
 app.command("report", rich_help_panel="Look inside")(report.report)
 app.add_typer(pool.app, name="pool", rich_help_panel="Look inside")

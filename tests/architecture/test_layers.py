@@ -46,7 +46,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"evaluation", "selftest", "interchange", "integrations"}),
     frozenset({"config"}),
     frozenset({"training", "report"}),
-    frozenset({"api"}),
+    frozenset({"api", "view"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

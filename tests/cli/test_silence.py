@@ -30,6 +30,7 @@ COMMANDS = {
     "model export": ["model", "export", "{run}", "{new}"],
     "push": ["push", "--help"],  # without leave it uploads nothing: tests/api/test_push.py
     "runs": ["runs", "{folder}"],
+    "view": ["view", "{run}", "--seconds", "0.1"],
     "overopt": ["overopt", "{run}", "--gold", "vader"],
     "report": ["report", "{run}"],
     "init": ["init", "{new}.toml"],

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "model export": (("RUN", "OUT/model"), 0),
     "push": (("RUN", "me/model"), 2),
     "runs": (("RUN",), 0),
+    "view": (("RUN", "--seconds", "0.1"), 0),
     "overopt": (("RUN", "--gold", "vader"), 0),
     "report": (("RUN",), 0),
     "pool info": (("RUN",), 0),
