@@ -15,7 +15,7 @@ export VIRTUAL_ENV = $(VENV)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 
-.PHONY: help demo test lint test-rust test-python test-newest test-oldest bench goals lock env clean
+.PHONY: help demo test lint test-rust test-python test-newest test-oldest bench goals lock docs env clean
 
 help:  ## What there is
 	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -58,6 +58,9 @@ bench: env  ## Measure the pool against its peers
 
 goals: env  ## Measure the reliability goals (GOALS="--rows 1,2 --soak")
 	$(BIN)/python scripts/goals.py $(GOALS)
+
+docs: env  ## Build the documents as a site in target/site; fails at a broken link
+	$(BIN)/uv run --quiet --no-project --with "mkdocs-material>=9.8,<10" python scripts/build_site.py
 
 lock: env  ## Write the lock anew, with the newest packages that pyproject.toml allows
 	PATH="$(BIN):$$PATH" $(BIN)/python scripts/lock.py
