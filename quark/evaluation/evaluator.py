@@ -228,7 +228,8 @@ class Evaluator:
             num_tokens += batch.num_tokens
             with torch.no_grad():
                 original = self._reference.completion_rows(batch)
-                model = plain if quantile is None else policy
+                # A policy that nothing trains is the original model: one pass is enough.
+                model = plain if quantile is None else None if policy.is_frozen else policy
                 rows = original if model is None else model.completion_rows(batch)
                 statistics = token_statistics(
                     rows, original, batch.targets, base_vocab_size=base_vocab_size

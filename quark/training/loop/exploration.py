@@ -405,8 +405,8 @@ class Explorer:
         return np.array([c.logprob_sampled for c in completions], dtype=np.float32)
 
     def _reference_logprobs(self, completions: Sequence[Completion]) -> NDArray[np.float32]:
-        """Under p0; where p0 itself sampled without truncation this equals ``logprob_policy``."""
-        if all(c.reward_quantile is None for c in completions):
+        """Under p0; this equals ``logprob_policy`` where p0 itself sampled, or the policy is p0."""
+        if self._policy.is_frozen or all(c.reward_quantile is None for c in completions):
             return np.array([c.logprob_policy for c in completions], dtype=np.float32)
         size = REFERENCE_BLOCK
         starts = range(0, len(completions), size)
