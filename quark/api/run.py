@@ -125,17 +125,27 @@ class Run:
         prepare_process()
         return open_model(str(self.path), checkpoint=str(checkpoint), allow=allow)
 
-    def export(self, folder: str | Path, *, checkpoint: str | int | None = None) -> Path:
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        checkpoint: str | int | None = None,
+        allow: Sequence[str] = (),
+    ) -> Path:
         """Write a model folder that plain transformers loads, and return its path.
 
         Args:
             folder: nothing may be there; its parent exists.
-            checkpoint: as in ``at``; None is the finished model.
+            checkpoint: as in ``at``; None is the finished model, or the last checkpoint of a run that has not finished.
+            allow: as in ``evaluate``; a checkpoint may need the original model.
 
         Raises:
-            FileExistsError: something is at ``folder``.
+            ConfigError: something is at ``folder``, or the configuration reaches what is not allowed.
         """
-        source = self.model if checkpoint is None else self.at(checkpoint)
+        if checkpoint is None and self._directory.model.is_dir():
+            source = self.model
+        else:
+            source = self.at("last" if checkpoint is None else checkpoint, allow=allow)
         return export_model(source, Path(folder))
 
     def _finished(self) -> TrainedModel:
@@ -253,6 +263,7 @@ class Run:
         private: bool = True,
         license: str | None = None,
         checkpoint: str | int | None = None,
+        allow: Sequence[str] = (),
     ) -> str | None:
         """Upload the model and its card to a repository of the Hugging Face Hub.
 
@@ -263,11 +274,13 @@ class Run:
             private: whether a repository that is made is private.
             license: identifier on the Hub; None takes that of the original model, if it is known.
             checkpoint: as in ``at``; None is the finished model.
+            allow: as in ``evaluate``; a checkpoint may need the original model.
 
         Returns:
             The address of the commit; None where ``confirm`` said no.
 
         Raises:
+            ConfigError: the configuration reaches what is not allowed.
             ModelError: the Hub refused.
         """
         return push(
@@ -277,6 +290,7 @@ class Run:
             is_private=private,
             license=license,
             checkpoint=None if checkpoint is None else str(checkpoint),
+            allow=allow,
         )
 
     def resume(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,27 @@ def check_folder(folder: Path) -> None:
         raise _adapter(str(folder))
 
 
-def check_repository(location: str, *, revision: str | None) -> None:
+@cache
+def commit_of(name: str, revision: str | None) -> str:
+    """The commit that a revision of a Hub repository means; offline, the one in the cache.
+
+    It is asked for once in a process. What is checked, the tokenizer, the policy and the reference are then of one
+    commit, even if the branch moves meanwhile.
+
+    Args:
+        name: of the repository.
+        revision: a branch, a tag or a commit; None is ``main``.
+
+    Raises:
+        OSError: it has none, or no configuration.
+    """
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(name, "config.json", revision=revision or "main")
+    return Path(str(path)).parent.name  # the cache keeps a commit in a folder of its name
+
+
+def check_repository(location: str, *, revision: str) -> None:
     """Refuse a Hub repository that is an adapter: it would have its base model fetched.
 
     Raises:

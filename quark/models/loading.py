@@ -36,6 +36,7 @@ from quark.models.folders import (
     check_configuration,
     check_folder,
     check_repository,
+    commit_of,
     offline,
 )
 from quark.models.gguf_header import check_gguf
@@ -280,6 +281,7 @@ class _Source:
     location: str
     """A folder, or a hub name."""
     revision: str | None
+    """The commit; None for a folder."""
     is_local: bool
 
 
@@ -311,8 +313,9 @@ def _locate(config: ModelConfig) -> _Source:
         folder = _converted(file, config.cache_dir or _default_cache())
     if folder is None:
         with _translated(name):
-            check_repository(name, revision=config.revision)
-        return _Source(name=name, location=name, revision=config.revision, is_local=False)
+            commit = commit_of(name, config.revision)
+            check_repository(name, revision=commit)
+        return _Source(name=name, location=name, revision=commit, is_local=False)
     _check_weights(folder, is_installed=scheme in ("embedded", "package"))
     return _Source(name=name, location=str(folder), revision=None, is_local=True)
 

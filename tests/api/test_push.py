@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ import pytest
 import quark
 from quark.api.pushing import Upload
 from quark.errors import ConfigError, ModelError
+from quark.pool.native import NativePool
 from tests.cli.commands import quark as command
 
 
@@ -139,6 +141,48 @@ def test_the_model_and_its_card_arrive(finished: quark.Run, hub: Hub) -> None:
     assert "\nlicense: mit\n" in card
     assert "± " in card
     assert "## How to prompt" in card
+
+
+def test_a_checkpoint_that_needs_the_original_model_asks_for_it(
+    stopped: quark.Run, hub: Hub, tmp_path: Path
+) -> None:
+    run = quark.Run(shutil.copytree(stopped.path, tmp_path / "moved"))
+    model = str(run.config.model.name)
+    asked = command("push", run.path, "me/model", "--yes")
+    assert (asked.code, f"--allow {model}" in asked.err) == (2, True)
+    with pytest.raises(ConfigError, match="--allow"):
+        run.push("me/model", confirm=lambda upload: True)
+    with pytest.raises(ConfigError, match="--allow"):
+        run.export(tmp_path / "exported", checkpoint="last")
+    assert hub.asked == []
+    assert not (tmp_path / "exported").exists()
+    (tmp_path / "state").mkdir()
+    with pytest.MonkeyPatch.context() as patch:  # what is allowed here is remembered there
+        patch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        assert run.push("me/model", confirm=lambda upload: True, allow=[model])
+    assert "model.safetensors" in hub.files
+    assert (run.export(tmp_path / "exported", allow=[model]) / "model.safetensors").is_file()
+    hub.files.clear()
+    assert command("push", run.path, "me/model", "--yes", "--allow", model).code == 0
+    assert "model.safetensors" in hub.files
+
+
+def test_a_pool_of_a_larger_vocabulary_is_not_resumed(stopped: quark.Run, tmp_path: Path) -> None:
+    run = quark.Run(shutil.copytree(stopped.path, tmp_path / "run"))
+    with NativePool.open(run.path / "pool") as pool:
+        settings = pool.settings
+    shutil.rmtree(run.path / "pool")
+    NativePool.create(
+        run.path / "pool",
+        vocab_size=settings.vocab_size + 1,
+        store_text=settings.store_text,
+        tie_seed=settings.tie_seed,
+        metadata=settings.metadata,
+    ).close()
+    refused = command("train", run.path, "--quiet", "--allow", str(run.config.model.name))
+    assert refused.code in (3, 4)
+    assert f"holds tokens of a vocabulary of {settings.vocab_size + 1}" in refused.err
+    assert "bring back the model that wrote them" in " ".join(refused.err.split())
 
 
 def test_a_refusal_of_the_hub_says_why(finished: quark.Run, hub: Hub) -> None:

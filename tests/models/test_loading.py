@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from quark.errors import ModelError
 from quark.models.config import ModelConfig
+from quark.models.folders import commit_of
 from quark.models.loading import load_base_model, load_policy, load_tokenizer
 from tests.tiny import VOCAB_SIZE, save_tiny, tiny_gpt2, tiny_llama
 
@@ -139,3 +140,34 @@ def test_a_gguf_file_is_converted_once_and_then_read_from_the_cache(tmp_path):
     assert load_tokenizer(by_path).decode(base(ids).logits[0, -1].argmax()) == " Paris"
     policy.save(tmp_path / "saved")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").num_parameters() > 1e8
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A repository ``some/model`` in a cache of the Hub: the branch that moves, and the folder of a commit."""
+    for module in ("huggingface_hub.constants", "transformers.utils.hub"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path), raising=False)
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True, raising=False)
+    commit_of.cache_clear()
+    repository = tmp_path / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    yield repository / "refs" / "main", repository / "snapshots"
+    commit_of.cache_clear()
+
+
+def test_a_branch_that_moves_changes_nothing_in_a_process(hub_cache):
+    branch, snapshots = hub_cache
+    first, second = "a" * 40, "b" * 40
+    save_tiny(snapshots / first, tiny_gpt2(seed=1))
+    save_tiny(snapshots / second, tiny_gpt2(seed=2))
+    branch.write_text(first)
+    config = ModelConfig(name="some/model")
+    load_tokenizer(config)
+    branch.write_text(second)
+    (snapshots / second / "adapter_config.json").write_text("{}")
+    there = AutoModelForCausalLM.from_pretrained(snapshots / first)
+    for loaded in (load_base_model(config), load_policy(config, num_quantiles=2, seed=0).model):
+        rows = loaded.get_input_embeddings().weight[:VOCAB_SIZE]
+        assert torch.equal(rows, there.get_input_embeddings().weight[:VOCAB_SIZE])
+    with pytest.raises(ModelError, match="holds an adapter"):
+        load_base_model(config.model_copy(update={"revision": second}))

@@ -84,3 +84,14 @@ def test_a_step_that_is_no_number_is_refused_although_its_sum_is_right(
     manifest.write_text(json.dumps(json.loads(manifest.read_bytes()) | {"state.json": entry}))
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         verify(path)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_none(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    save(checkpoints, 1)
+    save(checkpoints, 2).rename(tmp_path / "step-00000009")
+    with pytest.raises(CheckpointError, match=r"state\.json is of step 2"):
+        verify(tmp_path / "step-00000009")
+    newest, rejected = checkpoints.newest()
+    assert newest is not None
+    assert (newest.step, len(rejected)) == (1, 1)

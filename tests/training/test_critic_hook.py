@@ -47,7 +47,8 @@ def test_a_critic_that_explains_nothing_is_said(tmp_path: Path, is_constant: boo
     said = [m for m in listener.messages if "the critic does not guide" in m]
     rows = [row for row in rows_of(tmp_path / "run") if row["event"] == "critic"]
     assert len(said) == sum(row["explained"] == 0.0 for row in rows)
-    assert (len(said) == len(rows)) == is_constant
+    if is_constant:  # otherwise it depends on the random model
+        assert len(said) == len(rows) > 0
 
 
 def test_the_kl_alone_may_train_tokens_beside_a_critic(tmp_path: Path) -> None:

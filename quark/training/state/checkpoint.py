@@ -45,6 +45,10 @@ BEST, LAST = "best", "last"
 """Names of checkpoints besides their steps."""
 
 
+def _name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _step_in(path: Path) -> str:
     return path.name.removeprefix("step-").lstrip("0") or "0"
 
@@ -148,7 +152,7 @@ class Checkpoints:
                 step. Earlier checkpoints are as they were.
             OSError: one of that step is there and cannot be read now.
         """
-        final = self._folder / f"step-{state.step:08d}"
+        final = self._folder / _name_of(state.step)
         if final.is_dir():
             try:
                 return verify(final).path
@@ -287,6 +291,8 @@ def verify(path: Path) -> Checkpoint:
                     f"{file} is damaged: its SHA-256 is not the one it was saved with"
                 )
         state = RunState.of_text(read_bytes(path / STATE_FILE, path), path / STATE_FILE)
+        if path.name != _name_of(state.step):
+            raise CheckpointError(f"its {STATE_FILE} is of step {state.step}")
         has_hooks = any(file.name == _HOOKS_FILE for file in listed)
         return Checkpoint(path=path, state=state, has_hook_tensors=has_hooks)
     except NewerStateError:
