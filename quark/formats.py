@@ -6,6 +6,7 @@ another kind of value, with the beginning of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +15,7 @@ from quark.errors import QuarkError
 from quark.types import Json
 
 VERSION_KEY = "format_version"
+_MAX_DEPTH = 64
 T = TypeVar("T")
 
 
@@ -95,6 +97,42 @@ def optional(read: Callable[[Json], T], value: Json) -> T | None:
 def by_name(read: Callable[[Json], T], value: Json) -> dict[str, T]:
     """A JSON object whose every value is one for ``read``."""
     return {name: read(item) for name, item in object_in(value).items()}
+
+
+def plain_json(value: object, *, max_depth: int = _MAX_DEPTH) -> Json:
+    """A value of any type as JSON that a pool keeps.
+
+    Arrays become lists, and values of other types their text. Numbers that are not finite become null, whole numbers
+    beyond 64 bits their text, and half of a character a question mark.
+
+    Raises:
+        ValueError: it is nested more than ``max_depth`` levels deep.
+    """
+    if max_depth < 0:
+        raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
+    match value:
+        case bool() | None:
+            return value
+        case str():
+            return _whole_characters(value)
+        case int():
+            return int(value) if -(1 << 63) <= value < 1 << 64 else str(value)
+        case float():
+            return float(value) if math.isfinite(value) else None
+        case Mapping():
+            return {
+                _whole_characters(str(name)): plain_json(inner, max_depth=max_depth - 1)
+                for name, inner in value.items()
+            }
+        case list() | tuple():
+            return [plain_json(inner, max_depth=max_depth - 1) for inner in value]
+    if callable(to_list := getattr(value, "tolist", None)):  # of NumPy and torch
+        return plain_json(to_list(), max_depth=max_depth - 1)
+    return _whole_characters(str(value))
+
+
+def _whole_characters(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _unfit(value: Json, needed: str) -> ValueError:

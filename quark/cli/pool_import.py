@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quark.interchange.layouts import Layout
 
 _PROGRESS_S = 5.0
+_NAMES_SHOWN = 30
 _FORMATS = (
     *("auto", "quark", "trl", "verl", "prime-rl", "open-instruct", "lm-eval", "inspect"),
     *("jsonl", "csv", "parquet"),
@@ -251,6 +252,12 @@ def _fields(result: FileImport, *, is_dry_run: bool) -> dict[str, Any]:
     }
 
 
+def _listed(names: Collection[str]) -> str:
+    shown = sorted(names)[:_NAMES_SHOWN]
+    rest = len(names) - len(shown)
+    return (", ".join(shown) or "nothing") + (f" and {rest:,} more" if rest else "")
+
+
 def _print_file(console: Console, result: FileImport, *, is_dry_run: bool) -> None:
     from quark.cli.console import continued, count, figures, foreign
 
@@ -268,8 +275,8 @@ def _print_file(console: Console, result: FileImport, *, is_dry_run: bool) -> No
             ("rounds", f"{result.first_round} to {result.last_round}"),
             ("token ids", made),
             ("scores", foreign(", ".join(f"{n} ({count(c)})" for n, c in result.scores.items()))),
-            ("of the prompt", foreign(", ".join(sorted(result.prompt_metadata)) or "nothing")),
-            ("of the sample", foreign(", ".join(sorted(result.sample_metadata)) or "nothing")),
+            ("of the prompt", foreign(_listed(result.prompt_metadata))),
+            ("of the sample", foreign(_listed(result.sample_metadata))),
         ]
     if is_dry_run:
         rows += [

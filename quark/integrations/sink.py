@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from quark.errors import ConfigError
+from quark.formats import plain_json
 from quark.pool.base import PromptRecord, Sample, SampleBatch
 from quark.pool.columns import REWARD_COLUMN, column_name
 from quark.pool.native import NativePool
@@ -29,6 +30,8 @@ KEY = "sink/"
 """How the idempotency keys of a sink begin."""
 MAX_METADATA_BYTES = 1 << 16
 """Of a prompt; larger values of a data set are left out."""
+MAX_NOTES_BYTES = 1 << 19
+"""Of one call; larger notes are left out."""
 
 Resume = Literal["replay"]
 
@@ -181,7 +184,7 @@ class RolloutSink:
         Args:
             asked: As ``ask`` gave it.
             fresh: By name, one score for each missing rollout.
-            notes: Kept in the settings of the append.
+            notes: Kept in the settings of the append, if they have at most ``MAX_NOTES_BYTES``.
 
         Raises:
             ValueError, OSError: As ``scores``.
@@ -277,10 +280,7 @@ class RolloutSink:
             chunk=0,
             policy_step=step,
             reward_tokens=np.full(len(rollouts), -1, np.int16),
-            settings=json.dumps(
-                {"sink": dict(self._source), **({} if notes is None else {"notes": notes})},
-                sort_keys=True,
-            ),
+            settings=json.dumps({"sink": dict(self._source), **_notes(notes)}, sort_keys=True),
             seeds=np.array(digests, np.uint64),
             logprob_policy=nothing,
             logprob_reference=nothing,
@@ -299,11 +299,12 @@ class RolloutSink:
     def _reward(self, scores: Scores, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """[N] the weighted sum of the scores that there are; NaN where there is none."""
         totals = np.full(count, np.nan, np.float32)
-        for name, values in scores.items():
-            for at, value in enumerate(values):
-                if value is not None:
-                    part = self._weights.get(name, 1.0) * value
-                    totals[at] = part if np.isnan(totals[at]) else totals[at] + part
+        with np.errstate(over="ignore", invalid="ignore"):
+            for name, values in scores.items():
+                for at, value in enumerate(values):
+                    if value is not None:
+                        part = self._weights.get(name, 1.0) * value
+                        totals[at] = part if np.isnan(totals[at]) else totals[at] + part
         return totals
 
 
@@ -325,8 +326,15 @@ def _plain(value: float | None) -> float | None:
     """A score as a plain number that a pool holds exactly; None where there is none."""
     if value is None:
         return None
-    number = float(np.float32(value))
+    with np.errstate(over="ignore"):  # a number that is too large is an infinity
+        number = float(np.float32(value))
     return None if math.isnan(number) else number
+
+
+def _notes(notes: Json) -> dict[str, Json]:
+    kept = plain_json(notes)
+    is_kept = kept is not None and len(json.dumps(kept)) <= MAX_NOTES_BYTES
+    return {"notes": kept} if is_kept else {}
 
 
 def _metadata(columns: Mapping[str, Json]) -> str:
@@ -336,24 +344,15 @@ def _metadata(columns: Mapping[str, Json]) -> str:
     for name, value in columns.items():
         try:
             text = json.dumps(value, allow_nan=False)
-            text.encode()
-        except (TypeError, ValueError):
+            is_plain = plain_json(value) == json.loads(text)
+        except (TypeError, ValueError, RecursionError):
+            continue
+        if (
+            not is_plain
+        ):  # the pool does not keep half of a character, or a whole number of many digits
             continue
         size += len(text) + len(name)
         if size > MAX_METADATA_BYTES:
             break
         kept[name] = value
     return json.dumps(kept, sort_keys=True)
-
-
-def json_form(value: Any) -> Json:  # noqa: ANN401 - what a reward gave
-    """A value as JSON: numbers of NumPy and torch as plain ones, numbers that are not finite as null, others as text."""
-    if isinstance(value, Mapping):
-        return {str(name): json_form(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_form(inner) for inner in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

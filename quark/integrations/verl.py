@@ -17,8 +17,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from quark.errors import PoolLockedError
-from quark.integrations.sink import Resume, Rollout, RolloutSink, json_form
+from quark.errors import ConfigError, PoolLockedError
+from quark.formats import plain_json
+from quark.integrations.sink import Resume, Rollout, RolloutSink
 
 _REWARD = "reward_score"
 
@@ -33,6 +34,9 @@ def with_pool(manager: type[Any], *, pool: str | Path, resume: Resume | None = N
         manager: A class with verl's ``RewardManagerBase`` interface.
         pool: A folder for the pools; made if it is not there.
         resume: ``"replay"`` answers from this process's pool what it has scored at the same step.
+
+    Raises:
+        ConfigError: As the manager is made, where ``pool`` is a file.
     """
 
     class PoolRewardManager(manager):  # type: ignore[misc]
@@ -55,7 +59,7 @@ def with_pool(manager: type[Any], *, pool: str | Path, resume: Resume | None = N
                 return result
             result = await super().run_single(data)
             scores = {_REWARD: [float(result[_REWARD])]}
-            notes = json_form(result.get("reward_extra_info") or {})
+            notes = plain_json(result.get("reward_extra_info") or {})
             await asyncio.to_thread(self._sink.commit, asked, scores, notes=notes)
             return result
 
@@ -64,7 +68,13 @@ def with_pool(manager: type[Any], *, pool: str | Path, resume: Resume | None = N
 
 
 def _free_sink(folder: Path, tokenizer: Any, resume: Resume | None) -> RolloutSink:  # noqa: ANN401
-    """The first pool of the folder that no other process writes."""
+    """The first pool of the folder that no other process writes.
+
+    Raises:
+        ConfigError: ``folder`` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder: pools of verl's processes lie in one")
     for number in count():
         try:
             return RolloutSink(

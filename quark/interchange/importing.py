@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +24,17 @@ import polars as pl
 
 from quark.data.prompts import MAX_PROMPT_BYTES
 from quark.errors import ConfigError, DataError
+from quark.formats import plain_json
 from quark.interchange.inspect_logs import samples_of_log
-from quark.interchange.layouts import ForeignSample, Layout, Messages, Reader, recognize
+from quark.interchange.layouts import (
+    MAX_SCORE_COLUMNS,
+    ForeignSample,
+    Layout,
+    Messages,
+    Reader,
+    added,
+    recognize,
+)
 from quark.interchange.records import ENDINGS, first_columns, records_of
 from quark.pool.base import PromptColumns, SampleBatch
 from quark.pool.columns import REWARD_COLUMN, column_name
@@ -37,6 +47,12 @@ SAMPLES_AT_ONCE = 512
 """Of one append."""
 _METADATA_AT_ONCE = 1 << 19
 """Bytes of the samples' metadata in one append; the pool keeps at most twice as many."""
+MAX_ROW_BYTES = 1 << 26
+"""Memory of all samples of one row; several rows that take more together are appended in parts."""
+_BYTES_OF_TOKEN = 36
+"""Of an integer in a tuple."""
+_BYTES_OF_NULL = 6
+"""Of a sample that lacks a column, in the metadata of an append."""
 _MAX_PROMPT_METADATA = 1 << 20
 _NOT_SAMPLES = frozenset({"run_name", "git_commit", "timestamp"})
 """Columns of the metadata file that open-instruct writes beside its shards."""
@@ -114,6 +130,8 @@ class TokenizedSample:
     source: ForeignSample
     digest: int
     """u64, of the row's content and of its count in the file."""
+    num_bytes: int
+    """Memory that it takes at most."""
 
 
 def import_samples(
@@ -183,15 +201,23 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
             continue
         inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in (*ENDINGS, ".eval")
-            and file.is_file()
-            and not file.is_symlink()
+            file for file in _plain_files(path) if file.suffix.lower() in (*ENDINGS, ".eval")
         )
         if not inside:
             raise ConfigError(f"{path} has no file that ends in {', '.join((*ENDINGS, '.eval'))}")
         yield from inside
+
+
+def _plain_files(folder: Path) -> Iterator[Path]:
+    """The plain files below a folder, however deep it is."""
+    pending = [folder]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path)
 
 
 def layout_of(file: Path) -> Layout | None:
@@ -307,8 +333,12 @@ class _Importing:
         self._on_refusal = on_refusal
         self._on_progress = on_progress
         self._counts: Counter[bytes] = Counter()
+        self._columns: set[str] = set()
+        """Scores of the file, by column of the pool."""
         self._waiting: list[TokenizedSample] = []
+        self._num_bytes = 0
         self._num_metadata_bytes = 0
+        self._metadata_names: set[str] = set()
         self._chunk = 0
 
     def run(self, layout: Layout, of_prompt: Sequence[str]) -> FileImport:
@@ -343,21 +373,37 @@ class _Importing:
 
     def _take_row(self, row: int, samples: Iterator[ForeignSample]) -> None:
         """Take the samples of one row, all or none."""
+        taken: list[TokenizedSample] = []
+        num_bytes = 0
         try:
-            taken = [self._tokenized(sample) for sample in samples]
+            for sample in samples:
+                taken.append(self._tokenized(sample))
+                num_bytes += taken[-1].num_bytes
+                if num_bytes > MAX_ROW_BYTES:
+                    raise ValueError(
+                        f"its samples take more than {MAX_ROW_BYTES:,} bytes of memory, the most that a row may take"
+                    )
         except ValueError as error:
             self._refuse(row, str(error))
             return
-        for sample in taken:
-            self._take(sample)
+        for each in taken:
+            self._take(each)
 
     def _tokenized(self, sample: ForeignSample) -> TokenizedSample:
-        content = _digest(sample)
+        text = _content(sample)
+        content = hashlib.sha256(text).digest()
         self._counts[content] += 1
         count = self._counts[content]
         scores = _score_columns(sample, self._rewards)
+        if len(self._columns | scores.keys()) > MAX_SCORE_COLUMNS + 1:
+            raise ValueError(
+                f"a file has at most {MAX_SCORE_COLUMNS} scores, and it has further ones"
+            )
+        self._columns |= scores.keys()
         digest = hashlib.sha256(content + count.to_bytes(8, "little")).digest()
-        return self._tokens.of(sample, scores, int.from_bytes(digest[:8], "little"))
+        return self._tokens.of(
+            sample, scores, int.from_bytes(digest[:8], "little"), num_bytes=len(text)
+        )
 
     def _refuse(self, row: int | None, reason: str) -> None:
         self._result.num_refused += 1
@@ -367,23 +413,32 @@ class _Importing:
         if sample.digest in self._target.known:
             self._result.num_known += 1
             return
-        num_bytes = len(json.dumps(sample.source.of_sample)) if sample.source.of_sample else 0
         step = sample.source.step
         if self._waiting and (
             step != self._waiting[0].source.step
             or sample.has_own_tokens != self._waiting[0].has_own_tokens
             or len(self._waiting) >= SAMPLES_AT_ONCE
-            or self._num_metadata_bytes + num_bytes > _METADATA_AT_ONCE
+            or self._num_bytes + sample.num_bytes > MAX_ROW_BYTES
+            or self._metadata_with(sample) > _METADATA_AT_ONCE
         ):
             self._flush()
+        self._num_metadata_bytes += _metadata_size(sample)
+        self._metadata_names |= sample.source.of_sample.keys()
+        self._num_bytes += sample.num_bytes
         self._waiting.append(sample)
-        self._num_metadata_bytes += num_bytes
+
+    def _metadata_with(self, sample: TokenizedSample) -> int:
+        """Bytes of the metadata of the samples that wait and of this one: each has a value in every column."""
+        num_names = len(self._metadata_names | sample.source.of_sample.keys())
+        nulls = num_names * (len(self._waiting) + 1) * _BYTES_OF_NULL
+        return self._num_metadata_bytes + _metadata_size(sample) + nulls
 
     def _flush(self) -> None:
         if not self._waiting:
             return
         samples, self._waiting = self._waiting, []
-        self._num_metadata_bytes = 0
+        self._num_bytes = self._num_metadata_bytes = 0
+        self._metadata_names.clear()
         round = samples[0].source.step
         self._chunk = self._chunk + 1 if self._result.last_round == round else 0
         num_known = self._target.append(samples, self._result, round, self._chunk)
@@ -408,14 +463,17 @@ class _Tokens:
     """Token ids and texts of foreign samples; a prompt is rendered and tokenized once in a while."""
 
     _MOST = 4096
+    _MOST_TOKENS = 1 << 20
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._prompts: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._num_tokens = 0
+        """Of the prompts."""
 
     def of(
-        self, sample: ForeignSample, scores: Mapping[str, float], digest: int
+        self, sample: ForeignSample, scores: Mapping[str, float], digest: int, *, num_bytes: int
     ) -> TokenizedSample:
         """The sample as a pool takes it. Raises ValueError where it has no tokens or no text."""
         has_own_tokens = sample.prompt_tokens is not None and sample.completion_tokens is not None
@@ -464,6 +522,9 @@ class _Tokens:
             scores=scores,
             source=sample,
             digest=digest,
+            num_bytes=num_bytes
+            + len(metadata)
+            + _BYTES_OF_TOKEN * (len(prompt_tokens) + len(completion_tokens)),
         )
 
     def _prompt(self, prompt: str | Messages) -> tuple[str, tuple[int, ...]]:
@@ -473,9 +534,11 @@ class _Tokens:
             # The chat template writes the model's own special tokens.
             ids = tuple(self._tokenizer.encode(text, add_special_tokens=isinstance(prompt, str)))
             self._refuse_unknown("prompt", ids)
-            if len(self._prompts) >= self._MOST:
+            if len(self._prompts) >= self._MOST or self._num_tokens > self._MOST_TOKENS:
                 self._prompts.clear()
+                self._num_tokens = 0
             self._prompts[name] = (text, ids)
+            self._num_tokens += len(ids)
         return self._prompts[name]
 
     def _rendered(self, prompt: str | Messages) -> str:
@@ -526,7 +589,7 @@ def _score_columns(sample: ForeignSample, rewards: Sequence[str]) -> dict[str, f
                 f"it has no score {', '.join(missing)} (it has: {', '.join(sample.scores)})"
             )
         own = {**sample.scores, REWARD_COLUMN: sample.scores.get(REWARD_COLUMN, reward)}
-        reward = math.fsum(own[name] for name in rewards)
+        reward = added([own[name] for name in rewards], "--reward")
     columns: dict[str, float] = {}
     for name, score in sample.scores.items():
         column = column_name(name) or "_"
@@ -536,16 +599,20 @@ def _score_columns(sample: ForeignSample, rewards: Sequence[str]) -> dict[str, f
             raise ValueError(f"column {name}: another score has the name {column!r} in a pool, too")
         columns[column] = score
     columns[REWARD_COLUMN] = reward
-    for column, score in columns.items():
+    for column, number in (*columns.items(), ("logprobs", sample.logprob_sampled)):
         try:
-            struct.pack("<f", score)
+            struct.pack("<f", number)
         except OverflowError:
-            raise ValueError(f"column {column}: {score!r} does not fit into 32 bits") from None
+            raise ValueError(f"column {column}: {number!r} does not fit into 32 bits") from None
     return columns
 
 
-def _digest(sample: ForeignSample) -> bytes:
-    """Of all that the row says, whatever file and format it comes from."""
+def _metadata_size(sample: TokenizedSample) -> int:
+    return len(json.dumps(sample.source.of_sample)) if sample.source.of_sample else 0
+
+
+def _content(sample: ForeignSample) -> bytes:
+    """All that the row says, whatever file and format it comes from."""
     parts = [
         sample.prompt,
         sample.completion,
@@ -557,8 +624,7 @@ def _digest(sample: ForeignSample) -> bytes:
         sample.of_prompt,
         sample.of_sample,
     ]
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return json.dumps(parts, sort_keys=True, default=str).encode()
 
 
 def _batch(
@@ -583,7 +649,7 @@ def _batch(
     settings = {
         "imported": {
             "layout": str(result.layout),
-            "file": result.file.name,
+            "file": plain_json(result.file.name),  # a name need not be UTF-8
             "tokens": "given" if samples[0].has_own_tokens else "recomputed",
         },
         **({"columns": columns} if columns else {}),

@@ -10,6 +10,7 @@ from typing import Any
 
 from quark.bounded_files import refuse_expansion
 from quark.errors import ConfigError, DataError
+from quark.formats import plain_json
 from quark.installing import install_command
 from quark.interchange.layouts import ForeignSample
 from quark.safe_files import MAX_BYTES
@@ -50,7 +51,7 @@ def samples_of_log(file: Path) -> Iterator[tuple[int, ForeignSample | str]]:
 def _refuse_large(file: Path) -> None:
     """Raise DataError where a log decodes to too much; its package reads without bounds."""
     size = file.stat().st_size
-    if file.suffix.lower() == ".eval":
+    if file.suffix.lower() == ".eval" or zipfile.is_zipfile(file):
         try:
             with zipfile.ZipFile(file) as archive:
                 parts = [part.file_size for part in archive.infolist()]
@@ -85,8 +86,8 @@ def _sample(sample: Any) -> ForeignSample | str:  # noqa: ANN401 - inspect_ai.lo
         scores=flat,
         reward=next(iter(flat.values()), math.nan),
         finish_reason=finish.get(stop or "", FinishReason.UNKNOWN),
-        of_prompt={"id": sample.id, "target": sample.target},
-        of_sample={"epoch": sample.epoch, "model": sample.output.model},
+        of_prompt={"id": plain_json(sample.id), "target": plain_json(sample.target)},
+        of_sample={"epoch": sample.epoch, "model": plain_json(sample.output.model)},
     )
 
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from quark.formats import plain_json
 from quark.types import FinishReason, Json
 
 MAX_SCORE_COLUMNS = 256
@@ -142,7 +143,7 @@ class Reader:
             completion=_reply(record, "completion"),
             step=_whole(record, "step"),
             scores=scores,
-            reward=math.fsum(functions) if functions else math.nan,
+            reward=added(functions, "its scores") if functions else math.nan,
             of_prompt=of_prompt,
             of_sample=of_sample,
         )
@@ -186,7 +187,8 @@ class Reader:
                 "column resps: it holds no generated text (log-likelihoods are no samples)"
             )
         metrics = record.get("metrics")
-        names = [name for name in metrics or () if isinstance(name, str) and name in record]
+        listed = metrics if isinstance(metrics, list) else ()
+        names = [name for name in listed if isinstance(name, str) and name in record]
         if not names:
             names = [n for n, v in record.items() if _is_number(v) and not _NOT_A_SCORE.search(n)]
         known = ("arguments", "resps", "filtered_resps", "metrics", *names)
@@ -244,10 +246,14 @@ class Reader:
                 completion_tokens=sampled,
                 step=self._step,
                 scores=scores,
-                reward=math.fsum(total) if total else math.nan,
+                reward=added(total, "column traces: the rewards") if total else math.nan,
                 logprob_sampled=logprobs,
-                of_prompt={} if task is None else {"task": task},
-                of_sample={name: value for name, value in of_sample.items() if value is not None},
+                of_prompt={} if task is None else {"task": plain_json(task)},
+                of_sample={
+                    name: plain_json(value)
+                    for name, value in of_sample.items()
+                    if value is not None
+                },
             )
 
     def _plain(self, record: Mapping[str, Any]) -> Iterator[ForeignSample]:
@@ -291,11 +297,11 @@ class Reader:
         sample: dict[str, Json] = {}
         for name, value in columns.items():
             if name in of_prompt or name in self._of_prompt:
-                prompt[name] = _json(value)
+                prompt[name] = plain_json(value)
             elif value is not None and with_scores and self._scores(name, value):
                 scores[name] = _number(columns, name)
             elif value is not None:
-                sample[name] = _json(value)
+                sample[name] = plain_json(value)
         return scores, prompt, sample
 
     def _scores(self, name: str, value: object) -> bool:
@@ -411,7 +417,15 @@ def _sum(record: Mapping[str, Any], name: str) -> float:
     value = record.get(name)
     if not isinstance(value, list) or not all(isinstance(item, int | float) for item in value):
         raise ValueError(f"column {name}: {_shown(value)} is not a list of numbers")
-    return math.fsum(value)
+    return added(value, f"column {name}")
+
+
+def added(numbers: Sequence[float], what: str) -> float:
+    """Their sum. Raises ValueError, which begins with ``what``, where a float does not hold it."""
+    try:
+        return math.fsum(numbers)
+    except (OverflowError, ValueError):  # too large, or infinities of both signs
+        raise ValueError(f"{what}: the numbers have no sum that a float holds") from None
 
 
 def _finish_reason(value: object) -> FinishReason:
@@ -422,19 +436,6 @@ def _finish_reason(value: object) -> FinishReason:
             return FinishReason.LENGTH
         case _:
             return FinishReason.UNKNOWN
-
-
-def _json(value: Any) -> Json:  # noqa: ANN401 - a value of a file
-    """A value as JSON; numbers that are not finite become null, other types their text."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, str | int | bool | None):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _json(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(inner) for inner in value]
-    return str(value)
 
 
 def _shown(value: object) -> str:

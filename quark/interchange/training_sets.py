@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,6 +28,9 @@ from quark.publication import publishing_directory
 
 if TYPE_CHECKING:
     from quark.pool.native import NativePool
+
+_TRAIN_FILE = "train.parquet"
+_MARKUP = re.compile(r"[\\`*_\[\]|]")
 
 
 class SetKind(StrEnum):
@@ -143,6 +147,10 @@ def export_training_set(
         raise ConfigError(f"{pool.path} has no score column {rules.score!r} (it has: {there})")
     if folder.exists() and not is_overwriting:
         raise ConfigError(f"{folder} exists; --force replaces it")
+    if folder.exists() and not _is_replaceable(folder):
+        raise ConfigError(
+            f"{folder} is no training set, and --force replaces nothing else: choose another name"
+        )
     if not folder.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no directory {folder.parent}")
     candidates = _candidates(pool, rules)
@@ -172,11 +180,16 @@ def export_training_set(
         highest_negative=_extreme(rows, is_positive=False),
     )
     with publishing_directory(folder, is_replacing=is_overwriting) as staged:
-        train.write_parquet(staged / "train.parquet")
+        train.write_parquet(staged / _TRAIN_FILE)
         if test.height:
             test.write_parquet(staged / "test.parquet")
         (staged / "README.md").write_text(card(pool, rules, result), encoding="utf-8")
     return result
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether it holds a training set, or nothing."""
+    return folder.is_dir() and ((folder / _TRAIN_FILE).is_file() or not any(folder.iterdir()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -396,5 +409,5 @@ def card(pool: NativePool, rules: SetRules, made: TrainingSet) -> str:
 def _table(facts: Iterable[tuple[str, object]]) -> Iterable[str]:
     for name, value in facts:
         text = value if isinstance(value, str) else json.dumps(value)
-        shown = printable(text, limit=300).replace("|", "\\|").replace("<", "&lt;")
+        shown = _MARKUP.sub(r"\\\g<0>", printable(text, limit=300)).replace("<", "&lt;")
         yield f"| {name} | {shown} |\n"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from quark.errors import ModelError, RewardError
+from quark.errors import RewardError, UnsafeFileError
 from quark.rewards.source_files import hashes
 from quark.safe_files import read_text
 from quark.settings import Settings, misfits
@@ -78,6 +78,7 @@ class ClassifierReward:
             check_configuration,
             check_folder,
             check_repository,
+            commit_of,
             offline,
         )
 
@@ -90,23 +91,32 @@ class ClassifierReward:
             if is_local:
                 check_folder(folder)
             else:
-                # One commit is checked, loaded and named, even if the branch moves meanwhile.
-                revision = _commit(config.model, config.revision)
+                revision = commit_of(config.model, config.revision)
                 check_repository(config.model, revision=revision)
             with offline() if is_local else nullcontext():
                 check_configuration(config.model, revision=revision, is_local=is_local)
                 self._tokenizer = AutoTokenizer.from_pretrained(
                     config.model, revision=revision, local_files_only=is_local
                 )
-                model = AutoModelForSequenceClassification.from_pretrained(
+                model, found = AutoModelForSequenceClassification.from_pretrained(
                     config.model,
                     revision=revision,
                     use_safetensors=True,
                     dtype=torch.float32,
                     local_files_only=is_local,
+                    output_loading_info=True,
                 )
-        except (OSError, ValueError, KeyError, ModelError) as err:
+        except UnsafeFileError:
+            raise
+        except (
+            Exception
+        ) as err:  # transformers raises what a configuration of wrong types makes it raise
             raise RewardError(f"cannot load the classifier {config.model!r}: {err}") from err
+        if missing := sorted(found["missing_keys"]):
+            raise RewardError(
+                f"{config.model!r} is no trained classifier: its weights lack {', '.join(missing[:3])}. Train one with "
+                "`quark reward train --kind classifier`"
+            )
         self._config = config
         self._files = {"commit": revision or ""} if not is_local else _content(folder)
         self._label_index = _label_index(model.config, config)
@@ -223,18 +233,6 @@ def ready_to_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nam
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-
-
-def _commit(model: str, revision: str | None) -> str:
-    """The commit of a model on the Hub that a revision means now; offline, the one in the cache.
-
-    Raises:
-        OSError: It has none, or no configuration.
-    """
-    from transformers.utils.hub import cached_file
-
-    path = cached_file(model, "config.json", revision=revision or "main")
-    return Path(str(path)).parent.name  # the cache keeps a commit in a folder of its name
 
 
 def _content(folder: Path) -> Mapping[str, str]:

@@ -42,6 +42,8 @@ from quark.rewards.linear_training import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+MAX_TEXT_BYTES = 1 << 20
+"""Of a labeled text."""
 _WEIGHT_DECAY = 0.01
 _WARMUP_SHARE = 0.06
 _MAX_GRAD_NORM = 1.0
@@ -146,7 +148,9 @@ def train_classifier(
     """
     started = time.perf_counter()
     tell = on_progress or (lambda _: None)
-    examples = read_labelled_texts(data, text_field=text_field, target_field=target_field)
+    examples = read_labelled_texts(
+        data, text_field=text_field, target_field=target_field, max_text_bytes=MAX_TEXT_BYTES
+    )
     name = name or folder.name
     labels = (f"not {name}", name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

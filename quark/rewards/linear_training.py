@@ -108,9 +108,15 @@ def train_linear_scorer(
 
 
 def read_labelled_texts(
-    path: Path, *, text_field: str = "text", target_field: str | None = None
+    path: Path,
+    *,
+    text_field: str = "text",
+    target_field: str | None = None,
+    max_text_bytes: int | None = None,
 ) -> list[LabelledText]:
-    """All lines of a JSONL file; errors as in ``train_linear_scorer``."""
+    """All lines of a JSONL file; errors as in ``train_linear_scorer``, and for a text of more than ``max_text_bytes``."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
     examples = []
     for number, line in lines_of(path):
         if not line.strip():
@@ -125,6 +131,11 @@ def read_labelled_texts(
         if target_field is None:
             target_field = "label" if "label" in row else "score"
         examples.append(_labelled_text(row, text_field, target_field, where))
+        num_bytes = len(examples[-1].text.encode())
+        if max_text_bytes is not None and num_bytes > max_text_bytes:
+            raise DataError(
+                f"{where}: the text has {num_bytes:,} bytes, the most is {max_text_bytes:,}"
+            )
     return examples
 
 
@@ -137,6 +148,12 @@ def _labelled_text(
     text, target = row[text_field], row[target_field]
     if not isinstance(text, str):
         raise DataError(f"{where}: {text_field!r} must be a text, not {repr(text)[:40]}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise DataError(
+            f"{where}: {text_field!r} holds half of a character (a lone surrogate)"
+        ) from err
     if not isinstance(target, int | float) or not 0 <= target <= 1:
         raise DataError(
             f"{where}: {target_field!r} must be a number in [0, 1], not {repr(target)[:40]}"

@@ -19,6 +19,7 @@ from quark.cli.app import app
 from quark.pool.export import export_pool
 from quark.pool.native import NativePool
 from tests.cli.commands import ROOT, TINY_RUN
+from tests.interchange import foreign_files
 
 COMMANDS = {
     "train": ["train", *TINY_RUN, "--run-dir", "{new}", "--quiet"],
@@ -58,12 +59,28 @@ COMMANDS = {
     "reward check": ["reward", "check", "{async_reward}"],
 }
 """How each command is run here; ``{new}`` is a name that is not taken."""
+VARIANTS = {
+    "pool import of another tool": [
+        *("pool", "import", "{new}", "{foreign}", "--tokenizer", "embedded:reviews"),
+    ],
+    "pool export of a training set": ["pool", "export", "{pool}", "{new}", "--as", "sft"],
+    "reward train of a classifier": [
+        *("reward", "train", "{labelled}", "--output", "{new}"),
+        *("--kind", "classifier", "--epochs", "1"),
+    ],
+    "reward train of an ensemble": [
+        *("reward", "train", "{labelled}", "--output", "{new}", "--ensemble", "2"),
+    ],
+}
+"""Commands that do something else with another option."""
 PROGRESS = {
     "evaluate": ("  evaluating ",),
     "compare": ("  evaluating ",),
     "frontier": ("  evaluating ",),
     "pool rescore": ("60 of 60 samples",),
     "reward train": ("hashing ", "fitting ", "scoring "),
+    "reward train of a classifier": ("loading ", "epoch ", "scoring "),
+    "reward train of an ensemble": ("member ", "hashing ", "fitting ", "scoring "),
     "selftest": ("testing that ",),
 }
 """How our own lines on stderr begin, for commands that report their progress there."""
@@ -114,6 +131,7 @@ def places(run_dir: Path, tmp_path: Path) -> dict[str, str]:
         "copy": str(shutil.copytree(run_dir, tmp_path / "copy")),
         "pool": str(pool),
         "exported": str(exported),
+        "foreign": str(foreign_files.trl(tmp_path)),
         "labelled": str(labelled),
         "async_reward": f"{reward}:score",
         "folder": str(tmp_path),
@@ -132,11 +150,13 @@ async def score(*, prompts, completions):
 """
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS | VARIANTS)
 def test_a_command_warns_of_nothing_and_stderr_has_only_our_lines(
     name: str, places: dict[str, str]
 ) -> None:
-    done = run(*(part.format(**places) for part in COMMANDS[name]), PYTHONWARNINGS="error")
+    done = run(
+        *(part.format(**places) for part in (COMMANDS | VARIANTS)[name]), PYTHONWARNINGS="error"
+    )
     assert done.returncode == 0, done.stderr
     progress = PROGRESS.get(name, ())
     foreign = [line for line in done.stderr.splitlines() if not line.startswith(progress)]

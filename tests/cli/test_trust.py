@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import typer
 
+from quark.api.run import Run, load
 from quark.cli.app import app
 from quark.config.load import load_config
+from quark.errors import ConfigError
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from tests.cli.commands import TINY_RUN, quark
@@ -184,6 +186,32 @@ def test_a_strangers_run_reaches_nothing(
         assert f"{tmp_path}/wishes/planted.py:score" in outcome.err
         # An evaluation takes the prompts that the run recorded.
         assert (f"{tmp_path}/wishes/private.txt" in outcome.err) == (command == "train")
+
+
+def test_a_strangers_run_reaches_nothing_from_python(
+    strangers_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "secret")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with recorded() as reached:
+        run = Run(strangers_run)
+        assert run.config.reward.name == "http"
+        assert run.metrics.height > 0
+        with run.pool as pool:
+            assert len(pool) > 0
+        for source in (run, load(strangers_run)):
+            assert source.generate("a", max_new_tokens=2)
+        run.export(tmp_path / "out")
+        run.report()
+        for using in (run.evaluate, run.frontier, lambda: run.resume(num_rounds=9)):
+            with pytest.raises(ConfigError, match="hub:stranger/model"):
+                using()
+        assert run.push("me/model", confirm=lambda _: False) is None
+    assert reached.network == reached.processes == []
+    assert VARIABLE not in reached.variables
+    wishes = tmp_path / "wishes"
+    assert {p.name for p in reached.files if p.is_relative_to(wishes)} <= {"planted.py"}
+    assert not (wishes / "it-ran").exists()
 
 
 _SINGLE_WISHES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -120,6 +121,28 @@ def test_a_replay_answers_from_the_pool_and_scores_only_what_is_new(
     ask(rewards, TEXTS, step=3)
     assert [texts for _, texts in calls.asked] == [TEXTS, TEXTS], "without replay all are asked"
     assert len(rewards.sink) == 10, "and nothing is stored twice"
+
+
+def test_values_that_a_pool_does_not_keep_stop_no_training(tmp_path: Path) -> None:
+    def huge(*, completions: list[str], **_: Any) -> list[float]:
+        return [1e39] * len(completions)
+
+    def low(*, completions: list[str], **_: Any) -> list[float]:
+        return [-1e39] * len(completions)
+
+    deep: list[Any] = []
+    for _ in range(500):
+        deep = [deep]
+    columns = {"half": "\ud800", "digits": 10**400, "nan": math.nan, "deep": deep, "fine": "é"}
+    rewards = PoolRewards([huge, low], pool=tmp_path / "pool", tokenizer=byte_tokenizer())
+    batch = {"prompts": ["p"], "completions": ["c"], "completion_ids": [ids("c")]}
+    for function in rewards:
+        function(**batch, **{name: [value] for name, value in columns.items()})
+    rewards.sink.close()
+    with NativePool.open(tmp_path / "pool") as pool:
+        [row] = pool.scan().collect().to_dicts()
+    assert json.loads(row["prompt_metadata"]) == {"fine": "é"}
+    assert (row["huge"], row["low"]) == (math.inf, -math.inf)
 
 
 def test_a_failed_reward_commits_nothing(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
+from quark.errors import ConfigError
 from quark.integrations.verl import with_pool
 from quark.pool.native import NativePool
 from tests.interchange.foreign_files import ids
@@ -80,3 +82,28 @@ def test_rollouts_of_verl_are_committed_and_replayed(tmp_path: Path) -> None:
     ]
     assert rows[1]["completion_tokens"] == ids("four")
     assert rows[1]["prompt_tokens"] == ids("2+2")
+
+
+def test_notes_that_a_pool_does_not_keep_stop_no_training(tmp_path: Path) -> None:
+    class Noting(Manager):
+        notes: dict[str, Any]
+
+        async def run_single(self, data: Any) -> dict[str, Any]:
+            return {**await super().run_single(data), "reward_extra_info": self.notes}
+
+    manager = with_pool(Noting, pool=tmp_path / "pools", resume="replay")(None, byte_tokenizer())
+    notes = {"array": np.arange(3), "half": "\ud800", "digits": 10**400, "nan": float("nan")}
+    for step, kept in enumerate((notes, {"text": "x" * (1 << 20)})):
+        manager.notes = kept
+        answers(manager, Data("2+2", "4", step))
+    again = answers(manager, Data("2+2", "4", 0), Data("2+2", "4", 1))
+    assert manager.num_calls == 2
+    said = {"array": [0, 1, 2], "half": "?", "digits": str(10**400), "nan": None}
+    assert [answer["reward_extra_info"] for answer in again] == [said, {}]
+    manager._sink.close()
+
+
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "pools").write_text("")
+    with pytest.raises(ConfigError, match="is not a folder"):
+        with_pool(Manager, pool=tmp_path / "pools")(None, byte_tokenizer())

@@ -25,8 +25,8 @@ Row = tuple[str, str, float]
 """Prompt, completion, score."""
 
 
-def make_pool(path: Path, rows: Sequence[Row]) -> NativePool:
-    pool = NativePool.create(path, vocab_size=257, metadata={"model": "evil|<b>\x1b[2J"})
+def make_pool(path: Path, rows: Sequence[Row], *, model: str = "evil|<b>\x1b[2J") -> NativePool:
+    pool = NativePool.create(path, vocab_size=257, metadata={"model": model})
     prompts = list(dict.fromkeys(prompt for prompt, _, _ in rows))
     tokens = [np.array(ids(completion), np.uint32) for _, completion, _ in rows]
     nothing = np.full(len(rows), np.nan, np.float32)
@@ -146,6 +146,25 @@ def test_the_card_says_how_the_set_was_made(pool: NativePool, tmp_path: Path) ->
     assert "1 repeated |" in card
     assert "\x1b" not in card
     assert "evil\\|&lt;b>" in card
+
+
+def test_nothing_but_a_training_set_is_replaced(pool: NativePool, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    for place in (mine, mine / "thesis.txt"):
+        refused = quark("pool", "export", pool.path, place, "--as", "sft", "--force")
+        assert refused.code == 2
+        assert "is no training set, and --force replaces nothing else" in refused.err
+    assert (mine / "thesis.txt").read_text() == "years of work"
+
+
+def test_text_of_a_pool_is_no_markup_in_the_card(tmp_path: Path) -> None:
+    model = "![](https://host/seen.png) [x](javascript:1) `**"
+    pool = make_pool(tmp_path / "pool", ROWS, model=model)
+    made(pool, tmp_path / "set", SetKind.SFT)
+    card = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    assert r"!\[\](https://host/seen.png) \[x\](javascript:1) \`\*\*" in card
 
 
 def test_the_command(pool: NativePool, tmp_path: Path) -> None:

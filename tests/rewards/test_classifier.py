@@ -1,9 +1,11 @@
 """A sequence classifier as a reward, against transformers called directly."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -14,6 +16,7 @@ from transformers import (
 )
 
 from quark.errors import RewardError
+from quark.models.folders import commit_of
 from quark.rewards.build import reward_content
 from quark.rewards.classifier import ClassifierConfig, ClassifierReward
 
@@ -149,9 +152,38 @@ def test_a_classifier_on_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
     (cache / "refs").mkdir(parents=True)
     contents = []
     for commit in ("a" * 40, "b" * 40):
+        commit_of.cache_clear()  # a process asks once
         (cache / "refs" / "main").write_text(commit)
         save_classifier(cache / "snapshots" / commit)
         config = ClassifierConfig(model="some/classifier", label="yes", device="cpu")
         contents.append(reward_content(ClassifierReward(config)))
         assert commit in str(contents[-1])
     assert contents[0] != contents[1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"id2label": ["no", "yes"]},
+        {"hidden_size": "wide"},
+        {"hidden_size": -1},
+        {"num_hidden_layers": None},
+        {"model_type": 7},
+    ],
+    ids=str,
+)
+def test_a_configuration_of_wrong_types_is_an_error(tmp_path, settings):
+    folder = Path(save_classifier(tmp_path))
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | settings))
+    with pytest.raises(RewardError):
+        ClassifierReward(ClassifierConfig(model=str(folder), label="yes"))
+
+
+def test_weights_without_a_head_are_no_classifier(tmp_path):
+    folder = Path(save_classifier(tmp_path))
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file({k: v for k, v in tensors.items() if "classifier" not in k}, file, {"format": "pt"})
+    with pytest.raises(RewardError, match=r"is no trained classifier: .* lack classifier\.bias"):
+        ClassifierReward(ClassifierConfig(model=str(folder), label="yes"))

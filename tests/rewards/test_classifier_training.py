@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -146,6 +147,10 @@ def test_calibration_equals_values_computed_by_hand():
         ('{"text": "a", "label": 2}', r"'label' must be a number in \[0, 1\]"),
         ('{"label": 1, "body": "a"}', "no field 'text'; there is: 'label', 'body'"),
         ("[]", "a JSON object is needed"),
+        ('{"text": "\\ud800", "label": 1}', "'text' holds half of a character"),
+        ('{"text": "a", "label": NaN}', r"'label' must be a number in \[0, 1\]"),
+        (f'{{"text": "a", "label": {10**400}}}', r"'label' must be a number in \[0, 1\]"),
+        (f'{{"text": "{"x" * (1 << 20)}y", "label": 1}}', "the text has 1,048,577 bytes"),
     ],
 )
 def test_data_of_another_layout_is_an_error_that_names_the_line(tmp_path, encoder, line, said):
@@ -154,6 +159,12 @@ def test_data_of_another_layout_is_an_error_that_names_the_line(tmp_path, encode
     with pytest.raises(DataError, match=rf"other\.jsonl:1: .*{said}"):
         train_classifier(path, tmp_path / "new", dataclasses.replace(TRAINING, encoder=encoder))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_pipe_is_no_data(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        train_classifier(tmp_path / "pipe.jsonl", tmp_path / "new", TRAINING)
 
 
 def test_a_missing_encoder_is_named(tmp_path, data):
