@@ -95,7 +95,10 @@ def _row(points: Sequence[Point], budget: int, base: float) -> str:
             key=lambda pair: pair[0],
         )
         cells.append(f"{best[0]:.3f}" + ("" if math.isnan(best[1]) else f" ± {best[1]:.3f}"))
-    last = [p for p in points if p.samples == budget and p.guidance == 0.0]
+    last = [p for p in points if p.samples == budget]
+    # What nothing trains is the original model without guidance: its strongest guidance is shown.
+    shown = 0.0 if any(p.guidance == 0.0 for p in last) else max(p.guidance for p in last)
+    last = [p for p in last if p.guidance == shown]
     by_settings = {
         settings: [p for p in last if p.settings == settings]
         for settings in {p.settings for p in last}
