@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,17 +163,28 @@ def test_long_samples_are_appended_in_parts(
         assert pool.scan().select(pl.col("key").n_unique()).collect().item() > 1
 
 
-def test_of_a_folder_only_plain_files_are_read(tmp_path: Path) -> None:
+@pytest.fixture
+def deep_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with folders in it, one in another, deeper than Python recurses. Nothing else could delete them."""
     folder = tmp_path / "theirs"
-    at = folder
-    at.mkdir()
+    folder.mkdir()
     deep = os.open(folder, os.O_RDONLY)
-    for _ in range(1_200):  # deeper than Python recurses
+    for _ in range(1_200):
         os.mkdir("d", dir_fd=deep)
         below = os.open("d", os.O_RDONLY, dir_fd=deep)
         os.close(deep)
         deep = below
     os.close(deep)
+    yield folder
+    outer, inner = folder / "d", folder / "e"
+    while (outer / "d").exists():
+        (outer / "d").rename(inner)
+        outer.rmdir()
+        inner.rename(outer)
+
+
+def test_of_a_folder_only_plain_files_are_read(tmp_path: Path, deep_folder: Path) -> None:
+    folder = deep_folder
     json_lines(tmp_path / "mine" / "secret.jsonl", [VERL])
     (folder / "linked").symlink_to(tmp_path / "mine")
     (folder / "secret.jsonl").symlink_to(tmp_path / "mine" / "secret.jsonl")
