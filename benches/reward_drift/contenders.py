@@ -120,6 +120,7 @@ QUARK = (
     ),
 )
 NEWEST_ROUND = (
+    Contender(method="quark critic alone, newest round", settings=(*CRITIC, *NEWEST)),
     Contender(method="quark contrast, newest round", settings=(*CONTRAST, *NEWEST)),
     Contender(method="quark likelihood, newest round", settings=(*LIKELIHOOD, *NEWEST)),
     Contender(method="quark advantage, replayed", settings=(*ADVANTAGE, "run.steps_per_round=2")),
