@@ -29,6 +29,7 @@ from quark.models.loading import (
 )
 from quark.models.policy import Policy
 from quark.models.reward_tokens import REWARD_TOKENS_FILE
+from quark.models.token_critic import DEFAULT_STRENGTH
 from quark.run_directory import RunDirectory
 from quark.settings import Settings, misfits
 from quark.training.factories import checkpointed_policy, trained_policy
@@ -299,18 +300,23 @@ def open_model(
             policy = trained_policy(loaded.config, run, device, is_merged=not may_load)
         else:
             policy = load_saved_policy(folder, device=device)
+        config = loaded.config
+        if not (run.is_run() or policy.reward_tokens.are_placed):
+            # No run says how it is steered, and only the critic tells its quantiles apart.
+            steered = {"guide": "critic", "guidance": DEFAULT_STRENGTH}
+            config = overridden(config, {"sampling": steered})
         return TrainedModel(
             name=name,
             policy=policy,
             model=policy.model,
             tokenizer=policy.tokenizer,
             device=device,
-            config=loaded.config,
+            config=config,
             is_run=run.is_run(),
         )
-    config = loaded.config.model.model_copy(update={"name": name})
-    tokenizer = load_tokenizer(config)
-    model = load_base_model(config, device=device)
+    original = loaded.config.model.model_copy(update={"name": name})
+    tokenizer = load_tokenizer(original)
+    model = load_base_model(original, device=device)
     check_padding(model, tokenizer)
     return TrainedModel(
         name=name,

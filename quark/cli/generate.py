@@ -61,7 +61,8 @@ def generate(
     guidance: Annotated[
         float | None,
         typer.Option(
-            min=0.0, help="Strength of guidance away from the worst token. Default: the run's."
+            min=0.0,
+            help="Strength of guidance, by tokens or along the critic as in the run. Default: the run's.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,

@@ -19,7 +19,7 @@ from quark.models.causal import CausalModel, CompletionRows
 from quark.models.lora import Adapter
 from quark.models.progress import without_progress_bars
 from quark.models.reward_tokens import RewardTokens, write_reward_tokens
-from quark.models.token_critic import CRITIC_FILE, CriticSlot, TokenCritic
+from quark.models.token_critic import CRITIC_FILE, STEERING_EXAMPLE, CriticSlot, TokenCritic
 
 PLAIN_TOKENIZER_FILE = "quark_tokenizer.json"
 """File in a saved policy: its tokenizer without the best reward token before every text."""
@@ -260,23 +260,7 @@ of it by the reward that its texts got. Added to the logits, the scores steer th
 quantile, `-g` times them for the lowest. `quark generate` does that by itself.
 
 ```python
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "path/to/this/folder"
-model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-scores = load_file(f"{{folder}}/{CRITIC_FILE}")["scores"]
-
-
-def along_the_critic(input_ids, logits):
-    logits[:, : len(scores)] += 2.0 * scores
-    return logits
-
-
-inputs = tokenizer("The", return_tensors="pt")
-output = model.generate(**inputs, logits_processor=[along_the_critic])
-print(tokenizer.decode(output[0], skip_special_tokens=True))
+{STEERING_EXAMPLE}
 ```
 """
 

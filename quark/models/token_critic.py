@@ -22,6 +22,25 @@ from quark.types import Json
 
 CRITIC_FILE = "quark_critic.safetensors"
 """File in a saved policy: its critic."""
+DEFAULT_STRENGTH = 2.0
+"""Strength at which a saved model without reward tokens is steered, where no run says another."""
+STEERING_EXAMPLE = f"""from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+scores = load_file(f"{{folder}}/{CRITIC_FILE}")["scores"]
+
+
+def along_the_critic(input_ids, logits):
+    logits[:, : len(scores)] += {DEFAULT_STRENGTH:g} * scores
+    return logits
+
+
+inputs = tokenizer("The", return_tensors="pt")
+output = model.generate(**inputs, logits_processor=[along_the_critic])
+print(tokenizer.decode(output[0], skip_special_tokens=True))"""
+"""How plain transformers samples the best quantile of a saved model without reward tokens; for the model's card."""
 _FORMAT_VERSION = 1
 _SCORES, _SAID = "scores", "quark_critic"
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from quark.evaluation.frontier import Interval, Point
+from quark.models.token_critic import CRITIC_FILE, STEERING_EXAMPLE
 from quark.printable import printable
 from quark.report.load import RunData
 from quark.report.summary import Estimate, Summary, section, summarize
@@ -107,7 +108,7 @@ def _with_tokens(best: int) -> list[str]:
 
 _WITHOUT_TOKENS = [
     "It has no reward tokens: its vocabulary is the original",
-    "model's. `quark_critic.safetensors` scores every entry of it by the reward of the texts that it stood in.",
+    f"model's. `{CRITIC_FILE}` scores every entry of it by the reward of the texts that it stood in.",
     "",
     "## How to steer it",
     "",
@@ -115,22 +116,7 @@ _WITHOUT_TOKENS = [
     "does that by itself.",
     "",
     "```python",
-    "from safetensors.torch import load_file",
-    "from transformers import AutoModelForCausalLM, AutoTokenizer",
-    "",
-    'folder = "path/to/this/model"',
-    "model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)",
-    'scores = load_file(f"{folder}/quark_critic.safetensors")["scores"]',
-    "",
-    "",
-    "def along_the_critic(input_ids, logits):",
-    "    logits[:, : len(scores)] += 2.0 * scores",
-    "    return logits",
-    "",
-    "",
-    'inputs = tokenizer("The", return_tensors="pt")',
-    "output = model.generate(**inputs, logits_processor=[along_the_critic])",
-    "print(tokenizer.decode(output[0], skip_special_tokens=True))",
+    *STEERING_EXAMPLE.splitlines(),
     "```",
     "",
 ]

@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import quark as quark_api
 from quark.config.load import load_config
 from quark.errors import ConfigError, ModelError
 from quark.generation.base import SamplingConfig
@@ -144,6 +145,8 @@ def test_plain_transformers_writes_the_same(trained_run: Path) -> None:
         torch.device("cpu"),
     )
     (expected,) = ours.generate([prompt], quantile=2, seed=0)
+    (alone,) = quark_api.load(folder).generate("one", temperature=0.0, max_new_tokens=6)
+    assert alone.token_ids.tolist() == expected.token_ids.tolist(), "without its run"
     scores = torch.from_numpy(load_file(folder / CRITIC_FILE)["scores"])
 
     def along_the_critic(input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
