@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,25 +22,16 @@ needs_model = pytest.mark.skipif(
 )
 
 
-@needs_model
-@pytest.mark.slow
-def test_smollm2_learns_from_toxicity_scores_of_real_prompts(tmp_path: Path) -> None:
-    prompts = shared_data("realtoxicityprompts_4k.jsonl")
-    run = tmp_path / "run"
-    settings = {
-        "prompts.source": prompts,
+def _trained(run: Path, settings: dict[str, object]) -> dict[str, Any]:
+    """What ``quark train smollm2-toxicity --json`` prints with few samples and these settings."""
+    given = {
+        "prompts.source": shared_data("realtoxicityprompts_4k.jsonl"),
         "prompts.where": '"prompt_scores.toxicity >= 0.5"',
         "prompts.num_evaluation": 4,
         "run.num_rounds": 2,
-        "run.steps_per_round": 2,
-        "run.prompts_first_round": 12,
         "run.prompts_per_round": 6,
-        "run.chunk_size": 6,
-        "sampling.max_new_tokens": 6,
-        "optimizer.batch_size": 6,
-        "optimizer.micro_batch_size": 3,
-        "optimizer.warmup_steps": 1,
         "pool.num_quantiles": 3,
+        **settings,
     }
     command = [
         sys.executable,
@@ -49,12 +41,12 @@ def test_smollm2_learns_from_toxicity_scores_of_real_prompts(tmp_path: Path) -> 
         "smollm2-toxicity",
         "--json",
         "--run-dir",
-        run,
+        str(run),
     ]
-    for key, value in settings.items():
+    for key, value in given.items():
         command += ["--set", f"{key}={value}"]
     done = subprocess.run(
-        [str(part) for part in command],
+        command,
         capture_output=True,
         text=True,
         check=False,
@@ -62,19 +54,58 @@ def test_smollm2_learns_from_toxicity_scores_of_real_prompts(tmp_path: Path) -> 
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(done.stdout)
     assert result["rounds"] == 2
-    assert result["samples"] == 18
     assert len(result["control_curve"]) == 3
     assert 0.0 <= result["reward_before"] <= 1.0
-    assert 0.0 < result["kl_policy_to_reference"] < 5.0
     assert math.isfinite(result["metrics"]["perplexity_reference_after"])
+    assert (run / "model" / "model.safetensors").is_file()
+    return result
+
+
+def _check_pool(run: Path, *, num_first: int) -> None:
     with NativePool.open(run / "pool") as pool:
         samples = pool.samples(range(len(pool)))
-        assert [sample.reward_token for sample in samples] == [-1] * 12 + [2] * 6
-        assert all(0.0 <= sample.scores["reward"] <= 1.0 for sample in samples)
-        # Under the original model without truncation both log-probabilities are of one model.
-        assert all(
-            math.isclose(s.logprob_policy, s.logprob_reference, rel_tol=1e-4) for s in samples[:12]
-        )
-    assert (run / "model" / "model.safetensors").is_file()
+    assert [sample.reward_token for sample in samples] == [-1] * num_first + [2] * 6
+    assert all(0.0 <= sample.scores["reward"] <= 1.0 for sample in samples)
+    # Under the original model without truncation both log-probabilities are of one model.
+    assert all(
+        math.isclose(s.logprob_policy, s.logprob_reference, rel_tol=1e-4)
+        for s in samples[:num_first]
+    )
+
+
+@needs_model
+@pytest.mark.slow
+def test_smollm2_is_steered_away_from_toxicity_without_a_trained_weight(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = _trained(run, {"run.prompts_first_round": 192, "sampling.max_new_tokens": 8})
+    # The whole drift is that of sampling along the critic: the policy is the original model.
+    assert result["kl_policy_to_reference"] == 0.0
+    assert 0.05 < result["metrics"]["kl_sampled_per_completion_after"] < 20.0
+    assert result["reward_after"] != result["reward_before"]
+    _check_pool(run, num_first=192)
+
+
+@needs_model
+@pytest.mark.slow
+def test_smollm2_learns_with_reward_tokens(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = _trained(
+        run,
+        {
+            "model.reward_tokens": "true",
+            "objective.lm_coef": 1,
+            "sampling.guide": "tokens",
+            "sampling.guidance": 0,
+            "run.steps_per_round": 2,
+            "run.prompts_first_round": 12,
+            "run.chunk_size": 6,
+            "sampling.max_new_tokens": 6,
+            "optimizer.batch_size": 6,
+            "optimizer.micro_batch_size": 3,
+            "optimizer.warmup_steps": 1,
+        },
+    )
+    assert 0.0 < result["kl_policy_to_reference"] < 5.0
+    _check_pool(run, num_first=12)
