@@ -53,7 +53,6 @@ class Quark(Peer[SampleBatch]):
 
     def encode(self, rows: Rows) -> SampleBatch:
         size = len(rows)
-        unknown = np.full(size, np.nan, np.float32)
         offsets = np.zeros(size + 1, np.int64)
         np.cumsum(rows.lengths, out=offsets[1:])
         return SampleBatch(
@@ -70,9 +69,6 @@ class Quark(Peer[SampleBatch]):
             reward_tokens=np.full(size, -1, np.int16),
             settings="{}",
             seeds=np.zeros(size, np.uint64),
-            logprob_policy=unknown,
-            logprob_reference=unknown,
-            logprob_sampled=unknown,
             scores={"reward": rows.rewards},
         )
 

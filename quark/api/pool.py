@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 
 class Pool:
-    """Scored samples in a folder: each append survives a crash, and any score ranks them into quantiles.
+    """Scored samples in a folder. Each append survives a crash, and any score ranks the samples into quantiles.
 
-    One process writes a pool at a time; any number read it. Open it with ``with``, or ``close`` it.
+    One process at a time can write a pool, and any number can read it. Open it with ``with``, or call ``close``.
 
     >>> with quark.Pool.create("samples", vocab_size=50257) as pool:  # doctest: +SKIP
     ...     pool.append(prompt_tokens=[[1, 2]], completion_tokens=[[3]], completion=["!"], reward=[0.5])
@@ -74,24 +74,24 @@ class Pool:
         tie_seed: int = 0,
         metadata: Mapping[str, Json] | None = None,
     ) -> Self:
-        """Make an empty pool and open it for writing.
+        """Create an empty pool and open it for writing.
 
         Args:
-            path: nothing or an empty folder; its parent exists.
+            path: a path that does not exist, or an empty folder. The parent must exist.
             vocab_size: token ids are below this. None takes it from ``tokenizer``.
-            tokenizer: makes the tokens of texts that ``append`` gets without; not stored.
-            store_text: keep the texts of completions.
+            tokenizer: encodes texts that ``append`` gets without tokens. It is not stored.
+            store_text: whether to store the texts of completions.
             tie_seed: seed of the hash that orders equal scores.
-            metadata: kept with the pool.
+            metadata: stored with the pool.
 
         Raises:
             ValueError: neither ``vocab_size`` nor ``tokenizer`` is given.
-            FileExistsError: something is at ``path``.
+            FileExistsError: ``path`` exists.
         """
         if vocab_size is None:
             if tokenizer is None:
                 raise ValueError("give vocab_size, or a tokenizer")
-            # Added tokens may leave gaps, so that the highest id counts and not how many there are.
+            # Added tokens may leave gaps, so the highest id counts, not the number of tokens.
             vocab_size = max(tokenizer.get_vocab().values()) + 1
         native = NativePool.create(
             path,
@@ -114,15 +114,15 @@ class Pool:
         """Open a pool, or the pool of a run directory.
 
         Args:
-            path: of either.
-            writable: to append or rescore; refused while another process writes.
+            path: the pool, or the run directory.
+            writable: open it to append or rescore. Fails while another process writes.
             snapshot: show this older state; None shows the newest.
             tokenizer: as in ``create``.
 
         Raises:
             FileNotFoundError: there is no pool.
-            PoolLockedError: another process writes it.
-            PoolCorruptedError: acknowledged samples are damaged.
+            PoolLockedError: another process has the pool open for writing.
+            PoolCorruptedError: committed samples are damaged.
         """
         run = RunDirectory(Path(path))
         place = run.own(run.pool) if run.is_run() else Path(path)
@@ -131,7 +131,7 @@ class Pool:
 
     @staticmethod
     def verify(path: str | Path) -> VerifyReport:
-        """Read every byte of a pool and list what is wrong, without changing it."""
+        """Read every byte of a pool without changing it, and list all damage."""
         run = RunDirectory(Path(path))
         return NativePool.verify(run.pool if run.is_run() else path)
 
@@ -155,20 +155,20 @@ class Pool:
         Args:
             samples: a frame, a ``datasets.Dataset``, a list of rows or a ``SampleBatch``; or pass the columns by
                 keyword.
-            tokenizer: makes the tokens of texts; None is the one of ``create`` or ``open``.
-            key: an append whose key is in the pool writes nothing and returns the ids of then. None makes a key of the
-                content, so that the same samples are appended once.
-            round: which round they belong to.
-            chunk: which part of the round.
+            tokenizer: encodes texts; None uses the one of ``create`` or ``open``.
+            key: idempotency key. For a known key, this writes nothing and returns the ids of the first append. None
+                makes a key from the content, so that the same samples are appended only once.
+            round: the round of the samples.
+            chunk: the part of the round.
             policy_step: optimizer steps that the sampling policy had taken.
-            settings: how they were sampled.
+            settings: sampling settings.
             **columns: N values each: ``prompt`` and ``completion`` (texts), or ``prompt_tokens`` and
                 ``completion_tokens``; ``prompt_metadata``, ``finish_reason``, ``reward_token``, ``seed`` and
                 ``logprob_policy``, ``logprob_reference``, ``logprob_sampled`` (nats). Any other column is a score;
                 None and NaN are "not scored".
 
         Raises:
-            DataError: a column is missing, or has a value that does not fit; names row and column.
+            DataError: a column is missing, or a value does not fit. Names row and column.
             PoolError: the pool is open for reading, or a sync failed.
         """
         if isinstance(samples, SampleBatch):
@@ -196,14 +196,14 @@ class Pool:
         ties: TieRule | str = TieRule.HASH,
         remainder: RemainderRule | str = RemainderRule.SPREAD,
     ) -> Quantization:
-        """Rank the samples and cut the ranking into quantiles; 0 holds the lowest scores.
+        """Rank the samples and cut the ranking into quantiles. Quantile 0 holds the lowest scores.
 
         Args:
             num_quantiles: K.
             score: a score column, or a combination of several (``quark.WeightedSum`` and others).
-            scope: which samples are ranked, and against which.
-            ties: how equal scores are cut at a boundary.
-            remainder: which quantiles get the samples that do not divide evenly.
+            scope: which samples to rank, and against which.
+            ties: how to order equal scores at a boundary.
+            remainder: which quantiles get the remaining samples if they do not divide evenly.
 
         Raises:
             KeyError: there is no such score column.
@@ -229,22 +229,22 @@ class Pool:
         scope: Scope | None = None,
         mode: SamplingMode | str = SamplingMode.STRATIFIED,
     ) -> pl.DataFrame:
-        """Draw a batch that holds equal parts of each quantile: the same arguments draw the same samples.
+        """Draw a batch with equal parts of each quantile. The same arguments draw the same samples.
 
-        A training loop takes ``quantize(...).sampler(...)``, which prepares batches of tokens ahead.
+        In a training loop, use ``quantize(...).sampler(...)``, which prepares batches of tokens ahead.
 
         Args:
             batch_size: number of rows.
             num_quantiles: K.
-            step: which batch of the endless sequence.
-            seed: of the sequence.
-            quantiles: draw from these alone.
+            step: position in the endless sequence of batches.
+            seed: seed of the sequence.
+            quantiles: draw only from these.
             score: as in ``quantize``.
             scope: as in ``quantize``.
-            mode: how quantiles are chosen.
+            mode: how to choose quantiles.
 
         Returns:
-            A row for each draw: ``quantile``, then the columns of ``scan``.
+            One row for each draw: ``quantile``, then the columns of ``scan``.
         """
         import polars as pl
 
@@ -266,22 +266,22 @@ class Pool:
         on_warning: Callable[[str], object] | None = None,
         **settings: object,
     ) -> Rescored:
-        """Score every sample anew and switch to the new scores in one commit; nothing is generated.
+        """Score every sample again and switch to the new scores in one commit. Nothing is generated.
 
-        An interrupted call is continued by calling it again. Old snapshots keep their scores.
+        After an interruption, call this again to continue. Older snapshots keep their scores.
 
         Args:
             reward: a name (``"toxicity"``, ``"./file.py:function"``), or anything that is called as
                 ``reward(prompts=[...], completions=[...])``.
             name: the score column.
             chunk_size: samples per commit.
-            restart: discard what an interrupted call has left.
-            on_warning: is told of samples that got no score; None ignores them.
-            **settings: of the section ``reward``, for example ``length={"maximum": 3}``.
+            restart: discard the draft of an interrupted call.
+            on_warning: called with a message about samples without a score; None ignores them.
+            **settings: settings of the section ``reward``, for example ``length={"maximum": 3}``.
 
         Raises:
             RewardError: the reward fails.
-            ValueError: the column's name does not fit, or the pool is empty or stores no text.
+            ValueError: the name of the column is not valid, or the pool is empty or stores no text.
         """
         from quark.api.rescoring import rescore
         from quark.api.rewards import named_or_given
@@ -404,7 +404,7 @@ class Pool:
         )
 
     def scan(self) -> pl.LazyFrame:
-        """The samples as a lazy polars frame, a row each, in id order.
+        """The samples as a lazy polars frame, one row each, in id order.
 
         Columns: ``id``, ``prompt_id``, ``prompt_text``, ``prompt_tokens``, ``prompt_metadata``, ``completion_tokens``,
         ``completion_text``, ``finish_reason``, ``round``, ``chunk``, ``policy_step``, ``reward_token``, ``settings``,
@@ -424,7 +424,7 @@ class Pool:
             return rows.collect()
 
     def samples(self, ids: Sequence[int]) -> list[Sample]:
-        """The samples with these ids, in the order given. Raises IndexError for an id that is not there."""
+        """The samples with these ids, in the order given. Raises IndexError for an unknown or removed id."""
         return self._native.samples(ids)
 
     def scores(self, name: str = REWARD_COLUMN) -> NDArray[np.float32]:
@@ -443,7 +443,7 @@ class Pool:
 
     @property
     def settings(self) -> PoolSettings:
-        """What the pool was created with."""
+        """The settings that the pool was created with."""
         return self._native.settings
 
     @property
@@ -453,11 +453,11 @@ class Pool:
 
     @property
     def native(self) -> NativePool:
-        """The object that quark's own functions take."""
+        """The underlying pool, which quark's own functions take."""
         return self._native
 
     def info(self) -> PoolInfo:
-        """Counts and statistics; one pass over the scores."""
+        """Counts and statistics, from one pass over the scores."""
         return self._native.info()
 
     def refresh(self) -> Snapshot:
@@ -465,11 +465,11 @@ class Pool:
         return self._native.refresh()
 
     def fork(self, path: str | Path) -> Self:
-        """Make a second pool with the same samples, open for writing; the files are shared by hard links."""
+        """Create a second pool with the same samples, open for writing. Both share files through hard links."""
         return type(self)(self._native.fork(path), tokenizer=self._tokenizer)
 
     def compact(self, *, max_samples: int = COMPACTED_FILE) -> Compacted:
-        """Make few large files of many small ones; ids, samples and scores stay what they are."""
+        """Merge small files into large ones. Ids, samples and scores do not change."""
         return self._native.compact(max_samples=max_samples)
 
     def retain(
@@ -480,7 +480,7 @@ class Pool:
         before_round: int | None = None,
         dry_run: bool = False,
     ) -> Retained:
-        """Remove the oldest appends that exceed a limit, in one commit; with ``dry_run``, only count them."""
+        """Remove the oldest appends that exceed a limit, in one commit. With ``dry_run``, only count them."""
         return self._native.retain(
             max_samples=max_samples,
             max_rounds=max_rounds,
@@ -489,11 +489,11 @@ class Pool:
         )
 
     def gc(self, *, keep_snapshots: int, dry_run: bool = False) -> Collected:
-        """Give up all but the newest snapshots, and remove the files that only the others need."""
+        """Expire all but the newest snapshots, and remove the files that only the others need."""
         return self._native.gc(keep_snapshots=keep_snapshots, dry_run=dry_run)
 
     def close(self) -> None:
-        """Give back the writer's lock. Reading goes on."""
+        """Release the writer's lock. The pool can still be read."""
         self._native.close()
 
     def __len__(self) -> int:

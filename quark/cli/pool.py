@@ -1,4 +1,4 @@
-"""``quark pool``: look into a sample pool, whatever is writing to it.
+"""``quark pool``: inspect a sample pool, even while a run writes to it.
 
 Further commands have files of their own.
 """
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from quark.pool.statistics import HistogramBin, RoundMean, ScoreStatistics
 
 app = typer.Typer(
-    help="Look into sample pools, take samples out and in; reading never disturbs a run.",
+    help="Inspect sample pools, export and import samples. Reading never disturbs a run.",
     no_args_is_help=True,
 )
 
@@ -62,7 +62,7 @@ ScoreColumn = Annotated[str, typer.Option("--score", help="Score column to rank 
 
 @app.command()
 def info(path: PoolPath, as_json: JsonFlag = False) -> None:
-    """Show how many samples a pool holds, which scores, how large it is."""
+    """Show the number of samples in a pool, its scores and its size."""
     from quark.cli.console import (
         count,
         counted,
@@ -152,7 +152,7 @@ def head(
 ) -> None:
     """Show samples: the first ones, the best or worst ones, or those of one quantile.
 
-    The pool of a run is ranked by the run's rules; `–` stands for what they leave out.
+    The pool of a run is ranked by the run's rules. `–` marks samples that they leave out.
 
     **Examples**
 
@@ -241,7 +241,7 @@ def stats(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Figures:
-    """What ``pool stats`` says."""
+    """The result of ``pool stats``."""
 
     rules: RankingRules
     is_ranked: bool
@@ -250,14 +250,14 @@ class _Figures:
     num_removed: int
     columns: dict[str, ScoreStatistics]
     counts: list[int]
-    """[K] by quantile, as ``lower_bounds``."""
+    """[K] by quantile, like ``lower_bounds``."""
     lower_bounds: list[float]
     tie_share: float
     bins: tuple[HistogramBin, ...]
     rounds: tuple[RoundMean, ...]
 
     def plain(self) -> dict[str, object]:
-        """As ``--json`` prints them."""
+        """The statistics for ``--json``."""
         return {
             "samples": self.num_samples,
             "removed": self.num_removed,
@@ -385,7 +385,7 @@ def _show_rounds(rounds: tuple[RoundMean, ...], console: Console) -> None:
 
 @app.command()
 def verify(path: PoolPath, as_json: JsonFlag = False) -> None:
-    """Check every byte of a pool; leaves with status 4 when something is damaged."""
+    """Check every byte of a pool. The exit status is 4 if something is damaged."""
     from quark.cli.console import count, counted, foreign, make_console, print_json, prose, size
     from quark.pool.native import NativePool
 
@@ -420,7 +420,7 @@ app.command("gc")(pool_gc.gc)
 
 
 def run_rules(path: Path) -> RankingRules:
-    """How the run that ``path`` is, or is the pool of, cuts its pool; the defaults without a run."""
+    """The ranking rules of the run at ``path``, or of the run whose pool it is; the defaults without a run."""
     from quark.pool.ranking import RankingRules
     from quark.report.load import read_config
     from quark.run_directory import RunDirectory
@@ -430,7 +430,7 @@ def run_rules(path: Path) -> RankingRules:
 
 
 def asked_rules(path: Path, num_quantiles: int | None, score: str) -> RankingRules:
-    """``run_rules`` with what the command line says instead."""
+    """``run_rules``, overridden by the command line."""
     rules = run_rules(path)
     return dataclasses.replace(
         rules, num_quantiles=num_quantiles or rules.num_quantiles, score=score
@@ -438,7 +438,7 @@ def asked_rules(path: Path, num_quantiles: int | None, score: str) -> RankingRul
 
 
 def ranked(pool: NativePool, rules: RankingRules) -> Quantization:
-    """The ranking by a run's rules. Raises ConfigError where they are none."""
+    """The ranking by a run's rules. Raises ConfigError if they are invalid."""
     from quark.errors import ConfigError
 
     try:
@@ -450,7 +450,7 @@ def ranked(pool: NativePool, rules: RankingRules) -> Quantization:
 
 
 def column(pool: NativePool, name: str) -> NDArray[np.float32]:
-    """A score column. Raises ConfigError naming the columns that there are."""
+    """A score column. Raises ConfigError with the names of the existing columns."""
     from quark.errors import ConfigError
 
     if name not in pool.score_columns:
@@ -460,7 +460,7 @@ def column(pool: NativePool, name: str) -> NDArray[np.float32]:
 
 
 def is_ranked_by(pool: NativePool, score: str) -> bool:
-    """Whether to rank by a column: not by the default one where the pool has no such, else yes.
+    """Whether to rank by a column: always, except by the default column if the pool lacks it.
 
     A pool may have other scores, or none.
     """
@@ -468,7 +468,7 @@ def is_ranked_by(pool: NativePool, score: str) -> bool:
 
 
 def _plain(statistics: ScoreStatistics) -> dict[str, float]:
-    """Statistics of a score column under the names that the JSON output has."""
+    """Statistics of a score column under the names of the JSON output."""
     fields = dataclasses.asdict(statistics)
     names = {"num_samples": "samples", "num_unscored": "nan", "num_infinite": "infinite"}
     return {names.get(name, name): value for name, value in fields.items()}

@@ -1,4 +1,4 @@
-"""``quark pool compact``: few large files instead of many small ones."""
+"""``quark pool compact``: merges small files into large ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from quark.pool.defaults import COMPACTED_FILE
 def compact(
     path: PoolPath,
     max_samples: Annotated[
-        int, typer.Option("--max-samples", min=2, max=(1 << 31) - 1, help="In one file, at most.")
+        int,
+        typer.Option(
+            "--max-samples", min=2, max=(1 << 31) - 1, help="Maximum number of samples in a file."
+        ),
     ] = COMPACTED_FILE,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make few large files of the many small ones that appends leave.
+    """Merge the many small files of appends into few large ones.
 
-    Samples, ids and draws stay what they are. The small files stay, too, for the snapshots that show them:
-    `quark pool gc` removes both.
+    Samples, ids and draws do not change. The small files remain for older snapshots until `quark pool gc` removes
+    both.
 
     **Examples**
 

@@ -1,4 +1,4 @@
-"""``quark pool create``: an empty pool for samples of one's own."""
+"""``quark pool create``: an empty pool for your own samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def create(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="A directory that is not there yet.", show_default=False
+            metavar="PATH", help="A directory that does not exist yet.", show_default=False
         ),
     ],
     vocab_size: Annotated[
@@ -25,21 +25,21 @@ def create(
         str | None,
         typer.Option(
             metavar="NAME_OR_FOLDER",
-            help="Take the vocabulary's size from this model's tokenizer.",
+            help="Take the vocabulary size from this model's tokenizer.",
             show_default=False,
         ),
     ] = None,
     no_text: Annotated[
-        bool, typer.Option("--no-text", help="Store tokens only, no completion's text.")
+        bool, typer.Option("--no-text", help="Store only tokens, without the text of completions.")
     ] = False,
     tie_seed: Annotated[
         int, typer.Option(min=0, max=2**64 - 1, help="Seed of the hash that orders equal scores.")
     ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make an empty pool, to be filled from Python (docs/pool.md).
+    """Create an empty pool, to be filled from Python (docs/pool.md).
 
-    A run makes its own; this is for samples that come from elsewhere.
+    A run creates its own pool. Use this for samples from elsewhere.
 
     **Examples**
 

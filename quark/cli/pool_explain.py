@@ -1,4 +1,4 @@
-"""``quark pool explain``: where a sample came from, how it ranks, which batches held it."""
+"""``quark pool explain``: origin, rank and batches of a sample."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def explain(
     path: PoolPath,
     sample: Annotated[
-        int, typer.Argument(metavar="ID", min=0, help="The sample's number.", show_default=False)
+        int, typer.Argument(metavar="ID", min=0, help="Id of the sample.", show_default=False)
     ],
     num_quantiles: Annotated[
         int | None,
@@ -32,10 +32,10 @@ def explain(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say why a sample was chosen: its origin, its rank, and the training steps that learnt from it.
+    """Explain the use of a sample: its origin, its rank, and the training steps that learned from it.
 
-    Nothing of this is stored: it is computed again from the pool and the run's configuration. For a
-    pool without its run directory, what needs the configuration is left out.
+    This is computed from the pool and the run's configuration. For a pool without a run directory, the parts that
+    need the configuration are left out.
 
     **Example:**  `quark pool explain runs/demo 17`
     """

@@ -1,4 +1,4 @@
-"""``quark pool export``."""
+"""``quark pool export``: writes samples to a file, or as a training set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RULES = {
     "test_share": _KINDS,
     "seed": _KINDS,
 }
-"""Which rules belong to which kinds of sets."""
+"""The rules of each kind of training set."""
 
 
 def export(
@@ -36,7 +36,9 @@ def export(
     ],
     where: Annotated[
         str | None,
-        typer.Option(help="Only samples for which this SQL condition holds.", show_default=False),
+        typer.Option(
+            help="Export only samples for which this SQL condition holds.", show_default=False
+        ),
     ] = None,
     as_: Annotated[
         str | None,
@@ -66,36 +68,41 @@ def export(
     min_margin: Annotated[
         float | None,
         typer.Option(
-            help="Least difference of scores in a pair (dpo, reward).", show_default=False
+            help="Minimum difference of scores in a pair (dpo, reward).", show_default=False
         ),
     ] = None,
     max_per_prompt: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Samples of each label, or pairs, of one prompt at most.",
+            help="Maximum number of samples of each label, or of pairs, per prompt.",
             show_default=False,
         ),
     ] = None,
     test_share: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", help="Share of the prompts in the split test.", show_default=False
+            metavar="SHARE", help="Share of prompts in the test split.", show_default=False
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Chooses the prompts of test.", show_default=False)
+        int | None,
+        typer.Option(
+            min=0, help="Seed that chooses the prompts of the test split.", show_default=False
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing file or folder.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write samples to one file, or as a training set for TRL.
 
-    The file is Parquet, JSON lines or Arrow, as its name says. It holds every column of all samples, or of those that
-    `--where` keeps; `quark pool import` makes a pool of it. It appears when it is whole. Some columns, or CSV:
-    `quark pool query PATH "SELECT …" --out FILE`.
+    The suffix of the file chooses Parquet, JSON lines or Arrow. The file holds every column of all samples, or of those
+    that `--where` keeps, and `quark pool import` can read it. It appears only when it is complete. For some of the
+    columns, or for CSV, use `quark pool query PATH "SELECT …" --out FILE`.
 
-    With `--as`, OUT is a folder with `train.parquet`, `test.parquet` and a README that says how the rows were chosen.
+    With `--as`, OUT is a folder with `train.parquet`, `test.parquet` and a README that describes the choice of rows.
     `datasets.load_dataset` reads it. Repeated samples and samples without a score are left out, and no prompt is in
     both splits.
 

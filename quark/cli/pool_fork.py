@@ -14,7 +14,9 @@ def fork(
     path: PoolPath,
     to: Annotated[
         Path,
-        typer.Argument(metavar="TO", help="A directory that is not there yet.", show_default=False),
+        typer.Argument(
+            metavar="TO", help="A directory that does not exist yet.", show_default=False
+        ),
     ],
     snapshot: Annotated[
         int | None,
@@ -22,10 +24,10 @@ def fork(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a second pool with the same samples; the two go separate ways from there.
+    """Create a second pool with the same samples. The two are independent afterwards.
 
-    Data files are shared by hard links, so it takes no time and no space on the same disk. Works while a
-    run writes to the pool.
+    Both share data files through hard links, so a fork on the same disk needs hardly any time or space. It works while
+    a run writes to the pool.
 
     **Examples**
 
@@ -49,7 +51,7 @@ def fork(
     with pool:
         uuid, generation = pool.settings.uuid, pool.snapshot.generation
         num_samples = len(pool) - pool.num_removed
-    # Not from info(), which reads the scores: the fork is there now, damaged or not.
+    # Not from info(), which reads the scores: the fork exists now, even if it is damaged.
     num_bytes = sum(file.stat().st_size for file in to.glob("*/*.arrow"))
     if as_json:
         print_json(

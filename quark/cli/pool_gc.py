@@ -1,4 +1,4 @@
-"""``quark pool gc``: give old snapshots up for the space they take."""
+"""``quark pool gc``: expires old snapshots to free disk space."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def gc(
         int, typer.Option("--keep", min=1, max=(1 << 63) - 1, help="Snapshots to keep.")
     ] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+        bool, typer.Option("--dry-run", help="Only report what would be removed.")
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also snapshots from which the run's checkpoints go on."),
+        typer.Option("--force", help="Also expire snapshots that the run's checkpoints need."),
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Remove what only old snapshots need: replaced scores, discarded drafts, merged and compacted files, old logs.
+    """Expire old snapshots, and remove the files that only they need.
 
-    Samples go only where `retain` removed them. The older snapshots cannot be opened any more: `explain` leaves
-    their rounds out, and a run cannot be resumed from a checkpoint that goes on from one, which is refused without
-    --force.
+    These are replaced scores, discarded drafts, merged and compacted files, old logs, and samples that `retain` removed.
+    Expired snapshots can no longer be opened: `explain` leaves out their rounds, and a run cannot resume from a
+    checkpoint that needs one. Without --force, the command refuses to expire a snapshot that a checkpoint needs.
 
     **Examples**
 

@@ -1,4 +1,4 @@
-"""``quark pool import``."""
+"""``quark pool import``: appends the samples of files to a pool."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def import_(
         list[Path],
         typer.Argument(
             metavar="FILE…",
-            help="What `quark pool export` or another tool wrote; folders of such files, too.",
+            help="Files of `quark pool export` or another tool, or folders of such files.",
             show_default=False,
         ),
     ],
@@ -45,7 +45,7 @@ def import_(
         str | None,
         typer.Option(
             metavar="NAME_OR_FOLDER",
-            help="The model whose tokenizer makes token ids where a file has only texts.",
+            help="The model whose tokenizer encodes texts without token ids.",
             show_default=False,
         ),
     ] = None,
@@ -53,7 +53,7 @@ def import_(
         list[str] | None,
         typer.Option(
             metavar="SCORE",
-            help="Score of the file that becomes the column `reward`; several are added.",
+            help="Score of the file to use as the column `reward`. Several scores are added.",
             show_default=False,
         ),
     ] = None,
@@ -61,28 +61,28 @@ def import_(
         list[str] | None,
         typer.Option(
             metavar="COLUMN",
-            help="A column that belongs to the prompt; others belong to the sample.",
+            help="A column that belongs to the prompt. Other columns belong to the sample.",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be taken, and write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be imported, and write nothing.")
     ] = False,
     vocab_size: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=2**32 - 1,
-            help="Tokens of a new pool's vocabulary. A tokenizer and Parquet exports bring it along.",
+            help="Vocabulary size of a new pool. A tokenizer or a Parquet export provides it.",
         ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Append the samples of files to a pool, or make a pool of them.
+    """Append the samples of files to a pool, or create a pool from them.
 
-    Takes exports of quark, and files that TRL, verl, prime-rl, open-instruct, lm-eval and Inspect wrote, or any with
-    a prompt and a completion in each row. A row that the pool has is left alone, so an import can be repeated. A row
-    that cannot be taken is told in one line, the others are taken, and the status is 3.
+    Reads exports of quark, files of TRL, verl, prime-rl, open-instruct, lm-eval and Inspect, and any file with a prompt
+    and a completion in each row. Rows that the pool already has are left alone, so an import can be repeated. Each row
+    that cannot be imported is reported in one line, the others are imported, and the exit status is 3.
 
     **Examples**
 
@@ -124,7 +124,7 @@ def import_(
 
 
 def _is_foreign(file: Path) -> bool:
-    """Whether a file is recognized as another tool's, or is a folder of files."""
+    """Whether a file is recognized as one of another tool, or is a folder."""
     from quark.errors import ConfigError, DataError
     from quark.interchange.importing import layout_of
     from quark.interchange.layouts import Layout
@@ -134,7 +134,7 @@ def _is_foreign(file: Path) -> bool:
     try:
         return layout_of(file) not in (None, Layout.QUARK)
     except (ConfigError, DataError, OSError):
-        return False  # the import says why
+        return False  # the import reports the reason
 
 
 def _import_exports(

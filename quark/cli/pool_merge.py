@@ -1,4 +1,4 @@
-"""``quark pool merge``."""
+"""``quark pool merge``: appends the samples of pools to another one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def merge(
     into: Annotated[
         Path,
         typer.Argument(
-            metavar="INTO", help="The pool to write; made if it is not there.", show_default=False
+            metavar="INTO",
+            help="The pool to write. It is created if it does not exist.",
+            show_default=False,
         ),
     ],
     sources: Annotated[
@@ -25,14 +27,14 @@ def merge(
     ],
     is_same_tokenizer: Annotated[
         bool,
-        typer.Option("--same-tokenizer", help="Merge though the pools name different models."),
+        typer.Option("--same-tokenizer", help="Merge even if the pools name different models."),
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Append the samples of pools to another one that has the same vocabulary.
+    """Append the samples of pools to another one with the same vocabulary.
 
-    Nothing is doubled: samples keep their idempotency keys, and what INTO already has is left alone, with the
-    scores that it has there, so that a merge can be repeated. Different samples under one key get the key `<key>#<digest>`.
+    No sample is added twice: samples keep their idempotency keys, and samples that INTO already has keep their scores
+    there. A merge can be repeated. Different samples under one key get the key `<key>#<digest>`.
 
     **Example:**  `quark pool merge all runs/a runs/b`
     """

@@ -1,4 +1,4 @@
-"""Which pool a command is about."""
+"""The pool argument of the commands."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ if TYPE_CHECKING:
 
 PoolPath = Annotated[
     Path,
-    typer.Argument(
-        metavar="PATH", help="A pool, or the run directory it is in.", show_default=False
-    ),
+    typer.Argument(metavar="PATH", help="A pool, or its run directory.", show_default=False),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 def pool_path(path: Path) -> Path:
-    """The pool at ``path``, or in the run directory that ``path`` is.
+    """The pool at ``path``, or in the run directory ``path``.
 
     Raises:
-        UnsafeFileError: it is the pool of a run, and a link out of the run.
+        UnsafeFileError: the pool of a run is a link out of the run.
     """
     from quark.run_directory import RunDirectory
 
@@ -37,7 +35,7 @@ def pool_path(path: Path) -> Path:
 
 
 def place(path: Path) -> Path:
-    """``path``, where something new is to be. Raises FileNotFoundError where there is no folder for it."""
+    """``path``, for something new. Raises FileNotFoundError if its folder does not exist."""
     if not path.absolute().parent.exists():
         raise FileNotFoundError(f"there is no directory {path.parent}")
     return path
@@ -45,7 +43,7 @@ def place(path: Path) -> Path:
 
 @contextmanager
 def opened(path: Path, snapshot: int | None = None) -> Iterator[NativePool]:
-    """The pool at ``path`` (or in the run directory ``path``), read-only, as it is or as it was.
+    """The pool at ``path`` (or in the run directory ``path``), read-only, at its newest or an older snapshot.
 
     Raises:
         ConfigError: the pool has no such snapshot.

@@ -1,4 +1,4 @@
-"""``quark pool query``."""
+"""``quark pool query``: SQL over a pool."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ if TYPE_CHECKING:
 
 _SHOWN_ROWS = 100
 _TABLE_COLUMNS = 8
-"""More columns than this are too narrow beside each other."""
+"""Tables with more columns are printed as blocks."""
 
 
 def query(
     path: PoolPath,
-    sql: Annotated[
-        str, typer.Argument(metavar="SQL", help="A SELECT; the table is called `pool`.")
-    ],
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT over the table `pool`.")],
     limit: Annotated[
         int | None,
         typer.Option(
@@ -36,24 +34,26 @@ def query(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write the rows here: .parquet, .jsonl, .arrow or .csv."),
+        typer.Option(
+            "--out", "-o", help="Write the rows to this file: .parquet, .jsonl, .arrow or .csv."
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     allow_files: Annotated[
         bool,
         typer.Option(
             "--allow-files",
-            help="Permit every function of polars, also read_csv() and others that open files and URLs.",
+            help="Allow every function of polars, including read_csv() and others that open files and URLs.",
         ),
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Ask a pool in SQL, in the dialect of polars.
+    """Query a pool in SQL, in the dialect of polars.
 
-    The table has a row per sample: id, prompt_id, prompt_text, prompt_tokens, prompt_metadata,
+    The table has one row per sample: id, prompt_id, prompt_text, prompt_tokens, prompt_metadata,
     completion_tokens, completion_text, finish_reason, round, chunk, policy_step, reward_token, settings,
     seed, logprob_policy, logprob_reference, logprob_sampled, key, and every score column under its name. Only
-    what the query needs is read, and without `--allow-files` nothing but the pool.
+    the columns in the query are read. Without `--allow-files`, the query can read nothing but the pool.
 
     **Examples**
 
@@ -88,7 +88,7 @@ def query(
 
 @contextmanager
 def _answer(path: Path, sql: str, *, may_open_files: bool) -> Iterator[pl.LazyFrame]:
-    """What ``sql`` asks for, to be computed inside. Raises ConfigError for what polars does not compute."""
+    """The result of ``sql``, computed within the context. Raises ConfigError if polars cannot compute it."""
     from quark.api.querying import answered
 
     hint = "; --allow-files permits every function"
@@ -115,7 +115,7 @@ def _write(
 
 
 def _show(rows: pl.DataFrame, *, is_complete: bool) -> None:
-    """A table, or one block per row where the table would be too wide."""
+    """A table, or one block per row if the table would be too wide."""
     from quark.cli.console import count, figures, foreign, grid, make_console, prose
     from quark.printable import printable
 
@@ -148,7 +148,7 @@ def _text(value: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """What JSON can say; dates, decimals and the like as text."""
+    """A value for JSON. Dates, decimals and similar values become text."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     is_json = value is None or isinstance(value, str | bool | int | float | dict)

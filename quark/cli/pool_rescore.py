@@ -1,4 +1,4 @@
-"""``quark pool rescore``: another reward for all that was ever sampled."""
+"""``quark pool rescore``: scores all samples with another reward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rescore(
         ),
     ],
     name: Annotated[
-        str, typer.Option("--as", help="Score column to write; one that is there is replaced.")
+        str, typer.Option("--as", help="Score column to write. An existing one is replaced.")
     ] = REWARD_COLUMN,
     set_: Annotated[
         list[str] | None,
@@ -28,15 +28,15 @@ def rescore(
     ] = None,
     chunk_size: Annotated[int, typer.Option(min=1, help="Samples per commit.")] = RESCORING_CHUNK,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Discard what an interrupted attempt has left.")
+        bool, typer.Option("--restart", help="Discard the scores of an interrupted attempt.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Score every sample anew; nothing is generated again.
+    """Score every sample again, without generating anything.
 
-    Scores are committed in chunks and switched to in one commit at the end: interrupt it and run it again,
-    and it goes on where it stopped. Old snapshots keep their scores. A run that is to train on the result
-    is stopped first (one process writes a pool), and goes on with `--set reward.name=REWARD`.
+    Scores are committed in chunks, and the last commit switches to them. After an interruption, run the command again
+    to continue. Older snapshots keep their scores. To train on the new scores, stop the run first (only one process
+    can write a pool), then continue it with `--set reward.name=REWARD`.
 
     **Examples**
 

@@ -1,4 +1,4 @@
-"""``quark pool retain``: the oldest samples go."""
+"""``quark pool retain``: removes the oldest samples."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def retain(
     max_samples: Annotated[
         int | None,
         typer.Option(
-            "--max-samples", min=1, max=(1 << 64) - 1, help="Keep at most so many samples."
+            "--max-samples", min=1, max=(1 << 64) - 1, help="Keep at most this many samples."
         ),
     ] = None,
     max_rounds: Annotated[
         int | None,
         typer.Option(
-            "--max-rounds", min=1, max=(1 << 64) - 1, help="Keep the newest so many rounds."
+            "--max-rounds", min=1, max=(1 << 64) - 1, help="Keep this many newest rounds."
         ),
     ] = None,
     before_round: Annotated[
@@ -33,14 +33,14 @@ def retain(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+        bool, typer.Option("--dry-run", help="Only report what would be removed.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Remove the oldest samples of a pool: whole appends, in one commit, the newest append never.
+    """Remove the oldest samples of a pool in one commit. Only whole appends are removed, never the newest one.
 
-    The others keep their ids. Older snapshots go on showing what was removed, and its files stay for them, until
-    `quark pool gc` gives those up.
+    The other samples keep their ids. Older snapshots still show the removed samples, and their files stay until
+    `quark pool gc` expires these snapshots.
 
     **Examples**
 

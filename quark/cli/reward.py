@@ -14,6 +14,7 @@ from quark.cli.exit_codes import ExitCode
 if TYPE_CHECKING:
     from quark.rewards.classifier_training import ClassifierReport
     from quark.rewards.config import RewardConfig
+    from quark.rewards.held_out_report import HeldOutReport
     from quark.rewards.linear_training import TrainReport
 
 app = typer.Typer(help="Train your own scorer; check any reward.", no_args_is_help=True)
@@ -166,7 +167,7 @@ def train_scorer(
         held_out_fraction=held_out_fraction,
         on_progress=lambda text: progress.print(prose(text, "dim")),
     )
-    report: TrainReport | ClassifierReport
+    report: HeldOutReport
     if kind is Kind.LINEAR:
         _refuse(kind, encoder=encoder, frozen=frozen or None, epochs=epochs, max_length=max_length)
         _refuse(kind, learning_rate=learning_rate)
@@ -235,8 +236,8 @@ def _train_classifier(
     ]
 
 
-def _agreement(report: TrainReport | ClassifierReport) -> list[tuple[str, str]]:
-    """What both kinds of report say of the held-out texts."""
+def _agreement(report: HeldOutReport) -> list[tuple[str, str]]:
+    """The lines on the held-out texts, for both kinds of report."""
     from quark.cli.console import count, number
 
     return [
@@ -359,7 +360,7 @@ def reward_config(name: str, overrides: Sequence[str]) -> RewardConfig:
 
 def _read_samples(path: Path) -> list[tuple[str, str]]:
     from quark.bounded_files import parse_json
-    from quark.data.prompts import text_lines
+    from quark.data.prompt_rows import text_lines
     from quark.errors import DataError
 
     pairs = []

@@ -267,7 +267,6 @@ class RolloutSink:
             )
             for name, values in scores.items()
         }
-        nothing = np.full(len(rollouts), np.nan, np.float32)
         batch = SampleBatch(
             key=f"{KEY}{step}/{digest[:32]}",
             prompts=records,
@@ -282,9 +281,6 @@ class RolloutSink:
             reward_tokens=np.full(len(rollouts), -1, np.int16),
             settings=json.dumps({"sink": dict(self._source), **_notes(notes)}, sort_keys=True),
             seeds=np.array(digests, np.uint64),
-            logprob_policy=nothing,
-            logprob_reference=nothing,
-            logprob_sampled=nothing,
             scores={**columns, REWARD_COLUMN: self._reward(scores, len(rollouts))},
         )
         stored = self._pool.append(batch)

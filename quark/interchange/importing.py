@@ -1,7 +1,7 @@
-"""Files of other tools into a pool: each row once, however often its file is imported.
+"""Imports files of other tools into a pool. Each row is imported once, even if its file is imported again.
 
-A row is known by a digest of its content, which the pool keeps as the sample's ``seed``. Rows that a file repeats
-are told apart by their count, so that equal samples of one step are all kept.
+A digest of its content identifies a row. The pool stores it as the sample's ``seed``. The digest includes a count for
+repeated rows, so that equal samples of one step are all kept.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ import math
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import polars as pl
 
-from quark.data.prompts import MAX_PROMPT_BYTES
 from quark.errors import ConfigError, DataError
 from quark.formats import plain_json
 from quark.interchange.inspect_logs import samples_of_log
@@ -30,61 +28,41 @@ from quark.interchange.layouts import (
     MAX_SCORE_COLUMNS,
     ForeignSample,
     Layout,
-    Messages,
     Reader,
     added,
     recognize,
 )
 from quark.interchange.records import ENDINGS, first_columns, records_of
+from quark.interchange.sample_tokens import (
+    MAX_SAMPLE_METADATA,
+    SampleTokens,
+    TokenizedSample,
+    Tokenizer,
+)
 from quark.pool.base import PromptColumns, SampleBatch
 from quark.pool.columns import REWARD_COLUMN, column_name
 from quark.pool.native import NativePool
 from quark.types import Json
 
 KEY = "import/"
-"""How the idempotency keys of imported samples begin."""
+"""Prefix of the idempotency keys of imported samples."""
 SAMPLES_AT_ONCE = 512
-"""Of one append."""
-_METADATA_AT_ONCE = 1 << 19
-"""Bytes of the samples' metadata in one append; the pool keeps at most twice as many."""
+"""Maximum number of samples in one append."""
 MAX_ROW_BYTES = 1 << 26
-"""Memory of all samples of one row; several rows that take more together are appended in parts."""
-_BYTES_OF_TOKEN = 36
-"""Of an integer in a tuple."""
+"""Maximum memory of the samples of one row. Several rows that need more together are appended in parts."""
 _BYTES_OF_NULL = 6
-"""Of a sample that lacks a column, in the metadata of an append."""
-_MAX_PROMPT_METADATA = 1 << 20
+"""Size of a missing value in the metadata of an append."""
 _NOT_SAMPLES = frozenset({"run_name", "git_commit", "timestamp"})
 """Columns of the metadata file that open-instruct writes beside its shards."""
 
 
-class Tokenizer(Protocol):
-    """The part of a tokenizer that an import uses."""
-
-    chat_template: object
-
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
-        """Turn a text into token ids."""
-        ...
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str:
-        """Turn token ids into text."""
-        ...
-
-    def apply_chat_template(
-        self, conversation: Messages, *, tokenize: bool, add_generation_prompt: bool
-    ) -> str:
-        """Render a conversation as the model sees it."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A row that cannot be taken."""
+    """A row that cannot be imported."""
 
     file: Path
     row: int | None
-    """Counted from 1; None where it is the whole file, or the rest of it."""
+    """Counted from 1; None for the whole file, or the rest of it."""
     reason: str
 
     def __str__(self) -> str:
@@ -93,45 +71,25 @@ class Refusal:
 
 @dataclass(slots=True, kw_only=True)
 class FileImport:
-    """What was taken from one file, or would be."""
+    """Result of the import of one file, or of its dry run."""
 
     file: Path
     layout: Layout
     num_appended: int = 0
     num_known: int = 0
-    """Samples that the pool has already, or had before they were removed."""
+    """Number of samples that the pool already has, or had before they were removed."""
     num_refused: int = 0
-    """Rows."""
+    """Number of refused rows."""
     num_recomputed: int = 0
-    """Samples whose token ids were made from text."""
+    """Number of samples whose token ids were made from text."""
     first_round: int | None = None
     last_round: int | None = None
     scores: dict[str, int] = field(default_factory=dict)
-    """Score columns of the pool -> samples that have a score there."""
+    """Score column of the pool -> number of samples with a score."""
     prompt_metadata: set[str] = field(default_factory=set)
     sample_metadata: set[str] = field(default_factory=set)
     examples: list[TokenizedSample] = field(default_factory=list)
-    """The first few."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizedSample:
-    """A foreign sample as the pool takes it."""
-
-    prompt_text: str
-    prompt_tokens: tuple[int, ...]
-    prompt_metadata: str
-    completion_text: str
-    completion_tokens: tuple[int, ...]
-    has_own_tokens: bool
-    """Whether the token ids are the file's, not made from text."""
-    scores: Mapping[str, float]
-    """By column of the pool."""
-    source: ForeignSample
-    digest: int
-    """u64, of the row's content and of its count in the file."""
-    num_bytes: int
-    """Memory that it takes at most."""
+    """The first samples, at most 3."""
 
 
 def import_samples(
@@ -150,25 +108,25 @@ def import_samples(
 ) -> list[FileImport]:
     """Append the samples of other tools' files to the pool at ``path``, or to a new one there.
 
-    On return they survive a power cut. A row that cannot be taken is told to ``on_refusal``, and the others are taken.
+    When this returns, they survive a power cut. Rows that cannot be imported are passed to ``on_refusal``.
 
     Args:
         path: The pool.
-        files: Files, or folders whose files are taken in the order of their names.
-        tokenizer: Of the model that the samples are for. It makes token ids of texts, and texts of token ids.
-        tokenizer_name: Kept in the metadata of a new pool.
-        vocab_size: Of a new pool. Token ids are below it.
-        layout: Of all files; None recognizes each by its columns.
-        rewards: Scores of the files whose sum becomes the column ``reward``; empty takes what the tool trained on.
+        files: Files, or folders whose files are imported in the order of their names.
+        tokenizer: The tokenizer of the target model. It encodes texts and decodes token ids.
+        tokenizer_name: Stored in the metadata of a new pool.
+        vocab_size: Vocabulary size of a new pool. Token ids are below it.
+        layout: The layout of all files; None recognizes each file by its columns.
+        rewards: Scores whose sum becomes the column ``reward``; empty uses the reward that the tool trained on.
         of_prompt: Further columns that belong to the prompt.
         is_dry_run: Whether to write nothing.
-        on_refusal: Called with each row that cannot be taken.
-        on_progress: Called with a file and the number of its rows so far, now and then.
+        on_refusal: Called with each row that cannot be imported.
+        on_progress: Called from time to time with a file and the number of its rows so far.
 
     Raises:
         ConfigError: A file fits no layout, an option does not fit, or the pool was made with another tokenizer.
         FileNotFoundError: A file, or the directory for a new pool, does not exist.
-        PoolError: Of the pool.
+        PoolError: An error of the pool.
     """
     found = [
         (file, layout or _layout_of(file, on_refusal if file not in files else None))
@@ -177,7 +135,7 @@ def import_samples(
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no directory {path.parent}")
     with closing(_Target(path, tokenizer_name, vocab_size, is_dry_run=is_dry_run)) as target:
-        tokens = _Tokens(tokenizer, target.vocab_size)
+        tokens = SampleTokens(tokenizer, target.vocab_size)
         results = []
         for file, its_layout in found:
             if its_layout is None:
@@ -195,7 +153,7 @@ def import_samples(
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Every file; of a folder those with a known ending, without following links."""
+    """All files, and those with a known suffix in folders, without following links."""
     for path in paths:
         if not path.is_dir():
             yield path
@@ -221,11 +179,11 @@ def _plain_files(folder: Path) -> Iterator[Path]:
 
 
 def layout_of(file: Path) -> Layout | None:
-    """The layout of a file by its name and its first readable row; None where no layout fits.
+    """The layout of a file, from its name and its first readable row; None if no layout fits.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ConfigError: Its name does not say a format.
+        FileNotFoundError: The file does not exist.
+        ConfigError: Its suffix does not name a format.
         DataError: It cannot be read.
     """
     if file.suffix.lower() == ".eval":
@@ -238,7 +196,7 @@ def layout_of(file: Path) -> Layout | None:
 
 
 def _layout_of(file: Path, on_refusal: Callable[[Refusal], None] | None) -> Layout | None:
-    """The layout of a file. A file of a folder is told to ``on_refusal`` where it has none, another one is an error."""
+    """The layout of a file. A file without one is passed to ``on_refusal``, or is an error if that is None."""
     try:
         found = layout_of(file)
         if found is not None:
@@ -257,7 +215,7 @@ def _layout_of(file: Path, on_refusal: Callable[[Refusal], None] | None) -> Layo
 
 
 class _Target:
-    """The pool that is imported into. A new one is made with its first sample, and a dry run writes none."""
+    """The pool to import into. A new pool is created with its first sample. A dry run creates none."""
 
     def __init__(
         self, path: Path, tokenizer_name: str, vocab_size: int, *, is_dry_run: bool
@@ -267,7 +225,7 @@ class _Target:
         self._is_dry_run = is_dry_run
         self._pool: NativePool | None = None
         self.known: set[int] = set()
-        """Digests of the samples that were imported before."""
+        """Digests of the samples imported so far."""
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             self._pool = NativePool.open(path, writable=not is_dry_run)
             try:
@@ -290,7 +248,7 @@ class _Target:
     def append(
         self, samples: Sequence[TokenizedSample], result: FileImport, round: int, chunk: int
     ) -> int:
-        """Commit samples of one step; returns how many of them were in the pool, or had been."""
+        """Commit samples of one step. Returns how many of them the pool has, or had."""
         if self._pool is None and not self._is_dry_run:
             self._pool = NativePool.create(
                 self._path,
@@ -308,20 +266,20 @@ class _Target:
         return len(samples) if is_known else 0
 
     def close(self) -> None:
-        """Give the pool back."""
+        """Close the pool."""
         if self._pool is not None:
             self._pool.close()
 
 
 class _Importing:
-    """One file on its way into the pool."""
+    """The import of one file."""
 
     def __init__(
         self,
         result: FileImport,
         *,
         target: _Target,
-        tokens: _Tokens,
+        tokens: SampleTokens,
         rewards: Sequence[str],
         on_refusal: Callable[[Refusal], None],
         on_progress: Callable[[Path, int], None],
@@ -334,7 +292,7 @@ class _Importing:
         self._on_progress = on_progress
         self._counts: Counter[bytes] = Counter()
         self._columns: set[str] = set()
-        """Scores of the file, by column of the pool."""
+        """Score columns of the file so far."""
         self._waiting: list[TokenizedSample] = []
         self._num_bytes = 0
         self._num_metadata_bytes = 0
@@ -342,7 +300,7 @@ class _Importing:
         self._chunk = 0
 
     def run(self, layout: Layout, of_prompt: Sequence[str]) -> FileImport:
-        """Take all rows of the file."""
+        """Import all rows of the file."""
         file = self._result.file
         try:
             if layout is Layout.QUARK:
@@ -355,7 +313,7 @@ class _Importing:
                         self._take_row(row, iter([sample]))
             else:
                 self._run_records(layout, of_prompt)
-        except DataError as error:  # of the file as a whole; what came before it is taken
+        except DataError as error:  # an error of the whole file; the rows before it are imported
             self._refuse(None, str(error))
         self._flush()
         return self._result
@@ -372,7 +330,7 @@ class _Importing:
                 self._on_progress(file, record.row)
 
     def _take_row(self, row: int, samples: Iterator[ForeignSample]) -> None:
-        """Take the samples of one row, all or none."""
+        """Import the samples of one row, all or none."""
         taken: list[TokenizedSample] = []
         num_bytes = 0
         try:
@@ -419,7 +377,7 @@ class _Importing:
             or sample.has_own_tokens != self._waiting[0].has_own_tokens
             or len(self._waiting) >= SAMPLES_AT_ONCE
             or self._num_bytes + sample.num_bytes > MAX_ROW_BYTES
-            or self._metadata_with(sample) > _METADATA_AT_ONCE
+            or self._metadata_with(sample) > MAX_SAMPLE_METADATA
         ):
             self._flush()
         self._num_metadata_bytes += _metadata_size(sample)
@@ -428,7 +386,7 @@ class _Importing:
         self._waiting.append(sample)
 
     def _metadata_with(self, sample: TokenizedSample) -> int:
-        """Bytes of the metadata of the samples that wait and of this one: each has a value in every column."""
+        """Size of the metadata of the waiting samples and this one. Each has a value in every column."""
         num_names = len(self._metadata_names | sample.source.of_sample.keys())
         nulls = num_names * (len(self._waiting) + 1) * _BYTES_OF_NULL
         return self._num_metadata_bytes + _metadata_size(sample) + nulls
@@ -459,128 +417,8 @@ class _Importing:
         result.examples += samples[: 3 - len(result.examples)]
 
 
-class _Tokens:
-    """Token ids and texts of foreign samples; a prompt is rendered and tokenized once in a while."""
-
-    _MOST = 4096
-    _MOST_TOKENS = 1 << 20
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
-        self._prompts: dict[str, tuple[str, tuple[int, ...]]] = {}
-        self._num_tokens = 0
-        """Of the prompts."""
-
-    def of(
-        self, sample: ForeignSample, scores: Mapping[str, float], digest: int, *, num_bytes: int
-    ) -> TokenizedSample:
-        """The sample as a pool takes it. Raises ValueError where it has no tokens or no text."""
-        has_own_tokens = sample.prompt_tokens is not None and sample.completion_tokens is not None
-        if has_own_tokens:
-            prompt_tokens = tuple(sample.prompt_tokens or ())
-            completion_tokens = tuple(sample.completion_tokens or ())
-            self._refuse_unknown("prompt", prompt_tokens)
-            self._refuse_unknown("completion", completion_tokens)
-            prompt_text = (
-                self._decoded(prompt_tokens)
-                if sample.prompt is None
-                else self._rendered(sample.prompt)
-            )
-            completion_text = (
-                self._decoded(completion_tokens) if sample.completion is None else sample.completion
-            )
-            _check_text("completion", completion_text)
-        else:
-            if sample.prompt is None or sample.completion is None:
-                raise ValueError("it has neither texts nor all token ids")
-            prompt_text, prompt_tokens = self._prompt(sample.prompt)
-            completion_text = sample.completion
-            _check_text("completion", completion_text)
-            completion_tokens = tuple(
-                self._tokenizer.encode(completion_text, add_special_tokens=False)
-            )
-            self._refuse_unknown("completion", completion_tokens)
-        if not prompt_tokens or not completion_tokens:
-            raise ValueError(f"the {'completion' if prompt_tokens else 'prompt'} has no tokens")
-        metadata = json.dumps(dict(sample.of_prompt), sort_keys=True)
-        if len(metadata) > _MAX_PROMPT_METADATA:
-            raise ValueError(
-                f"the metadata of its prompt has {len(metadata):,} bytes; the most is {_MAX_PROMPT_METADATA:,}"
-            )
-        if len(json.dumps(sample.of_sample)) > _METADATA_AT_ONCE:
-            raise ValueError(
-                f"its other columns have more than {_METADATA_AT_ONCE:,} bytes, the most that is kept"
-            )
-        return TokenizedSample(
-            prompt_text=prompt_text,
-            prompt_tokens=prompt_tokens,
-            prompt_metadata=metadata,
-            completion_text=completion_text,
-            completion_tokens=completion_tokens,
-            has_own_tokens=has_own_tokens,
-            scores=scores,
-            source=sample,
-            digest=digest,
-            num_bytes=num_bytes
-            + len(metadata)
-            + _BYTES_OF_TOKEN * (len(prompt_tokens) + len(completion_tokens)),
-        )
-
-    def _prompt(self, prompt: str | Messages) -> tuple[str, tuple[int, ...]]:
-        name = prompt if isinstance(prompt, str) else json.dumps(prompt, default=str)
-        if name not in self._prompts:
-            text = self._rendered(prompt)
-            # The chat template writes the model's own special tokens.
-            ids = tuple(self._tokenizer.encode(text, add_special_tokens=isinstance(prompt, str)))
-            self._refuse_unknown("prompt", ids)
-            if len(self._prompts) >= self._MOST or self._num_tokens > self._MOST_TOKENS:
-                self._prompts.clear()
-                self._num_tokens = 0
-            self._prompts[name] = (text, ids)
-            self._num_tokens += len(ids)
-        return self._prompts[name]
-
-    def _rendered(self, prompt: str | Messages) -> str:
-        if isinstance(prompt, str):
-            _check_text("prompt", prompt)
-            return prompt
-        if not self._tokenizer.chat_template:
-            raise ValueError(
-                "the prompt is a list of messages, and the tokenizer has no chat template to render it"
-            )
-        messages = [{"role": m["role"], "content": m.get("content") or ""} for m in prompt]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # a template is a program and raises what it likes
-            raise ValueError(f"the chat template does not take the prompt: {error}") from error
-        _check_text("prompt", text)
-        return text
-
-    def _decoded(self, ids: tuple[int, ...]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
-
-    def _refuse_unknown(self, what: str, ids: tuple[int, ...]) -> None:
-        if ids and (largest := max(ids)) >= self._vocab_size:
-            raise ValueError(
-                f"the {what} has the token {largest}, and the vocabulary has {self._vocab_size}: "
-                "the samples are of another tokenizer"
-            )
-
-
-def _check_text(what: str, text: str) -> None:
-    try:
-        num_bytes = len(text.encode())
-    except UnicodeEncodeError:
-        raise ValueError(f"the {what} holds half of a character (a lone surrogate)") from None
-    if num_bytes > MAX_PROMPT_BYTES:
-        raise ValueError(f"the {what} has {num_bytes:,} bytes; the most is {MAX_PROMPT_BYTES:,}")
-
-
 def _score_columns(sample: ForeignSample, rewards: Sequence[str]) -> dict[str, float]:
-    """Scores under the names that a pool takes, and the reward. Raises ValueError where that is impossible."""
+    """Scores under valid column names, and the reward. Raises ValueError if that is impossible."""
     reward = sample.reward
     if rewards:
         missing = [name for name in rewards if name not in sample.scores]
@@ -612,7 +450,7 @@ def _metadata_size(sample: TokenizedSample) -> int:
 
 
 def _content(sample: ForeignSample) -> bytes:
-    """All that the row says, whatever file and format it comes from."""
+    """The row's content as bytes, independent of its file and format."""
     parts = [
         sample.prompt,
         sample.completion,
@@ -634,7 +472,7 @@ def _batch(
     chunk: int,
     pool: NativePool,
 ) -> SampleBatch:
-    """The append that samples of one step make."""
+    """The samples of one step as an append."""
     digest = hashlib.sha256(b"".join(s.digest.to_bytes(8, "little") for s in samples))
     prompts: dict[tuple[tuple[int, ...], str, str], int] = {}
     prompt_index = [
@@ -654,7 +492,6 @@ def _batch(
         },
         **({"columns": columns} if columns else {}),
     }
-    nothing = np.full(len(samples), np.nan, np.float32)
     scores = dict.fromkeys(name for sample in samples for name in sample.scores)
     return SampleBatch(
         key=f"{KEY}{digest.hexdigest()[:32]}",
@@ -679,12 +516,10 @@ def _batch(
         reward_tokens=np.full(len(samples), -1, np.int16),
         settings=json.dumps(settings, sort_keys=True),
         seeds=np.array([s.digest for s in samples], np.uint64),
-        logprob_policy=nothing,
-        logprob_reference=nothing,
         logprob_sampled=(
             np.array([s.source.logprob_sampled for s in samples], np.float32)
             if pool.has_sampled_logprobs
-            else nothing
+            else None
         ),
         scores={
             name: np.array([s.scores.get(name, np.nan) for s in samples], np.float32)

@@ -1,10 +1,10 @@
-"""What a sample pool is: the contract that the Rust pool and the plain-Python specification share.
+"""The contract of a sample pool, which the Rust pool and its specification in plain Python implement.
 
-A label ("this sample is in quantile k") is never stored: it is a view of (snapshot, number of
-quantiles, score column, tie rule, remainder rule). What is stored are raw scores.
+The pool stores raw scores. It never stores a label ("this sample is in quantile k"): a label is a view of
+(snapshot, number of quantiles, score column, tie rule, remainder rule).
 
-Order of the samples in a ranking: score descending (-0.0 equals 0.0), then, between equal scores, the
-tie rule. NaN is never ranked and gets the label -1.
+A ranking orders samples by descending score (-0.0 equals 0.0), and equal scores by the tie rule. NaN is never ranked
+and gets the label -1.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ from quark.pool.scope import Scope, Score
 _Batch = TypeVar("_Batch", covariant=True)
 
 MAX_AGE_HALF_LIFE = 10_000
-"""Rounds; longer ones draw all samples nearly alike."""
+"""In rounds. A longer half-life would draw all samples almost equally often."""
 
 
 class TieRule(StrEnum):
-    """How a block of equal scores is cut where a quantile boundary falls inside it."""
+    """How to order equal scores if a quantile boundary falls among them."""
 
     HASH = "hash"
-    """By a hash of the sample id seeded per pool, so that age does not leak into the label."""
+    """By a hash of the sample id, seeded per pool, so that the label does not depend on age."""
     OLDER_FIRST = "older_first"
     """Older samples rank higher (the published code's stable sort)."""
     TOGETHER = "together"
-    """Not at all: the whole block goes to the highest quantile that it touches."""
+    """The block is not cut. All of it goes to the highest quantile that it touches."""
 
 
 class RemainderRule(StrEnum):
-    """Which quantiles get the N mod K samples that do not divide."""
+    """Which quantiles get the remaining N mod K samples."""
 
     SPREAD = "spread"
     """Quantile k holds the ascending ranks floor(k N / K) .. floor((k + 1) N / K): sizes differ by at most 1."""
     LOWEST = "lowest"
-    """All of them go to quantile 0 (the published code). With N < K every sample is in quantile 0."""
+    """Quantile 0 gets all of them (the published code). With N < K every sample is in quantile 0."""
 
 
 class SamplingMode(StrEnum):
     """How a sampler chooses the quantiles of a batch."""
 
     STRATIFIED = "stratified"
-    """Exact counts (within one) per non-empty quantile, each quantile walked without replacement."""
+    """Equal counts (within one) per non-empty quantile, each quantile walked without replacement."""
     IID = "iid"
     """k uniform over the non-empty quantiles, then a sample of it, with replacement (Lu et al. 2022, eq. 1)."""
     SHUFFLE = "shuffle"
-    """Epochs over all ranked samples in a keyed permutation (the published code); no strata."""
+    """Epochs over all ranked samples in a keyed permutation, without strata (the published code)."""
 
 
 def age_weights(half_life: float) -> list[int]:
-    """By age in rounds, floor(2**20 * 2**(-age / half_life)) up to where it is 0; see ``Sampler``.
+    """Weights by age in rounds: floor(2**20 * 2**(-age / half_life)), up to the first 0; see ``Sampler``.
 
     Raises:
         ValueError: ``half_life`` is not above 0 and at most 10,000 rounds.
@@ -78,7 +78,7 @@ def age_weights(half_life: float) -> list[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRecord:
-    """A prompt as the pool stores it, once however many samples have it."""
+    """A prompt. The pool stores it once, whatever the number of its samples."""
 
     token_ids: NDArray[np.uint32]
     """[P] ids."""
@@ -89,20 +89,20 @@ class PromptRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptColumns(Sequence[PromptRecord]):
-    """U prompts as columns: what a batch of thousands is quickest appended from.
+    """U prompts as columns, the fastest form for an append of thousands of prompts.
 
     Raises:
-        ValueError: the columns are of different numbers of prompts, or ``offsets`` do not divide ``token_ids``.
+        ValueError: the columns have different lengths, or ``offsets`` do not fit ``token_ids``.
     """
 
     token_ids: NDArray[np.uint32]
-    """[sum of lengths] all prompts' ids one after another."""
+    """[sum of lengths] ids of all prompts, concatenated."""
     offsets: NDArray[np.int64]
     """[U + 1] where each prompt begins in ``token_ids``."""
     texts: Sequence[str] | None = None
-    """U texts, or None where there are none: they are all empty."""
+    """U texts, or None if all are empty."""
     metadata: Sequence[str] | None = None
-    """U JSON objects of the user's, or None where they are all empty."""
+    """U JSON objects of the user, or None if all are empty."""
 
     def __post_init__(self) -> None:
         offsets = np.asarray(self.offsets)
@@ -138,14 +138,14 @@ class SampleBatch:
     """N samples to append in one commit."""
 
     key: str
-    """Idempotency key, e.g. ``"<run id>/<round>/<chunk>"``: a key that is already there is not appended again."""
+    """Idempotency key, for example ``"<run id>/<round>/<chunk>"``. A known key is not appended again."""
     prompts: Sequence[PromptRecord]
-    """The U distinct prompts of the batch, as records or as ``PromptColumns``; ones the pool already has are
-    recognised by content."""
+    """The U distinct prompts of the batch, as records or as ``PromptColumns``. The pool recognizes prompts that it
+    already has by their content."""
     prompt_index: NDArray[np.uint32]
     """[N] index into ``prompts``."""
     completion_tokens: NDArray[np.uint32]
-    """[sum of lengths] all completions one after another, as sampled."""
+    """[sum of lengths] token ids of all completions, concatenated, as sampled."""
     completion_offsets: NDArray[np.int64]
     """[N + 1] where each completion begins in ``completion_tokens``."""
     completion_texts: Sequence[str] | None
@@ -159,41 +159,41 @@ class SampleBatch:
     reward_tokens: NDArray[np.int16]
     """[N] quantile whose token conditioned the sampling, -1 for none."""
     settings: str
-    """Sampling settings as one JSON object; stored once per distinct value."""
+    """Sampling settings as one JSON object. Each distinct value is stored once."""
     seeds: NDArray[np.uint64]
     """[N] seeds."""
-    logprob_policy: NDArray[np.float32]
-    """[N] nats, NaN = not computed."""
-    logprob_reference: NDArray[np.float32]
-    """[N] nats, NaN = not computed."""
-    logprob_sampled: NDArray[np.float32]
-    """[N] nats under the distribution that the completion was drawn from, NaN = not known."""
+    logprob_policy: NDArray[np.float32] | None = None
+    """[N] nats, NaN = not computed; None for none of them."""
+    logprob_reference: NDArray[np.float32] | None = None
+    """[N] nats, NaN = not computed; None for none of them."""
+    logprob_sampled: NDArray[np.float32] | None = None
+    """[N] nats under the distribution that the completion was drawn from, NaN = not known; None for none of them."""
     scores: Mapping[str, NDArray[np.float32]]
     """Score column name -> [N] values, NaN = not scored. Names match ``[a-z0-9_.-]{1,64}``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A commit: what a reader sees for as long as it likes."""
+    """A commit. A reader can keep it open for as long as it needs."""
 
     generation: int
     """Number of commits so far; 0 is the empty pool."""
     hash: str
     """Hex SHA-256 of the manifest chain up to this commit."""
     num_samples: int
-    """Ids that were given out: ids are below this."""
+    """Number of ids assigned so far. All ids are below this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retained:
-    """What a retention removed, or would."""
+    """Result of a retention, or of its dry run."""
 
     num_appends: int
-    """Appends that went, whole; 0 where nothing had to."""
+    """Number of appends removed."""
     num_samples: int
-    """Their samples."""
+    """Number of their samples."""
     num_removed: int
-    """Samples that are removed altogether: ids below this are no longer in the pool."""
+    """Number of samples removed in total. Ids below this are no longer in the pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,13 +221,13 @@ class Sample:
 
 
 class BatchStream(Protocol[_Batch]):
-    """Batches that are prepared ahead; ends its thread when it is closed, left or forgotten."""
+    """Batches that are prepared ahead. The thread ends when the stream is closed or garbage-collected."""
 
     def __iter__(self) -> Self: ...
     def __next__(self) -> _Batch: ...
 
     def close(self) -> None:
-        """Wait for the thread to end; nothing comes after it."""
+        """Stop the stream and wait for its thread to end."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -237,30 +237,30 @@ class BatchStream(Protocol[_Batch]):
 class Sampler(Protocol):
     """A stateless stream of minibatches: batch t is a pure function of (quantization, settings, seed, t).
 
-    It is the slots t B .. (t + 1) B - 1 of an endless sequence. In the stratified mode the S non-empty
-    quantiles take the slots in turn, slot s being turn floor(s / S) of quantile s mod S. A quantile is
-    walked epoch by epoch, each epoch in a keyed permutation of its own.
+    Batch t consists of the slots t B .. (t + 1) B - 1 of an endless sequence. In the stratified mode the S non-empty
+    quantiles take turns: slot s is turn floor(s / S) of quantile s mod S. A quantile is walked epoch by epoch, each
+    epoch in its own keyed permutation.
 
     ``age_half_life`` h: let a quantile hold c_i samples of its round i, newest first, and let a_i be that
     round's age in rounds behind the newest of the quantile. A sample weighs w_i = floor(2**20 * 2**(-a_i / h))
     (``age_weights``). An epoch takes q_i = floor((c_0 w_0 + .. + c_i w_i) / 2**20) - floor((c_0 w_0 + ..
-    + c_(i-1) w_(i-1)) / 2**20) samples of round i: all of the newest, half of one that is h rounds older, none of one
-    whose share rounds to nothing. The samples of a round are walked without replacement, each epoch going on
-    where the one before stopped. So the quantiles stay exact, and only who of them is drawn depends on age.
+    + c_(i-1) w_(i-1)) / 2**20) samples of round i: all of the newest round, half of a round that is h rounds older,
+    and none if the share rounds to 0. The samples of a round are walked without replacement, continuing where the
+    previous epoch stopped. The counts per quantile stay exact. Age only decides which samples are drawn.
 
-    ``max_uses`` m: a quantile takes no more turns after m epochs, so that no sample is drawn more than m times by
-    one sampler. The quantiles that remain share its slots in turn. Where fewer than B slots remain
-    altogether, there is no further batch: ``num_batches`` says how many there are.
+    ``max_uses`` m: a quantile takes no more turns after m epochs, so one sampler draws no sample more than m times.
+    The remaining quantiles share its slots. When fewer than B slots remain, there is no further batch;
+    ``num_batches`` gives the number of batches.
 
-    ``bucket_window`` W: the batches vW .. (v + 1)W - 1 hold together the samples that they would hold
-    without it, and each as many of each quantile; but within a quantile they are dealt by the length of their
-    completions (by slot where equal), the batches taking their shares in an order drawn for each window. So
-    batches are of like length and need little padding.
+    ``bucket_window`` W: the batches vW .. (v + 1)W - 1 together hold the same samples as without it, and each batch
+    has the same count per quantile. Within a quantile, samples are distributed by the length of their completions (by
+    slot if equal), and the batches receive their shares in a random order per window. Batches then have similar
+    lengths and need little padding.
     """
 
     @property
     def num_batches(self) -> int | None:
-        """How many batches there are with ``max_uses``; None without an end."""
+        """Number of batches with ``max_uses``; None without it."""
         ...
 
     def draw(self, step: int) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
@@ -268,16 +268,16 @@ class Sampler(Protocol):
         ...
 
     def batch(self, step: int, *, pad_id: int, out: BatchBuffers | None = None) -> PoolBatch:
-        """Batch ``step``, gathered and padded; with ``out`` as views of the caller's memory.
+        """Batch ``step``, gathered and padded. With ``out``, the arrays are views of the caller's memory.
 
         Raises:
-            ValueError: ``out`` is too small, or of other types.
-            PoolCorruptedError: what has to be read is damaged; ``out`` then holds nothing of use.
+            ValueError: ``out`` is too small or has other types.
+            PoolCorruptedError: samples are damaged. The content of ``out`` is then undefined.
         """
         ...
 
     def packed(self, step: int, *, out: BatchBuffers | None = None) -> PackedBatch:
-        """Batch ``step``, gathered without padding; else as ``batch``."""
+        """Batch ``step``, gathered without padding; otherwise like ``batch``."""
         ...
 
     def stream(
@@ -289,20 +289,20 @@ class Sampler(Protocol):
         depth: int = 2,
         out: Sequence[BatchBuffers] = (),
     ) -> BatchStream[PoolBatch]:
-        """The batches ``start`` .. ``stop`` - 1, padded, prepared by a thread of the pool's.
+        """The batches ``start`` .. ``stop`` - 1, padded, prepared by a thread of the pool.
 
         Args:
             start: first batch.
-            stop: where to end; None goes on to the last batch, or forever.
-            pad_id: fills the rows.
-            depth: batches that are prepared ahead, at least 1. The thread sleeps when it is that far ahead.
-            out: memory of the caller's that the batches are copied into in turn, so that a batch stays as it
-                is until ``len(out)`` later; without it every batch is an array of its own.
+            stop: end of the range. None continues to the last batch, or forever.
+            pad_id: token id that fills the rows.
+            depth: number of batches to prepare ahead, at least 1. The thread sleeps when it is that far ahead.
+            out: buffers of the caller that batches are copied into in turn. A batch stays valid until ``len(out)``
+                batches later. Without buffers, every batch has arrays of its own.
 
         Raises:
             ValueError: from the iterator: beyond the last batch, or ``out`` does not fit.
-            PoolCorruptedError: from the iterator, once those before the damage have been given out.
-            PoolError: from the iterator, in a child process that was forked after the stream was made.
+            PoolCorruptedError: from the iterator, after all batches before the damage.
+            PoolError: from the iterator, in a child process that was forked after the stream was created.
         """
         ...
 
@@ -333,35 +333,35 @@ class Quantization(Protocol):
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """[K] samples per quantile."""
+        """[K] number of samples in each quantile."""
         ...
 
     @property
     def lower_bounds(self) -> NDArray[np.float32]:
-        """[K] lowest score in each quantile; NaN where it is empty."""
+        """[K] lowest score in each quantile; NaN for an empty one."""
         ...
 
     @property
     def num_unranked(self) -> int:
-        """Samples whose score is NaN; not those that were removed."""
+        """Number of samples whose score is NaN, without removed samples."""
         ...
 
     def labels(self) -> NDArray[np.int16]:
-        """[N] quantile of each sample in id order, -1 for unranked ones. One pass over the pool."""
+        """[N] quantile of each sample in id order, -1 for unranked ones. Takes one pass over the pool."""
         ...
 
     def labels_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int16]:
-        """[M] quantiles of some samples. Raises IndexError for an id that the snapshot lacks, or that was removed."""
+        """[M] quantiles of some samples. Raises IndexError for an unknown or removed id."""
         ...
 
     def only(self, is_kept: NDArray[np.bool_]) -> Quantization:
         """The same quantiles with some of their samples. The others get the label -1 and are not drawn.
 
         Args:
-            is_kept: [N] in id order. The cuts stay where all samples put them.
+            is_kept: [N] in id order. The boundaries still follow from all samples.
 
         Raises:
-            ValueError: ``is_kept`` is no vector of N booleans.
+            ValueError: ``is_kept`` is not a vector of N booleans.
         """
         ...
 
@@ -381,20 +381,20 @@ class Quantization(Protocol):
         """A stream of minibatches.
 
         Args:
-            batch_size: B, of all ranks together.
+            batch_size: B, over all ranks.
             seed: u64.
-            mode: how quantiles are chosen.
-            quantiles: draw from these alone; None draws from all.
-            rank: of the processes that share every batch, this one: it gets the rows ``rank``,
-                ``rank + world_size``, ... of the batch and reads no other.
-            world_size: how many there are, at most B.
-            age_half_life: rounds after which a sample is drawn half as often; None draws all alike. Only
-                stratified.
-            max_uses: how often a sample is drawn at most; None as often as it comes. Not iid.
-            bucket_window: batches among which samples are dealt by length; 1 leaves them where they are.
+            mode: how to choose quantiles.
+            quantiles: draw only from these; None draws from all.
+            rank: rank of this process among those that share every batch. It gets the rows ``rank``,
+                ``rank + world_size``, ... of the batch and reads no others.
+            world_size: number of these processes, at most B.
+            age_half_life: number of rounds after which a sample is drawn half as often; None draws all equally
+                often. Only for the stratified mode.
+            max_uses: maximum number of times that a sample is drawn; None for no limit. Not for iid.
+            bucket_window: bucket by length across this many batches; 1 turns it off.
 
         Raises:
-            ValueError: a setting out of range, a quantile that is not there, or nothing to draw from.
+            ValueError: a setting is out of range, a quantile does not exist, or there is nothing to draw from.
         """
         ...
 
@@ -402,9 +402,9 @@ class Quantization(Protocol):
 class SamplePool(Protocol):
     """An append-only store of samples; see ``docs/pool.md`` and ``quark_pool_rs/FORMAT.md``.
 
-    ``retain`` removes the oldest samples. Ids stay what they are, so an array [N] in id order has an entry for
-    a removed sample, too: the score NaN, the label -1, and in a provenance column 0 (-1 in ``reward_token``, NaN in
-    log-probabilities). It is not ranked, never drawn, and asking for it by id raises IndexError.
+    ``retain`` removes the oldest samples. Ids do not change, so an array [N] in id order also has an entry for each
+    removed sample: the score NaN, the label -1, and in a provenance column 0 (-1 in ``reward_token``, NaN in
+    log-probabilities). A removed sample is not ranked and never drawn, and its id raises IndexError.
     """
 
     @property
@@ -419,7 +419,7 @@ class SamplePool(Protocol):
 
     @property
     def score_columns(self) -> tuple[str, ...]:
-        """Names of the published score columns; drafts are not among them."""
+        """Names of the published score columns, without drafts."""
         ...
 
     @property
@@ -429,28 +429,28 @@ class SamplePool(Protocol):
 
     @property
     def has_sampled_logprobs(self) -> bool:
-        """Whether ``logprob_sampled`` is kept. A pool of an older format shows NaN and refuses any other value."""
+        """Whether the pool stores ``logprob_sampled``. A pool of an older format shows NaN and refuses other values."""
         ...
 
     def __len__(self) -> int:
-        """N, the number of ids that were given out; ``num_removed`` of them are no longer there."""
+        """N, the number of assigned ids. ``num_removed`` of them are no longer in the pool."""
         ...
 
     def append(self, batch: SampleBatch) -> range:
-        """Commit ``batch`` and return its ids; on return the samples survive a power cut.
+        """Commit ``batch`` and return its ids. When this returns, the samples survive a power cut.
 
-        A key that the pool already has returns the ids it got the first time and writes nothing.
+        For a key that the pool already has, this writes nothing and returns the ids of the first append.
 
         Raises:
-            ValueError: arrays that do not fit together, a token id outside the vocabulary, a bad name.
-            PoolPoisonedError: an earlier sync failed; reopen.
-            OSError: the disk refused. The pool is as before the call; where a sync failed it may be as after it, which
-                reopening shows.
+            ValueError: arrays do not fit together, a token id is outside the vocabulary, or a name is invalid.
+            PoolPoisonedError: an earlier sync failed. Reopen the pool.
+            OSError: a disk operation failed. The pool is unchanged, unless a sync failed: then the samples may be
+                there after reopening.
         """
         ...
 
     def find(self, key: str) -> range | None:
-        """Ids that were appended under ``key``, also where they were removed since; or None."""
+        """Ids that were appended under ``key``, even if they were removed since; None for an unknown key."""
         ...
 
     def refresh(self) -> Snapshot:
@@ -465,66 +465,66 @@ class SamplePool(Protocol):
         before_round: int | None = None,
         dry_run: bool = False,
     ) -> Retained:
-        """Remove the oldest appends, whole, in one commit; at least one limit is given.
+        """Remove the oldest appends that exceed a limit, in one commit. At least one limit is required.
 
-        Where several are given, as many appends go as any of them asks for. The newest append always stays, and
-        an append that a limit on rounds keeps keeps those after it. A draft does without the samples that go.
+        Only whole appends are removed, until all limits hold. The newest append always stays. An append that a limit
+        on rounds keeps also keeps all later ones. Drafts lose the removed samples.
 
         Args:
-            max_samples: so many samples stay at most (but for a newest append that is larger).
-            max_rounds: of so many rounds, the newest that the pool has samples of.
-            before_round: samples of earlier rounds go.
-            dry_run: only say what would go.
+            max_samples: maximum number of samples to keep. A larger newest append stays.
+            max_rounds: number of newest rounds to keep, counting rounds with samples.
+            before_round: remove samples of earlier rounds.
+            dry_run: report what would be removed without removing it.
 
         Raises:
-            ValueError: no limit, or a ``max_samples`` or ``max_rounds`` < 1.
-            PoolCorruptedError: a file that some samples of go and others stay in is damaged; nothing goes.
-            PoolPoisonedError: an earlier sync failed; reopen.
-            OSError: the disk refused. The pool is as before the call; where a sync failed it may be as after it, which
-                reopening shows.
+            ValueError: there is no limit, or ``max_samples`` or ``max_rounds`` is below 1.
+            PoolCorruptedError: a file that holds both removed and kept samples is damaged. Nothing was removed.
+            PoolPoisonedError: an earlier sync failed. Reopen the pool.
+            OSError: a disk operation failed. The pool is unchanged, unless a sync failed: then the samples may be
+                gone after reopening.
         """
         ...
 
     def draft_end(self, name: str) -> int | None:
-        """Ids below this have scores in the unfinished draft of a column, or were removed; None without a draft."""
+        """Ids below this have scores in the draft of a column, or were removed; None without a draft."""
         ...
 
     def draft_source(self, name: str) -> str | None:
-        """What makes the scores of a draft, as it was given; None without a draft."""
+        """The ``source`` that the draft was begun with; None without a draft."""
         ...
 
     def draft_scores(
         self, name: str, first: int, scores: NDArray[np.float32], *, source: str = "{}"
     ) -> None:
-        """Commit more scores [M] of a draft: those of samples ``first`` .. ``first`` + M.
+        """Commit more scores [M] of a draft, for the samples ``first`` .. ``first`` + M.
 
-        A draft is a score column in the making: it begins at the oldest sample, grows without gaps and is seen by
-        no ranking before ``publish_scores``. ``quark.pool.rescore`` drives it.
+        A draft is an unfinished score column. It begins at the oldest sample and grows without gaps. No ranking sees it
+        before ``publish_scores``. ``quark.pool.rescore`` uses it.
 
         Args:
-            name: of the column that is to come, or whose next version is.
-            first: where the draft ends so far; ``num_removed`` (0 where nothing was) begins one.
+            name: name of a new column, or of one to replace.
+            first: the current end of the draft; ``num_removed`` (0 without removed samples) begins one.
             scores: NaN = not scored.
-            source: what makes the scores, as one JSON object, the same for all of a draft.
+            source: describes the scorer as one JSON object. It must not change within a draft.
 
         Raises:
-            ValueError: scores that do not go on where the draft ends, beyond the last sample, or of another
+            ValueError: the scores do not begin at the end of the draft, extend beyond the last sample, or have another
                 source.
-            PoolPoisonedError: an earlier sync failed; reopen.
-            OSError: the disk refused. The pool is as before the call; where a sync failed it may be as after it, which
-                reopening shows.
+            PoolPoisonedError: an earlier sync failed. Reopen the pool.
+            OSError: a disk operation failed. The pool is unchanged, unless a sync failed: then the scores may be
+                there after reopening.
         """
         ...
 
     def publish_scores(self, name: str) -> None:
-        """Make a draft that covers every sample the column of its name, in one commit.
+        """Turn a draft that covers every sample into the column of its name, in one commit.
 
-        Snapshots of before go on showing the scores of before. Raises as ``draft_scores``.
+        Older snapshots still show the old scores. Raises the errors of ``draft_scores``.
         """
         ...
 
     def discard_scores(self, name: str) -> None:
-        """Give a draft up. Raises ValueError if there is none, else as ``draft_scores``."""
+        """Discard a draft. Raises ValueError if there is none, and the errors of ``draft_scores``."""
         ...
 
     def quantize(
@@ -540,19 +540,20 @@ class SamplePool(Protocol):
 
         Args:
             num_quantiles: K.
-            score: a column, or a combination of some.
-            scope: which samples, and against which; None ranks all against all.
-            ties: how a block of equal scores is cut.
-            remainder: who gets what does not divide; within prompts there is nothing to choose.
+            score: a column, or a combination of columns.
+            scope: which samples to rank, and against which; None ranks all against all.
+            ties: how to order equal scores at a boundary.
+            remainder: which quantiles get the remaining samples. Has no meaning with ``scope.per_prompt``.
 
         Raises:
-            KeyError: an unknown score column.
-            ValueError: ``num_quantiles`` < 1, a bad scope, or ``remainder`` with ``scope.per_prompt``.
+            KeyError: a score column is unknown.
+            ValueError: ``num_quantiles`` is below 1, the scope is invalid, or ``remainder`` was set with
+                ``scope.per_prompt``.
         """
         ...
 
     def column(self, name: str) -> NDArray[Any]:
-        """[N] a provenance column (``quark.pool.scope.PROVENANCE_COLUMNS``) in id order. Raises KeyError."""
+        """[N] a provenance column (``quark.pool.sample_columns.PROVENANCE_COLUMNS``) in id order. Raises KeyError."""
         ...
 
     def scores(self, name: str) -> NDArray[np.float32]:
@@ -560,21 +561,21 @@ class SamplePool(Protocol):
         ...
 
     def samples(self, ids: Sequence[int]) -> list[Sample]:
-        """Whole samples, for people and replay. Raises IndexError for an id that is not there, or was removed."""
+        """Samples with all their columns. Raises IndexError for an unknown or removed id."""
         ...
 
     def gather(
         self, ids: NDArray[np.uint64], *, pad_id: int, out: BatchBuffers | None = None
     ) -> PoolBatch:
-        """Some samples as a padded batch; ``quantiles`` are -1 and ``scores`` NaN. Else as ``Sampler.batch``."""
+        """Some samples as a padded batch. ``quantiles`` are -1 and ``scores`` NaN. Otherwise like ``Sampler.batch``."""
         ...
 
     def gather_packed(
         self, ids: NDArray[np.uint64], *, out: BatchBuffers | None = None
     ) -> PackedBatch:
-        """Some samples without padding; else as ``gather``."""
+        """Some samples without padding; otherwise like ``gather``."""
         ...
 
     def close(self) -> None:
-        """Give back what the handle holds, such as the writer's lock."""
+        """Release the resources of the handle, such as the writer's lock."""
         ...

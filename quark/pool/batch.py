@@ -1,4 +1,4 @@
-"""Minibatches in memory: padded, packed, and the caller's buffers that hold either."""
+"""Minibatches in memory: padded, packed, or in buffers of the caller."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 TokenArray: TypeAlias = NDArray[np.int64 | np.int32]
-"""Token ids; int64 unless the caller's buffers are int32."""
+"""Token ids: int64, unless the buffers of the caller are int32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolBatch:
-    """A minibatch, padded and ready for torch (the arrays belong to the caller)."""
+    """A padded minibatch, ready for torch. The arrays belong to the caller."""
 
     ids: NDArray[np.uint64]
     """[B] sample ids."""
@@ -27,7 +27,7 @@ class PoolBatch:
     completion_tokens: TokenArray
     """[B, T] right-padded with ``pad_id``."""
     completion_lengths: NDArray[np.int32]
-    """[B] end-of-sequence token included."""
+    """[B], including the end-of-sequence token."""
     scores: NDArray[np.float32]
     """[B] the score column that the ranking used."""
 
@@ -57,11 +57,11 @@ _Batch = TypeVar("_Batch", bound=PoolBatch | PackedBatch)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchBuffers:
-    """Memory of the caller's that batches are written into: nothing is allocated, and the next batch overwrites it.
+    """Buffers of the caller that batches are written into, without allocations. The next batch overwrites them.
 
-    The batch that comes back is views of it. All arrays are contiguous vectors, and may be larger than a
-    batch needs; one that is too small is a ValueError that says what is needed. For pinned memory, make them
-    by ``torch.empty(..., pin_memory=True).numpy()``.
+    The returned batch consists of views of the buffers. All buffers are contiguous vectors and may be larger than a
+    batch needs. A buffer that is too small raises a ValueError with the needed size. For pinned memory, create them
+    with ``torch.empty(..., pin_memory=True).numpy()``.
     """
 
     ids: NDArray[np.uint64]
@@ -71,13 +71,13 @@ class BatchBuffers:
     scores: NDArray[np.float32]
     """[B]"""
     prompt_tokens: TokenArray
-    """[B times the longest prompt], or of packed batches the sum of their lengths."""
+    """[B times the longest prompt] of padded batches; [sum of lengths] of packed batches."""
     prompt_lengths: NDArray[np.int32]
     """[B], of padded batches."""
     prompt_offsets: NDArray[np.int64]
     """[B + 1], of packed batches."""
     completion_tokens: TokenArray
-    """As ``prompt_tokens``."""
+    """Like ``prompt_tokens``."""
     completion_lengths: NDArray[np.int32]
     """[B], of padded batches."""
     completion_offsets: NDArray[np.int64]
@@ -85,7 +85,7 @@ class BatchBuffers:
     _latest: dict[tuple[int, int, int], PoolBatch] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    """The views of the latest shape: batches of one size mostly have one, and making views takes as long as
+    """Views of the latest shape. Batches of one size mostly have the same shape, and creating views takes as long as
     finding twenty samples."""
 
     @classmethod
@@ -97,7 +97,7 @@ class BatchBuffers:
         completion_tokens: int,
         dtype: type[np.int64 | np.int32] = np.int64,
     ) -> BatchBuffers:
-        """Buffers for ``batch_size`` rows with room for so many token ids altogether, padding included."""
+        """Buffers for ``batch_size`` rows and for this many token ids in total, padding included."""
         return cls(
             ids=np.zeros(batch_size, np.uint64),
             quantiles=np.zeros(batch_size, np.int16),
@@ -111,11 +111,11 @@ class BatchBuffers:
         )
 
     def __getstate__(self) -> list[object]:
-        """What is copied and pickled: not the views, which would no longer be of the copy's arrays."""
+        """The state to copy and pickle, without the views: they would not refer to the arrays of the copy."""
         return [{} if f.name == "_latest" else getattr(self, f.name) for f in fields(self)]
 
     def copied(self, batch: _Batch) -> _Batch:
-        """A copy of ``batch`` in this memory.
+        """Copy ``batch`` into these buffers.
 
         Raises:
             ValueError: it does not fit.

@@ -1,4 +1,4 @@
-"""Values as the extension takes them, or an error that names the argument."""
+"""Converts arguments for the extension, or raises an error that names the argument."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Rule = TypeVar("_Rule", bound=StrEnum)
 
 
 def as_vector(name: str, values: ArrayLike, dtype: type[_Number]) -> NDArray[_Number]:
-    """``values`` as a contiguous vector of ``dtype``; ValueError where that would change a value."""
+    """``values`` as a contiguous vector of ``dtype``. Raises ValueError if the conversion would change a value."""
     given = np.asarray(values)
     if given.ndim != 1:
         raise ValueError(f"{name} has {given.ndim} dimensions; it must be a vector")
@@ -24,7 +24,7 @@ def as_vector(name: str, values: ArrayLike, dtype: type[_Number]) -> NDArray[_Nu
         raise ValueError(f"{name} has the type {given.dtype}; it must be {np.dtype(dtype)}")
     with np.errstate(all="ignore"):
         converted = np.ascontiguousarray(given.astype(dtype))
-    # Rounding to float32 is what a float column is for; an integer must stay what it is, and a number finite.
+    # A float column may round to float32. An integer must not change, and a finite number must stay finite.
     is_kept = (
         np.array_equal(np.isinf(converted), np.isinf(given))
         if is_float
@@ -36,7 +36,7 @@ def as_vector(name: str, values: ArrayLike, dtype: type[_Number]) -> NDArray[_Nu
 
 
 def as_rule(name: str, value: str, rules: type[_Rule]) -> _Rule:
-    """``value`` as one of ``rules``; ValueError naming them."""
+    """``value`` as one of ``rules``. Raises ValueError with the valid names."""
     try:
         return rules(value)
     except ValueError:
@@ -44,7 +44,7 @@ def as_rule(name: str, value: str, rules: type[_Rule]) -> _Rule:
 
 
 def bounded(name: str, value: int, bits: int) -> int:
-    """``value``; ValueError where so many bits do not hold it."""
+    """``value``. Raises ValueError if it does not fit into this many bits."""
     if not 0 <= value < 1 << bits:
         raise ValueError(f"{name} is {value}; it must be at least 0 and below 2**{bits}")
     return value

@@ -1,6 +1,6 @@
-"""Rows out of a pool and into one file: Parquet, JSON lines, Arrow IPC, CSV.
+"""Writes rows of a pool to one file: Parquet, JSON lines, Arrow IPC or CSV.
 
-A file appears under its name when it is whole and synced, never before.
+The file appears under its name only when it is complete and synced.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from quark.pool.native import NativePool
 
 SETTINGS_KEY = "quark.pool"
-"""Where a Parquet file keeps the settings of the pool that it was exported from, as JSON."""
+"""Metadata key of a Parquet file for the settings of the exported pool, as JSON."""
 
 
 class RowFormat(Enum):
-    """What a file of rows is written as, by the endings of its name."""
+    """The format of a file of rows, with the suffixes of its name."""
 
     PARQUET = (".parquet",)
     JSONL = (".jsonl", ".ndjson")
@@ -35,10 +35,10 @@ class RowFormat(Enum):
 
     @classmethod
     def of(cls, path: Path, *, with_tokens: bool = False) -> RowFormat:
-        """The format of a file called ``path``, which is to hold tokens or need not.
+        """The format of the file ``path``. With ``with_tokens``, the error names only formats that can hold tokens.
 
         Raises:
-            ConfigError: No format has that ending; names those that would do.
+            ConfigError: No format has this suffix. Names the valid ones.
         """
         for row_format in cls:
             if path.suffix.lower() in row_format.value:
@@ -51,20 +51,20 @@ class RowFormat(Enum):
 def export_pool(
     pool: NativePool, path: Path, *, where: str | None = None, is_overwriting: bool = False
 ) -> int:
-    """Write the samples of ``pool.snapshot`` to a file that ``import_file`` reads; returns how many.
+    """Write the samples of ``pool.snapshot`` to a file that ``import_file`` can read. Returns their number.
 
-    Memory does not grow with their number, but for 4 bytes per sample and score column.
+    Memory use does not grow with the number of samples, except for 4 bytes per sample and score column.
 
     Args:
-        pool: To read.
+        pool: The pool to read.
         path: The file.
-        where: An SQL expression over the columns of a scan, within the bounds of ``quark.pool.sql``; samples for
+        where: An SQL expression over the columns of a scan, within the limits of ``quark.pool.sql``. Samples for
             which it does not hold are left out.
-        is_overwriting: Whether a file that is there is replaced.
+        is_overwriting: Whether to replace an existing file.
 
     Raises:
-        ConfigError: The file exists, its name does not say a format that holds every column, or ``where`` is no
-            condition on columns that there are.
+        ConfigError: The file exists, its suffix does not name a format that holds every column, or ``where`` is not
+            a condition on existing columns.
         DataError, FileNotFoundError, OSError: As ``write_rows``.
         PoolCorruptedError: Samples are damaged; no file appears.
     """
@@ -79,10 +79,10 @@ def export_pool(
 
 
 def narrowed(rows: pl.LazyFrame, where: str) -> tuple[pl.LazyFrame, int]:
-    """The rows for which a condition within the bounds of ``quark.pool.sql`` holds, and how many there are.
+    """The rows for which a condition within the limits of ``quark.pool.sql`` holds, and their number.
 
     Raises:
-        ConfigError: It is no condition on columns that there are.
+        ConfigError: It is not a condition on existing columns.
     """
     named = f"where = {printable(repr(where), limit=200)}"
     try:
@@ -104,19 +104,19 @@ def write_rows(
     is_overwriting: bool = False,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Compute ``rows`` and write them to ``path`` as they come, in the format that its name says.
+    """Compute ``rows`` and stream them to ``path``, in the format of its suffix.
 
     Args:
-        rows: What to write. JSON lines hold NaN as null and no infinity; CSV says ``NaN``, ``inf`` and ``-inf``.
+        rows: The rows. JSON lines hold NaN as null and cannot hold infinity. CSV holds ``NaN``, ``inf`` and ``-inf``.
         path: The file.
-        is_overwriting: Whether a file that is there is replaced.
-        metadata: Kept in a Parquet file; the other formats have no place for it.
+        is_overwriting: Whether to replace an existing file.
+        metadata: Stored in a Parquet file. The other formats cannot store it.
 
     Raises:
-        ConfigError: The file exists, or its name does not say a format that holds these columns.
-        DataError: An infinite number is to become JSON, which has none.
-        FileNotFoundError: Its directory does not exist.
-        OSError: The disk is full or fails; no file appears.
+        ConfigError: The file exists, or its suffix does not name a format that holds these columns.
+        DataError: The rows hold an infinite number, and the format is JSON.
+        FileNotFoundError: The directory does not exist.
+        OSError: The disk is full or fails. No file appears.
     """
     row_format = RowFormat.of(path)
     if row_format is RowFormat.CSV:
@@ -133,7 +133,7 @@ def write_rows(
         raise ConfigError(f"{path} exists; --force replaces it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no directory {path.parent}")
-    # Opened here, not by name: after an error polars' own threads could make the file once more.
+    # Opened here instead of by name, because threads of polars could create the file again after an error.
     with publishing(path) as file:
         try:
             match row_format:
@@ -146,14 +146,14 @@ def write_rows(
                 case RowFormat.CSV:
                     rows.sink_csv(file)
         except (pl.exceptions.PolarsError, OSError):
-            # Polars passes the reason on without its number, or not at all.
+            # Polars drops the error number, or the whole reason.
             if file.failure is None:
                 raise
             raise file.failure from None
 
 
 def _without_infinity(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """The same rows; DataError when one comes that holds an infinite number, which JSON lacks."""
+    """The same rows. Raises DataError for an infinite number, which JSON cannot hold."""
     names = [name for name, dtype in rows.collect_schema().items() if _has_floats(dtype)]
 
     def checked(frame: pl.DataFrame) -> pl.DataFrame:

@@ -1,8 +1,8 @@
-"""Rows into a pool: from a file that was exported, or from other pools.
+"""Appends rows from an exported file, or from other pools.
 
-The rows of one idempotency key become one append again, so that whatever was interrupted can be done
-again: what is there under its key is left alone. Other samples under a key that is there are refused where they
-come from a file, and get a key of their own where they come from a pool.
+Rows with the same idempotency key become one append, so an interrupted import can be repeated: samples that the pool
+already has under their key are left alone. Different samples under a known key are refused if they come from a file,
+and get a new key if they come from a pool.
 """
 
 from __future__ import annotations
@@ -35,45 +35,45 @@ from quark.pool.rows import (
     settings_of_file,
     shown,
 )
+from quark.pool.sample_columns import BATCH_COLUMNS, FLOAT_COLUMNS
 from quark.pool.scan import SCORE_PREFIX
-from quark.pool.scope import LOGPROB_COLUMNS
 
 _OF_APPEND = ("round", "chunk", "policy_step", "settings")
 """Columns that have one value for all samples of a key."""
 _DIGEST_MARK = "#"
-"""Between a key that another pool's samples have, and the digest of those that had to give way."""
-_COMPARED = tuple(name for name in TAKEN if name not in (*LOGPROB_COLUMNS, "key"))
-"""What samples are, however they are numbered and scored."""
+"""Separates the key of another pool's samples from the digest that makes it unique."""
+_COMPARED = tuple(name for name in TAKEN if name not in (*FLOAT_COLUMNS, "key"))
+"""Columns that identify a sample, without ids and scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingested:
-    """What became of the rows."""
+    """Result of an import."""
 
     num_appended: int
-    """Samples that came to the pool."""
+    """Number of samples appended."""
     num_known: int
-    """Samples that were there, or had been before they were removed, under the same key."""
+    """Number of samples that the pool has, or had before they were removed, under the same key."""
 
 
 def import_file(path: Path, file: Path, *, vocab_size: int | None = None) -> Ingested:
-    """Append the samples of a file that ``export_pool`` wrote to the pool at ``path``, or to a new one there.
+    """Append the samples of a file from ``export_pool`` to the pool at ``path``, or to a new pool there.
 
-    On return they survive a power cut. A score column that some samples lack holds NaN for them; otherwise
-    they come out as they went in; samples and prompts get new ids, the samples in the order of the file.
+    When this returns, they survive a power cut. A score column that some samples lack holds NaN for them. All other
+    values stay the same. Samples and prompts get new ids, the samples in the order of the file.
 
     Args:
-        path: The pool; nothing, or an empty directory, to make one.
+        path: The pool. A missing path or an empty directory becomes a new pool.
         file: Parquet, JSON lines or Arrow IPC.
-        vocab_size: Of a new pool. None takes it from the file, where that is Parquet.
+        vocab_size: Vocabulary of a new pool. None takes it from a Parquet file.
 
     Raises:
-        DataError: The file cannot be read, holds what is no sample, or has other samples or scores under a key
-            of the pool; names file, row and column. What came before that row is in the pool.
-        ConfigError: The vocabulary of a new pool is not known or of no possible size, that of an old one is
-            another, or the file's name does not say its format.
+        DataError: The file cannot be read, holds an invalid sample, or has other samples or scores under a key of
+            the pool. Names file, row and column. The rows before it are in the pool.
+        ConfigError: The vocabulary size of a new pool is unknown or invalid, an existing pool has another one, or
+            the suffix of the file does not name a format.
         FileNotFoundError: The directory for a new pool does not exist.
-        PoolError: Of the pool. Where anything but a kill keeps the first sample from a new pool, there is none.
+        PoolError: An error of the pool. A new pool is removed again if no sample was appended, except after a kill.
     """
     if vocab_size is not None and not 0 < vocab_size < 2**32:
         raise ConfigError(f"--vocab-size is {vocab_size}; it must be at least 1 and below 2**32")
@@ -88,20 +88,20 @@ def import_file(path: Path, file: Path, *, vocab_size: int | None = None) -> Ing
 def merge_pools(
     into: Path, sources: Sequence[Path], *, is_same_tokenizer: bool = False
 ) -> list[Ingested]:
-    """Append the samples of other pools to the pool at ``into``, or to a new one there; one result per source.
+    """Append the samples of other pools to the pool at ``into``, or to a new pool there. One result per source.
 
-    Samples keep their keys, so that a pool and its copy have nothing to give each other. Where two pools have
-    different samples under one key, those of the source come under ``<key>#<digest of their content>``.
+    Samples keep their keys, so merging a pool with its copy adds nothing. If two pools have different samples under
+    one key, those of the source get the key ``<key>#<digest of their content>``.
 
     Args:
         into: The pool to write.
-        sources: Pools to read, each at its newest snapshot.
-        is_same_tokenizer: Whether pools that were sampled from differently named models may be merged.
+        sources: The pools to read, each at its newest snapshot.
+        is_same_tokenizer: Whether to merge pools of models with different names.
 
     Raises:
-        ConfigError: The pools do not fit together; nothing is written.
+        ConfigError: The pools do not fit together. Nothing is written.
         FileNotFoundError: A source, or the directory for a new pool, does not exist.
-        PoolError: Of the pools. Where anything but a kill keeps the first sample from a new pool, there is none.
+        PoolError: An error of a pool. A new pool is removed again if no sample was appended, except after a kill.
     """
     with ExitStack() as opened:
         pools = [opened.enter_context(NativePool.open(source)) for source in sources]
@@ -117,7 +117,7 @@ def merge_pools(
 def _append_all(
     pool: NativePool, all_rows: Iterable[Rows], *, is_renaming: bool = False
 ) -> Ingested:
-    """Append rows, key by key; with ``is_renaming``, others than the pool has under a key get a key of their own."""
+    """Append rows, key by key. With ``is_renaming``, different samples under a known key get a new key."""
     appended = known = 0
     done: set[str] = set()
     for rows in _by_key(all_rows):
@@ -146,7 +146,7 @@ def _append_all(
 
 
 def _by_key(all_rows: Iterable[Rows]) -> Iterator[Rows]:
-    """The same rows, those of one key together."""
+    """The same rows, grouped by key."""
     rest: Rows | None = None
     for rows in all_rows:
         if rest is not None:
@@ -177,9 +177,9 @@ def _refuse_texts(rows: Rows, *, store_text: bool) -> None:
 
 
 def _refuse_others(pool: NativePool, ids: range, rows: Rows) -> None:
-    """Raises DataError where rows are not what the pool has, or had, under their key.
+    """Raises DataError if the rows differ from the samples that the pool has, or had, under their key.
 
-    Numbers that the rows lack, or that went with the samples, are not compared.
+    Numbers that the rows lack, or that were removed with the samples, are not compared.
     """
     frame = rows.frame
     key = frame["key"][0]
@@ -207,10 +207,10 @@ def _refuse_others(pool: NativePool, ids: range, rows: Rows) -> None:
 
 
 def batch_of(rows: Rows, settings: PoolSettings) -> SampleBatch:
-    """The append that rows of one key were.
+    """The rows of one key as an append.
 
     Raises:
-        DataError: a token is outside the vocabulary, or the rows differ where an append has one value; names the row.
+        DataError: a token is outside the vocabulary, or rows differ in a value that an append has once. Names the row.
     """
     frame = rows.frame
     for name in _OF_APPEND:
@@ -244,30 +244,25 @@ def batch_of(rows: Rows, settings: PoolSettings) -> SampleBatch:
         completion_tokens=frame["completion_tokens"].explode().drop_nulls().to_numpy(),
         completion_offsets=offsets,
         completion_texts=frame["completion_text"].to_list() if settings.store_text else None,
-        finish_reasons=frame["finish_reason"].to_numpy(),
         round=frame["round"][0],
         chunk=frame["chunk"][0],
         policy_step=frame["policy_step"][0],
-        reward_tokens=frame["reward_token"].to_numpy(),
         settings=frame["settings"][0],
-        seeds=frame["seed"].to_numpy(),
-        logprob_policy=_with_nan(frame["logprob_policy"]),
-        logprob_reference=_with_nan(frame["logprob_reference"]),
-        logprob_sampled=_with_nan(frame["logprob_sampled"]),
         scores={
-            name.removeprefix(SCORE_PREFIX): _with_nan(frame[name])
+            name.removeprefix(SCORE_PREFIX): _filled(frame[name], np.nan)
             for name in frame.columns
             if name not in TAKEN
         },
+        **{column.given: _filled(frame[column.name], column.blank) for column in BATCH_COLUMNS},
     )
 
 
-def _with_nan(column: pl.Series) -> NDArray[np.float32]:
-    return column.fill_null(float("nan")).to_numpy()
+def _filled(column: pl.Series, blank: float) -> NDArray[Any]:
+    return column.fill_null(blank).to_numpy()
 
 
 def _whereabouts(pool: NativePool, rows: Rows) -> tuple[str, range | None]:
-    """Under which key ``pool`` has, or is to get, rows of one key; the ids if it has them."""
+    """The key under which ``pool`` has the rows of one key, or will get them; and their ids if it has them."""
     key = str(rows.frame["key"][0])
     if pool.find(key) is None and _DIGEST_MARK not in key:
         return key, None
@@ -282,7 +277,7 @@ def _whereabouts(pool: NativePool, rows: Rows) -> tuple[str, range | None]:
 
 
 def _is_alike(pool: NativePool, ids: range, content: list[list[Any]]) -> bool:
-    """Whether some samples have a content; of those that no snapshot shows only the number is known."""
+    """Whether samples have this content. If no snapshot shows them, only their number is compared."""
     samples = _stored(pool, ids)
     if samples is None:
         return len(ids) == len(content)
@@ -290,7 +285,7 @@ def _is_alike(pool: NativePool, ids: range, content: list[list[Any]]) -> bool:
 
 
 def _stored(pool: NativePool, ids: range) -> list[Sample] | None:
-    """Samples, where they were removed from an older snapshot; None where there is none that shows them."""
+    """Samples, from an older snapshot if they were removed; None if no snapshot shows them."""
     if ids.start >= pool.num_removed:
         return pool.samples(ids)
 
@@ -305,7 +300,7 @@ def _stored(pool: NativePool, ids: range) -> list[Sample] | None:
 
 
 def _value(sample: Sample, name: str) -> object:
-    """What a sample has in a column of a scan; None in a score column that the pool lacks."""
+    """The value of a sample in a column of a scan; None for a score column that the pool lacks."""
     if name not in TAKEN:
         return sample.scores.get(name.removeprefix(SCORE_PREFIX))
     value = getattr(sample, name)
@@ -330,7 +325,7 @@ def _refuse_misfits(pools: Sequence[NativePool], is_same_tokenizer: bool) -> Non
 
 
 def _created_like(opened: ExitStack, path: Path, pools: Sequence[NativePool]) -> NativePool:
-    """A new pool with what the settings of some have in common."""
+    """A new pool with the common settings of some pools."""
     settings = pools[0].settings
     others = [pool.settings.metadata for pool in pools[1:]]
     common = {
@@ -383,7 +378,7 @@ def _opened_or_created(
 
 
 def _created(opened: ExitStack, path: Path, **settings: Any) -> NativePool:  # noqa: ANN401 - see create
-    """A new pool, which goes again where an error leaves it without a sample."""
+    """A new pool, which is removed again if an error leaves it empty."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no directory {path.parent}")
     before = set(path.rglob("*")) if path.exists() else None
@@ -396,10 +391,10 @@ def _created(opened: ExitStack, path: Path, **settings: Any) -> NativePool:  # n
         if kind is None or len(pool):
             return
         for entry in made:
-            with suppress(OSError):  # the error that led here is the one to tell
+            with suppress(OSError):  # report the original error
                 entry.rmdir() if entry.is_dir() else entry.unlink()
 
-    opened.push(undo)  # before the lock is given back
+    opened.push(undo)  # runs before the lock is released
     return pool
 
 

@@ -1,7 +1,7 @@
-"""The durable pool: a thin, typed face of the Rust extension.
+"""The durable pool: a thin, typed interface to the Rust extension.
 
-Formats and promises are in ``quark_pool_rs/FORMAT.md``. A handle may be shared by threads; after a fork
-the child may read through it but not append.
+``quark_pool_rs/FORMAT.md`` specifies the format and its guarantees. Threads can share a handle. After a fork the
+child process can read through it but not append.
 """
 
 from __future__ import annotations
@@ -13,20 +13,16 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quark import _pool_rs
 from quark.pool.base import (
-    PromptColumns,
-    PromptRecord,
     RemainderRule,
     Retained,
     Sample,
@@ -41,16 +37,17 @@ from quark.pool.defaults import COMPACTED_FILE, RESCORING_CHUNK
 from quark.pool.info import (
     Collected,
     Compacted,
-    DraftInfo,
     PoolInfo,
     PoolProblem,
     PoolSettings,
-    ScoreColumnInfo,
     VerifyReport,
+    pool_info,
     stored_json,
 )
+from quark.pool.native_batch import BatchArrays
 from quark.pool.origin import Origin, reads
 from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
+from quark.pool.sample_columns import NUMBER_COLUMNS
 from quark.pool.sampling import (
     NativeQuantization,
     packed_batch,
@@ -67,24 +64,16 @@ from quark.types import Json
 if TYPE_CHECKING:
     import polars as pl
 
-_Number = TypeVar("_Number", bound=np.generic)
-_Batch = TypeVar("_Batch", bound=PoolBatch | PackedBatch)
-_Place = TypeVar("_Place")
-_Sizes = TypeVar("_Sizes")
-_Given = ParamSpec("_Given")
-_Read = TypeVar("_Read")
-_Rule = TypeVar("_Rule", bound=StrEnum)
-
 
 class NativePool:
-    """A pool on disk; satisfies ``quark.pool.base.SamplePool``.
+    """A pool on disk; implements ``quark.pool.base.SamplePool``.
 
-    Exactly one process may hold a pool open for writing; any number may read. ``close`` (or leaving the
-    ``with`` block) gives the writer's lock back.
+    One process at a time can open a pool for writing. Any number can read. ``close``, or the end of the ``with``
+    block, releases the writer's lock.
     """
 
     def __init__(self, path: Path, pool: _pool_rs.Pool) -> None:
-        """``path`` is absolute: files are opened as they are needed, also after the process went elsewhere."""
+        """``path`` is absolute: files are opened lazily, perhaps after the process has changed its directory."""
         self._path = path
         self._pool = pool
         self._lock = threading.Lock()
@@ -100,18 +89,18 @@ class NativePool:
         tie_seed: int = 0,
         metadata: Mapping[str, Json] | None = None,
     ) -> Self:
-        """Make an empty pool and open it for writing; on return it survives a power cut.
+        """Create an empty pool and open it for writing. When this returns, the pool survives a power cut.
 
         Args:
-            path: Must not exist, or be empty; its parent must exist.
-            vocab_size: Token ids are below this; decides how wide they are stored.
-            store_text: Whether every completion carries its text.
-            tie_seed: Seed of the hash that cuts blocks of equal scores.
-            metadata: Kept with the pool and never looked at.
+            path: A path that does not exist, or an empty directory. The parent must exist.
+            vocab_size: Token ids are below this. It decides how many bytes a stored token takes.
+            store_text: Whether to store the text of each completion.
+            tie_seed: Seed of the hash that orders equal scores.
+            metadata: Stored with the pool and never interpreted.
 
         Raises:
-            FileExistsError: Something is at ``path``.
-            PoolLockedError: Another process is making a pool there.
+            FileExistsError: ``path`` exists.
+            PoolLockedError: Another process is creating a pool there.
         """
         path = Path(path).absolute()
         try:
@@ -135,15 +124,15 @@ class NativePool:
 
         Args:
             path: The pool's directory.
-            writable: Take the writer's lock, and tidy up after an interrupted append.
-            snapshot: Show this generation instead of the newest.
+            writable: Take the writer's lock, and clean up after an interrupted append.
+            snapshot: The generation to show instead of the newest.
 
         Raises:
-            FileNotFoundError: There is no pool.
-            PoolCorruptedError: Acknowledged samples are damaged or gone.
-            PoolVersionError: A newer format.
-            PoolLockedError: Another process writes.
-            ValueError: The pool has no such snapshot, or it was to be writable.
+            FileNotFoundError: There is no pool at ``path``.
+            PoolCorruptedError: Committed samples are damaged or missing.
+            PoolVersionError: The pool has a newer format.
+            PoolLockedError: Another process has the pool open for writing.
+            ValueError: The pool has no such snapshot, or ``snapshot`` and ``writable`` were combined.
         """
         generation = None if snapshot is None else bounded("snapshot", snapshot, 64)
         holder = _holder() if writable else None
@@ -156,21 +145,20 @@ class NativePool:
 
     @reads
     def fork(self, path: str | Path) -> Self:
-        """Make another pool that holds what this handle shows, and open it for writing.
+        """Create another pool with the samples of this handle's snapshot, and open it for writing.
 
-        The two share their data files by hard links (copies, where the file system refuses those) and are
-        independent from then on. The new pool has its own uuid; its generations go on from this snapshot,
-        which is the oldest one that it can show. On return it survives a power cut; before, nothing is at
-        ``path``.
+        The two pools share data files through hard links, or copies if the file system has no hard links. They are
+        independent otherwise. The new pool has its own uuid. Its generations continue from this snapshot, the oldest
+        one that it can show. When this returns, the new pool survives a power cut. Until then ``path`` does not exist.
 
         Args:
-            path: Must not exist; its parent must.
+            path: A path that does not exist. The parent must exist.
 
         Raises:
-            FileExistsError: Something is at ``path``.
-            PoolCorruptedError: A file of the snapshot is missing, or is not a plain file.
-            PoolSnapshotError: A collection has given the snapshot up.
-            OSError: The disk refused; nothing is at ``path``.
+            FileExistsError: ``path`` exists.
+            PoolCorruptedError: A file of the snapshot is missing, or is not a regular file.
+            PoolSnapshotError: A collection has expired the snapshot.
+            OSError: A disk operation failed. ``path`` does not exist.
         """
         self._pool.fork(Path(path).absolute(), uuid.uuid4().hex)
         return type(self).open(path, writable=True)
@@ -180,20 +168,20 @@ class NativePool:
         return self._pool.appends()
 
     def compact(self, *, max_samples: int = COMPACTED_FILE) -> Compacted:
-        """Make few large files of many small ones.
+        """Merge small files into large ones.
 
-        Ids, samples, scores and every draw stay what they are; queries and ``open`` have less to open. Each
-        step is a commit of its own, so an interruption loses at most one. The small files stay for the
-        snapshots that show them, until ``gc``.
+        Ids, samples, scores and draws do not change. Queries and ``open`` have fewer files to open. Each step is a
+        commit, so an interruption loses at most one step. The small files remain for older snapshots until ``gc``
+        removes them.
 
         Args:
-            max_samples: In one file, at most; 1,048,576 take some 200 MB of memory once.
+            max_samples: Maximum number of samples in a file. A merge of 1,048,576 needs about 200 MB of memory.
 
         Raises:
             ValueError: ``max_samples`` < 1.
-            PoolCorruptedError: A file that is to be rewritten is damaged; it stays.
-            PoolPoisonedError: An earlier sync failed; reopen.
-            OSError: The disk refused; the next compaction goes on.
+            PoolCorruptedError: A file to merge is damaged. It is left in place.
+            PoolPoisonedError: An earlier sync failed. Reopen the pool.
+            OSError: A disk operation failed. The next compaction continues.
         """
         max_samples = bounded("max_samples", max_samples, 31)
         if max_samples < 1:
@@ -216,7 +204,7 @@ class NativePool:
         before_round: int | None = None,
         dry_run: bool = False,
     ) -> Retained:
-        """Remove the oldest appends that exceed a limit, in one commit; with ``dry_run``, only count them."""
+        """Remove the oldest appends that exceed a limit, in one commit. With ``dry_run``, only count them."""
         retained = self._pool.retain(
             None if max_samples is None else bounded("max_samples", max_samples, 64),
             None if max_rounds is None else bounded("max_rounds", max_rounds, 64),
@@ -230,22 +218,22 @@ class NativePool:
         )
 
     def gc(self, *, keep_snapshots: int, dry_run: bool = False) -> Collected:
-        """Give old snapshots up, and remove the files that only they need.
+        """Expire old snapshots, and remove the files that only they need.
 
-        What goes are logs, runs and small files that were merged, scores that were replaced, drafts that were
-        discarded, and the samples that ``retain`` removed; no other sample. Giving up is itself a commit and counts among the kept snapshots; where
-        there are no more than that already, nothing is committed. Readers go on reading what they have
-        opened, and see the rest after ``refresh``.
+        This removes merged logs, runs and small files, replaced scores, discarded drafts, and the samples that
+        ``retain`` removed. No other sample is removed. Expiring snapshots is a commit of its own and counts among
+        the kept snapshots. If the pool has no more than ``keep_snapshots``, nothing is committed. Readers keep the
+        files that they have open, and see the change after ``refresh``.
 
         Args:
-            keep_snapshots: The newest so many stay; at least 1.
-            dry_run: Change nothing, and say what would go.
+            keep_snapshots: Number of newest snapshots to keep, at least 1.
+            dry_run: Report what would be removed without removing it.
 
         Raises:
             ValueError: ``keep_snapshots`` < 1.
-            PoolCorruptedError: A log does not say what is needed; nothing was removed.
-            PoolPoisonedError: An earlier sync failed; reopen.
-            OSError: The disk refused; the next collection goes on.
+            PoolCorruptedError: A damaged log does not show which files are needed. Nothing was removed.
+            PoolPoisonedError: An earlier sync failed. Reopen the pool.
+            OSError: A disk operation failed. The next collection continues.
         """
         collected = self._pool.gc(bounded("keep_snapshots", keep_snapshots, 63), dry_run)
         return Collected(
@@ -256,11 +244,11 @@ class NativePool:
 
     @staticmethod
     def verify(path: str | Path) -> VerifyReport:
-        """Read every byte of a pool, without changing it, and list everything that is wrong.
+        """Read every byte of a pool without changing it, and list all damage.
 
         Raises:
-            FileNotFoundError: There is no pool.
-            OSError: The disk does not say whether there is one.
+            FileNotFoundError: There is no pool at ``path``.
+            OSError: The disk could not be read.
         """
         try:
             report = _pool_rs.verify(path)
@@ -278,10 +266,10 @@ class NativePool:
         )
 
     def reopen(self) -> Self:
-        """Another handle on the same snapshot, which only reads.
+        """Open the same snapshot again, for reading.
 
         Raises:
-            PoolSnapshotError: A collection has given the snapshot up.
+            PoolSnapshotError: A collection has expired the snapshot.
         """
         try:
             return type(self).open(self._path, snapshot=self.snapshot.generation)
@@ -300,7 +288,7 @@ class NativePool:
 
     @property
     def settings(self) -> PoolSettings:
-        """What the pool was created with."""
+        """The settings that the pool was created with."""
         settings = self._pool.settings
         return PoolSettings(
             uuid=settings.uuid,
@@ -322,7 +310,7 @@ class NativePool:
 
     @property
     def oldest_generation(self) -> int:
-        """The oldest snapshot that can be opened: 0, unless the pool is a fork or gave some up."""
+        """The oldest snapshot that can be opened: 0 unless the pool is a fork or some have expired."""
         return self._pool.oldest_generation
 
     @property
@@ -337,11 +325,9 @@ class NativePool:
 
     @property
     def absent_columns(self) -> frozenset[str]:
-        """Columns of samples that the pool's version of the format lacks. They hold no value."""
+        """Columns that the pool's version of the format lacks. They have no values."""
         return frozenset(
-            column.shown
-            for column in _pool_rs.SAMPLE_COLUMNS
-            if column.shown is not None and column.since > self._pool.format
+            column.name for column in NUMBER_COLUMNS if column.since > self._pool.format
         )
 
     @property
@@ -354,34 +340,7 @@ class NativePool:
 
     def append(self, batch: SampleBatch) -> range:
         """Commit ``batch`` durably and return its ids; a known key writes nothing and returns its first ids."""
-        prompts = _columns(batch.prompts)
-        texts = batch.completion_texts
-        arrays = _BatchArrays(
-            key=batch.key,
-            prompt_tokens=as_vector("token_ids", prompts.token_ids, np.uint32),
-            prompt_offsets=as_vector("offsets", prompts.offsets, np.int64),
-            prompt_texts=None if prompts.texts is None else list(prompts.texts),
-            prompt_metadata=None if prompts.metadata is None else list(prompts.metadata),
-            prompt_index=as_vector("prompt_index", batch.prompt_index, np.uint32),
-            completion_tokens=as_vector("completion_tokens", batch.completion_tokens, np.uint32),
-            completion_offsets=as_vector("completion_offsets", batch.completion_offsets, np.int64),
-            completion_texts=None if texts is None else list(texts),
-            round=bounded("round", batch.round, 32),
-            chunk=bounded("chunk", batch.chunk, 32),
-            policy_step=bounded("policy_step", batch.policy_step, 32),
-            settings=batch.settings,
-            numbers={
-                column.given: as_vector(
-                    column.given, getattr(batch, column.given), np.dtype(column.dtype).type
-                )
-                for column in _pool_rs.SAMPLE_COLUMNS
-                if column.given is not None
-            },
-            scores=[
-                (name, as_vector(f"scores[{name!r}]", values, np.float32))
-                for name, values in batch.scores.items()
-            ],
-        )
+        arrays = BatchArrays.of(batch)
         try:
             return self._pool.append(arrays)
         except TypeError as error:
@@ -434,7 +393,7 @@ class NativePool:
         restart: bool = False,
         on_chunk: Callable[[int, int], object] | None = None,
     ) -> Rescored:
-        """Score every sample anew in resumable chunks; see ``quark.pool.rescore.rescore``."""
+        """Score every sample again in resumable chunks; see ``quark.pool.rescore.rescore``."""
         return rescore(
             self,
             name,
@@ -476,7 +435,7 @@ class NativePool:
         )
 
     def _values(self, view: _pool_rs.View, score: Score, scope: Scope) -> NDArray[np.float32]:
-        """What to rank by; kept for the next cut of the same snapshot."""
+        """The values to rank by. They are cached for the next quantization of the same snapshot."""
         if not says_all(score):
             return values_of(view, score, scope)
         key = (snapshot_of(view.snapshot), repr(score), scope)
@@ -513,12 +472,12 @@ class NativePool:
         """An Arrow file with columns of the segments, copied after their bytes were checked.
 
         Args:
-            spans: Ids; one row for each, in their order.
-            columns: Names of columns in the segment files (``quark_pool_rs/FORMAT.md``), no scores.
+            spans: Ids. The file has one row for each, in this order.
+            columns: Names of columns in the segment files (``quark_pool_rs/FORMAT.md``), without scores.
 
         Raises:
-            IndexError: An id that the snapshot lacks.
-            ValueError: A column that segments lack.
+            IndexError: The snapshot does not have an id.
+            ValueError: The segments do not have a column.
             PoolCorruptedError: The samples are damaged.
         """
         return self._pool.rows(list(spans), list(columns))
@@ -550,56 +509,19 @@ class NativePool:
 
         Raises:
             PoolCorruptedError: The manifest is damaged. Damaged samples raise it when they are read.
-            PoolSnapshotError: A collection has given the snapshot up.
+            PoolSnapshotError: A collection has expired the snapshot.
         """
-        from quark.pool.scan import scan  # polars is slow to import and only this needs it
+        from quark.pool.scan import scan  # polars is slow to import
 
         return scan(self)
 
     @reads
     def info(self) -> PoolInfo:
-        """Counts and statistics; one pass over the scores."""
-        facts = self._pool.info()
-        settings = self._pool.settings
-        return PoolInfo(
-            path=self._path,
-            uuid=settings.uuid,
-            vocab_size=settings.vocab_size,
-            store_text=settings.store_text,
-            tie_seed=settings.tie_seed,
-            metadata=stored_json(settings.metadata, "the pool's metadata"),
-            snapshot=snapshot_of(facts.snapshot),
-            num_removed=facts.num_removed,
-            num_prompts=facts.num_prompts,
-            num_segments=facts.num_segments,
-            num_bytes=facts.num_bytes,
-            score_columns=tuple(
-                ScoreColumnInfo(
-                    name=column.name,
-                    version=column.version,
-                    source=stored_json(column.source or "{}", f"the source of {column.name}"),
-                    num_scored=column.num_scored,
-                    num_unscored=column.num_unscored,
-                    num_runs=column.num_runs,
-                    mean=column.mean,
-                    std=column.std,
-                    min=column.min,
-                    max=column.max,
-                )
-                for column in facts.score_columns
-            ),
-            drafts=tuple(
-                DraftInfo(
-                    name=draft.name,
-                    source=stored_json(draft.source, f"the source of {draft.name}"),
-                    num_covered=draft.end - facts.num_removed,
-                )
-                for draft in facts.drafts
-            ),
-        )
+        """Counts and statistics, from one pass over the scores."""
+        return pool_info(self._path, self.settings, self._pool.info())
 
     def close(self) -> None:
-        """Give back the writer's lock, if this handle has it. Reading goes on, appending is refused."""
+        """Release the writer's lock, if this handle has it. The handle can still read but no longer append."""
         self._pool.close()
 
     def __enter__(self) -> Self:
@@ -617,52 +539,9 @@ class NativePool:
         raise TypeError("a pool cannot be pickled: open it by its path where it is needed")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _BatchArrays:
-    """A ``SampleBatch`` as the extension reads it: by attribute, contiguous, of exact types."""
-
-    key: str
-    prompt_tokens: NDArray[np.uint32]
-    prompt_offsets: NDArray[np.int64]
-    prompt_texts: list[str] | None
-    prompt_metadata: list[str] | None
-    prompt_index: NDArray[np.uint32]
-    completion_tokens: NDArray[np.uint32]
-    completion_offsets: NDArray[np.int64]
-    completion_texts: list[str] | None
-    round: int
-    chunk: int
-    policy_step: int
-    settings: str
-    numbers: dict[str, NDArray[Any]]
-    scores: list[tuple[str, NDArray[np.float32]]]
-
-
-def _columns(prompts: Sequence[PromptRecord]) -> PromptColumns:
-    """Prompts one after another."""
-    if isinstance(prompts, PromptColumns):
-        return prompts
-    nothing = np.empty(0, np.uint32)
-    vectors = [prompt.token_ids for prompt in prompts]
-    try:
-        # A batch has thousands of prompts, nearly always vectors of the right type: ask once for all.
-        tokens = np.concatenate([nothing, *vectors], casting="no", dtype=np.uint32)
-    except (TypeError, ValueError):
-        vectors = [as_vector("token_ids", vector, np.uint32) for vector in vectors]
-        tokens = np.concatenate([nothing, *vectors])
-    offsets = np.zeros(len(prompts) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, vectors), np.int64, len(vectors)), out=offsets[1:])
-    return PromptColumns(
-        token_ids=tokens,
-        offsets=offsets,
-        texts=[prompt.text for prompt in prompts],
-        metadata=[prompt.metadata for prompt in prompts],
-    )
-
-
 def _no_pool(path: Path, error: FileNotFoundError) -> FileNotFoundError:
-    """``error``, saying what is at ``path`` in place of a pool."""
-    if error.errno is not None:  # a file inside of a pool, which it names
+    """An error that says what is at ``path`` instead of a pool."""
+    if error.errno is not None:  # the error names a file inside a pool
         return error
     if path.is_dir():
         return FileNotFoundError(f"{path} is a directory, but not a pool")

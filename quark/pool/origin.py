@@ -1,4 +1,4 @@
-"""Where what is read comes from, to tell damage from what a collection has given up."""
+"""The snapshot that a read comes from, to distinguish damage from files that a collection removed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What is read: a snapshot of the pool at a path."""
+    """A snapshot of the pool at a path."""
 
     path: Path
     generation: int
 
     def check(self) -> None:
-        """Raise PoolSnapshotError where a collection has given the snapshot up."""
+        """Raise PoolSnapshotError if a collection has expired the snapshot."""
         try:
             newest = _pool_rs.Pool.open(self.path, holder=None, snapshot=None)
         except (PoolError, OSError):
@@ -48,7 +48,7 @@ _AnyReader = TypeVar("_AnyReader", bound=_Reader)
 def reads(
     read: Callable[Concatenate[_AnyReader, _Given], _Read],
 ) -> Callable[Concatenate[_AnyReader, _Given], _Read]:
-    """Raise PoolSnapshotError where what is missing is not damaged but was collected."""
+    """Decorate a read: raise PoolSnapshotError if the missing files were collected, not damaged."""
 
     @functools.wraps(read)
     def checked(self: _AnyReader, /, *args: _Given.args, **kwargs: _Given.kwargs) -> _Read:

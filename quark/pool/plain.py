@@ -1,4 +1,4 @@
-"""From plain columns to an append: tokens, texts, scores and a key are completed where they are missing."""
+"""Turns plain columns into an append. Missing tokens, texts, numbers and keys are filled in."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from quark.errors import DataError
 from quark.pool.base import PromptColumns, SampleBatch
+from quark.pool.sample_columns import BATCH_COLUMNS
 
 Columns = Mapping[str, list[Any]]
 
@@ -26,17 +27,12 @@ _OTHER_NAMES = {
     "metadata": "prompt_metadata",
     "logprobs": "logprob_sampled",
 }
-"""Short names, and those that other trainers use."""
-_PER_SAMPLE: dict[str, tuple[type[np.generic], float]] = {
-    "finish_reason": (np.uint8, 0),
-    "reward_token": (np.int16, -1),
-    "seed": (np.uint64, 0),
-    "logprob_policy": (np.float32, np.nan),
-    "logprob_reference": (np.float32, np.nan),
-    "logprob_sampled": (np.float32, np.nan),
-}
-"""Optional columns of numbers: their type, and the value where one is missing."""
-_KNOWN = ("prompt_text", "prompt_tokens", "prompt_metadata", "completion_text", "completion_tokens")
+"""Short names, and names that other trainers use."""
+_KNOWN = (
+    *("prompt_text", "prompt_tokens", "prompt_metadata", "completion_text", "completion_tokens"),
+    *(column.name for column in BATCH_COLUMNS),
+)
+"""All other columns are scores."""
 
 
 class Encoder(Protocol):
@@ -64,16 +60,16 @@ def batch_of(
         columns: of N values each: ``prompt_text`` and ``completion_text`` (or ``prompt``, ``completion``), or their
             ``..._tokens``; ``prompt_metadata`` (objects), ``finish_reason``, ``reward_token``, ``seed`` and
             ``logprob_...``. Any other column is a score, where None and NaN mean "not scored".
-        tokenizer: makes the tokens of texts that come without.
-        store_text: whether the pool keeps texts of completions.
-        key: of the append; None takes a digest of all that is appended.
-        round: of all samples.
-        chunk: of all samples.
-        policy_step: of all samples.
-        settings: how they were sampled, as one JSON object.
+        tokenizer: encodes texts that come without tokens.
+        store_text: whether the pool stores texts of completions.
+        key: key of the append; None takes a digest of the content.
+        round: round of all samples.
+        chunk: chunk of all samples.
+        policy_step: policy step of all samples.
+        settings: sampling settings as one JSON object.
 
     Raises:
-        DataError: a column is missing, or a value is none of its column; names both.
+        DataError: a column is missing, or a value does not fit its column. Names both.
     """
     named = {_OTHER_NAMES.get(name, name): values for name, values in columns.items()}
     if len(named) < len(columns):
@@ -83,12 +79,8 @@ def batch_of(
     texts = named.get("completion_text")
     if store_text and texts is None:
         raise DataError("there is no column completion_text, and the pool stores texts")
-    scores = [name for name in named if name not in (*_KNOWN, *_PER_SAMPLE)]
+    scores = [name for name in named if name not in _KNOWN]
     said = json.dumps(dict(settings), sort_keys=True, allow_nan=False)
-    numbers = {
-        name: _numbers(name, named.get(name), dtype, missing, len(completions))
-        for name, (dtype, missing) in _PER_SAMPLE.items()
-    }
     batch = SampleBatch(
         key=key or "",
         prompts=prompts.columns,
@@ -96,26 +88,26 @@ def batch_of(
         completion_tokens=_flat(completions),
         completion_offsets=_offsets(completions),
         completion_texts=[str(text) for text in texts] if store_text and texts else None,
-        finish_reasons=numbers["finish_reason"],
         round=round,
         chunk=chunk,
         policy_step=policy_step,
-        reward_tokens=numbers["reward_token"],
         settings=said,
-        seeds=numbers["seed"],
-        logprob_policy=numbers["logprob_policy"],
-        logprob_reference=numbers["logprob_reference"],
-        logprob_sampled=numbers["logprob_sampled"],
         scores={
-            name: _numbers(name, named[name], np.float32, np.nan, len(completions))
+            name: _numbers(name, named[name], np.dtype(np.float32), np.nan, len(completions))
             for name in scores
+        },
+        **{
+            column.given: _numbers(
+                column.name, named.get(column.name), column.dtype, column.blank, len(completions)
+            )
+            for column in BATCH_COLUMNS
         },
     )
     return batch if key is not None else _with_key(batch)
 
 
 class _Prompts:
-    """The distinct prompts of an append, and which sample has which."""
+    """The distinct prompts of an append, and the prompt of each sample."""
 
     def __init__(self, columns: PromptColumns, index: NDArray[np.uint32]) -> None:
         self.columns = columns
@@ -185,7 +177,7 @@ def _metadata(row: int, value: object) -> str:
 def _numbers(
     name: str,
     values: Sequence[Any] | None,
-    dtype: type[np.generic],
+    dtype: np.dtype[Any],
     missing: float,
     count: int,
 ) -> NDArray[Any]:
@@ -199,7 +191,7 @@ def _numbers(
             )
     try:
         return np.array([missing if value is None else value for value in values]).astype(
-            dtype, casting="same_kind" if np.dtype(dtype).kind == "f" else "unsafe"
+            dtype, casting="same_kind" if dtype.kind == "f" else "unsafe"
         )
     except (TypeError, OverflowError) as err:
         raise DataError(f"column {name}: {err}") from err
@@ -214,7 +206,7 @@ def _offsets(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
 
 
 def _with_key(batch: SampleBatch) -> SampleBatch:
-    """``batch`` under a digest of its content, so that appending the same twice appends once."""
+    """``batch`` with a digest of its content as key, so that the same content is appended only once."""
     import dataclasses
 
     digest = hashlib.sha256()

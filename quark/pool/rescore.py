@@ -1,7 +1,7 @@
-"""Scoring a pool anew: another reward, and not a token generated again.
+"""Scores all samples of a pool with another reward, without generating any text.
 
-Texts stream through the scorer in chunks; every chunk of scores is a durable commit of a draft, so that
-an interrupted re-scoring goes on where it stopped. The last commit switches the column over.
+Texts stream through the scorer in chunks. Each chunk of scores is a durable commit of a draft, so an interrupted
+re-scoring continues where it stopped. The last commit replaces the column.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from quark.pool.defaults import RESCORING_CHUNK
 from quark.types import Json
 
 Scorer: TypeAlias = Callable[[Sequence[str], Sequence[str]], ArrayLike]
-"""Prompts (N texts) and completions (N texts) to scores [N], higher is better, NaN = not scored."""
+"""Maps prompts (N texts) and completions (N texts) to scores [N]. Higher is better, NaN = not scored."""
 
 Decoder: TypeAlias = Callable[[Sequence[NDArray[np.uint32]]], Sequence[str]]
-"""Completions as token ids to their texts."""
+"""Maps token ids of completions to their texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rescored:
-    """What a re-scoring did."""
+    """Result of a re-scoring."""
 
     num_samples: int
     num_resumed: int
-    """Those among them whose scores an earlier, interrupted attempt had made."""
+    """Number of samples that an earlier, interrupted attempt had scored."""
     num_failed: int
-    """Those scored now that got NaN."""
+    """Number of samples that got NaN in this attempt."""
 
 
 def rescore(
@@ -48,25 +48,26 @@ def rescore(
     restart: bool = False,
     on_chunk: Callable[[int, int], object] | None = None,
 ) -> Rescored:
-    """Write the score column ``name`` anew (or for the first time) for every sample there is, then switch to it.
+    """Score every sample for the column ``name``, new or existing, then switch to the new scores.
 
-    Until the end every handle ranks by the scores of before, and so do snapshots of before for ever. When
-    it is interrupted, or the scorer raises, call it again: it goes on where the draft ends.
+    Until the final commit, all handles use the old scores. Older snapshots keep them. After an interruption, or an
+    error of the scorer, call this again: it continues where the draft ends.
 
     Args:
-        pool: open for writing.
-        name: a new column, or one whose next version this is.
+        pool: a pool that is open for writing.
+        name: a new column, or an existing one to replace.
         scorer: called with at most ``chunk_size`` samples at a time, in id order.
-        source: what makes the scores; kept with the column and shown by ``pool.info()``. A draft goes on
-            only under the source that it was begun with.
+        source: describes the scorer. It is stored with the column and shown by ``pool.info()``. A draft can only
+            be continued with the same source.
         chunk_size: samples per commit.
-        decode: for a pool that stores no text.
-        restart: discard what an earlier attempt has left instead of going on.
-        on_chunk: told how many of how many samples are scored.
+        decode: makes texts from tokens, for a pool that stores no text.
+        restart: discard the draft of an earlier attempt instead of continuing it.
+        on_chunk: called with the numbers of scored and of all samples.
 
     Raises:
-        ValueError: a name that no column can have, an empty pool, no text and no ``decode``, a draft of another
-            source, all before anything is scored; or a scorer that does not return one number per completion.
+        ValueError: before anything is scored: ``name`` is not a valid column name, the pool is empty, there is
+            neither text nor ``decode``, or a draft has another source. Later: the scorer does not return one number
+            per completion.
     """
     if re.fullmatch(r"[a-z0-9_.-]{1,64}", name) is None:
         raise ValueError(

@@ -1,6 +1,6 @@
 """The rows of a file or of a pool, with the exact columns and types of a scan.
 
-What a file says is checked here, value by value; what is wrong is named with file, row and column.
+Every value of a file is checked here. An error names file, row and column.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from quark._pool_rs import SAMPLE_COLUMNS
 from quark.bounded_files import BYTES_AT_ONCE, arrow_frames, lines_of, parquet_frames, parse_json
 from quark.errors import ConfigError, DataError
 from quark.pool.export import SETTINGS_KEY, RowFormat
+from quark.pool.sample_columns import FLOAT_COLUMNS, NUMBER_COLUMNS
 from quark.pool.scan import COLUMNS, SCORE_PREFIX
-from quark.pool.scope import LOGPROB_COLUMNS
 from quark.types import FinishReason
 
 if TYPE_CHECKING:
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 8192
 _OWN = ["id", "prompt_id"]
-"""Columns of a scan that a pool gives anew."""
+"""Columns of a scan that the target pool assigns."""
 TAKEN = {name: dtype for name, dtype in COLUMNS.items() if name not in _OWN}
-"""Columns of a scan that a pool takes over."""
-_NULLABLE = ("completion_text", *LOGPROB_COLUMNS)
-_LATER = tuple(column.shown for column in SAMPLE_COLUMNS if column.since > 1)
-"""Columns that older files lack: their values are null."""
+"""Columns of a scan that the target pool stores."""
+_NULLABLE = ("completion_text", *FLOAT_COLUMNS)
+_LATER = tuple(column.name for column in NUMBER_COLUMNS if column.since > 1)
+"""Columns that older files lack. Their values are null."""
 _MEANT = {"finish_reason": (0, max(FinishReason)), "reward_token": (-1, 2**15 - 1)}
-"""The least and the most that means something, where that is not all that fits into the column."""
+"""Valid ranges of columns whose type allows more."""
 _RANGES = {
     pl.UInt8(): range(2**8),
     pl.UInt32(): range(2**32),
@@ -45,17 +44,17 @@ _RANGES = {
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of one source that lie one after another."""
+    """Consecutive rows of one source."""
 
     source: str
-    """What they come from, for messages."""
+    """File or pool, for messages."""
     first: int
-    """Number of the first one in the source, counted from 1."""
+    """Number of the first row in the source, counted from 1."""
     frame: pl.DataFrame
     """``TAKEN``, then the score columns under their names in a scan."""
 
     def error(self, row: int, column: str, what: str) -> DataError:
-        """That a value is wrong; ``row`` counts from 0 in the frame."""
+        """An error for a value. ``row`` counts from 0 in the frame."""
         return DataError(f"{self.source}: row {self.first + row}, column {column}: {what}")
 
 
@@ -74,7 +73,7 @@ def rows_of_pool(pool: NativePool) -> Iterator[Rows]:
 
 
 def settings_of_file(file: Path) -> Mapping[str, Any]:
-    """Settings of the pool that a Parquet file was exported from; empty where it does not say."""
+    """Settings of the pool that a Parquet file was exported from; empty if the file has none."""
     if RowFormat.of(file) is not RowFormat.PARQUET:
         return {}
     text = pl.read_parquet_metadata(file).get(SETTINGS_KEY, "{}")
@@ -88,12 +87,12 @@ def settings_of_file(file: Path) -> Mapping[str, Any]:
 
 
 def rows_of_file(file: Path) -> Iterator[Rows]:
-    """What ``export_pool`` wrote to a file, or anything with the same columns.
+    """The rows of a file from ``export_pool``, or of any file with the same columns.
 
     Raises:
-        DataError: The file cannot be read, exceeds a bound of ``quark.bounded_files``, lacks a column or holds a
-            value that is none of its column.
-        ConfigError: Its name does not say a format that holds samples.
+        DataError: The file cannot be read, exceeds a limit of ``quark.bounded_files``, lacks a column, or holds an
+            invalid value.
+        ConfigError: Its suffix does not name a format that holds samples.
     """
     for rows in _typed_rows(file):
         for name, (least, most) in _MEANT.items():
@@ -133,13 +132,13 @@ def _refuse_columns(source: str, found: Iterable[str]) -> None:
 
 
 def _types(names: Iterable[str]) -> dict[str, pl.DataType]:
-    """The columns to take and their types: the known ones, and scores under all other names."""
+    """The columns to read and their types. All unknown names are scores."""
     scores = (name for name in names if name not in COLUMNS)
     return TAKEN | dict.fromkeys(scores, pl.Float32())
 
 
 def _converted(rows: Rows) -> Rows:
-    """Rows with the exact types of a scan. Raises DataError for a value that has none of these."""
+    """Convert rows to the exact types of a scan. Raises DataError for a value that does not fit."""
     columns = []
     for name, dtype in _types(rows.frame.columns).items():
         given = (
@@ -165,7 +164,7 @@ def _converted(rows: Rows) -> Rows:
 
 
 def _is_alike(given: pl.DataType, dtype: pl.DataType) -> bool:
-    """Whether values of one type may stand for values of the other."""
+    """Whether values of one type can be converted to the other."""
     if given == pl.Null:
         return True
     if isinstance(given, pl.List) and isinstance(dtype, pl.List):
@@ -240,17 +239,17 @@ def _float(text: str) -> float | _TooLarge:
 
 
 def _json_value(name: str, value: object, dtype: pl.DataType) -> object:
-    """A value of JSON as one of ``dtype``. Raises ValueError or OverflowError where it is none."""
+    """Convert a JSON value to ``dtype``. Raises ValueError or OverflowError if it does not fit."""
     if value is None and (name in _NULLABLE or name not in TAKEN):
         return None
     if isinstance(dtype, pl.List) and isinstance(value, list):
         return [_whole(item, dtype.inner) for item in value]
     if dtype.is_float() and type(value) in (int, float):
         number = float(value)  # type: ignore[arg-type]
-        struct.pack("<f", number)  # OverflowError for what only a float64 holds
+        struct.pack("<f", number)  # OverflowError if float32 cannot hold it
         return None if math.isnan(number) else number
     if dtype == pl.String and isinstance(value, str):
-        value.encode()  # half of a surrogate pair is no text
+        value.encode()  # refuses a lone surrogate
         return value
     return _whole(value, dtype)
 

@@ -213,7 +213,7 @@ class NativeQuantization:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SamplerSettings:
-    """What the extension's sampler reads, by attribute."""
+    """Settings whose attributes the extension's sampler reads."""
 
     batch_size: int
     seed: int
@@ -227,20 +227,20 @@ class _SamplerSettings:
 
 
 def snapshot_of(snapshot: _pool_rs.Snapshot) -> Snapshot:
-    """The extension's snapshot as the pool's."""
+    """Convert a snapshot of the extension."""
     return Snapshot(
         generation=snapshot.generation, hash=snapshot.hash, num_samples=snapshot.num_samples
     )
 
 
 def drawn_batch(batch: _pool_rs.PaddedBatch) -> PoolBatch:
-    """The extension's padded batch as the pool's."""
+    """Convert a padded batch of the extension."""
     drawn = batch.drawn
     return padded_batch(drawn.ids, drawn.quantiles, batch.tokens, drawn.scores)
 
 
 def drawn_packed_batch(batch: _pool_rs.PackedBatch) -> PackedBatch:
-    """The extension's packed batch as the pool's."""
+    """Convert a packed batch of the extension."""
     drawn = batch.drawn
     return packed_batch(drawn.ids, drawn.quantiles, batch.tokens, drawn.scores)
 
@@ -251,7 +251,7 @@ def padded_batch(
     tokens: _pool_rs.Padded,
     scores: NDArray[np.float32],
 ) -> PoolBatch:
-    """A batch of the extension's padded token ids."""
+    """A batch from padded token ids of the extension."""
     return PoolBatch(
         ids=ids,
         quantiles=quantiles,
@@ -269,7 +269,7 @@ def packed_batch(
     tokens: _pool_rs.Packed,
     scores: NDArray[np.float32],
 ) -> PackedBatch:
-    """A batch of the extension's packed token ids."""
+    """A batch from packed token ids of the extension."""
     return PackedBatch(
         ids=ids,
         quantiles=quantiles,
@@ -282,12 +282,12 @@ def packed_batch(
 
 
 def unranked(ids: NDArray[np.uint64]) -> NDArray[np.int16]:
-    """Labels of samples that no ranking gave."""
+    """[B] labels of samples without a ranking: -1."""
     return np.full(len(ids), -1, np.int16)
 
 
 def unscored(ids: NDArray[np.uint64]) -> NDArray[np.float32]:
-    """Scores of samples that no ranking gave."""
+    """[B] scores of samples without a ranking: NaN."""
     return np.full(len(ids), np.nan, np.float32)
 
 
@@ -297,7 +297,7 @@ def padded_into(
     place: _Place,
     pad_id: int,
 ) -> PoolBatch:
-    """The padded batch that ``write`` leaves in ``out``."""
+    """The padded batch that ``write`` writes to ``out``."""
     filled = _written_into(out, write, place, pad_id)
     return out.padded(filled.num_rows, filled.prompts, filled.completions)
 
@@ -307,7 +307,7 @@ def packed_into(
     write: Callable[[_Place, int | None, BatchBuffers], _pool_rs.Filled],
     place: _Place,
 ) -> PackedBatch:
-    """The packed batch that ``write`` leaves in ``out``."""
+    """The packed batch that ``write`` writes to ``out``."""
     filled = _written_into(out, write, place, None)
     return out.packed(filled.num_rows, filled.prompts, filled.completions)
 

@@ -1,20 +1,21 @@
 """A pool as a ``polars.LazyFrame``: one row per sample of a pinned snapshot.
 
-Columns have the names of ``quark.pool.base.Sample``, then ``key``, then the score columns under their own
-names (``score:<name>`` where one is called like another column). Scores and log-probabilities are null
-where there is none: a NaN would pass every ``>`` of polars and poison every mean.
+The columns are those of ``quark.pool.base.Sample``, then ``key``, then the score columns under their own names
+(``score:<name>`` if the name is taken). Missing scores and log-probabilities are null, because a NaN would pass every
+``>`` of polars and poison every mean.
 
-A query reads what it needs and no more. Ids, keys, rounds, chunks and scores are known before a segment is
-read, and policy steps from one sample of each append, so the parts of the predicate that speak of these alone
-decide which segments are; of those, only the columns that the query names.
+A query reads only what it needs. Ids, keys, rounds, chunks and scores are known without reading a segment, and policy
+steps from one sample of each append. The parts of the predicate that use only these columns decide which segments to
+read. Of those segments, only the columns in the query are read.
 
-Damage is reported here too, never served. Every value comes from the extension, copied from the bytes that it
-checked. Only the extension opens files, so a file that is replaced afterwards changes no answer.
+Damage raises an error. Every value comes from the extension, copied from the bytes that it checked. Only the
+extension opens files, so replacing a file later does not change an answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Protocol, Self
 
 import numpy as np
@@ -25,36 +26,31 @@ from polars.io.plugins import register_io_source
 from quark._pool_rs import SAMPLE_COLUMNS
 from quark.pool.base import Sample
 from quark.pool.info import PoolSettings
+from quark.pool.sample_columns import NUMBER_COLUMNS
 from quark.pool.segments import Appended, Segment, segments_of
 
 SCORE_PREFIX = "score:"
-"""What a score column's name begins with where the plain name is taken."""
+"""Prefix of a score column whose name is taken."""
 
-COLUMNS: dict[str, pl.DataType] = {
+_TYPES: dict[str, pl.DataType] = {
     "id": pl.UInt64(),
-    "prompt_id": pl.UInt32(),
     "prompt_text": pl.String(),
     "prompt_tokens": pl.List(pl.UInt32()),
     "prompt_metadata": pl.String(),
     "completion_tokens": pl.List(pl.UInt32()),
     "completion_text": pl.String(),
-    "finish_reason": pl.UInt8(),
-    "round": pl.UInt32(),
-    "chunk": pl.UInt32(),
-    "policy_step": pl.UInt32(),
-    "reward_token": pl.Int16(),
     "settings": pl.String(),
-    "seed": pl.UInt64(),
-    "logprob_policy": pl.Float32(),
-    "logprob_reference": pl.Float32(),
-    "logprob_sampled": pl.Float32(),
+} | {column.name: pl.Series(np.empty(0, column.dtype)).dtype for column in NUMBER_COLUMNS}
+
+COLUMNS: dict[str, pl.DataType] = {
+    **{field.name: _TYPES[field.name] for field in fields(Sample) if field.name != "scores"},
     "key": pl.String(),
 }
-"""The columns that every pool has, in the types that hold their values."""
+"""The columns of every pool, in the types of their values."""
 SCANNED = COLUMNS | dict.fromkeys(
     ("id", "prompt_id", "finish_reason", "round", "chunk", "policy_step"), pl.Int64()
 )
-"""The same as a scan shows them: what a query subtracts can be below 0. Float32 columns follow, one per score column."""
+"""The columns of a scan, in signed types, because differences can be negative. Float32 score columns follow."""
 
 _IN_MANIFEST = ("key", "round", "chunk")
 _IN_SEGMENT = {
@@ -69,7 +65,7 @@ _LOOKED_UP = {
     "prompt_metadata": "prompt",
     "settings": "settings",
 }
-"""Column -> the segment files' column with the number of the thing, which is stored once."""
+"""Column -> the segment files' column with the number of the interned value."""
 
 _ROWS_AT_ONCE = 32_768
 
@@ -89,7 +85,7 @@ class Scannable(Appended, Protocol):
 
     @property
     def num_removed(self) -> int:
-        """Ids below this were removed; the scan begins there."""
+        """Ids below this were removed. The scan begins there."""
         ...
 
     @property
@@ -99,7 +95,7 @@ class Scannable(Appended, Protocol):
 
     def __len__(self) -> int: ...
     def reopen(self) -> Self:
-        """A handle of its own on the same snapshot, for reading."""
+        """Another handle on the same snapshot, for reading."""
         ...
 
     def scores(self, name: str) -> NDArray[np.float32]:
@@ -116,16 +112,16 @@ class Scannable(Appended, Protocol):
 
 
 def scan(pool: Scannable) -> pl.LazyFrame:
-    """The samples of ``pool.snapshot``, whatever is appended or closed later.
+    """The samples of ``pool.snapshot``. Later appends or a close do not affect them.
 
     Returns:
-        One row per sample in id order: ``SCANNED``, then one Float32 column per score column. Collecting it
-        takes memory for what it reads and 4 bytes per sample for each score column it names.
+        One row per sample in id order: ``SCANNED``, then one Float32 column per score column. Collecting it needs
+        memory for the result and 4 bytes per sample for each score column in the query.
 
     Raises:
         PoolCorruptedError: The manifest is damaged. Damaged samples raise it when they are read.
     """
-    # A handle of its own: the one that was given may be refreshed or closed.
+    # A separate handle, because the given one may be refreshed or closed.
     pinned = pool.reopen()
     source = _Source(pinned, segments_of(pinned))
     return register_io_source(source.read, schema=source.schema, validate_schema=True, is_pure=True)
@@ -137,7 +133,7 @@ def score_column(name: str) -> str:
 
 
 class _Source:
-    """What polars calls to read a pool."""
+    """The source that polars calls to read a pool."""
 
     def __init__(self, pool: Scannable, segments: Sequence[Segment]) -> None:
         self._pool = pool

@@ -1,7 +1,7 @@
-"""What a ranking ranks: a combination of score columns, over a part of the samples, or prompt by prompt.
+"""The scope of a ranking: a part of the samples, a combination of score columns, or each prompt separately.
 
-Nothing of it is stored. It comes to one value for each sample, NaN for what is not ranked, made from
-columns of the pool when a quantization asks for it.
+Nothing of this is stored. A quantization computes one value per sample from columns of the pool, NaN for samples
+that are not ranked.
 """
 
 from __future__ import annotations
@@ -17,26 +17,12 @@ from numpy.typing import NDArray
 
 from quark.pool.combiners import Ensemble
 from quark.pool.rank_shares import rank_share
+from quark.pool.sample_columns import FLOAT_COLUMNS, PROVENANCE_COLUMNS
+from quark.pool.scrambling import scramble_all
 from quark.printable import printable
 
 if TYPE_CHECKING:
     import polars as pl
-
-PROVENANCE_COLUMNS = (
-    "prompt_id",
-    "finish_reason",
-    "round",
-    "chunk",
-    "policy_step",
-    "reward_token",
-    "seed",
-    "logprob_policy",
-    "logprob_reference",
-    "logprob_sampled",
-)
-"""Columns of numbers that every sample has, besides its scores."""
-LOGPROB_COLUMNS = tuple(name for name in PROVENANCE_COLUMNS if name.startswith("logprob_"))
-"""Those in nats: float32, NaN where they are not known."""
 
 
 class Columns(Protocol):
@@ -66,24 +52,25 @@ class Columns(Protocol):
 class Scope:
     """Which samples are ranked, and against which.
 
-    Samples outside are not ranked: their label is -1 and no sampler draws them.
+    Samples outside the scope are not ranked. Their label is -1 and no sampler draws them.
     """
 
     last_rounds: int | None = None
-    """Only samples of the newest so many rounds that the pool has; None for all."""
+    """Rank only samples of this many newest rounds; None for all."""
     where: str | None = None
-    """Only samples for which this SQL expression over provenance and score columns holds, for example
-    ``logprob_reference > -60 AND reward_token = 4``. ``quark.pool.sql`` says what it may hold."""
+    """Rank only samples for which this SQL expression over provenance and score columns holds, for example
+    ``logprob_reference > -60 AND reward_token = 4``. ``quark.pool.sql`` describes what is allowed."""
     min_score: float | None = None
-    """Only samples whose score, the one that is ranked by, is at least this (as a float32). With one quantile this is
-    RAFT (Dong et al. 2023) or a step of ReST (Gulcehre et al. 2023): fine-tuning on what passes a threshold."""
+    """Rank only samples whose ranked score is at least this (as a float32). With one quantile this is RAFT (Dong et al.
+    2023) or a step of ReST (Gulcehre et al. 2023): fine-tuning on samples above a threshold."""
     max_per_round: int | None = None
-    """At most so many samples of each round; of more that fulfil everything else, those with the smallest hash."""
+    """Rank at most this many samples of each round: those with the smallest hash among all that meet the other
+    conditions."""
     seed: int = 0
-    """Of that hash, u64."""
+    """Seed of that hash, u64."""
     per_prompt: bool = False
-    """Rank each sample among those of its own prompt, as in ALT (Abadal et al. 2024): of n samples the one with r
-    worse ones gets the quantile floor((r + 1/2) K / n), so that a prompt with few samples favours no end."""
+    """Rank each sample among those of its own prompt, as in ALT (Abadal et al. 2024). Of n samples, the one with r
+    worse ones gets the quantile floor((r + 1/2) K / n), so that a prompt with few samples favors neither end."""
 
     def __post_init__(self) -> None:
         if self.last_rounds is not None and self.last_rounds < 1:
@@ -102,11 +89,11 @@ class Scope:
 
 
 class Combination(Protocol):
-    """One score out of several columns."""
+    """A score computed from several columns."""
 
     @property
     def columns(self) -> Sequence[str]:
-        """Names of the columns that it reads."""
+        """Names of the columns to read."""
         ...
 
     def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
@@ -116,7 +103,7 @@ class Combination(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WeightedSum:
-    """``sum_c weights[c] * score_c``; a negative weight is a penalty."""
+    """``sum_c weights[c] * score_c``. A negative weight is a penalty."""
 
     weights: Mapping[str, float]
     columns: Sequence[str] = field(init=False, repr=False)
@@ -135,7 +122,7 @@ class WeightedSum:
 
 @dataclass(frozen=True, slots=True)
 class Lowest:
-    """The lowest of the scores: a sample is as good as its worst side."""
+    """The lowest of the scores."""
 
     columns: Sequence[str]
 
@@ -149,7 +136,7 @@ class Lowest:
 
 @dataclass(frozen=True, slots=True)
 class MeanMinusVariance:
-    """Mean of an ensemble of scores less ``penalty`` times their variance: what the judges agree on."""
+    """Mean of an ensemble of scores, minus ``penalty`` times their variance."""
 
     columns: Sequence[str]
     penalty: float = 1.0
@@ -158,7 +145,7 @@ class MeanMinusVariance:
         _check(self.columns)
 
     def combine(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
-        """[N] the mean less the penalized (population) variance; NaN where any score is NaN."""
+        """[N] the mean minus the penalty times the population variance; NaN where any score is NaN."""
         stacked = np.stack(scores).astype(np.float64)
         return np.asarray(stacked.mean(0) - self.penalty * stacked.var(0))
 
@@ -167,7 +154,7 @@ class MeanMinusVariance:
 class RankMean:
     """Mean over the columns of the share of samples that score lower (ties count half).
 
-    Blind to the scales of the columns. A column ranks the samples that it has a score for.
+    It does not depend on the scales of the columns. Each column ranks the samples that it has a score for.
     """
 
     columns: Sequence[str]
@@ -181,11 +168,11 @@ class RankMean:
 
 
 Score: TypeAlias = str | Combination
-"""The name of a score column, or a combination of some."""
+"""The name of a score column, or a combination of columns."""
 
 
 def says_all(score: Score) -> bool:
-    """Whether the ``repr`` of a score tells all that its values follow from; a user's combination need not."""
+    """Whether the ``repr`` of a score determines its values. This may not hold for a combination of the user."""
     return isinstance(score, str) or type(score) in (
         WeightedSum,
         Lowest,
@@ -196,12 +183,12 @@ def says_all(score: Score) -> bool:
 
 
 def values_of(pool: Columns, score: Score, scope: Scope) -> NDArray[np.float32]:
-    """[N] what to rank by, NaN for a sample that is outside the scope, lacks a score or was removed.
+    """[N] the values to rank by; NaN for a sample that is outside the scope, has no score or was removed.
 
     Raises:
-        KeyError: a score column that is not there.
+        KeyError: a score column does not exist.
         TypeError: ``score`` is neither a name nor a combination.
-        ValueError: a ``where`` that is no condition on the columns that there are.
+        ValueError: ``where`` is not a condition on existing columns.
     """
     if isinstance(score, str):
         values = pool.scores(score)
@@ -210,7 +197,7 @@ def values_of(pool: Columns, score: Score, scope: Scope) -> NDArray[np.float32]:
             f"score is {score!r}; it must be a column's name or a combination of columns"
         )
     else:
-        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is no score, and so NaN
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN: not scored
             combined = score.combine([pool.scores(name) for name in score.columns])
             values = np.asarray(combined, dtype=np.float32)
     is_inside = np.arange(len(pool)) >= pool.num_removed
@@ -231,19 +218,19 @@ def scores_by(pool: Columns, score: Score) -> NDArray[np.float32]:
     """[N] a score column, or the values of a combination, in id order; NaN where a sample has none.
 
     Raises:
-        KeyError: a score column that is not there.
+        KeyError: a score column does not exist.
     """
     return pool.scores(score) if isinstance(score, str) else values_of(pool, score, Scope())
 
 
 def refuse_remainder(scope: Scope, remainder: str) -> None:
-    """Raise ValueError where a remainder rule other than the default is asked for within prompts."""
+    """Raise ValueError for a ranking within prompts with a remainder rule other than the default."""
     if scope.per_prompt and remainder != "spread":
         raise ValueError(f"remainder = {remainder!r} has no meaning within prompts: leave it out")
 
 
 def condition_of(where: str, score_columns: Sequence[str]) -> tuple[pl.Expr, list[str]]:
-    """An SQL condition as an expression, and the columns that it names.
+    """Parse an SQL condition: the expression and the names of its columns.
 
     Raises:
         ValueError: ``quark.pool.sql.condition`` refuses it, or it names no column.
@@ -267,15 +254,15 @@ def _named(where: str) -> str:
 
 
 def try_condition(where: str, score_columns: Sequence[str]) -> None:
-    """Try a condition on two samples of zeros, for a pool that is not there yet.
+    """Try a condition on two samples of zeros, before the pool exists.
 
     Raises:
-        ValueError: as ``condition_of``, or it cannot be computed or is not true or false of a sample.
+        ValueError: as ``condition_of``; or the condition cannot be computed, or is not a boolean per sample.
     """
     import polars as pl
 
     condition, names = condition_of(where, score_columns)
-    fractions = {*score_columns, *LOGPROB_COLUMNS}
+    fractions = {*score_columns, *FLOAT_COLUMNS}
     kinds = {name: np.float32 if name in fractions else np.uint32 for name in names}
     _computed(condition, pl.DataFrame({k: np.zeros(2, kind) for k, kind in kinds.items()}), where)
 
@@ -284,13 +271,13 @@ def _holds(pool: Columns, where: str) -> NDArray[np.bool_]:
     import polars as pl
 
     condition, names = condition_of(where, pool.score_columns)
-    # A score that is missing holds for no condition, as NULL does in SQL. Sums and the like are over what is there.
+    # A missing score is NULL, so no condition on it holds. Sums and other aggregates skip it.
     data = {
         name: pool.column(name) if name in PROVENANCE_COLUMNS else pool.scores(name)
         for name in names
     }
     data = {name: values[pool.num_removed :] for name, values in data.items()}
-    # Differences and products leave the narrow, unsigned types of the columns: ``round - 3`` of round 0 is not 2**32 - 3.
+    # Wide types, so that differences and products do not overflow: ``round - 3`` of round 0 is -3, not 2**32 - 3.
     frame = pl.DataFrame(data).with_columns(
         pl.selectors.float().fill_nan(None), pl.selectors.integer().cast(pl.Int128)
     )
@@ -300,7 +287,7 @@ def _holds(pool: Columns, where: str) -> NDArray[np.bool_]:
 
 
 def _computed(condition: pl.Expr, frame: pl.DataFrame, where: str) -> pl.Series:
-    """Of each row, whether the condition holds. Raises ValueError where that is not what it says."""
+    """Whether the condition holds for each row. Raises ValueError if it is not a condition."""
     import polars as pl
 
     from quark.pool.sql import reason_of
@@ -317,32 +304,20 @@ def _computed(condition: pl.Expr, frame: pl.DataFrame, where: str) -> pl.Series:
 def _within_quota(
     rounds: NDArray[np.uint32], is_inside: NDArray[np.bool_], quota: int, seed: int
 ) -> NDArray[np.bool_]:
-    """[N] of the samples inside, the ``quota`` of each round with the smallest ``scramble(seed, id)``."""
+    """[N] whether a sample inside is among the ``quota`` of its round with the smallest ``scramble(seed, id)``."""
     ids = np.flatnonzero(is_inside)
-    ids = ids[np.argsort(rounds[ids], kind="stable")]  # one pass where rounds came in order
+    ids = ids[np.argsort(rounds[ids], kind="stable")]  # one pass if rounds are in order
     hashes = scramble_all(seed, ids)
     is_chosen = np.zeros(len(rounds), dtype=np.bool_)
     starts = np.flatnonzero(np.diff(rounds[ids], prepend=-1.0))
     for start, end in pairwise([*starts.tolist(), len(ids)]):
         own = hashes[start:end]
-        if len(own) > quota:  # the hash is bijective: no two are equal
+        if len(own) > quota:  # the hash is bijective, so no two are equal
             own = own < np.partition(own, quota)[quota]
         else:
             own = np.ones(len(own), dtype=np.bool_)
         is_chosen[ids[start:end]] = own
     return is_chosen
-
-
-def _mix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def scramble_all(seed: int, values: NDArray[np.integer[Any]]) -> NDArray[np.uint64]:
-    """[N] the pool's hash of each value: ``scramble`` of ``quark.pool.memory``, many at a time."""
-    key = np.array([(seed + 0x9E3779B97F4A7C15) % (1 << 64)], dtype=np.uint64)
-    return _mix64(_mix64(key) ^ values.astype(np.uint64))
 
 
 def _check(columns: Mapping[str, float] | Sequence[str]) -> None:

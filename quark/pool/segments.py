@@ -1,4 +1,4 @@
-"""Which files the samples of a snapshot lie in, append by append."""
+"""The files with the samples of a snapshot, append by append."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from quark._pool_rs import Append
 
 
 class Appended(Protocol):
-    """The part of a pool on disk that says where its appends lie."""
+    """The part of a pool on disk that lists its appends and their files."""
 
     @property
     def path(self) -> Path:
-        """The pool's directory, which the segment files are in."""
+        """The pool's directory, which contains the segment files."""
         ...
 
     def appends(self) -> list[Append]:
@@ -24,11 +24,11 @@ class Appended(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """The samples of one append, and where they lie: row ``offset`` of the file is the sample ``first``."""
+    """The samples of one append and their file. Row ``offset`` of the file is the sample ``first``."""
 
     file: Path
     offset: int
-    """0 unless the file was made of several."""
+    """0 unless the file was merged from several."""
     key: str
     """Idempotency key of the append."""
     first: int

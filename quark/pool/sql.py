@@ -1,8 +1,8 @@
-"""SQL that sees a pool and nothing else: what is refused before polars parses it.
+"""Restricts SQL to the pool: refuses unsafe text before polars parses it.
 
-polars takes table functions such as ``read_csv('http://…')`` wherever a table may stand, also in a condition. Here
-the text is cut into tokens, and whatever is followed by a parenthesis must be a word or a function of a list.
-Where dialects disagree about what a token is, the text is refused.
+Polars accepts table functions such as ``read_csv('http://…')`` wherever a table may stand, even in a condition. This
+module splits the text into tokens. Anything before a parenthesis must be an allowed word or function. Text whose
+tokens depend on the SQL dialect is refused.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import polars as pl
 from quark.printable import printable
 
 MAX_CHARACTERS = 1 << 16
-"""Of a condition or a query."""
+"""Maximum length of a condition or a query."""
 MAX_OPERATORS = 1000
-"""AND, OR, comparisons, arithmetic and the like; the time that polars takes grows with their square."""
+"""Maximum number of operators (AND, OR, comparisons, arithmetic). The time of polars grows with their square."""
 MAX_DEPTH = 32
-"""Brackets within brackets."""
+"""Maximum depth of nested brackets."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -38,7 +38,7 @@ _BEFORE_BRACKETS = _OPERATORS | _words(
     union unique using values varchar where window with within
     """
 )
-"""Words of SQL that brackets may follow; those that are functions, too, open no files."""
+"""Words of SQL that may come before a bracket. Those that are also functions open no files."""
 _CONDITION_FUNCTIONS = _words(
     """
     abs acos acosd array_contains array_get array_length array_lower array_mean array_reverse array_sum
@@ -52,7 +52,7 @@ _CONDITION_FUNCTIONS = _words(
     truncate upper var var_samp variance
     """
 )
-"""Functions whose values are not larger than what they are given."""
+"""Functions whose values are not larger than their arguments."""
 _QUERY_FUNCTIONS = _CONDITION_FUNCTIONS | _words(
     """
     approx_quantile array_agg array_to_string columns concat concat_ws cume_dist current_date current_time
@@ -82,10 +82,10 @@ _TOKEN = re.compile(
 
 
 def condition(sql: str, columns: Collection[str]) -> pl.Expr:
-    """An SQL expression over some columns, which opens nothing and makes nothing large.
+    """Parse an SQL expression over some columns that opens no file and creates no large value.
 
     Raises:
-        ValueError: It is no such expression, names another column, or takes more than one of the bounds; one line
+        ValueError: It is not such an expression, names another column, or exceeds a limit. The message is one line
             that begins with a verb.
     """
     tokens = _checked(sql, _CONDITION_FUNCTIONS, naming=())
@@ -107,10 +107,10 @@ def condition(sql: str, columns: Collection[str]) -> pl.Expr:
 
 
 def check_query(sql: str, *, may_open_files: bool = False) -> None:
-    """Refuse what is no query, and unless ``may_open_files`` what could see more than the tables it is given.
+    """Refuse text that is not a query. Unless ``may_open_files``, also refuse queries that could open files.
 
     Raises:
-        ValueError: One line that says what is refused.
+        ValueError: The text is refused. The message is one line.
     """
     functions = None if may_open_files else _QUERY_FUNCTIONS
     try:
@@ -127,27 +127,28 @@ def check_query(sql: str, *, may_open_files: bool = False) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """The reason that polars gives, as one line and without its plan of the query, which follows."""
+    """The error message of polars as one line, without the query plan."""
     return printable(str(error).split("\n\n", maxsplit=1)[0], limit=300)
 
 
 class _UnknownFunctionError(ValueError):
-    """Something is called that may open files."""
+    """A function that may open files is called."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
     kind: str
     value: str
-    """Of a word in lower case; of other tokens as written."""
+    """A word in lower case; other tokens as written."""
 
 
 def _checked(
     sql: str, functions: Collection[str] | None, *, naming: Collection[str]
 ) -> list[_Token]:
-    """The tokens of ``sql``, spaces and comments left out.
+    """The tokens of ``sql``, without spaces and comments.
 
-    None for ``functions`` permits every one. Words of ``naming`` come before a new name with a list of columns.
+    ``functions`` lists the allowed functions; None allows all. After a word in ``naming``, a new name with a list of
+    columns may follow.
     """
     if len(sql) > MAX_CHARACTERS:
         raise ValueError(f"has {len(sql):,} characters; the most is {MAX_CHARACTERS:,}")
@@ -197,10 +198,10 @@ def _tokens(sql: str) -> Iterator[_Token]:
                 f"has a comment at character {found.start() + 1} that does not end, or holds another"
             )
         is_ambiguous = (
-            # A prefix, as in E'…' and Q'…', changes where a text ends; so may a backslash before a quote.
+            # A prefix, as in E'…' and Q'…', or a backslash before a quote can change where a text ends.
             (is_quoted and before in ("word", "number"))
             or (is_quoted and re.search(r"\\['\"`]", text))
-            # Some dialects obey comments with a mark, and end others at a carriage return.
+            # Some dialects execute comments with a mark, or end comments at a carriage return.
             or (kind == "comment" and (text[2:3] in ("!", "+") or "\r" in text[:-1]))
         )
         if is_ambiguous:

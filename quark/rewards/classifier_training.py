@@ -28,13 +28,11 @@ from quark.models.loading import load_new_classifier
 from quark.models.progress import without_progress_bars
 from quark.publication import publishing_directory
 from quark.rewards.classifier import ClassifierScorerSettings, ready_to_pad
+from quark.rewards.held_out_report import HeldOutReport, held_out_figures
 from quark.rewards.linear import SETTINGS_FILE
 from quark.rewards.linear_training import (
     LabelledText,
-    area_under_roc,
     check_examples,
-    correlation,
-    mean_ranks,
     read_labelled_texts,
     split_by_text,
 )
@@ -101,22 +99,10 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassifierReport:
-    """The result of a training; the figures are for the held-out texts."""
+class ClassifierReport(HeldOutReport):
+    """The result of a training of a classifier."""
 
-    folder: Path
     encoder: str
-    num_train: int
-    num_held_out: int
-    positive_share: float
-    """Share of held-out targets of at least 0.5."""
-    auc: float
-    """Area under the ROC curve for ``target >= 0.5``; NaN if the held-out texts have one class only."""
-    accuracy: float
-    """Share of held-out texts on the right side of 0.5."""
-    pearson: float
-    spearman: float
-    """Rank correlation, ties at their mean rank."""
     calibration: Calibration
     num_parameters: int
     num_trained: int
@@ -174,12 +160,7 @@ def train_classifier(
         folder=folder,
         encoder=training.encoder,
         num_train=len(train),
-        num_held_out=len(held_out),
-        positive_share=float(np.mean(truth >= 0.5)),
-        auc=area_under_roc(scores, truth >= 0.5),
-        accuracy=float(np.mean((scores >= 0.5) == (truth >= 0.5))),
-        pearson=correlation(scores, truth),
-        spearman=correlation(mean_ranks(scores), mean_ranks(truth)),
+        **held_out_figures(scores, truth),
         calibration=Calibration.of(scores, truth),
         num_parameters=model.num_parameters(),
         num_trained=num_trained,

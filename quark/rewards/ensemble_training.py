@@ -17,11 +17,11 @@ import numpy as np
 from quark.errors import DataError
 from quark.formats import VERSION_KEY
 from quark.publication import publish_file
+from quark.rewards.held_out_report import area_under_roc
 from quark.rewards.label_noise import with_label_noise
 from quark.rewards.linear import LinearScorer
 from quark.rewards.linear_training import (
     TrainReport,
-    area_under_roc,
     fit_linear_scorer,
     read_labelled_texts,
     split_by_text,

@@ -23,6 +23,7 @@ from quark.errors import DataError
 from quark.printable import counted
 from quark.publication import publish_file
 from quark.rewards.hashed_features import NgramIndices, TextBatch, character_ngrams, word_ngrams
+from quark.rewards.held_out_report import HeldOutReport, held_out_figures
 from quark.rewards.linear import WEIGHTS_FILE, LinearScorer, LinearScorerSettings
 
 _MIN_OCCURRENCES = 2
@@ -38,21 +39,9 @@ class LabelledText:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainReport:
-    """The result of a training; the figures are for the held-out texts."""
+class TrainReport(HeldOutReport):
+    """The result of a training of a linear scorer."""
 
-    folder: Path
-    num_train: int
-    num_held_out: int
-    positive_share: float
-    """Share of held-out targets of at least 0.5."""
-    auc: float
-    """Area under the ROC curve for ``target >= 0.5``; NaN if the held-out texts have one class only."""
-    accuracy: float
-    """Share of held-out texts on the right side of 0.5."""
-    pearson: float
-    spearman: float
-    """Rank correlation, ties at their mean rank."""
     num_weights: int
     """Number of nonzero weights."""
     num_bytes: int
@@ -216,12 +205,7 @@ def fit_linear_scorer(
     report = TrainReport(
         folder=folder,
         num_train=len(train),
-        num_held_out=len(held_out),
-        positive_share=float(np.mean(truth >= 0.5)),
-        auc=area_under_roc(scores, truth >= 0.5),
-        accuracy=float(np.mean((scores >= 0.5) == (truth >= 0.5))),
-        pearson=correlation(scores, truth),
-        spearman=correlation(mean_ranks(scores), mean_ranks(truth)),
+        **held_out_figures(scores, truth),
         num_weights=scorer.num_weights,
         num_bytes=(folder / WEIGHTS_FILE).stat().st_size,
         seconds=time.perf_counter() - started,
@@ -342,31 +326,6 @@ def _fit_logistic(
     optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     fitted = parameters.numpy()
     return float(fitted[0]), fitted[1:] * features.scale
-
-
-def area_under_roc(scores: NDArray[np.float64], is_positive: NDArray[np.bool_]) -> float:
-    """Chance that a positive scores above a negative, ties counting half; NaN with one class only."""
-    num_positive = int(is_positive.sum())
-    num_negative = len(scores) - num_positive
-    if not num_positive or not num_negative:
-        return math.nan
-    rank_sum = mean_ranks(scores)[is_positive].sum()
-    return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
-
-
-def mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1, equal values at the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: NDArray[np.float64] = (ends - (counts - 1) / 2)[inverse]
-    return ranks
-
-
-def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Pearson correlation; NaN if either is constant."""
-    if not a.std() or not b.std():
-        return math.nan
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def model_card(report: TrainReport, *, name: str, source: str, is_penalty: bool) -> str:

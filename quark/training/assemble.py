@@ -1,4 +1,4 @@
-"""Configuration to objects: the only place that knows every class."""
+"""Builds a trainer from a configuration. Only this module knows every class."""
 
 from __future__ import annotations
 
@@ -54,24 +54,24 @@ def assemble(
     given: Given | None = None,
     from_pool: Path | None = None,
 ) -> Trainer:
-    """A trainer for a new run, or for the rest of the run that ``run_dir`` holds.
+    """A trainer for a new run, or for the rest of the run in ``run_dir``.
 
     Args:
         loaded: the configuration.
-        run_dir: None is ``runs/<name of the configuration's source>``.
-        listener: is told what happens, in the main process alone.
-        processes: the processes that run it together, all of which call this; None is this one alone.
-        fresh: start over; refuses where there is a run.
-        force: with ``fresh``: delete that run first.
-        require_exact: refuse to resume where the run would not end with the bytes of an uninterrupted one.
-        given: the objects that the configuration stands for.
-        from_pool: a pool, or a run directory, whose samples are the first round of a new run; they are copied.
+        run_dir: the run directory; None for ``runs/<name of the configuration's source>``.
+        listener: receives the events of the run, only in the main process.
+        processes: the process group of the run. All of its processes call this. None for this process only.
+        fresh: start over. Fails if there is a run.
+        force: with ``fresh``, delete the existing run first.
+        require_exact: refuse to resume if the run would not end with the bytes of an uninterrupted one.
+        given: the objects that a call passed instead of names.
+        from_pool: a pool, or a run directory, whose samples become the first round of a new run. They are copied.
 
     Raises:
-        RunDirectoryError: the directory is not a run of ours, or ``fresh`` met a run.
-        PoolLockedError: another process runs it; nothing was changed.
-        ConfigError: the configuration is not the one the run was made with.
-        ModelError, DataError, RewardError, PoolError, CheckpointError: as the parts say.
+        RunDirectoryError: the directory is not a run, or ``fresh`` found a run.
+        PoolLockedError: another process trains this run. Nothing was changed.
+        ConfigError: the run was made with another configuration.
+        ModelError, DataError, RewardError, PoolError, CheckpointError: errors of the parts.
     """
     config = loaded.config
     given = given or Given()
@@ -124,12 +124,12 @@ def assemble(
             found = find_checkpoint(
                 run, checkpoints, context.fingerprint, listener, exactness, num_rounds=rounds
             )
-            # Not before: a start that is refused leaves the run as it was, and it may be another process's.
+            # Only now: a refused start must not change the run, which another process may be training.
             record(run, loaded, context.identity)
             return found.path.name if found is not None else None
 
         name = processes.from_main_process(find)
-        # Each process reads it for itself, and every byte is checked.
+        # Each process reads the checkpoint itself and checks every byte.
         resume_from = verify(run.checkpoints / name) if name is not None else None
         reference = kept_reference(context, pool)
         log = open_log(context, resume_from)

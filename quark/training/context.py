@@ -1,4 +1,4 @@
-"""What every room of a run is built on: its configuration, its processes, and the models that they hold."""
+"""The loaded inputs of a run: its configuration, its process group, and the models."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from quark.training.state.entry import check_rewards, clear
 from quark.training.state.exactness import make_fingerprint
 
 LARGE_MODEL = 50_000_000
-"""Parameters from which a learning rate above ``LARGE_RATE`` deserves a warning."""
+"""With at least this many parameters, a learning rate above ``LARGE_RATE`` gets a warning."""
 LARGE_RATE = 2e-4
 BUILT_IN_REWARDS = frozenset({"sentiment", "toxicity", "vader", "diversity", "length", "regex"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """A run whose models are loaded and whose pool is not open yet."""
+    """A run with loaded models, before its pool is open."""
 
     config: RunConfig
     directory: RunDirectory
@@ -58,7 +58,7 @@ class RunContext:
     prompts: PromptSet
     rewards: Rewards
     fingerprint: Mapping[str, str]
-    """What has to be equal for a resumed run to be the same run."""
+    """Settings that must be equal when the run is resumed."""
 
     @property
     def run_id(self) -> str:
@@ -72,7 +72,7 @@ class RunContext:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """None where there is no autocast."""
+        """None without autocast."""
         return autocast_dtype(self.config.run.precision, self.device)
 
 
@@ -86,19 +86,19 @@ def load_context(
     fresh: bool,
     reward: RewardFunction | None = None,
 ) -> RunContext:
-    """Load what a run is built on.
+    """Load the inputs of a run.
 
     Args:
         loaded: the configuration.
-        run: the directory, entered.
-        identity: of the run, as ``enter`` says.
-        processes: the processes, all of which call this.
-        listener: is told what deserves attention.
-        fresh: delete the run that is there as soon as everything else has been loaded.
-        reward: the object that ``reward.name`` stands for, if it stands for one.
+        run: the run directory, after ``enter``.
+        identity: the identity that ``enter`` returned.
+        processes: the process group. All of its processes call this.
+        listener: receives warnings and notes.
+        fresh: delete the existing run once everything else has been loaded.
+        reward: the object that replaces ``reward.name``, if a call passed one.
 
     Raises:
-        ConfigError: a setting does not fit, or the rewards are not those that scored the pool.
+        ConfigError: a setting does not fit, or other rewards scored the pool.
         ModelError, DataError, RewardError: a model, the prompts or a reward cannot be loaded.
     """
     config = loaded.config
@@ -125,7 +125,7 @@ def load_context(
     for note in prompts.notes:
         listener.on_message(note, level="warning")
     if fresh:
-        # Not before: a start that fails leaves the run that is there.
+        # Only now: a failed start must not delete the existing run.
         processes.from_main_process(lambda: clear(run, loaded, identity))
     fingerprint = make_fingerprint(device, processes, policy)
     weights = weights_of(policy, config, processes, device)
@@ -150,7 +150,7 @@ def load_context(
 def weights_of(
     policy: Policy, config: RunConfig, processes: ProcessGroup, device: torch.device
 ) -> Weights:
-    """The policy's weights, laid out among the processes as the run asks."""
+    """The policy's weights, replicated or sharded as configured."""
     if not processes.is_sharded:
         return ReplicatedWeights(policy, processes)
     dtype = autocast_dtype(config.run.precision, device)
@@ -160,7 +160,7 @@ def weights_of(
 def rewards_of(
     config: RunConfig, processes: ProcessGroup, given: RewardFunction | None = None
 ) -> Rewards:
-    """The configured scorers in the process that scores, and stand-ins in the others.
+    """The configured scorers in the process that scores, and placeholders in the others.
 
     Raises:
         RewardError: one cannot be loaded.
@@ -172,7 +172,7 @@ def rewards_of(
 
 
 class _Unasked:
-    """Stands where a process that does not score has no reward."""
+    """Placeholder for the reward in a process that does not score."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -204,7 +204,7 @@ def _warn_of_large_steps(config: RunConfig, listener: TrainingListener, policy: 
 
 
 def _warn_of_own_judges(rewards: Rewards, listener: TrainingListener) -> None:
-    """A judge that is the trained reward shows no over-optimization: it rises with the reward by construction."""
+    """Warn about a judge that is the trained reward, which cannot show over-optimization."""
     for name, judge in rewards.judges.items():
         if is_same_scorer(judge, rewards.reward):
             listener.on_message(
@@ -215,7 +215,7 @@ def _warn_of_own_judges(rewards: Rewards, listener: TrainingListener) -> None:
 
 
 def _say_reward(config: RunConfig, reward: RewardFunction, listener: TrainingListener) -> None:
-    """Name the code, files or server that score, where they are the user's."""
+    """Name the code, files or server of the user that score."""
     if config.reward.name in BUILT_IN_REWARDS:
         return
     details = {k: v for k, v in reward_provenance(reward).items() if k not in ("name", "files")}

@@ -1,4 +1,4 @@
-"""What a run would begin with, tried without writing anything."""
+"""Tries the start of a run without writing anything."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from quark.types import Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedPrompt:
-    """A prompt as the policy sees it, answered by the original model, with the answer's score."""
+    """A prompt as the policy sees it, the original model's completion, and its score."""
 
     text: str
-    """With the best reward token in front."""
+    """Begins with the best reward token."""
     token_ids: tuple[int, ...]
     completion: str
     reward: float
@@ -36,7 +36,7 @@ class RenderedPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What a run would begin with."""
+    """The start of a run."""
 
     device: str
     num_parameters: int
@@ -47,7 +47,7 @@ class DryRun:
 
 
 def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
-    """Load model, tokenizer and reward, answer and score three prompts; nothing is written."""
+    """Load model, tokenizer and reward, and complete and score three prompts. Nothing is written."""
     config = loaded.config
     preflight(config)
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))

@@ -1,7 +1,7 @@
-"""What a run tells whoever watches it.
+"""Events that a run sends to its observers.
 
-The trainer knows no console: it reports to a ``TrainingListener``, which the CLI (tables, progress) and
-the tests implement. All values here are plain numbers and texts; texts are model output and hostile.
+The trainer does not print. It reports to a ``TrainingListener``, which the CLI (tables, progress) and the tests
+implement. All values are plain numbers and texts. Texts are model output and must be treated as hostile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Phase = Literal["loading", "exploring", "scoring", "learning", "evaluating", "sa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """A step forward inside a phase."""
+    """Progress within a phase."""
 
     phase: Phase
     round: int
@@ -24,12 +24,12 @@ class Progress:
     total: int
     """``done`` of ``total`` units: completions when exploring, optimizer steps when learning."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Newest figures, named as in ``metrics.jsonl`` (``reward_mean``, ``kl_policy_to_reference``, ``tokens_per_s``)."""
+    """Latest figures, named as in ``metrics.jsonl`` (``reward_mean``, ``kl_policy_to_reference``, ``tokens_per_s``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleView:
-    """A stored sample for showing."""
+    """A stored sample to display."""
 
     id: int
     prompt: str
@@ -54,7 +54,7 @@ class RoundSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeforeAfter:
-    """The same prompt answered by the original model and by the trained one under the best token."""
+    """Completions of one prompt by the original model and by the trained one under the best token."""
 
     prompt: str
     before: str
@@ -65,7 +65,7 @@ class BeforeAfter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """What a finished (or cleanly interrupted) run amounts to; ``quark train --json`` prints it."""
+    """The result of a finished or cleanly interrupted run; ``quark train --json`` prints it."""
 
     run_dir: Path
     pool: Path
@@ -87,23 +87,23 @@ class TrainingResult:
 
 
 class TrainingListener(Protocol):
-    """Watches a run."""
+    """Receives the events of a run."""
 
     def on_message(self, text: str, *, level: Literal["info", "warning"] = "info") -> None:
-        """Something worth a line (resumed from step n, n rewards failed, falling back to ...)."""
+        """A message of one line (resumed from step n, n rewards failed, falling back to ...)."""
         ...
 
     def on_progress(self, progress: Progress) -> None:
-        """A phase has begun or moved on."""
+        """A phase has begun or advanced."""
         ...
 
     def on_round(self, summary: RoundSummary) -> None:
-        """A round is finished and committed."""
+        """A round has finished and is committed."""
         ...
 
 
 class Silence:
-    """Watches and tells nobody: the listener of a process that is not the main process."""
+    """Ignores all events. Processes other than the main process use this listener."""
 
     def on_message(self, text: str, *, level: Literal["info", "warning"] = "info") -> None:
         """Ignore the message."""

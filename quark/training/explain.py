@@ -1,7 +1,7 @@
-"""Why a sample was trained on: where it came from, how it ranks, and which batches held it.
+"""Explains the use of a sample: its origin, its rank, and the batches that held it.
 
-Nothing of this is stored. A round's ranking is a view of the pool's snapshot, and a batch is a function
-of that ranking, the configuration, the seed and its number, so both are computed again.
+None of this is stored. A round's ranking is a view of a pool snapshot. A batch is a function of that ranking, the
+configuration, the seed and its number. Both are computed again.
 """
 
 from __future__ import annotations
@@ -30,53 +30,53 @@ from quark.training.loop.metrics import num_steps_logged, steps_left_out
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """A sample's place in the order by one score column."""
+    """A sample's rank by one score column."""
 
     column: str
     score: float
-    """NaN = not scored, and then neither ranked nor in a quantile."""
+    """NaN = not scored. The sample is then neither ranked nor in a quantile."""
     rank: int | None
     """1 + the number of samples with a higher score."""
     num_tied: int
-    """Samples with the same score, itself included; 0 where it has none."""
+    """Number of samples with the same score, itself included; 0 without a score."""
     num_scored: int
     quantile: int
-    """0 lowest; -1 for none."""
+    """0 is the lowest; -1 for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundUse:
-    """What became of a sample in one round of learning."""
+    """The use of a sample in one round."""
 
     round: int
     snapshot: Snapshot
-    """The pool that the round learnt from."""
+    """The pool that the round learned from."""
     quantile: int
-    """In that snapshot; 0 lowest, -1 for none."""
+    """Quantile in that snapshot: 0 is the lowest; -1 for none."""
     steps: tuple[int, ...]
-    """Optimizer steps, counted over the whole run, whose batch held the sample."""
+    """Optimizer steps whose batch held the sample, counted over the whole run."""
     steps_to_come: tuple[int, ...]
-    """The same for steps that the run has not taken yet."""
+    """The same for future steps of the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Everything that is known about one sample."""
+    """All facts about one sample."""
 
     sample: Sample
     key: str
-    """Idempotency key of the append that brought it."""
+    """Idempotency key of its append."""
     snapshot: Snapshot
-    """The pool that ``standings`` are of: the newest."""
+    """The newest snapshot, which ``standings`` refer to."""
     num_quantiles: int
     standings: tuple[Standing, ...]
-    """One of each score column."""
+    """One for each score column."""
     run: Path | None
-    """The run directory; None for a pool without one, and then there are no ``rounds``."""
+    """The run directory; None for a pool without one. There are no ``rounds`` then."""
     rounds: tuple[RoundUse, ...]
-    """The rounds since the sample was there, but for those that are not known."""
+    """The rounds since the sample was appended, without unknown ones."""
     num_rounds_unknown: int
-    """Rounds since the sample was there whose snapshot is gone, or cannot be told from a later one."""
+    """Rounds since the sample was appended whose snapshot has expired or is ambiguous."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,16 +98,17 @@ def explain(path: Path, sample_id: int, *, num_quantiles: int | None = None) -> 
     """Explain one sample of a pool.
 
     Args:
-        path: a pool or a run directory; the run around a pool (``RUN/pool``) is found.
-        sample_id: which sample.
-        num_quantiles: K of the standings; None is the run's, or the default without a run. Rounds have the run's in any case.
+        path: a pool or a run directory. For a pool in a run (``RUN/pool``), the run is found.
+        sample_id: id of the sample.
+        num_quantiles: K of the standings; None for the run's K, or the default without a run. Rounds always use the
+            run's K.
 
     Raises:
         IndexError: the pool has no such sample, or retention removed it.
         RunDirectoryError: the run's identity or configuration cannot be read.
         UnsafeFileError: one of these, or the pool, is a link out of the run.
         FileNotFoundError: there is no pool.
-        PoolCorruptedError: what has to be read is damaged.
+        PoolCorruptedError: the samples are damaged.
     """
     run = _run_around(path)
     with NativePool.open(path if run is None else run.directory.own(run.directory.pool)) as pool:
@@ -169,9 +170,9 @@ def _standing(pool: SamplePool, sample_id: int, rules: RankingRules) -> Standing
 def _rounds(
     pool: SamplePool, numbers: set[int], sample_id: int, run: _Run
 ) -> tuple[RoundUse | None, ...]:
-    """The rounds among ``numbers`` that could draw the sample, None for one that cannot be recomputed.
+    """The rounds among ``numbers`` that could draw the sample; None for one that cannot be recomputed.
 
-    A round that is no longer in the pool is not asked for: it was over before the sample came.
+    Rounds whose samples were removed are left out: they ended before the sample was appended.
     """
     num_steps = num_steps_logged(run.directory.metrics)
     left_out = steps_left_out(run.directory.metrics)
@@ -199,13 +200,13 @@ def _rounds(
 
 
 def _ranks_as_at_first(then: NativePool, num_samples: int, section: PoolSection) -> bool:
-    """Whether ``then`` ranks as the pool did when it first held ``num_samples`` samples."""
+    """Whether ``then`` ranks like the pool when it first held ``num_samples`` samples."""
     if len(then) != num_samples:
         return False
     if then.snapshot.generation > then.oldest_generation:
         return True
-    # What was before the oldest snapshot is gone. It stands for that while nothing was removed and the scores are
-    # those that came with their samples.
+    # Snapshots before the oldest have expired. The oldest one ranks the same as they did if nothing was removed and
+    # all scores were appended with their samples.
     return then.num_removed == 0 and all(
         column.version == 1 and not column.source
         for column in then.info().score_columns
@@ -221,10 +222,10 @@ def _steps_with(
     round: int,
     left_out: Mapping[int, int],
 ) -> list[int]:
-    """Numbers of the steps of ``round`` that learn from the sample; ``left_out`` are steps that rounds did not take."""
+    """Numbers of the steps of ``round`` that learn from the sample. ``left_out`` are steps that rounds skipped."""
     try:
         sampler = round_sampler(pool, quantization, config, round)
-    except (ValueError, ConfigError):  # nothing, or too little, to draw from: the run stopped here
+    except (ValueError, ConfigError):  # too few samples to draw from: the run stopped here
         return []
     steps = range(config.run.steps_per_round - left_out.get(round, 0))
     first = round * config.run.steps_per_round

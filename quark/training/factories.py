@@ -1,4 +1,4 @@
-"""Makes what follows from a configuration alone: training, a dry run and `quark evaluate` share it."""
+"""Builds parts from a configuration alone. Training, a dry run and `quark evaluate` share them."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from quark.types import Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewards:
-    """What scores completions."""
+    """The scorers of a run."""
 
     reward: RewardFunction
-    """What is trained on."""
+    """The trained reward."""
     judges: Mapping[str, RewardFunction]
-    """What held-out completions are measured by besides, by name."""
+    """Further rewards that measure held-out completions, by name."""
     extra_columns: Mapping[str, RewardFunction]
-    """What the pool's samples are scored by besides, by score column."""
+    """Further rewards that score the pool's samples, by score column."""
 
 
 def make_rewards(
@@ -53,10 +53,10 @@ def make_rewards(
     """The configured scorers.
 
     Args:
-        config: names them.
-        given: the object that ``reward.name`` stands for, if it stands for one.
-        explores: whether the pool's samples will be scored. A measurement leaves their further scorers out, so that
-            code which only these name is not run.
+        config: the configuration that names them.
+        given: the object that replaces ``reward.name``, if a call passed one.
+        explores: whether the pool's samples will be scored. A measurement leaves out their further scorers, so that
+            their code does not run.
 
     Raises:
         RewardError: one cannot be loaded.
@@ -82,13 +82,13 @@ def make_rewards(
 
 
 def use_threads(config: RunConfig) -> None:
-    """Let torch compute with as many CPU threads as are configured: their number moves results by rounding."""
+    """Set the configured number of CPU threads in torch. The number affects rounding."""
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
 
 
 def untrained_policy(config: RunConfig, device: torch.device) -> Policy:
-    """The policy as training begins with it, in eval mode: dropout, which would blur the KL, stays off.
+    """The untrained policy in eval mode, because dropout would add noise to the KL.
 
     Raises:
         ModelError: the model cannot be found, or cannot take reward tokens or adapters.
@@ -108,16 +108,16 @@ def untrained_policy(config: RunConfig, device: torch.device) -> Policy:
 def trained_policy(
     config: RunConfig, run: RunDirectory, device: torch.device, *, is_merged: bool = False
 ) -> Policy:
-    """A run's finished model, computing to the bit as the run did where that is possible.
+    """The finished model of a run, with the same results to the bit as in the run if possible.
 
-    The saved model has its adapters merged into the weights, which rounds. They are taken from the newest checkpoint
-    where that one is of the same weights.
+    The saved model has its adapters merged into the weights, which rounds them. The newest checkpoint is used instead
+    if it has the same weights.
 
     Args:
-        config: of the run; the original model that it names is loaded to take adapters.
-        run: its directory.
-        device: of the policy.
-        is_merged: take the saved model as it is.
+        config: the configuration of the run. The original model that it names is loaded to add adapters.
+        run: the run directory.
+        device: the device of the policy.
+        is_merged: use the saved model as it is.
 
     Raises:
         ModelError: the run has no model that can be loaded.
@@ -140,12 +140,12 @@ def trained_policy(
 def checkpointed_policy(
     config: RunConfig, run: RunDirectory, device: torch.device, which: str
 ) -> tuple[Policy, int]:
-    """The policy of a run at a checkpoint, and the step of it.
+    """The policy of a run at a checkpoint, and the step of that checkpoint.
 
     Args:
-        config: of the run.
-        run: its directory.
-        device: of the policy.
+        config: the configuration of the run.
+        run: the run directory.
+        device: the device of the policy.
         which: ``best``, ``last`` or a step.
 
     Raises:
@@ -160,7 +160,7 @@ def checkpointed_policy(
 
 
 def take_critic(checkpoint: Checkpoint, policy: Policy) -> None:
-    """Give ``policy`` the critic that a checkpoint holds, if it holds one.
+    """Add the critic of a checkpoint to ``policy``, if there is one.
 
     Raises:
         CheckpointError: it is damaged.
@@ -187,7 +187,7 @@ def _merges_to(policy: Policy, saved: Policy) -> bool:
 def make_reference(
     config: RunConfig, policy: Policy, device: torch.device, *, may_share: bool = True
 ) -> ReferencePolicy:
-    """The original model: the policy itself if nothing trains it, below its adapters, or a copy of its own.
+    """The original model: the policy itself if nothing trains it, below its adapters, or a separate copy.
 
     Args:
         config: names it.
@@ -221,11 +221,11 @@ def _reference(
 
 
 def prompts_of(config: RunConfig) -> PromptSet:
-    """The prompts, in the original model's tokens: a reward token's text in a prompt stays text.
+    """The prompts, encoded by the original tokenizer: the text of a reward token in a prompt stays text.
 
     Raises:
         ConfigError: the model's context has no room for a prompt.
-        DataError, FileNotFoundError, ModelError: as the parts say.
+        DataError, FileNotFoundError, ModelError: errors of the parts.
     """
     return load_prompts(
         config.prompts,
@@ -236,11 +236,11 @@ def prompts_of(config: RunConfig) -> PromptSet:
 
 
 def _room(config: RunConfig) -> int | None:
-    """Tokens that the model's context has for a prompt, beside the reward token and the completion."""
+    """Number of prompt tokens that fit into the model's context, beside the reward token and the completion."""
     context = load_context_length(config.model)
     if context is None:
         return None
-    # The last sampled token is never run, which leaves a place for the reward token.
+    # The last sampled token is never an input, which leaves a position for the reward token.
     room = context - config.sampling.max_new_tokens
     if room < 1:
         raise ConfigError(
@@ -251,7 +251,7 @@ def _room(config: RunConfig) -> int | None:
 
 
 def held_out_sampling(config: RunConfig) -> SamplingConfig:
-    """How held-out prompts are answered."""
+    """The sampling settings for held-out prompts."""
     section = config.evaluation
     changed = {"top_p": section.top_p, "temperature": section.temperature}
     return config.sampling.model_copy(
@@ -266,7 +266,7 @@ def make_evaluator(
     reward: RewardFunction,
     judges: Mapping[str, RewardFunction],
 ) -> Evaluator:
-    """Measures models on ``prompts`` as the run does."""
+    """An evaluator that measures models on ``prompts`` as the run does."""
     return Evaluator(
         prompts=prompts,
         reference=reference,

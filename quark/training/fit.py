@@ -1,7 +1,7 @@
-"""Learning the conditioning from a pool that is there: no generation, no reward calls.
+"""Learns the conditioning from an existing pool, without generation or reward calls.
 
-Whether a reward can be learned at all, and after how many steps a model begins to memorize, is seen on samples
-of prompts that no step learns from.
+Samples of held-out prompts show whether the reward can be learned at all, and after how many steps a model begins to
+memorize.
 """
 
 from __future__ import annotations
@@ -44,19 +44,20 @@ from quark.training.processes.weights import ReplicatedWeights
 from quark.training.seeds import derive_seed
 
 FEWEST_PROMPTS = 10
-"""Held-out prompts below which an interval over them says too little."""
+"""With fewer held-out prompts, an interval over them means little."""
 _TRIED_TEXTS = 64
-"""Samples whose text is compared with what the model's tokenizer makes of their tokens."""
+"""Number of samples whose text is compared with their decoded tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitPoint:
-    """What is measured after some steps."""
+    """A measurement after some steps."""
 
     step: int
-    """Optimizer steps before it."""
+    """Number of optimizer steps before it."""
     train_information: float
-    """log(1 + n) minus the contrast with n other tokens, mean of the steps since the point before; NaN without any."""
+    """log(1 + n) minus the contrast with n other tokens, averaged over the steps since the previous point; NaN without
+    steps."""
     held_out: Information
     interval: Interval
     """Of the information of the held-out samples, over their prompts."""
@@ -66,32 +67,32 @@ class FitPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """How well a model has learned a pool's reward."""
+    """The result: how well a model has learned a pool's reward."""
 
     num_quantiles: int
     num_train: int
-    """Samples that steps learn from."""
+    """Number of samples to learn from."""
     num_held_out: int
-    """Samples of prompts that no step learns from."""
+    """Number of samples of held-out prompts."""
     num_held_out_prompts: int
     learning_rate: float
-    """The optimizer's, as configured or as ``suited_rate`` chose it."""
+    """Learning rate, configured or chosen by ``suited_rate``."""
     points: tuple[FitPoint, ...]
-    """By step, the first before any."""
+    """Measurements by step. The first one is before any step."""
 
     @property
     def chance(self) -> float:
-        """The contrast of tokens that say nothing: log K, in nats."""
+        """The contrast of tokens without information: log K, in nats."""
         return math.log(self.num_quantiles)
 
     @property
     def best(self) -> FitPoint:
-        """Where the tokens say most about the held-out samples."""
+        """The point at which the tokens have the most information about the held-out samples."""
         return max(self.points, key=lambda p: np.nan_to_num(p.held_out.information, nan=-math.inf))
 
     @property
     def is_learned(self) -> bool:
-        """Whether chance alone would hardly tell the tokens apart so well."""
+        """Whether the information of the tokens is significant."""
         return self.best.interval.low > 0.0 and self.num_held_out_prompts >= FEWEST_PROMPTS
 
     @property
@@ -151,19 +152,19 @@ def fit(
     """Train the configured model on a pool, and measure it on the prompts that ``pool.held_out_share`` keeps back.
 
     Args:
-        pool: is only read.
-        config: one round of ``run.steps_per_round`` steps.
+        pool: the pool, which is only read.
+        config: the configuration, for one round of ``run.steps_per_round`` steps.
         score: the column to rank by.
-        every: steps between two measurements; there is one before the first step and after the last, too.
-        out: where the model is saved as it was when its tokens said most about the held-out samples; None saves none.
-        is_rate_chosen: whether ``suited_rate`` takes the place of the configured learning rate.
-        on_begin: is told what there is to learn from, without points.
-        on_point: is told each measurement.
-        on_message: is told warnings.
+        every: number of steps between two measurements. There is also one before the first step and after the last.
+        out: folder for the model at the point with the most information about the held-out samples; None saves none.
+        is_rate_chosen: whether ``suited_rate`` replaces the configured learning rate.
+        on_begin: called with the result before any points.
+        on_point: called with each measurement.
+        on_message: called with warnings.
 
     Raises:
         ConfigError: the settings do not fit the pool, or ``out`` is taken.
-        DataError: the pool's tokens are another model's, or it has too little to learn from or to measure.
+        DataError: the pool's tokens belong to another model, or it has too few samples to learn from or to measure.
         ModelError: the model cannot be used.
         TrainingError: too many steps in a row were not finite, or memory does not suffice.
     """
@@ -249,10 +250,10 @@ def fit(
 
 
 def suited_rate(policy: Policy) -> float:
-    """A learning rate for a model of this size: about that of the paper for its model, and more for smaller ones.
+    """A learning rate for a model of this size: about that of the paper for its model, and higher for smaller ones.
 
-    1e-5 * sqrt(10^9 / parameters), ten times as much where only a part of the weights is trained, and at least 1e-5 and
-    at most 1e-3.
+    It is 1e-5 * sqrt(10^9 / parameters), ten times as much if only a part of the weights is trained, and between 1e-5
+    and 1e-3.
     """
     parameters = list(policy.model.parameters())
     rate = 1e-5 * math.sqrt(1e9 / sum(parameter.numel() for parameter in parameters))
@@ -262,7 +263,7 @@ def suited_rate(policy: Policy) -> float:
 
 
 def _check_place(out: Path) -> None:
-    """Refuse a place where the model could not be saved, before anything is learned."""
+    """Refuse a path where the model could not be saved, before learning begins."""
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} is there already: give --out a new name")
     try:
@@ -272,9 +273,9 @@ def _check_place(out: Path) -> None:
 
 
 def least_correlation(correlation: float, num_groups: int) -> float:
-    """The lower end of a rank correlation's 95 % interval by Fisher's transformation, for as many independent groups.
+    """The lower end of the 95 % interval of a rank correlation, by Fisher's transformation, for independent groups.
 
-    NaN where there is none, or there are less than four groups.
+    NaN without a correlation, or with fewer than four groups.
     """
     if math.isnan(correlation) or num_groups < 4:
         return math.nan
@@ -284,9 +285,9 @@ def least_correlation(correlation: float, num_groups: int) -> float:
 def check_tokens(
     pool: NativePool, policy: Policy, model: str, *, way_out: str = "give --model"
 ) -> None:
-    """Refuse a model that did not write the pool's tokens, as far as the pool can tell.
+    """Refuse a model whose tokens differ from the pool's, as far as the pool can tell.
 
-    It knows the size of its vocabulary, and the text of its completions where it stores one.
+    The pool knows the size of its vocabulary, and the text of its completions if it stores text.
 
     Args:
         pool: whose tokens they are.
@@ -295,7 +296,7 @@ def check_tokens(
         way_out: how the caller names another model, as the beginning of a sentence.
 
     Raises:
-        DataError: the model's tokens are others.
+        DataError: the model has other tokens.
     """
     named = pool.info().metadata.get("model")
     whose = f"{named}'s" if isinstance(named, str) else "another model's"
@@ -325,7 +326,7 @@ def check_tokens(
 def _parts(
     pool: NativePool, config: RunConfig, score: str
 ) -> tuple[Quantization, int, LabelledSamples]:
-    """The ranking, the number of samples to learn from, and those to measure on."""
+    """The ranking, the number of samples to learn from, and the samples to measure on."""
     try:
         quantization = quantize(pool, config.pool.ranking(score))
     except KeyError:
@@ -344,7 +345,7 @@ def _parts(
             f"and {len(ids)} held out: it takes more prompts, or another --held-out"
         )
     if len(ids) > MOST_SAMPLES:
-        # From all rounds alike: those of a trained policy are mostly good.
+        # From all rounds equally, because samples of a trained policy are mostly good.
         chance = np.random.default_rng(derive_seed(config.run.seed, "fit"))
         ids = np.sort(chance.choice(ids, MOST_SAMPLES, replace=False))
     places: NDArray[np.int64] = ids.astype(np.int64)
@@ -355,7 +356,7 @@ def _parts(
 
 
 def _trained(policy: Policy) -> dict[str, Tensor]:
-    """A copy of what training changes."""
+    """A copy of the tensors that training changes."""
     return {
         name: parameter.detach().clone()
         for name, parameter in policy.model.named_parameters()
@@ -365,7 +366,7 @@ def _trained(policy: Policy) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _save(policy: Policy, kept: dict[str, Tensor], out: Path, *, max_new_tokens: int) -> None:
-    """Write ``policy`` with the weights ``kept``; the folder appears whole or not at all."""
+    """Write ``policy`` with the weights ``kept``. The folder appears complete or not at all."""
     for name, parameter in policy.model.named_parameters():
         if name in kept:
             parameter.copy_(kept[name])

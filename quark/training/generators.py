@@ -1,4 +1,4 @@
-"""What samples: the models of this process, or a server that is given their weights."""
+"""Makes generators: models of this process, or a server that loads their weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from quark.training.state.published import PublishedWeights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """The server that samples, and the weights that it is given."""
+    """The server that samples, and the weights published for it."""
 
     server: CompletionServer
     weights: PublishedWeights
 
 
 def make_serving(context: RunContext) -> Serving | None:
-    """The server, with the weights as they are before training; None where no server samples, and in other processes.
+    """The server with the initial weights; None without a server, and in processes other than the main process.
 
     Raises:
         ConfigError: the server could not answer as the model does.
@@ -90,7 +90,7 @@ class Generators:
         self, serving: Serving, model: Policy | ReferencePolicy, sampling: SamplingConfig
     ) -> HttpGenerator:
         policy = self.context.policy
-        # Without a reward token, and before any training, the policy is the original model.
+        # Without a reward token and before training, the policy equals the original model.
         is_policy = isinstance(model, Policy)
         return HttpGenerator(
             model.causal,

@@ -1,7 +1,7 @@
-"""What a call in Python gives a run as objects, and how the run keeps them.
+"""Objects that a Python call passes to a run, and their copies in the run directory.
 
-Prompts and a model are written to the run directory under a name that says their content, and the configuration names
-them there: the run can be resumed, evaluated and moved without the objects. A reward stays an object.
+Prompts and a model are written to the run directory under a name from their content. The configuration refers to that
+name, so the run can be resumed, evaluated and moved without the objects. A reward stays an object.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from quark.rewards.given import GivenReward
 from quark.run_directory import RunDirectory
 
 _DIGITS = 16
-"""Of a digest, in a name."""
+"""Number of digits of a digest in a name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class GivenPrompts:
         """The prompts of a list, frame or data set.
 
         Raises:
-            DataError: it is nothing of the kind.
+            DataError: it is none of these.
         """
         text = json_lines(columns_of(data, text_column="prompt"))
         if not text:
@@ -94,14 +94,14 @@ class GivenPrompts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """The objects; None where the configuration says everything."""
+    """The objects of a call; None if the configuration has a name instead."""
 
     reward: GivenReward | None = None
     prompts: GivenPrompts | None = None
     model: GivenModel | None = None
 
     def table(self, run: RunDirectory) -> dict[str, dict[str, Any]]:
-        """The values of the configuration that stand for the objects."""
+        """The values of the configuration that refer to the objects."""
         found: dict[str, dict[str, Any]] = {}
         if self.reward is not None:
             found["reward"] = {"name": self.reward.setting}
@@ -115,7 +115,7 @@ class Given:
         """Write prompts and model to the run, unless it has them.
 
         Raises:
-            RunDirectoryError: the disk refused.
+            RunDirectoryError: a disk operation failed.
         """
         if self.prompts is None and self.model is None:
             return

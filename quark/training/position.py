@@ -1,4 +1,4 @@
-"""Where a run is: the counters that a checkpoint carries."""
+"""The position of a run: the counters in a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the original model wrote to a held-out prompt."""
+    """A completion of the original model for a held-out prompt."""
 
     prompt: str
     completion: str
     reward: float | None
-    """None where it was not scored."""
+    """None if it was not scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,42 +21,42 @@ class Baseline:
     """Figures of the original model on the held-out prompts."""
 
     metrics: Mapping[str, float]
-    """By name, as in docs/metrics.md."""
+    """Figures by name, as in docs/metrics.md."""
     judges: Mapping[str, float] = field(default_factory=dict)
     """Mean score by judge."""
     answers: tuple[Answer, ...] = ()
-    """Of the first prompts, for the end to compare with."""
+    """Completions of the first prompts, to compare with at the end."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Position:
-    """Where a run is; all of it is in every checkpoint."""
+    """The position of a run. Every checkpoint contains all of it."""
 
     round: int = 0
     step_in_round: int = 0
     step: int = 0
-    """Optimizer steps since the beginning, skipped ones included."""
+    """Number of optimizer steps since the beginning, including skipped ones."""
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     micro_batch_size: int | None = None
-    """Samples per pass where memory did not suffice for what is configured; None while it does."""
+    """Samples per pass after memory ran out; None while the configured number fits."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums of the figures of this round's steps that were not skipped."""
     totalled_steps: int = 0
     seconds: float = 0.0
-    """Time spent before this process."""
+    """Time spent in earlier processes."""
     fresh: dict[str, float] = field(default_factory=dict)
-    """What was measured on this round's new samples before learning from them; empty where nothing was."""
+    """Measurements on this round's new samples before learning from them; empty without any."""
     previous_bounds: list[float] | None = None
-    """[K] lowest reward in each quantile of the round before, where the new samples are measured by them."""
+    """[K] lowest reward in each quantile of the previous round, used to measure the new samples."""
     held_out_best: float | None = None
     """The lowest contrast of this round on the held-out part of the pool; None before it was measured."""
     held_out_rises: int = 0
-    """Measurements in a row that were above it."""
+    """Number of consecutive measurements above it."""
     steps_braked: int = 0
-    """Steps at the end of this round that are left out for that."""
+    """Number of steps at the end of this round that are skipped for that reason."""
     are_tokens_settled: bool = False
-    """Whether the settling steps before the first round's own were made."""
+    """Whether the settling steps before the first round are done."""
     baseline: Baseline | None = None
     """None before it was measured."""
 
@@ -66,14 +66,14 @@ class Position:
         return self.step_in_round - self.totalled_steps
 
     def begin_round(self, number: int) -> None:
-        """Move to round ``number`` and clear what belongs to a single round."""
+        """Move to round ``number`` and reset the values of a round."""
         self.round, self.step_in_round = number, 0
         self.totals, self.totalled_steps = {}, 0
         self.fresh = {}
         self.held_out_best, self.held_out_rises, self.steps_braked = None, 0, 0
 
     def add(self, figures: Mapping[str, float]) -> None:
-        """Count a step's figures in."""
+        """Add the figures of a step."""
         self.totalled_steps += 1
         for name, value in figures.items():
             self.totals[name] = self.totals.get(name, 0.0) + value

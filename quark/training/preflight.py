@@ -1,4 +1,4 @@
-"""What can be found out about a run before anything large is loaded."""
+"""Checks of a run before anything large is loaded."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from quark.training.processes.process_group import ProcessGroup
 
 
 def preflight(config: RunConfig, *, has_given_prompts: bool = False) -> None:
-    """Check that the trackers are installed and the prompt files are there, but for one that the run will write.
+    """Check that the trackers are installed and the prompt files exist, except one that the run will write.
 
     Raises:
         ConfigError: a tracker's package is not installed.
         FileNotFoundError: a prompt file is missing.
-        DataError: a prompt file is of no kind that can be read.
+        DataError: a prompt file has an unknown format.
     """
     check_trackers(config.tracking.trackers)
     prompts = config.prompts

@@ -1,4 +1,4 @@
-"""The rooms of the loop, each built from what a run is built on."""
+"""Builds the parts of the loop from the loaded inputs of a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_exploring(
     reference: ReferencePolicy,
     journal: Journal,
 ) -> Exploring:
-    """The pool and what fills it."""
+    """Exploration, which fills the pool."""
     config = context.config
     explorer = Explorer(
         run_id=context.run_id,
@@ -88,7 +88,7 @@ def make_learning(
     *,
     measure: Callable[[], Evaluation],
 ) -> Learning:
-    """The policy and what trains it; ``measure`` evaluates it on held-out prompts."""
+    """Learning, which trains the policy. ``measure`` evaluates it on held-out prompts."""
     objective = QuarkObjective(context.config.objective)
     average = _make_average(context, journal, measure)
     if average is not None and context.config.average.kl_anchor == "ema":
@@ -139,7 +139,7 @@ def make_learning(
 def _make_average(
     context: RunContext, journal: Journal, measure: Callable[[], Evaluation]
 ) -> WeightAverage | None:
-    """The average of the weights, where the run keeps one."""
+    """The average of the weights, if the run keeps one."""
     if not context.config.average.is_used:
         return None
     return WeightAverage(
@@ -156,7 +156,7 @@ def _make_average(
 def make_evaluating(
     context: RunContext, generators: Generators, reference: ReferencePolicy, journal: Journal
 ) -> Evaluating:
-    """The held-out prompts and what measures on them."""
+    """Evaluation on held-out prompts."""
     config, rewards, processes = context.config, context.rewards, context.processes
     evaluator = make_evaluator(
         config, context.prompts.evaluation, reference, rewards.reward, rewards.judges
@@ -176,7 +176,7 @@ def make_evaluating(
 
 
 def kept_reference(context: RunContext, pool: NativePool) -> ReferencePolicy:
-    """The reference, with what it computed kept in files where the run asks for it."""
+    """The reference policy, with a cache in files if the run asks for it."""
     if context.config.reference.cache == "off":
         return context.reference
     return CachedReference(
@@ -193,7 +193,7 @@ def kept_reference(context: RunContext, pool: NativePool) -> ReferencePolicy:
 
 
 def open_log(context: RunContext, resume_from: Checkpoint | None) -> MetricLog | SilentLog:
-    """The metric log, cut to where the run goes on from; a new one begins with a row about the run."""
+    """The metric log, truncated to the point of resumption. A new log begins with a row about the run."""
     if not context.processes.is_main_process:
         return SilentLog()
     config, run_id = context.config, context.run_id

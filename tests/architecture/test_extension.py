@@ -10,12 +10,24 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
 import quark
-from quark import _pool_rs
-from quark.pool.base import SampleBatch
+from quark._pool_rs import SAMPLE_COLUMNS
+from quark.pool.base import Sample, SampleBatch
+from quark.pool.memory import MemoryPool
+from quark.pool.native import NativePool
+from quark.pool.sample_columns import (
+    BATCH_COLUMNS,
+    FLOAT_COLUMNS,
+    NUMBER_COLUMNS,
+    PROVENANCE_COLUMNS,
+)
 from quark.pool.scan import COLUMNS
+from quark.selftest.samples import make_batch
+from tests.pool.batches import assert_same_content
 
 PACKAGE = Path(quark.__file__).parent
 SOURCES = PACKAGE.parent / "quark_pool_rs" / "src"
@@ -114,8 +126,81 @@ def test_what_the_extension_answers_with_shows_its_attributes() -> None:
         column.name = "other"
 
 
-def test_every_column_of_the_extension_is_known_to_python() -> None:
-    shown = {column.shown for column in _pool_rs.SAMPLE_COLUMNS if column.shown is not None}
-    assert shown <= COLUMNS.keys()
-    given = {column.given for column in _pool_rs.SAMPLE_COLUMNS if column.given is not None}
-    assert given <= {field.name for field in dataclasses.fields(SampleBatch)}
+def test_a_sample_and_a_batch_have_an_attribute_for_every_column_of_the_table() -> None:
+    in_sample = {field.name for field in dataclasses.fields(Sample)}
+    assert {column.shown for column in SAMPLE_COLUMNS} - {None} <= in_sample
+    in_batch = {field.name for field in dataclasses.fields(SampleBatch)}
+    assert {column.given for column in SAMPLE_COLUMNS} - {None} <= in_batch
+
+
+def test_lists_of_columns_follow_the_table() -> None:
+    numbers = [c for c in SAMPLE_COLUMNS if c.shown is not None and c.dtype is not None]
+    assert list(PROVENANCE_COLUMNS) == [column.shown for column in numbers]
+    assert {"reward_token": -1, "seed": 0}.items() <= {
+        c.name: c.blank for c in NUMBER_COLUMNS
+    }.items()
+    for column in NUMBER_COLUMNS:
+        scanned = pl.Series(np.array([column.blank], column.dtype))
+        assert COLUMNS[column.name] == scanned.dtype, column.name
+
+
+def declared_lists(code: str) -> Iterator[set[str]]:
+    """The texts of each literal list, and the attributes that each class declares."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Dict):
+            items: list[ast.expr | None] = node.keys
+        elif isinstance(node, ast.Tuple | ast.List | ast.Set):
+            items = list(node.elts)
+        elif isinstance(node, ast.ClassDef):
+            targets = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
+            yield {target.id for target in targets if isinstance(target, ast.Name)}
+            continue
+        elif isinstance(node, ast.Call):
+            yield {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+            continue
+        else:
+            continue
+        yield {item.value for item in items if isinstance(item, ast.Constant)} - {None}
+
+
+MAY_LIST_COLUMNS = {
+    "pool/base.py": "the attributes of Sample and SampleBatch",
+    "selftest/samples.py": "random values for every column",
+    "training/loop/exploration.py": "the values of sampled completions",
+    "integrations/sink.py": "the values of rollouts",
+    "interchange/importing.py": "the values of imported samples",
+    "cli/pool.py": "the columns that a command shows",
+    "cli/pool_explain.py": "the columns that a command shows",
+    "view/sources.py": "the columns that the local page shows",
+    "types.py": "a completion before it becomes a sample",
+    "generation/transformers_generator.py": "a completion before it becomes a sample",
+    "generation/http_generator.py": "a completion before it becomes a sample",
+    "training/processes/data_parallel.py": "a completion before it becomes a sample",
+    "cli/generate.py": "a completion before it becomes a sample",
+}
+"""Files that name several columns that come with an append. The first one declares them; the others fill or show some."""
+
+
+def test_no_other_file_declares_the_columns_again() -> None:
+    names = {column.name for column in BATCH_COLUMNS} | {column.given for column in BATCH_COLUMNS}
+    assert list(declared_lists("x = {'seed': 1}; y = ('seed', 'key')")) == [
+        {"seed"},
+        {"seed", "key"},
+    ]
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for listed in declared_lists(path.read_text(encoding="utf-8"))
+        if len(listed & names) >= 3
+    }
+    assert found == MAY_LIST_COLUMNS.keys()
+
+
+def test_an_append_may_leave_out_log_probabilities(tmp_path: Path) -> None:
+    full = make_batch("a", {"reward": [0.5, 1.5]})
+    logprobs = [column.given for column in BATCH_COLUMNS if column.dtype == np.float32]
+    pools = [MemoryPool(vocab_size=1000), NativePool.create(tmp_path / "pool", vocab_size=1000)]
+    for pool in pools:
+        pool.append(dataclasses.replace(full, **dict.fromkeys(logprobs, None)))
+        assert all(np.isnan(pool.column(name)).all() for name in FLOAT_COLUMNS)
+    assert_same_content(pools[1], pools[0])

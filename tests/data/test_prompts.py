@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from quark.data.prompts import MAX_PROMPT_BYTES, PromptConfig, PromptSet, load_prompts
+from quark.data.prompt_rows import MAX_PROMPT_BYTES
+from quark.data.prompts import PromptConfig, PromptSet, load_prompts
 from quark.errors import DataError
 from tests.shared_data import shared_data
 from tests.tiny import byte_tokenizer

@@ -15,7 +15,7 @@ from quark import _pool_rs
 from quark.pool.base import PoolBatch, Quantization, SampleBatch, SamplePool, Sampler
 from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
-from quark.pool.scope import PROVENANCE_COLUMNS
+from quark.pool.sample_columns import PROVENANCE_COLUMNS
 from quark.selftest.samples import VOCAB_SIZE as VOCAB_SIZE
 from quark.selftest.samples import fields as fields
 from quark.selftest.samples import make_batch as make_batch

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quark.pool.memory import mix64, permute, scramble
+from quark.pool.scrambling import mix64, permute, scramble
 
 WORD = st.integers(0, 2**64 - 1)
 

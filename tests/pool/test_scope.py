@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quark.pool.base import RemainderRule
-from quark.pool.memory import MemoryPool, scramble
+from quark.pool.memory import MemoryPool
 from quark.pool.native import NativePool
 from quark.pool.scope import (
     Lowest,
@@ -26,6 +26,7 @@ from quark.pool.scope import (
     try_condition,
     values_of,
 )
+from quark.pool.scrambling import scramble
 from tests.pool.batches import VOCAB_SIZE, make_batch
 
 NAN = float("nan")

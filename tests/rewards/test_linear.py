@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from quark.assets import asset_path
 from quark.errors import DataError, RewardError
 from quark.rewards.hashed_features import TextBatch, character_ngrams, word_ngrams
+from quark.rewards.held_out_report import area_under_roc, mean_ranks
 from quark.rewards.linear import SETTINGS_FILE, WEIGHTS_FILE, LinearReward, LinearScorer
 from quark.rewards.linear_training import (
-    area_under_roc,
-    mean_ranks,
     read_labelled_texts,
     train_linear_scorer,
 )

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from quark.errors import ConfigError
 from quark.pool.native import NativePool
@@ -71,6 +73,21 @@ def test_the_run_trains_on_what_the_server_sampled_from_each_round_s_weights(
     for path in (p for p in run_dir.rglob("*") if p.is_file()):
         assert KEY.encode() not in path.read_bytes(), path
     assert KEY not in repr(listener)
+
+
+def test_the_server_samples_from_the_weights_that_a_hook_lends_for_sampling(
+    config: Path, served: tuple[SamplingServer, tuple[str, ...]], tmp_path: Path
+) -> None:
+    state, overrides = served
+    run_dir = tmp_path / "run"
+    train(config, run_dir, overrides=(*overrides, "average.samples=ema", "average.decay=0.8"))
+    checkpoint = sorted((run_dir / "checkpoints").iterdir())[-1]
+    policy = load_file(checkpoint / "model.safetensors")
+    average = load_file(checkpoint / "hooks.safetensors")
+    loaded = load_file(state.loaded[-1] / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(loaded[name], average[f"average/{name}"])
+    assert not torch.equal(loaded[name], policy[name])
 
 
 def test_a_stopped_run_goes_on_with_a_server_that_was_started_anew(

@@ -20,7 +20,8 @@ from quark.pool.base import Quantization, SamplePool, Sampler
 from quark.pool.columns import REWARD_COLUMN
 from quark.pool.native import NativePool
 from quark.pool.ranking import RankingRules
-from quark.pool.scope import Score, scores_by, scramble_all, try_condition
+from quark.pool.scope import Score, scores_by, try_condition
+from quark.pool.scrambling import scramble_all
 from quark.training.seeds import derive_seed
 
 

@@ -1,1 +1,1 @@
-"""The processes of one run: which they are, what they exchange, and where the weights lie."""
+"""The process group of a run, its communication, and the layout of the weights."""

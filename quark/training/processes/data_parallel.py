@@ -1,7 +1,7 @@
-"""Data-parallel sampling and evaluation: the results are those of one process.
+"""Data-parallel sampling and evaluation with the results of a single process.
 
-What a process samples are whole batches, the very ones that a single process would run: a completion
-and its log-probability are then the same bits however many processes there are.
+Each process samples whole batches, the same ones that a single process would run. A completion and its
+log-probability therefore have the same bits for any number of processes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class _GroupGenerator(Generic[_GeneratorT]):
     """Samples together with the other processes of a group.
 
     Args:
-        generator: of this process.
-        processes: all processes.
+        generator: the generator of this process.
+        processes: the process group.
         gathered: the context in which the generator's model has its weights.
     """
 
@@ -82,12 +82,13 @@ class MainProcessGenerator(_GroupGenerator[Generator | None]):
 
 
 class DataParallelEvaluator:
-    """An evaluator whose completions all processes sample and whose figures the main process computes.
+    """An evaluator whose completions all processes sample. The main process computes the figures.
 
     Args:
-        evaluator: of this process; only the main process's calls rewards.
-        processes: all processes.
-        weights: where they lie; where no process has all, all of them make the passes for KL and perplexity.
+        evaluator: the evaluator of this process. Only that of the main process calls rewards.
+        processes: the process group.
+        weights: the layout of the weights. If they are sharded, all processes take part in passes for KL and
+            perplexity.
     """
 
     def __init__(self, evaluator: Evaluator, processes: ProcessGroup, weights: Weights) -> None:

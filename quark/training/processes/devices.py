@@ -1,4 +1,4 @@
-"""Where a run computes, and in what precision."""
+"""Device and precision of a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_autocast(
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """None where there is no autocast; ``auto`` is bfloat16 on CUDA devices that have it."""
+    """The type of autocast; None without it. ``auto`` is bfloat16 on CUDA devices that support it."""
     wanted = precision == "bfloat16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )

@@ -1,4 +1,4 @@
-"""What a launcher such as ``torchrun`` says in the environment, read without importing torch."""
+"""Reads the environment variables of a launcher such as ``torchrun``, without importing torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from quark.errors import ConfigError
 
 
 def rank_of_process() -> int:
-    """This process's number as its launcher gave it; 0 without one. Starts nothing."""
+    """The rank of this process from its launcher; 0 without a launcher. Starts nothing."""
     return number_of("RANK", 0) if number_of("WORLD_SIZE", 1) > 1 else 0
 
 
 def number_of(name: str, default: int) -> int:
-    """A number of the environment; ``default`` where it is not set.
+    """A number from the environment; ``default`` if it is not set.
 
     Raises:
         ConfigError: it is not a number.

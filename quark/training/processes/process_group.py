@@ -27,31 +27,31 @@ from quark.errors import ConfigError, TrainingError
 from quark.training.processes.launch import number_of
 
 BUCKET_ELEMENTS = 1 << 24
-"""Gradients are summed in pieces of at most so many numbers, or of one parameter."""
+"""Gradients are summed in buckets of at most this many numbers, or of one parameter."""
 
 
 @dataclass(slots=True, kw_only=True)
 class ProcessGroup:
-    """This process among those that train together.
+    """The process group of a run, seen from this process.
 
-    Every method that exchanges something is to be called by all processes, in the same order. Where one
-    of them is gone, or gives no sign within the timeout, it raises TrainingError.
+    Every method that communicates is a collective call: all processes call it, in the same order. It raises
+    TrainingError if a process has died or does not answer within the timeout.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Number of this process on its machine, so of its device."""
+    """Rank of this process on its machine, which selects its device."""
     is_sharded: bool = False
     """Whether each process holds a shard of every weight instead of all weights."""
     timeout_s: float = 1800.0
-    """How long one process may keep the others waiting."""
+    """Maximum time that one process may keep the others waiting."""
     _gradients: distributed.ProcessGroup | None = None
-    """Sums gradients; None is gloo, like everything else."""
+    """The group that sums gradients; None for gloo, like everything else."""
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that scores, writes and speaks."""
+        """Whether this is the process that scores, writes and prints."""
         return self.rank == 0
 
     def own_device(self, device: torch.device) -> torch.device:
@@ -81,12 +81,12 @@ class ProcessGroup:
         return device
 
     def mesh(self, device: torch.device) -> DeviceMesh:
-        """The processes as those that share weights on ``device``, on connections of their own."""
+        """The same group for sharded weights on ``device``, with its own connections."""
         group = self._gradients or self._group("gloo")
         return DeviceMesh.from_group(group, device.type)
 
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401 - any JSON value
-        """The values of all processes, by rank. A value is anything that JSON has."""
+        """The values of all processes, by rank. A value is any JSON value."""
         if self.size == 1:
             return [value]
         mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -105,10 +105,10 @@ class ProcessGroup:
         ]
 
     def from_main_process(self, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
-        """What ``work`` gives in the main process, the only process that does it.
+        """Run ``work`` in the main process only, and return its result in every process.
 
         Raises:
-            TrainingError: in the other processes, where ``work`` raised; the main process gets its exception.
+            TrainingError: in the other processes, if ``work`` raised. The main process raises the exception itself.
         """
         if self.size == 1:
             return work()
@@ -117,7 +117,7 @@ class ProcessGroup:
             try:
                 answer["value"] = work()
             except Exception as error:
-                # Told first: the others would only see a connection that breaks.
+                # Sent first, because the others would otherwise only see a broken connection.
                 self.gather({"error": f"{type(error).__name__}: {error}"})
                 raise
         answer = self.gather(answer)[0]
@@ -126,16 +126,16 @@ class ProcessGroup:
         return answer["value"]
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Whether the flag is set in any process."""
         return any(self.gather(flag))
 
     def sums(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """The sum of each figure over the processes, added by rank: the same bits everywhere."""
+        """The sum of each figure over the processes, added by rank, so that all get the same bits."""
         parts = self.gather(dict(figures))
         return {name: sum(part[name] for part in parts) for name in figures}
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over the processes; the same bits everywhere."""
+        """Replace every gradient by its sum over the processes, with the same bits everywhere."""
         if self.size == 1:
             return
         # A parameter without a gradient here (an expert that no token chose) may have one elsewhere.
@@ -157,10 +157,10 @@ class ProcessGroup:
                 start += gradient.numel()
 
     def require_equal(self, parameters: Iterable[nn.Parameter], *, step: int) -> None:
-        """Refuse to go on with weights that are not the same bits in all processes.
+        """Check that the weights have the same bits in all processes.
 
         Raises:
-            TrainingError: they are not.
+            TrainingError: they differ.
         """
         if self.size == 1:
             return
@@ -174,10 +174,10 @@ class ProcessGroup:
 
     @contextmanager
     def exchange(self) -> Iterator[None]:
-        """Within: a connection that breaks is told as what it means.
+        """Within the context, a broken connection raises an error that explains it.
 
         Raises:
-            TrainingError: it broke.
+            TrainingError: the connection broke.
         """
         try:
             yield
@@ -193,12 +193,12 @@ class ProcessGroup:
     def leave(self, *, in_order: bool) -> None:
         """End the connections and the threads that serve them.
 
-        Left to the end of the process, these threads see the others go while the library takes itself apart
-        around them, and now and then one aborts the process: it would seem to have crashed.
+        Otherwise these threads notice the end of the other processes while the library is shutting down. Now and then
+        one then aborts the process, which would look like a crash.
 
         Args:
-            in_order: whether nobody waits for anybody. If not, NCCL's connections are left to the end of the
-                process: closing them would wait for what a GPU still has to do with one that is gone.
+            in_order: whether no process waits for another. If not, NCCL's connections stay open until the process
+                ends, because closing them would wait for GPU work with a dead process.
         """
         if in_order or self._gradients is None:
             distributed.destroy_process_group()
@@ -216,18 +216,18 @@ class ProcessGroup:
 def join_process_group(
     *, timeout_s: float, parallel: Literal["data", "sharded"] | None = None
 ) -> Iterator[ProcessGroup]:
-    """The processes that ``torchrun`` or ``accelerate launch`` has described in the environment.
+    """The process group that ``torchrun`` or ``accelerate launch`` describes in the environment.
 
-    On the way out all processes wait for each other: a launcher ends the others as soon as one has left
-    with a status that is not 0, and the main process may still be writing.
+    At the end all processes wait for each other. A launcher kills the others as soon as one exits with a status other
+    than 0, and the main process may still be writing.
 
     Args:
-        timeout_s: how long one process may keep the others waiting.
-        parallel: whether each process holds all weights or a part of them; None is as the environment asks.
+        timeout_s: maximum time that one process may keep the others waiting.
+        parallel: replicated or sharded weights; None follows the environment.
 
     Raises:
-        ConfigError: the environment asks for what there is not.
-        TrainingError: the processes do not find each other.
+        ConfigError: the environment asks for something that does not exist.
+        TrainingError: the processes cannot connect.
     """
     size = number_of("WORLD_SIZE", 1)
     if size == 1:
@@ -274,12 +274,12 @@ def join_process_group(
 
 @contextmanager
 def _standard_output_kept() -> Iterator[None]:
-    """Keep the standard output for results: Gloo writes a line about its peers there before torch 2.11 or so."""
+    """Reserve the standard output for results. Before about torch 2.11, Gloo prints a line about its peers."""
     if sys.stdout is not None:
         sys.stdout.flush()
     try:
         kept = os.dup(1)
-    except OSError:  # closed: there is nothing to keep
+    except OSError:  # closed: nothing to do
         yield
         return
     try:
@@ -293,7 +293,7 @@ def _standard_output_kept() -> Iterator[None]:
 
 
 def _is_sharded(parallel: Literal["data", "sharded"] | None) -> bool:
-    """What ``run.parallel`` and accelerate's configuration ask for together."""
+    """The layout that ``run.parallel`` and accelerate's configuration ask for."""
     if not _says_yes("ACCELERATE_USE_FSDP"):
         if parallel == "sharded":
             _check_torch()
@@ -308,7 +308,7 @@ def _is_sharded(parallel: Literal["data", "sharded"] | None) -> bool:
             'accelerate is set up for FSDP (--use_fsdp), and run.parallel = "data": leave one of them out'
         )
     _check_torch()
-    # Seeing it, transformers would leave the weights of all processes but the first unread.
+    # With this variable, transformers would load the weights only in the first process.
     del os.environ["ACCELERATE_USE_FSDP"]
     return True
 
@@ -326,7 +326,7 @@ def _says_yes(name: str) -> bool:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Runs of tensors of one type, few enough numbers together that their copy takes little memory."""
+    """Group consecutive tensors of one type into buckets that are small enough to copy."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
@@ -341,9 +341,9 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def checksum(tensor: Tensor) -> int:
-    """For telling weights apart: the sum of a tensor's bits read as integers, computed where the tensor is.
+    """A checksum of weights: the sum of a tensor's bits as integers, computed on its device.
 
-    Modulo 2**64, the checksums of a tensor's pieces add up to its own.
+    Modulo 2**64, the checksums of the pieces of a tensor add up to its checksum.
     """
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = tensor.contiguous().view(integers[tensor.element_size()])

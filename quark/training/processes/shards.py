@@ -1,7 +1,7 @@
 """The shard of a weight that this process holds, and the full weight that it is a part of.
 
-A sharded weight is a ``DTensor``, cut along its first dimension into pieces of equal length, of which the last
-ones may be shorter or empty. Of any other tensor a process holds everything.
+A sharded weight is a ``DTensor``, split along its first dimension into pieces of equal length. The last ones may be
+shorter or empty. A process holds all of any other tensor.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch.distributed.tensor import DTensor
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """The rows that this process holds: a view, empty where there are fewer rows than processes."""
+    """The rows that this process holds, as a view. It may be empty if there are fewer rows than processes."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All rows. Of a sharded tensor a copy, to be asked for by all its processes together."""
+    """All rows. For a sharded tensor this is a copy, and a collective call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -30,14 +30,14 @@ def first_local_row(tensor: Tensor) -> int:
 
 
 def local_rows(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """What this process holds of the rows from ``start`` to ``stop``: a view."""
+    """The part of the rows ``start`` to ``stop`` that this process holds, as a view."""
     first = first_local_row(tensor)
     return local_shard(tensor)[max(start - first, 0) : max(stop - first, 0)]
 
 
 @torch.no_grad()
 def copy_full(tensor: Tensor, rows: Tensor) -> None:
-    """Copy ``rows``, all of what ``tensor`` is to be, into the shard of it that is held here."""
+    """Copy this process's part of the full tensor ``rows`` into its shard of ``tensor``."""
     if isinstance(tensor, DTensor):
         first = first_local_row(tensor)
         rows = rows[first : first + len(tensor.to_local())]

@@ -1,9 +1,9 @@
 """How the trained weights are laid out over the processes: replicated, or sharded (FSDP2).
 
-Sharded, a process keeps its rows of every weight, gradient and moment. ``fully_shard`` gathers a layer for as
-long as a training pass runs it, so these passes are made by all processes together, the same number in each.
-What one process does in its own time (sampling, log-probabilities for the pool, saving) it does with a twin:
-a copy of the model without weights, into which the full ones are put for so long.
+With sharded weights, a process keeps its rows of every weight, gradient and moment. ``fully_shard`` gathers a layer
+while a training pass runs it, so these passes are collective, and every process makes the same number of them.
+For work of a single process (sampling, log-probabilities for the pool, saving) there is a twin: a copy of the model
+without weights, temporarily filled with the gathered weights.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _Holder = TypeVar("_Holder")
 
 
 class Weights(ABC):
-    """The trained weights, however they are laid out over the processes.
+    """The trained weights, replicated or sharded over the processes.
 
-    What is said of "all together" here is for layouts whose processes need each other.
+    Notes about collective calls apply to the sharded subclass only.
 
     Args:
-        policy: is trained.
-        processes: that train it.
+        policy: the policy to train.
+        processes: the process group.
     """
 
     is_sharded: ClassVar[bool]
@@ -56,23 +56,23 @@ class Weights(ABC):
     @property
     @abstractmethod
     def local_policy(self) -> Policy:
-        """The policy that one process runs or saves by itself, within ``gathered``; not for training."""
+        """The policy that a single process runs or saves within ``gathered``. It is not for training."""
 
     @abstractmethod
     def gathered(self) -> AbstractContextManager[None]:
-        """Within: ``local_policy`` has its weights. To be entered and left by all together."""
+        """Within the context, ``local_policy`` has its weights. Entering and leaving are collective calls."""
 
     @abstractmethod
     def gathered_for_sampling(self) -> AbstractContextManager[None]:
-        """As ``gathered``, for passes under the run's autocast alone: weights may be rounded as it rounds them."""
+        """Like ``gathered``, only for passes under the run's autocast. Weights may be rounded like autocast does."""
 
     @abstractmethod
     def distribute(self, reference: ReferencePolicy) -> ReferencePolicy:
-        """``reference``, its weights laid out as the policy's are."""
+        """``reference``, with the same layout of weights as the policy."""
 
     @abstractmethod
     def num_passes(self, needed: int) -> int:
-        """How many training passes this process makes that needs ``needed``."""
+        """Number of training passes that this process makes if it needs ``needed``."""
 
     @abstractmethod
     def run(
@@ -85,7 +85,7 @@ class Weights(ABC):
         """The passes of a training step; see ``run_within_memory``.
 
         Raises:
-            TrainingError: memory does not suffice.
+            TrainingError: there is not enough memory.
         """
 
     @abstractmethod
@@ -94,20 +94,20 @@ class Weights(ABC):
 
     @abstractmethod
     def clip_gradients(self, bound: float) -> float:
-        """Scale the gradients down to a norm of ``bound`` at most; returns the norm before, alike in all processes."""
+        """Scale the gradients down to a norm of at most ``bound``. Returns the previous norm, equal in all processes."""
 
     @property
     @abstractmethod
     def reward_vectors(self) -> Tensor:
-        """Those of the reward tokens' input vectors [K, D] that this process updates: a view without gradient."""
+        """The reward tokens' input vectors [K, D] that this process updates, as a view without gradient."""
 
     @abstractmethod
     def release(self) -> None:
-        """Give up what a training or evaluation pass has gathered."""
+        """Free the weights that a training or evaluation pass has gathered."""
 
     @abstractmethod
     def require_equal(self, *, step: int) -> None:
-        """Refuse to go on where the processes do not train the same weights.
+        """Check that all processes train the same weights.
 
         Raises:
             TrainingError: they do not.
@@ -115,14 +115,14 @@ class Weights(ABC):
 
     @abstractmethod
     def full_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Full tensors, contiguous and on the CPU, in the main process; nothing in the others. For all together."""
+        """Full tensors, contiguous and on the CPU, in the main process; none in the others. A collective call."""
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         yield from self._policy.model.parameters()
 
 
 class ReplicatedWeights(Weights):
-    """Every process holds all weights, and the same ones: data parallelism, and a process alone."""
+    """Replicated weights: every process holds all of them. For data parallelism and for a single process."""
 
     is_sharded = False
 
@@ -132,11 +132,11 @@ class ReplicatedWeights(Weights):
         return self._policy
 
     def gathered(self) -> AbstractContextManager[None]:
-        """A context that does nothing: the weights are whole."""
+        """A context that does nothing, because the weights are complete."""
         return nullcontext()
 
     def gathered_for_sampling(self) -> AbstractContextManager[None]:
-        """A context that does nothing: the weights are whole, and are not rounded."""
+        """A context that does nothing, because the weights are complete and are not rounded."""
         return nullcontext()
 
     def distribute(self, reference: ReferencePolicy) -> ReferencePolicy:
@@ -154,7 +154,7 @@ class ReplicatedWeights(Weights):
         *,
         on_smaller: Callable[[int, str], None],
     ) -> tuple[_Result, int]:
-        """The passes of a training step, run again in smaller micro-batches where memory runs out."""
+        """The passes of a training step, repeated in smaller micro-batches if memory runs out."""
 
         def agree(reason: str | None) -> str | None:
             return next((r for r in self._processes.gather(reason) if r is not None), None)
@@ -162,19 +162,19 @@ class ReplicatedWeights(Weights):
         return run_within_memory(attempt, size, on_smaller=on_smaller, agree=agree)
 
     def sum_gradients(self) -> None:
-        """Replace the gradients by their sums. Raises TrainingError if memory does not suffice."""
-        # Its copies of gradients come after the parts' memory was given back; it is not redone.
+        """Replace the gradients by their sums. Raises TrainingError if there is not enough memory."""
+        # The sum copies gradients after the memory of the passes is free. It is not repeated.
         with memory_needed_for("summing the gradients", setting="model"):
             self._processes.sum_gradients([p for p in self._parameters() if p.requires_grad])
 
     def clip_gradients(self, bound: float) -> float:
-        """Scale the gradients down to a norm of ``bound`` at most and return the norm before."""
+        """Scale the gradients down to a norm of at most ``bound``, and return the previous norm."""
         parameters = [p for p in self._parameters() if p.grad is not None]
         return float(torch.nn.utils.clip_grad_norm_(parameters, bound))
 
     @property
     def reward_vectors(self) -> Tensor:
-        """[K, D] all reward tokens' input vectors: a view without gradient."""
+        """[K, D] the input vectors of all reward tokens, as a view without gradient."""
         return self._policy.reward_vectors
 
     def release(self) -> None:
@@ -195,9 +195,9 @@ class ShardedWeights(Weights):
     """Every process holds a shard of each weight of policy and reference (FSDP2).
 
     Args:
-        policy: the same in all processes; sharded in place.
-        processes: of more than one process.
-        autocast_dtype: of the run's autocast; None where there is none.
+        policy: the policy, equal in all processes. It is sharded in place.
+        processes: the process group, of more than one process.
+        autocast_dtype: the type of the run's autocast; None without autocast.
     """
 
     is_sharded = True
@@ -225,14 +225,14 @@ class ShardedWeights(Weights):
 
     @contextmanager
     def gathered_for_sampling(self) -> Iterator[None]:
-        """As ``gathered``, with weights in the type that the run's autocast would round them to."""
+        """Like ``gathered``, with weights in the type that the run's autocast would round them to."""
         with self._filled(self._twin, self._autocast_dtype):
             yield
 
     def distribute(self, reference: ReferencePolicy) -> ReferencePolicy:
-        """Shard the reference; one without weights of its own shares the policy's shards."""
+        """Shard the reference. A reference without weights of its own shares the policy's shards."""
         if isinstance(reference, AdapterOffReference):
-            # The policy's own weights, which are sharded already.
+            # The policy's own weights, which are already sharded.
             return ShardedReference(
                 reference, AdapterOffReference(self.local_policy), self.gathered_for_sampling
             )
@@ -243,7 +243,7 @@ class ShardedWeights(Weights):
         )
 
     def num_passes(self, needed: int) -> int:
-        """The largest ``needed`` of all processes, since they make every pass together."""
+        """The largest ``needed`` of all processes, because every pass is collective."""
         most: int = max(self._processes.gather(needed))
         return most
 
@@ -257,17 +257,17 @@ class ShardedWeights(Weights):
         """The passes of a training step.
 
         Raises:
-            TrainingError: memory ran out. It cannot be tried again: the others are waiting within a layer.
+            TrainingError: memory ran out. A retry is impossible, because the other processes wait within a layer.
         """
         needed = memory_needed_for("the layers of a step", setting="optimizer.micro_batch_size")
         with needed, self._processes.exchange():
             return attempt(size), size
 
     def sum_gradients(self) -> None:
-        """They have been summed as they were made."""
+        """Does nothing: backward passes have already summed the gradients."""
 
     def clip_gradients(self, bound: float) -> float:
-        """Scale the local shards to a norm over all shards of ``bound`` at most; returns the norm before."""
+        """Scale the local shards so that the norm over all shards is at most ``bound``. Returns the previous norm."""
         gradients = [local_shard(p.grad) for p in self._parameters() if p.grad is not None]
         square = float(torch.nn.utils.get_total_norm(gradients)) ** 2
         norm = math.sqrt(self._processes.sums({"square": square})["square"])
@@ -278,7 +278,7 @@ class ShardedWeights(Weights):
 
     @property
     def reward_vectors(self) -> Tensor:
-        """[k, D] the reward tokens' input vectors in this process's shard, k of K: a view without gradient."""
+        """[k, D] the k reward tokens' input vectors in this process's shard, as a view without gradient."""
         policy = self._policy
         if policy.adapter is not None and policy.adapter.embedding is not None:
             return local_shard(policy.adapter.embedding.rows.detach())
@@ -287,20 +287,20 @@ class ShardedWeights(Weights):
         return local_rows(weight.detach(), ids[0], ids[-1] + 1)
 
     def release(self) -> None:
-        """Give back layers that a pass without a backward pass left gathered."""
-        # After a pass without a backward pass: the embedding and the head, and a list of what ran.
+        """Free layers that a pass without a backward pass left gathered."""
+        # After a pass without a backward pass: the embedding, the head, and a list of the layers that ran.
         for body in self._has_gathered:
             body.reset_iter_state()
         self._has_gathered.clear()
 
     def require_equal(self, *, step: int) -> None:
-        """Refuse to go on where a process does not gather what the processes hold.
+        """Check that every process gathers the weights that the shards hold.
 
-        A number is held by one process, so there is no second one to compare it with; but the checksum of a
-        whole weight is the sum of its parts' checksums.
+        Only one process holds each number, so there is no copy to compare with. But the checksum of a full weight is
+        the sum of the checksums of its shards.
 
         Raises:
-            TrainingError: a process gathers something else.
+            TrainingError: a process gathers other weights.
         """
         parts, gathered = [], []
         with self._processes.exchange():
@@ -316,11 +316,11 @@ class ShardedWeights(Weights):
                 )
 
     def full_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gather one tensor after another and keep it, on the CPU, in the main process; empty in the others."""
+        """Gather one tensor after another. The main process keeps them on the CPU; the result is empty in the others."""
         gathered = {}
         with self._processes.exchange():
             for name, value in tensors.items():
-                # One after the other: a process that does not save never has more than one.
+                # One at a time, so that the other processes never hold more than one.
                 everything = full_tensor(value)
                 if self._processes.is_main_process:
                     gathered[name] = _saved(everything)
@@ -344,10 +344,10 @@ class ShardedWeights(Weights):
 
 
 class ShardedReference(ReferencePolicy):
-    """A reference whose passes all processes make together, or, within ``gathered``, each for itself.
+    """A reference whose passes are collective, or local within ``gathered``.
 
     Args:
-        together: sharded.
+        together: the sharded reference.
         local: its twin.
         gathered: the context in which the twin has its weights.
     """
@@ -365,11 +365,11 @@ class ShardedReference(ReferencePolicy):
 
     @property
     def causal(self) -> CausalModel:
-        """The twin's, to sample from within ``gathered``."""
+        """The model of the twin, to sample from within ``gathered``."""
         return self._local.causal
 
     def completion_rows(self, batch: TrainingBatch) -> CompletionRows:
-        """Run the twin within ``gathered``, else the sharded model, together with the other processes."""
+        """Run the twin within ``gathered``; otherwise the sharded model, in a collective call."""
         return (self._local if self._is_gathered else self._together).completion_rows(batch)
 
     @contextmanager
@@ -384,12 +384,12 @@ class ShardedReference(ReferencePolicy):
 
 
 class _Twin(Generic[_Holder]):
-    """A copy of a model and of what holds it, without weights until it is filled.
+    """A copy of a model and its owner, without weights until it is filled.
 
     Args:
-        original: holds the model, before it is sharded.
-        model: whose weights the twin is given.
-        shared: what of the original need not be copied.
+        original: the owner of the model, before the model is sharded.
+        model: the model whose weights fill the twin.
+        shared: parts of the original that need not be copied.
     """
 
     def __init__(
@@ -406,16 +406,16 @@ class _Twin(Generic[_Holder]):
             path, _, leaf = name.rpartition(".")
             self._slots[name] = (twin.get_submodule(path), leaf, empty)
         for layer in _layers(twin):
-            # Where layers are recomputed: bound to the original's, and of no use without a backward pass.
+            # Recomputation is bound to the layers of the original, and is useless without a backward pass.
             layer.__dict__.pop("forward", None)
 
     @torch.no_grad()
     def fill(self, dtype: torch.dtype | None) -> None:
-        """Put the full weights into it; tied ones once.
+        """Fill the twin with the full weights, tied ones once.
 
         Args:
-            dtype: of the autocast under which alone it will be run, None for none: linear layers get their
-                weights in it, one after the other, which changes no result and takes half the memory.
+            dtype: the type of the autocast for all passes; None without. Linear layers get their weights in this type,
+                one at a time, which does not change results and halves the memory.
         """
         gathered: dict[tuple[int, torch.dtype], nn.Parameter] = {}
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
@@ -428,19 +428,19 @@ class _Twin(Generic[_Holder]):
             setattr(module, leaf, gathered[key])
 
     def empty(self) -> None:
-        """Give them up."""
+        """Free the weights."""
         for module, leaf, empty in self._slots.values():
             setattr(module, leaf, empty)
 
 
 def shard(body: Body, mesh: DeviceMesh) -> FSDPModule:
-    """Shard ``body`` in place: its decoder layers are gathered one by one, all else (embedding, head) at once.
+    """Shard ``body`` in place. Decoder layers are gathered one by one, the rest (embedding, head) at once.
 
-    Gradients are summed, not averaged: losses are divided by the whole batch's sequences or tokens.
+    Gradients are summed, not averaged, because losses are divided by the sequences or tokens of the whole batch.
     """
     modules = [*_layers(body), body]
     for module in modules:
-        # The head is needed again as soon as the body has run.
+        # The head is needed right after the body.
         sharded = fully_shard(module, mesh=mesh, reshard_after_forward=module is not body)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)

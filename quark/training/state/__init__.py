@@ -1,1 +1,1 @@
-"""A run on disk: entering its directory, its checkpoints, and what it publishes."""
+"""A run on disk: its directory, its checkpoints, and its published files."""

@@ -1,14 +1,14 @@
-"""Checkpoints: directories of safetensors and JSON that are whole or not there.
+"""Checkpoints: directories of safetensors and JSON that are complete or absent.
 
     checkpoints/step-00000042/
-      model.safetensors      every parameter and buffer once; of a model with frozen weights, what is trained
+      model.safetensors      every parameter and buffer once; only trained ones for a model with frozen weights
       optimizer.safetensors  Adam's moments
-      hooks.safetensors      what weight hooks carry, an average of the weights for one; not there without
+      hooks.safetensors      tensors of weight hooks, such as an average of the weights; absent without any
       state.json             counters, coefficients, pool snapshot, length of the metric log
       manifest.json          name, length and SHA-256 of the other files
 
-A directory is written under another name, synced, and renamed: the pool's own protocol. It counts only
-when it verifies; the newest that does is resumed from. Nothing is unpickled.
+A directory is written under another name, synced, and renamed, as in the pool. It counts only if it verifies. A run
+resumes from the newest one that does. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _NAME = re.compile(r"step-(\d{8})")
 _STAGED = re.compile(r"step-\d{8}\.partial-[0-9a-f]{8}")
 _HOOKS_FILE = "hooks.safetensors"
 _FILES = ("model.safetensors", "optimizer.safetensors", STATE_FILE)
-"""Those that every checkpoint has."""
+"""The files of every checkpoint."""
 
 
 BEST, LAST = "best", "last"
-"""Names of checkpoints besides their steps."""
+"""Names of checkpoints, besides steps."""
 
 
 def _name_of(step: int) -> str:
@@ -60,7 +60,7 @@ class Checkpoint:
     path: Path
     state: RunState
     has_hook_tensors: bool = False
-    """Whether weight hooks carry tensors."""
+    """Whether there are tensors of weight hooks."""
 
     @property
     def step(self) -> int:
@@ -71,7 +71,7 @@ class Checkpoint:
         """Copy the weights into ``model``.
 
         Raises:
-            CheckpointError: they are another model's.
+            CheckpointError: they belong to another model.
         """
         load_model_tensors(model, load_file(self.path / "model.safetensors"), self.path)
 
@@ -85,10 +85,10 @@ class Checkpoint:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: parameters and persistent buffers themselves, tied ones once.
+    """The tensors that training changes: parameters and persistent buffers themselves, tied ones once.
 
-    Where weights are frozen (below adapters), they and the buffers come from the model's own files again,
-    so the parameters that are trained are enough.
+    Frozen weights (below adapters) and buffers are loaded from the model's own files again, so only the trained
+    parameters are included then.
     """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -103,7 +103,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy whole tensors, named as by ``model_tensors``, into ``model``, in place."""
+    """Copy full tensors, named as in ``model_tensors``, into ``model``, in place."""
     target = model_tensors(model)
     if target.keys() != tensors.keys() or any(
         target[name].shape != value.shape for name, value in tensors.items()
@@ -119,9 +119,9 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: made where missing.
-        keep_last: older ones are removed, at least two stay.
-        keep_best: as many of those with the highest scores stay too.
+        folder: created if missing.
+        keep_last: number of newest checkpoints to keep, at least two.
+        keep_best: number of checkpoints with the highest scores to keep in addition.
     """
 
     def __init__(self, folder: Path, *, keep_last: int, keep_best: int = 0) -> None:
@@ -138,19 +138,19 @@ class Checkpoints:
         optimizer: Mapping[str, Tensor],
         hooks: Mapping[str, Tensor] | None = None,
     ) -> Path:
-        """Publish a checkpoint; on return it survives a power cut. A step that is saved already is left as it is.
+        """Publish a checkpoint. When this returns, it survives a power cut. A step that is already saved is left alone.
 
         Args:
-            state: everything but the tensors. Its step names the checkpoint, and its score decides whether it is among
-                the best; None or NaN never is.
-            weights: the model's, and its buffers: whole, contiguous and on the CPU.
-            optimizer: its moments, likewise.
-            hooks: tensors of weight hooks, likewise.
+            state: everything except the tensors. Its step names the checkpoint. Its score decides whether it is among
+                the best; None and NaN never are.
+            weights: full weights and buffers of the model, contiguous and on the CPU.
+            optimizer: moments of the optimizer, in the same form.
+            hooks: tensors of weight hooks, in the same form.
 
         Raises:
-            CheckpointError: the disk refused, which says how much room is needed; or a newer quark wrote the one of that
-                step. Earlier checkpoints are as they were.
-            OSError: one of that step is there and cannot be read now.
+            CheckpointError: the disk is full or failed (the message says how much space is needed), or a newer quark
+                wrote the checkpoint of that step. Earlier checkpoints are unchanged.
+            OSError: a checkpoint of that step exists and cannot be read now.
         """
         final = self._folder / _name_of(state.step)
         if final.is_dir():
@@ -159,14 +159,14 @@ class Checkpoints:
             except NewerStateError:
                 raise
             except CheckpointError:
-                # A damaged one that the run did not resume from: it makes way.
+                # A damaged checkpoint that the run did not resume from is replaced.
                 set_aside(final)
                 self._rejected.discard(final)
         tensors = (*weights.values(), *optimizer.values(), *(hooks or {}).values())
         needed = sum(t.numel() * t.element_size() for t in tensors)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            # Asked first: a disk that was filled to the last byte would also stop the pool and the log.
+            # Checked first: a completely full disk would also stop the pool and the log.
             if needed > (free := shutil.disk_usage(self._folder).free):
                 raise OSError(errno.ENOSPC, f"the disk has {_megabytes(free)} left")
             with publishing_directory(final) as staged:
@@ -185,18 +185,18 @@ class Checkpoints:
         return final
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that verifies, and why each newer one was rejected.
+        """The newest checkpoint that verifies, and the reasons why newer ones were rejected.
 
         Raises:
             CheckpointError: a newer quark wrote one of them.
-            OSError: as ``verify``.
+            OSError: a checkpoint cannot be read now.
         """
         rejected: list[str] = []
         for path in reversed(self._published()):
             try:
                 return verify(path), rejected
             except NewerStateError:
-                raise  # an older one beside it would begin the run anew from there
+                raise  # resuming from an older one would repeat a part of the run
             except CheckpointError as err:
                 rejected.append(str(err))
                 self._rejected.add(path)
@@ -206,7 +206,7 @@ class Checkpoints:
         """The checkpoint that ``which`` names: ``last``, ``best`` (by held-out reward), or the number of a step.
 
         Raises:
-            CheckpointError: there is none, it does not verify, or none was evaluated; says which there are.
+            CheckpointError: it does not exist, does not verify, or none was evaluated. Names the existing ones.
         """
         paths = self._published()
         if which == LAST:
@@ -229,7 +229,7 @@ class Checkpoints:
         return verify(chosen)
 
     def remove_all(self) -> None:
-        """Delete every checkpoint, whole or staged, and nothing else."""
+        """Delete every checkpoint, complete or staged, and nothing else."""
         if not self._folder.is_dir():
             return
         for path in self._folder.iterdir():
@@ -245,10 +245,10 @@ class Checkpoints:
         return sorted(p for p in self._folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
 
     def prune(self) -> None:
-        """Remove what is neither among the last nor the best, and what a killed process left half-written."""
+        """Remove checkpoints that are neither among the last nor the best, and unfinished ones of a killed process."""
         if not self._folder.is_dir():
             return
-        # A damaged one does not count among those that are kept.
+        # A damaged checkpoint does not count as kept.
         sound = [path for path in self._published() if path not in self._rejected]
         kept = {*sound[-self._keep_last :], *self._best(sound)}
         for path in sound:
@@ -259,7 +259,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _best(self, paths: list[Path]) -> list[Path]:
-        """Those with the highest scores; of equal ones the later."""
+        """The checkpoints with the highest scores; of equal ones, the later."""
         scored = [(score, path) for path in paths if (score := score_of(path)) is not None]
         return [path for _, path in sorted(scored)[::-1][: self._keep_best]]
 
@@ -269,11 +269,11 @@ def _megabytes(num_bytes: int) -> str:
 
 
 def verify(path: Path) -> Checkpoint:
-    """The checkpoint at ``path``, every byte of it checked.
+    """The checkpoint at ``path``, after a check of every byte.
 
     Raises:
-        CheckpointError: what is wrong with it.
-        OSError: it cannot be read now, which says nothing of its bytes: no permission, or too many open files.
+        CheckpointError: it is damaged.
+        OSError: it cannot be read now, for example without permission or with too many open files.
     """
     try:
         contained(path, path.parent)
@@ -315,7 +315,7 @@ def verify(path: Path) -> Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ListedFile:
-    """What the manifest says of one file. Its layout belongs to the version that ``state.json`` names."""
+    """The manifest's entry for one file. ``state.json`` has the version of its layout."""
 
     name: str
     num_bytes: int

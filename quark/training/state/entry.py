@@ -1,4 +1,4 @@
-"""Entering a run directory: a new run is recorded, one that is there must be the one that is asked for."""
+"""Enters a run directory: records a new run, or checks that the existing run is the requested one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ MAY_CHANGE = (
     "optimizer.max_skipped_steps",
     "optimizer.micro_batch_size",
 )
-"""Keys that a resumed run may have changed; any other one would make it a different run."""
+"""Keys that may change when a run is resumed. Any other change would make it a different run."""
 
 
 def enter(
@@ -66,15 +66,15 @@ def enter(
     reward: RewardFunction | None = None,
     given_round: GivenRound | None = None,
 ) -> RunIdentity:
-    """Make the run directory, or check that it is this run's; returns its identity.
+    """Create the run directory, or check that it belongs to this run. Returns the identity of the run.
 
-    A run that is to make way stays until ``clear``, when all that the new one needs has been loaded.
+    A run to be replaced stays until ``clear``, when the inputs of the new one have been loaded.
 
     Raises:
-        RunDirectoryError: it is not a run of ours, or ``fresh`` met a run without ``force``.
+        RunDirectoryError: it is not a run, or ``fresh`` found a run without ``force``.
         UnsafeFileError: something in it is a link out of it, or neither a file nor a folder.
-        PoolLockedError: ``force`` met a run that another process trains.
-        ConfigError: the configuration, or the pool of the first round, is not the one that the run was made with.
+        PoolLockedError: ``force`` found a run that another process trains.
+        ConfigError: the run was made with another configuration, or another pool for the first round.
     """
     if run.path.is_dir():
         run.check()
@@ -106,7 +106,7 @@ def enter(
 
 
 def _check_clearable(run: RunDirectory, *, force: bool) -> None:
-    """Raise RunDirectoryError or PoolLockedError where a run may not be deleted."""
+    """Raise RunDirectoryError or PoolLockedError if a run may not be deleted."""
     if not force:
         raise RunDirectoryError(
             f"{run.path} holds a run. Leave out --fresh to resume it, choose another --run-dir, or add "
@@ -118,20 +118,20 @@ def _check_clearable(run: RunDirectory, *, force: bool) -> None:
     try:
         NativePool.open(run.pool, writable=True).close()
     except PoolLockedError:
-        raise  # another process trains on it
+        raise  # another process trains this run
     except (PoolError, ValueError, FileNotFoundError):
-        pass  # damaged or not there: no reason to keep the run
+        pass  # damaged or missing: no reason to keep the run
 
 
 def clear(run: RunDirectory, loaded: LoadedConfig, identity: RunIdentity) -> None:
-    """Delete the run that makes way for the one of ``identity``, and nothing else; then record the new one.
+    """Delete the run that the one of ``identity`` replaces, and nothing else. Then record the new run.
 
     Raises:
-        RunDirectoryError, PoolLockedError: it may not be deleted any more.
+        RunDirectoryError, PoolLockedError: it may no longer be deleted.
     """
     with contextlib.suppress(RunDirectoryError):
         if RunIdentity.read(run).run_id == identity.run_id:
-            return  # there was none
+            return  # there was no run
     _check_clearable(run, force=True)
     Checkpoints(run.checkpoints, keep_last=2).remove_all()
     _forget_others(run, loaded.config)
@@ -140,14 +140,14 @@ def clear(run: RunDirectory, loaded: LoadedConfig, identity: RunIdentity) -> Non
             shutil.rmtree(path)
     for path in (run.model, *_files(run)):
         clear_left_overs(path)
-    # The identity last: until it is gone, the folder is a run that can be cleared again.
+    # The identity is deleted last. Until then, the folder is a run that can be cleared again.
     for path in _files(run):
         path.unlink(missing_ok=True)
     record(run, loaded, identity)
 
 
 def _forget_others(run: RunDirectory, config: RunConfig) -> None:
-    """Delete the given prompts and models that ``config`` does not name."""
+    """Delete the prompts and models of an earlier call that ``config`` does not name."""
     named = {Path(config.prompts.source), Path(config.model.name)}
     for path in run.given.iterdir() if run.given.is_dir() else ():
         if path.absolute() not in named:
@@ -155,7 +155,7 @@ def _forget_others(run: RunDirectory, config: RunConfig) -> None:
 
 
 def _folders(run: RunDirectory) -> list[Path]:
-    """What a run keeps in folders, checkpoints aside."""
+    """The folders of a run, without checkpoints."""
     previous = run.model.with_name(f"{run.model.name}.previous")
     return [
         run.pool,
@@ -168,7 +168,7 @@ def _folders(run: RunDirectory) -> list[Path]:
 
 
 def _files(run: RunDirectory) -> list[Path]:
-    """What a run keeps in files beside its folders, the identity last."""
+    """The files of a run, the identity last."""
     return [
         run.metrics,
         run.report,
@@ -182,7 +182,7 @@ def _files(run: RunDirectory) -> list[Path]:
 
 
 def record(run: RunDirectory, loaded: LoadedConfig, identity: RunIdentity) -> None:
-    """Say in the run directory with which configuration the run goes on."""
+    """Record in the run directory the configuration with which the run continues."""
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         publish_file(run.config, to_toml(beside(loaded.config, run.path), comments=False))
@@ -194,7 +194,7 @@ def record(run: RunDirectory, loaded: LoadedConfig, identity: RunIdentity) -> No
 
 
 def _is_empty(run: RunDirectory) -> bool:
-    """Whether there is nothing in the directory but what a run that died at its very start left."""
+    """Whether the directory holds only leftovers of a run that died at its start."""
     leftovers = {run.config, *left_overs(run.config), *left_overs(run.identity)}
     return run.path.is_dir() and leftovers.issuperset(run.path.iterdir())
 
@@ -202,9 +202,9 @@ def _is_empty(run: RunDirectory) -> bool:
 def _check_config(
     run: RunDirectory, config: RunConfig, exactness: Exactness, given: RewardFunction | None
 ) -> None:
-    """Raise ConfigError where the run that is there is to be continued as another one."""
+    """Raise ConfigError if the existing run would continue as a different one."""
     if not run.pool.exists():
-        return  # It failed before it began, perhaps for the very setting that is corrected now.
+        return  # It failed before it began, perhaps because of the setting that is now corrected.
     if not run.config.is_file():
         raise RunDirectoryError(f"{run.config} is missing: this run cannot be resumed")
     before = load_config(run.config).config.model_dump(mode="json")
@@ -262,21 +262,21 @@ def check_rewards(
     *,
     is_new: bool = False,
 ) -> dict[str, dict[str, str]]:
-    """By score column, which files score now; refuse others than those that scored the samples so far.
+    """The sources of the rewards by score column. Refuses a reward other than the one that scored earlier samples.
 
     Args:
-        run: whose samples they are.
-        config: with the names of the rewards.
-        rewards: by score column.
-        identity: of the run.
-        is_new: the samples that are there are of a run that makes way.
+        run: the run directory.
+        config: the configuration with the names of the rewards.
+        rewards: the rewards by score column.
+        identity: the identity of the run.
+        is_new: whether existing samples belong to a run that is replaced.
 
     Raises:
         ConfigError: a column would hold scores of two different rewards.
     """
     now = {column: dict(reward_content(reward)) for column, reward in rewards.items()}
     before: Mapping[str, Files] = identity.scored_by or {}
-    if identity.reward_sha256 is not None:  # as it was kept before imported modules were known
+    if identity.reward_sha256 is not None:  # as stored before imported modules were recorded
         is_same = identity.reward_sha256 == reward_provenance(rewards[REWARD_COLUMN]).get("sha256")
         before = {} if is_same else {REWARD_COLUMN: {}}
     if is_new or not _has_samples(run):
@@ -298,7 +298,7 @@ def check_rewards(
 
 
 def _rescoring(run: RunDirectory, reward: str) -> str:
-    """The command, or the call, that scores the run's samples by another reward."""
+    """The command or the call that re-scores the run's samples with another reward."""
     if reward.startswith(GIVEN_PREFIX):
         return f'quark.Pool.open("{run.path}", writable=True).rescore(REWARD)'
     return f"quark pool rescore {run.path} {reward}"
@@ -312,7 +312,7 @@ def _has_samples(run: RunDirectory) -> bool:
 
 
 def _source_of(run: RunDirectory, column: str) -> Mapping[str, object]:
-    """What all scores of a column were made anew by; empty where they were not."""
+    """The source of a re-scored column; empty for a column that was not re-scored."""
     if not run.pool.exists():
         return {}
     with NativePool.open(run.pool) as pool:
@@ -321,20 +321,20 @@ def _source_of(run: RunDirectory, column: str) -> Mapping[str, object]:
 
 
 def _is_scored_anew(run: RunDirectory, column: str, reward: RewardFunction) -> bool:
-    """Whether all scores of a column were made anew by ``reward`` as it is now."""
+    """Whether ``reward``, in its current form, re-scored the whole column."""
     source = _source_of(run, column)
-    # As it was stored: through JSON.
+    # In the stored form, after a round trip through JSON.
     provenance = json.loads(json.dumps(dict(reward_provenance(reward))))
-    if "files" not in source:  # made before they were known
+    if "files" not in source:  # created before modules were recorded
         provenance.pop("files", None)
     return bool(source) and source == provenance
 
 
 def _is_rescored(run: RunDirectory, config: RunConfig, given: RewardFunction | None) -> bool:
-    """Whether all rewards in the run's pool were made anew, by the reward that the run is to go on with.
+    """Whether the current reward of the run re-scored the whole pool.
 
     Raises:
-        ConfigError: they were made anew by another one, so that two rewards would be ranked as one.
+        ConfigError: another reward re-scored it, so that two rewards would be ranked together.
     """
     source = _source_of(run, REWARD_COLUMN)
     if not source:
@@ -343,7 +343,7 @@ def _is_rescored(run: RunDirectory, config: RunConfig, given: RewardFunction | N
     if not _is_scored_anew(run, REWARD_COLUMN, reward):
         scored_by = str(source.get("name"))
         if scored_by == reward.name:
-            # Their difference is in a setting, a file or an address.
+            # They differ in a setting, a file or an address.
             scored_by += f" with other settings ({json.dumps(source)})"
         raise ConfigError(
             f"the samples in {run.pool} were scored anew by {scored_by}, and the reward of the "

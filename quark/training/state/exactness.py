@@ -1,4 +1,4 @@
-"""When a resumed run ends with the bytes of one that was not interrupted, and what to do when it will not."""
+"""Checks whether a resumed run can end with the bytes of an uninterrupted one, and reports if it cannot."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from quark.training.events import TrainingListener
 from quark.training.processes.process_group import ProcessGroup
 
 FROZEN_WEIGHTS = "frozen weights"
-"""Their digest in a fingerprint, where a checkpoint holds adapters alone."""
+"""Key of their digest in a fingerprint, for checkpoints that hold only adapters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exactness:
-    """Tells what voids a byte-exact resume, or refuses to go on then.
+    """Reports reasons why a resumed run is not byte-exact, or refuses to resume.
 
     Args:
-        is_required: refuse.
-        listener: is told otherwise.
+        is_required: whether to refuse.
+        listener: receives the reasons otherwise.
     """
 
     is_required: bool
     listener: TrainingListener
 
     def check_device(self, device: torch.device) -> None:
-        """Raise ConfigError where exactness is required of a device that does not give it."""
+        """Raise ConfigError if exactness is required on a device that does not provide it."""
         if self.is_required and device.type != "cpu":
             raise ConfigError(
                 f"--require-exact: on {device.type} an operation need not give the same bits twice, so only runs on "
@@ -41,7 +41,7 @@ class Exactness:
             )
 
     def void(self, reasons: Sequence[str]) -> None:
-        """Take note of what makes the rest of the run another one; nothing where there is nothing.
+        """Report reasons why the rest of the run will differ. Does nothing if there are none.
 
         Raises:
             CheckpointError: exactness is required.
@@ -61,7 +61,7 @@ class Exactness:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What a checkpoint's fingerprint has otherwise than this process's."""
+    """Differences between the fingerprints of a checkpoint and of this process."""
     return [
         f"{key} {value} -> {now.get(key)}" for key, value in before.items() if now.get(key) != value
     ]
@@ -70,7 +70,7 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 def make_fingerprint(
     device: torch.device, processes: ProcessGroup, policy: Policy
 ) -> dict[str, str]:
-    """What a byte-exact resume needs to be equal: device kind, processes, threads, versions, frozen weights."""
+    """Facts that must be equal for a byte-exact resume: device kind, processes, threads, versions, frozen weights."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     adapter = {}
     if policy.adapter is not None:

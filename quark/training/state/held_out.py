@@ -1,4 +1,4 @@
-"""The prompts that a run held out, kept in its directory: what `quark evaluate` measures it on."""
+"""The held-out prompts of a run, stored in its directory. `quark evaluate` measures the run on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quark import safe_files
 from quark.config.schema import RunConfig
-from quark.data.prompts import source_file
+from quark.data.prompt_rows import source_file
 from quark.errors import DataError, PoolError, RunDirectoryError
 from quark.formats import VERSION_KEY, check_version
 from quark.pool.native import NativePool
@@ -23,29 +23,29 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """What a run recorded."""
+    """The recorded held-out prompts."""
 
     prompts: tuple[Prompt, ...]
     source: str
     """``prompts.evaluation_source``, or else ``prompts.source``."""
     source_sha256: str
-    """Of that file when the run began."""
+    """SHA-256 of that file when the run began."""
 
     def source_has_changed(self) -> bool:
-        """Whether the file is another one by now, or gone."""
+        """Whether the file has changed or was removed since."""
         try:
             file = source_file(self.source, is_offline=True)
-            # The run may come from somebody else: opening a named pipe or a device could wait, or never end.
+            # The run may come from a stranger. Opening a named pipe or a device could block or never end.
             return not file.is_file() or _sha256(file) != self.source_sha256
         except (OSError, ValueError, DataError):
             return True
 
 
 def write_held_out(run: RunDirectory, config: RunConfig, prompts: Sequence[Prompt]) -> None:
-    """Record the held-out prompts, one JSON object a line, all or none; quark reads the file as a prompt file too.
+    """Record the held-out prompts, one JSON object per line, atomically. The file is also a valid prompt file.
 
     Raises:
-        OSError: the disk refused.
+        OSError: a disk operation failed.
     """
     source = config.prompts.evaluation_source or config.prompts.source
     digest = _sha256(source_file(source))
@@ -65,16 +65,16 @@ def write_held_out(run: RunDirectory, config: RunConfig, prompts: Sequence[Promp
 
 
 def read_held_out(run: RunDirectory, *, vocab_size: int | None = None) -> HeldOut | None:
-    """What the run recorded; None where it was made before runs recorded it.
+    """The recorded prompts; None for a run from before they were recorded.
 
     Args:
-        run: its directory.
-        vocab_size: of the model that is given the tokens; None checks no bound.
+        run: the run directory.
+        vocab_size: vocabulary of the model that gets the tokens; None checks no bound.
 
     Raises:
-        RunDirectoryError: the file is damaged or has a token beyond the vocabulary, and the line is named; or a newer
-            quark wrote it.
-        UnsafeFileError: it is a link out of the run, or no plain file.
+        RunDirectoryError: the file is damaged or has a token outside the vocabulary (names the line), or a newer quark
+            wrote it.
+        UnsafeFileError: it is a link out of the run, or not a plain file.
     """
     try:
         lines = safe_files.read_bytes(run.held_out, run.path).splitlines()
@@ -113,7 +113,7 @@ def read_held_out(run: RunDirectory, *, vocab_size: int | None = None) -> HeldOu
 
 
 def are_those_of(run: RunDirectory, prompts: Sequence[Prompt]) -> bool:
-    """Whether ``prompts`` are those that the run held out, as far as its pool says."""
+    """Whether ``prompts`` are the held-out prompts of the run, according to its pool."""
     try:
         with NativePool.open(run.pool) as pool:
             return pool.info().metadata.get("held_out_prompts") in (None, prompts_digest(prompts))

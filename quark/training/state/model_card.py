@@ -1,4 +1,4 @@
-"""What a saved model's card says about the run that made it."""
+"""The model card of a trained model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from quark.training.events import TrainingResult
 
 
 def card_section(config: RunConfig, result: TrainingResult) -> str:
-    """Markdown: figures on held-out prompts, the control curve, and the configuration."""
+    """Markdown with figures on held-out prompts, the control curve, and the configuration."""
     rows = [
         ("mean reward", result.reward_before, result.reward_after),
         ("KL(model || original), nats a token", 0.0, result.kl_policy_to_reference),

@@ -1,4 +1,4 @@
-"""The trained model is written beside its place and swapped in, with a card that tells of the run."""
+"""Publishes the trained model with its card: writes a folder beside it and swaps it in."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from quark.training.state.model_card import card_section
 def publish_model(
     run: RunDirectory, policy: Policy, config: RunConfig, result: TrainingResult
 ) -> None:
-    """Write ``policy`` to ``run.model``. The folder is the old one or the new one, never a part of either.
+    """Write ``policy`` to ``run.model``. The folder is always the complete old one or the complete new one.
 
     Raises:
-        CheckpointError: the disk refused.
+        CheckpointError: a disk operation failed.
     """
     final = run.model
     try:

@@ -1,4 +1,4 @@
-"""A policy's weights as a folder that another program reads: named by content, whole whenever it is there."""
+"""Publishes the weights of a policy as a folder for another program, named by content and always complete."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PublishedWeights:
     """Keeps the initial weights and the newest ones under ``folder``.
 
     Args:
-        folder: of nothing else.
-        policy: with the weights that it begins with.
+        folder: a folder for these weights only.
+        policy: the policy with its initial weights.
     """
 
     def __init__(self, folder: Path, policy: Policy) -> None:
@@ -30,14 +30,14 @@ class PublishedWeights:
         self._publish(folder / INITIAL)
 
     def initial(self) -> tuple[str, Path]:
-        """Version and folder of the weights at the beginning: without a reward token, the original model."""
+        """Version and folder of the initial weights. Without a reward token they are the original model."""
         return self._initial, self._folder / INITIAL
 
     def newest(self) -> tuple[str, Path]:
-        """Version and folder of the weights as they are; written where they are not there yet.
+        """Version and folder of the current weights, written if necessary.
 
         Raises:
-            ModelError: the disk refused.
+            ModelError: a disk operation failed.
         """
         version = _version(self._policy)
         if version == self._initial:
@@ -50,7 +50,7 @@ class PublishedWeights:
         if final.exists():
             return
         try:
-            # The server has what it loaded in its memory.
+            # The server holds the loaded weights in memory.
             for other in self._folder.glob("weights-*"):
                 shutil.rmtree(other)
             self._folder.mkdir(parents=True, exist_ok=True)

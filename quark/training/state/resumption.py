@@ -1,4 +1,4 @@
-"""What a run goes on from: its pool, and a checkpoint that fits it."""
+"""Finds the pool and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_shared_pool(
     run_id: str,
     copy_first_round: Callable[[NativePool], None] | None = None,
 ) -> NativePool:
-    """The run's pool, opened for writing in the main process and after that for reading in the others.
+    """The run's pool, opened for writing in the main process, and then for reading in the others.
 
     Args:
         processes: all of which call this.
@@ -48,8 +48,8 @@ def open_shared_pool(
         copy_first_round: fills a pool that is made, which appears with these samples or not at all.
 
     Raises:
-        DataError: it was filled from other prompts than these.
-        TrainingError: another process does not find it.
+        DataError: it was filled from other prompts.
+        TrainingError: another process cannot find it.
     """
     opened: list[NativePool] = []
 
@@ -76,19 +76,19 @@ def find_checkpoint(
     *,
     num_rounds: int,
 ) -> Checkpoint | None:
-    """The one to go on from, None for a new run. It fits the pool; what keeps the rest from being exact is said.
+    """The checkpoint to resume from, which fits the pool; None for a new run.
 
     Args:
-        run: whose pool it has to fit.
-        checkpoints: of the run.
-        fingerprint: of this process, as ``make_fingerprint`` says.
-        listener: is told.
-        exactness: is told what is different from then.
-        num_rounds: that the run is to have.
+        run: the run whose pool it has to fit.
+        checkpoints: the checkpoints of the run.
+        fingerprint: the fingerprint of this process, from ``make_fingerprint``.
+        listener: receives messages.
+        exactness: receives reasons why the rest of the run will not be exact.
+        num_rounds: the number of rounds of the run.
 
     Raises:
-        ConfigError: it has begun more rounds than that.
-        CheckpointError: none of them verifies; or pool or model are not those it was made with.
+        ConfigError: the run has already begun more rounds.
+        CheckpointError: no checkpoint verifies, or it was made with another pool or model.
     """
     found, rejected = checkpoints.newest()
     for reason in rejected:
@@ -131,7 +131,7 @@ def _open_pool(
     """The run's pool, opened for writing.
 
     Raises:
-        DataError: it was filled by another model or from other prompts than these, or measured on others.
+        DataError: it was filled by another model or from other prompts, or has other held-out prompts.
         RunDirectoryError: the held-out prompts cannot be recorded.
     """
     trained, held_out = prompts_digest(prompts.train), prompts_digest(prompts.evaluation)
@@ -164,7 +164,7 @@ def _open_pool(
         )
     known = pool.info().metadata
     changed = config.prompts.source if known.get("prompts") != trained else None
-    # A pool of an older quark does not say which prompts were held out.
+    # A pool of an older quark does not record the held-out prompts.
     if changed is None and known.get("held_out_prompts", held_out) != held_out:
         changed = f"{config.prompts.evaluation_source or config.prompts.source} that are held out"
     if changed is not None:
@@ -192,8 +192,8 @@ def _record(run: RunDirectory, config: RunConfig, prompts: PromptSet) -> None:
 
 
 def _check_pool(run: RunDirectory, expected: PoolState) -> None:
-    """Refuse a pool that is not a continuation of the one a checkpoint was made with."""
-    # A round under way may learn from an older one: the pool was changed while the run had stopped.
+    """Refuse a pool that does not continue the pool of a checkpoint."""
+    # The current round may learn from an older snapshot if the pool was changed while the run was stopped.
     needed = expected.oldest_needed
     with NativePool.open(run.pool) as pool:
         oldest = pool.oldest_generation

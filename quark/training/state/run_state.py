@@ -1,6 +1,6 @@
-"""What a checkpoint says besides its tensors: ``state.json``, read and written here alone.
+"""The state in a checkpoint besides its tensors: ``state.json``, read and written only here.
 
-Fields that older files lack have defaults. What a newer quark wrote is refused, and so is a field that is not known.
+Fields that older files lack have defaults. Files of a newer quark and unknown fields are refused.
 """
 
 from __future__ import annotations
@@ -36,62 +36,62 @@ FILE_NAME = "state.json"
 
 
 class NewerStateError(CheckpointError):
-    """A checkpoint of a newer quark: nothing is wrong with it, so it is neither skipped nor removed."""
+    """A checkpoint of a newer quark. It is not damaged, so it is neither skipped nor removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertsState:
-    """What the next check for alerts depends on."""
+    """The state of the alerts."""
 
     active: frozenset[str] = frozenset()
-    """Kinds that have begun and not ended."""
+    """Kinds of alerts that have begun and not ended."""
     largest_gap: float = 0.0
-    """Highest clear control gap so far; 0 before there was one."""
+    """Highest significant control gap so far; 0 before the first one."""
     num_gaps: int = 0
-    """Control gaps measured."""
+    """Number of measured control gaps."""
     largest_information: float = 0.0
-    """Most that the tokens have told, in nats; 0 before they told anything."""
+    """Highest information of the tokens so far, in nats; 0 before there was any."""
     rounds_without_information: int = 0
-    """Rounds in a row, up to now, in which they told nothing."""
+    """Current number of consecutive rounds without information."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolState:
-    """The snapshot of the pool that a checkpoint goes on from."""
+    """The pool snapshot of a checkpoint."""
 
     generation: int
     hash: str
     samples: int
     learns_from: int | None = None
-    """Generation that a round under way learns from; the pool can be ahead of it. None between rounds."""
+    """Generation that the current round learns from; the pool can be ahead of it. None between rounds."""
 
     @property
     def oldest_needed(self) -> int:
-        """The oldest generation that the run still reads."""
+        """The oldest generation that the run still needs."""
         return min(self.generation, self.learns_from or self.generation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Everything in a checkpoint that is not a tensor."""
+    """All of a checkpoint except its tensors."""
 
     step: int
-    """Optimizer steps so far; names the checkpoint."""
+    """Number of optimizer steps so far. It names the checkpoint."""
     score: float | None
-    """Mean held-out reward of these weights; None where it was not measured or is not finite."""
+    """Mean held-out reward of these weights; None if it was not measured or is not finite."""
     run_id: str
     position: Position
     objective: Mapping[str, float]
-    """What the objective carries from step to step; it reads this itself."""
+    """State of the objective, which it reads itself."""
     alerts: AlertsState | None
-    """None in a checkpoint of before there were alerts."""
+    """None in a checkpoint from before there were alerts."""
     pool: PoolState
     metrics_bytes: int
     """Length of the metric log."""
     fingerprint: Mapping[str, str]
-    """By name, what has to be equal for a resumed run to be the same run."""
+    """Facts that must be equal when the run is resumed, by name."""
     hooks: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
-    """What weight hooks carry, by their names; each reads its own."""
+    """State of the weight hooks by name. Each reads its own."""
 
     def to_text(self) -> str:
         """The content of ``state.json``."""
@@ -126,11 +126,11 @@ class RunState:
 
     @classmethod
     def of_text(cls, text: bytes | str, path: Path) -> Self:
-        """What ``to_text`` gave, now or in an older quark.
+        """Parse the result of ``to_text``, from this or an older quark.
 
         Args:
             text: the content of ``path``.
-            path: named by errors.
+            path: the file to name in errors.
 
         Raises:
             NewerStateError: a newer quark wrote it.
@@ -154,7 +154,7 @@ class RunState:
 
 
 def score_of(folder: Path) -> float | None:
-    """The score of the checkpoint in ``folder``; None where it has none or cannot be read."""
+    """The score of the checkpoint in ``folder``; None if it has none or cannot be read."""
     try:
         return optional(number_in, json.loads(read_bytes(folder / FILE_NAME, folder))["score"])
     except (OSError, UnsafeFileError, ValueError, KeyError, TypeError, RecursionError):
@@ -162,7 +162,7 @@ def score_of(folder: Path) -> float | None:
 
 
 def oldest_snapshot_needed(run: RunDirectory) -> int | None:
-    """The oldest pool snapshot from which a checkpoint goes on; None without checkpoints.
+    """The oldest pool snapshot that a checkpoint needs; None without checkpoints.
 
     Raises:
         UnsafeFileError: a link leads from the checkpoints out of the run directory.
@@ -173,14 +173,14 @@ def oldest_snapshot_needed(run: RunDirectory) -> int | None:
         try:
             with _told_as_damage(path):
                 said = _versioned(read_bytes(path, run.path), path)
-                # A hash and a length are not asked for: what is needed is known without.
+                # Hash and length are not checked, because only the generation is needed.
                 pool = object_in(said["pool"])
                 learns_from = pool.get("learns_from")
                 generations.append(whole_in(pool["generation"]))
                 generations += [] if learns_from is None else [whole_in(learns_from)]
         except NewerStateError:
             raise
-        except CheckpointError:  # one that cannot be read cannot be resumed from either
+        except CheckpointError:  # a checkpoint that cannot be read cannot be resumed from either
             continue
     return min(generations, default=None)
 
