@@ -41,17 +41,12 @@ class BatchColumn(NumberColumn):
         return np.full(num_samples, self.blank, self.dtype) if values is None else values
 
 
-def _blank(dtype: np.dtype[Any]) -> int | float:
-    """The blank of a column: NaN for a float, -1 for a signed and 0 for an unsigned number."""
-    return {"f": np.nan, "i": -1, "u": 0}[dtype.kind]
-
-
 BATCH_COLUMNS = tuple(
     BatchColumn(
         name=column.shown,
         given=column.given,
         dtype=np.dtype(column.dtype),
-        blank=_blank(np.dtype(column.dtype)),
+        blank=column.blank,
         since=column.since,
     )
     for column in SAMPLE_COLUMNS
@@ -63,7 +58,7 @@ NUMBER_COLUMNS = tuple(
     NumberColumn(
         name=column.shown,
         dtype=np.dtype(column.dtype),
-        blank=_blank(np.dtype(column.dtype)),
+        blank=column.blank,
         since=column.since,
     )
     for column in SAMPLE_COLUMNS

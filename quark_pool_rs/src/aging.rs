@@ -1,7 +1,7 @@
-//! A quantile whose newer samples are drawn more often.
+//! Draws newer samples of a quantile more often.
 //!
-//! An epoch takes a quota of each round, and the samples of a round are walked without replacement from
-//! where the epoch before stopped. All in whole numbers, so that every machine draws alike. Rules:
+//! An epoch takes a quota of each round. The samples of a round are walked without replacement, continuing where the
+//! previous epoch stopped. The arithmetic uses integers, so that every machine draws the same samples. Rules:
 //! `quark/pool/base.py`.
 #![expect(
     clippy::indexing_slicing,
@@ -22,9 +22,9 @@ const WHOLE_BITS: u32 = 20;
 
 /// The samples of one round in one quantile.
 struct Round {
-    /// Where they begin among the ids.
+    /// Their start among the ids.
     first: usize,
-    /// How many an epoch takes.
+    /// Number of draws in an epoch.
     quota: u64,
     walk: Walk,
 }
@@ -35,12 +35,12 @@ pub(crate) struct Aged {
     ids: Vec<u64>,
     /// Newest first.
     rounds: Vec<Round>,
-    /// Draws of an epoch up to and with each round.
+    /// Cumulative number of draws in an epoch, each round included.
     ends: Vec<u64>,
 }
 
 impl Aged {
-    /// Of each of `labels`, which have members. `weights` are by age in rounds; beyond them none is drawn.
+    /// One for each of `labels`, which must have members. `weights` are by age in rounds; older samples are not drawn.
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
@@ -57,7 +57,7 @@ impl Aged {
         let one = |&label: &i16| {
             let members = (0_u64..).zip(&label_of).filter(|&(_, &l)| l == label);
             let mut ids: Vec<u64> = members.map(|(id, _)| id).collect();
-            // Stable, and one pass where the rounds came in order.
+            // A stable sort, and one pass if the rounds are in order.
             ids.sort_by_key(|&id| round_of[id as usize]);
             Self::new(ids, &round_of, weights, hash(key, label as u64))
         };
@@ -84,12 +84,12 @@ impl Aged {
         Self { ids, rounds, ends }
     }
 
-    /// Draws of an epoch.
+    /// Number of draws in an epoch.
     pub(crate) fn size(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// The sample at a place of the walk over an epoch.
+    /// The sample at a position of the walk.
     pub(crate) fn id(&self, epoch: u128, place: u64) -> u64 {
         let at = self.ends.partition_point(|&end| end <= place);
         let Round { first, quota, walk } = self.rounds[at];

@@ -1,4 +1,4 @@
-//! What goes into a pool in one commit, and what is refused at the door.
+//! The input of an append, and its validation.
 #![expect(
     clippy::indexing_slicing,
     reason = "positions are the pool's own, or were checked at the door"
@@ -60,7 +60,7 @@ impl Batch<'_> {
         texts as u128 + 4 * (tokens + numbers) as u128
     }
 
-    /// Refuse arrays that do not fit together, at the door.
+    /// Refuse arrays that do not fit together.
     pub(crate) fn check(&self, settings: &PoolSettings) -> Result<()> {
         let refuse = |message: String| Err(PoolError::Invalid(message));
         let n = self.prompt_index.len();
@@ -140,7 +140,7 @@ impl Batch<'_> {
             }
         }
         for (i, metadata) in self.prompt_metadata.iter().enumerate() {
-            // By far the most frequent value needs no parser.
+            // The most frequent value needs no parser.
             if *metadata != "{}" {
                 check_json_object(&format!("the metadata of prompt {i}"), metadata)?;
             }
@@ -177,7 +177,7 @@ fn check_offsets(what: &str, offsets: &[i64], len: usize) -> Result<()> {
     }
 }
 
-/// The largest of some numbers; 0 of none.
+/// The largest number; 0 if there is none.
 struct Largest<'a>(&'a [u32]);
 
 impl Kernel for Largest<'_> {
@@ -190,7 +190,7 @@ impl Kernel for Largest<'_> {
 }
 
 fn check_tokens(what: &str, tokens: &[u32], offsets: &[i64], vocab_size: u32) -> Result<()> {
-    // The largest is found many at a time; where the wrong one is matters only if there is one.
+    // Finding the maximum is vectorized. The position of a bad value matters only if there is one.
     if processor::run(Largest(tokens)) < vocab_size {
         return Ok(());
     }

@@ -1,8 +1,8 @@
-//! What lies beneath one directory, reached without following a link.
+//! Access to one directory without following links.
 //!
-//! A pool may come from a stranger, so nothing in it decides which file is touched. The directory itself may
-//! be reached through links, since its user names it. Nothing beneath it may be one. A file is opened
-//! first and then looked at through its descriptor, so that no other file takes its place in between.
+//! A pool may come from a stranger, so its content must not decide which file is touched. The path to the directory
+//! may contain links, since the user chose it. Nothing beneath it may be a link. A file is opened first and then
+//! checked through its descriptor, so that it cannot be replaced in between.
 
 use std::ffi::OsStr;
 use std::fs::FileType;
@@ -52,7 +52,7 @@ impl From<FileType> for Found {
 }
 
 impl Found {
-    /// Why this is not the plain file that belongs at `path`; None if it is one.
+    /// The error if this is not a plain file, which belongs at `path`; None if it is one.
     fn refuse_as_file(self, path: &Path) -> Option<io::Error> {
         let found = match self {
             Self::File => return None,
@@ -63,8 +63,8 @@ impl Found {
         Some(Misplaced::other(path, found, "a plain file").into())
     }
 
-    /// Why this is not the directory that belongs at `path`; None if it is one, or a file, of which the
-    /// system says so itself.
+    /// The error if this is not a directory, which belongs at `path`; None if it is one, or a file, for which the system
+    /// has an error of its own.
     fn refuse_as_directory(self, path: &Path) -> Option<io::Error> {
         match self {
             Self::File | Self::Directory => None,

@@ -1,6 +1,6 @@
-//! Batches of like length: the draws of a window of batches dealt anew, quantile by quantile.
+//! Batches of similar length: redistributes the draws of a window of batches, quantile by quantile.
 //!
-//! Which samples the window holds does not change, nor how many of each quantile each batch holds. Rules:
+//! The samples of the window do not change, and neither do the counts per quantile in each batch. Rules:
 //! `quark/pool/base.py`.
 #![expect(
     clippy::indexing_slicing,
@@ -14,9 +14,9 @@ use crate::rng::Permutation;
 /// Quantile and sample.
 pub(crate) type Draw = (i16, u64);
 
-/// Deal the draws of some whole batches so that lengths within a batch are alike.
+/// Redistribute the draws of whole batches so that lengths within a batch are similar.
 ///
-/// `lengths` are those of `draws`.
+/// `lengths` has one entry for each of `draws`.
 pub(crate) fn deal(draws: &mut [Draw], lengths: &[u32], batch_size: usize, key: u64) {
     let mut queues: HashMap<i16, Vec<(u32, usize)>> = HashMap::new();
     for (slot, (&(quantile, _), &length)) in draws.iter().zip(lengths).enumerate() {
@@ -30,7 +30,7 @@ pub(crate) fn deal(draws: &mut [Draw], lengths: &[u32], batch_size: usize, key: 
         })
         .collect();
     let before = draws.to_vec();
-    // Which batch gets the short ones is drawn, so that lengths do not rise within every window.
+    // The order of the batches is random, so that lengths do not rise within every window.
     let number = draws.len() / batch_size;
     let permutation = Permutation::new(number as u64, key);
     let mut order: Vec<usize> = (0..number).collect();

@@ -1,7 +1,9 @@
-//! The columns of a sample: one table, which layout, append, compaction, lookup and the binding follow.
+//! The columns of a sample. Layout, append, compaction, lookup and the binding follow this one table.
 //!
-//! A new column that a batch brings is one line of the table and a new [`FORMAT_VERSION`]. It goes behind
-//! the others, so that a column has the same position in every version that has it.
+//! To add a column that comes with an append: add a line at the end of the table, so that a column has the same
+//! position in every version that has it; raise [`FORMAT_VERSION`] in `format`; describe the column in FORMAT.md;
+//! and give `SampleBatch` and `Sample` in `quark/pool/base.py` an attribute. All lists in Python are derived from
+//! the table (`quark/pool/sample_columns.py`).
 
 use std::fmt;
 use std::ops::Range;
@@ -12,7 +14,8 @@ use arrow_array::{
 };
 use bytemuck::Pod;
 
-use crate::datafile::{DataFile, Kind};
+use crate::datafile::DataFile;
+use crate::encoding::Kind;
 use crate::error::{PoolError, Result};
 use crate::format::{FORMAT_VERSION, PoolSettings};
 
@@ -42,7 +45,7 @@ impl fmt::Display for Value {
 }
 
 impl Value {
-    /// Whether the two say the same; NaN does.
+    /// Whether the two are equal, where NaN equals NaN.
     fn is_like(self, other: Self) -> bool {
         let are_nan =
             matches!((self, other), (Self::F32(a), Self::F32(b)) if a.is_nan() && b.is_nan());
@@ -64,13 +67,13 @@ pub enum Numbers<'a> {
 
 /// A type of the numbers in a column.
 pub trait Number: Pod {
-    /// Its name in a data file.
+    /// The type in a data file.
     const KIND: Kind;
-    /// A number as that of any column.
+    /// Convert to a number of any column.
     fn value(self) -> Value;
-    /// Numbers of any column as those of this type, if they are.
+    /// The numbers, if they have this type.
     fn of(numbers: Numbers<'_>) -> Option<&[Self]>;
-    /// As a data file takes them.
+    /// Convert to an array for a data file.
     fn array(values: Vec<Self>) -> ArrayRef;
 }
 
@@ -103,25 +106,25 @@ numbers! {
     F32 f32 Float32Array;
 }
 
-/// What there is to know of a column.
+/// The declaration of a column.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SampleColumn {
     /// Its name in a segment.
     pub name: &'static str,
     /// The type of its numbers; None for token ids, which are as wide as the vocabulary needs.
     pub kind: Option<Kind>,
-    /// The name that a batch gives its values, [N]; None where the pool finds them out.
+    /// Name of its values [N] in a batch; None if the pool assigns them.
     pub given: Option<&'static str>,
-    /// The name that a sample shows its value under; None where it stands for something else.
+    /// Name of its value in a sample; None if it is an internal number.
     pub shown: Option<&'static str>,
     /// The first version of the format that has it.
     pub since: u32,
-    /// What stands for the number of a sample that was removed, and of all where the version lacks the column.
+    /// The value of a removed sample, and of all samples if the version lacks the column.
     pub blank: Value,
 }
 
 impl SampleColumn {
-    /// Whether the pool's version has it.
+    /// Whether the pool's version has the column.
     #[inline]
     pub fn is_in(&self, settings: &PoolSettings) -> bool {
         settings.format >= self.since
@@ -140,7 +143,7 @@ macro_rules! sample_columns {
             since $since:literal, blank $kind:ident($blank:expr);
         )*}
     ) => {
-        /// Columns of a segment by position. Texts and scores follow and have no fixed one.
+        /// Columns of a segment by position. Texts and scores follow, without a fixed position.
         pub mod column {
             /// Token ids.
             pub const COMPLETION: usize = 1;
@@ -177,23 +180,23 @@ macro_rules! sample_columns {
             columns
         };
 
-        /// The numbers that the pool finds out for N samples, [N] each.
+        /// The numbers that the pool assigns to N samples, [N] each.
         #[derive(Debug)]
         pub struct Found {
             $($(#[doc = $pool_doc])* pub $pool: Vec<$pool_type>,)*
         }
 
-        /// The numbers that a batch brings for N samples, [N] each.
+        /// The numbers that a batch gives for N samples, [N] each.
         #[derive(Debug, Clone, Copy)]
         pub struct Given<'a> {
             $($(#[doc = $doc])* pub $given: &'a [$type],)*
         }
 
         impl<'a> Given<'a> {
-            /// From the numbers of each column. What is of another type is an error that `mismatch` makes.
+            /// Collect the numbers of each column. `mismatch` makes the error for numbers of another type.
             ///
             /// # Errors
-            /// Those of the two functions.
+            /// The errors of the two functions.
             pub fn collect<E>(
                 mut numbers: impl FnMut(&SampleColumn) -> Result<Numbers<'a>, E>,
                 mismatch: impl Fn(&SampleColumn) -> E,
@@ -204,12 +207,12 @@ macro_rules! sample_columns {
                 )*})
             }
 
-            /// Name and length of each.
+            /// Name and length of each column.
             pub(crate) fn lengths(&self) -> impl Iterator<Item = (&'static str, usize)> {
                 [$((stringify!($given), self.$given.len()),)*].into_iter()
             }
 
-            /// Refuse a number that the pool's version has no column for.
+            /// Refuse numbers of columns that the pool's version lacks, unless they are blank.
             pub(crate) fn check_version(&self, settings: &PoolSettings) -> Result<()> {
                 $(refuse_numbers(&COLUMNS[$at], self.$given, settings)?;)*
                 Ok(())
@@ -224,7 +227,7 @@ macro_rules! sample_columns {
         }
 
         impl SampleNumbers {
-            /// Those of a row of a segment.
+            /// Read a row of a segment.
             pub(crate) fn read(file: &DataFile, row: usize, settings: &PoolSettings) -> Result<Self> {
                 Ok(Self {
                     $($pool: file.value($pool_at, row)?,)*
@@ -232,7 +235,7 @@ macro_rules! sample_columns {
                 })
             }
 
-            /// Each under the name that a sample shows it under.
+            /// The numbers under their names in a sample.
             pub fn shown(&self) -> impl Iterator<Item = (&'static str, Value)> {
                 [
                     $(($pool_at, self.$pool.value()),)*
@@ -244,7 +247,7 @@ macro_rules! sample_columns {
         }
 
         impl NumberArrays {
-            /// Those of an append.
+            /// The arrays of an append.
             pub(crate) fn new(found: Found, given: &Given<'_>) -> Self {
                 let mut arrays = Self::default();
                 $(arrays.0[$pool_at] = Some(Number::array(found.$pool));)*
@@ -287,7 +290,7 @@ sample_columns! {
     }
 }
 
-/// How many of the columns there are in each version of the format.
+/// Number of columns in each version of the format.
 #[expect(clippy::indexing_slicing, reason = "computed when the crate is compiled")]
 const NUM_COLUMNS: [usize; FORMAT_VERSION as usize + 1] = {
     let mut counts = [0; FORMAT_VERSION as usize + 1];
@@ -303,7 +306,7 @@ const NUM_COLUMNS: [usize; FORMAT_VERSION as usize + 1] = {
     counts
 };
 
-/// How many of the columns a segment of the pool has.
+/// Number of columns in a segment of the pool.
 #[inline]
 pub fn num_columns(settings: &PoolSettings) -> usize {
     NUM_COLUMNS.get(settings.format as usize).copied().unwrap_or(COLUMNS.len())
@@ -314,7 +317,7 @@ pub fn num_columns(settings: &PoolSettings) -> usize {
 pub struct NumberArrays([Option<ArrayRef>; COLUMNS.len()]);
 
 impl NumberArrays {
-    /// Those of some rows of segments, one after another.
+    /// Read some rows of segments, concatenated.
     pub(crate) fn read(
         parts: &[(&DataFile, Range<usize>)],
         settings: &PoolSettings,

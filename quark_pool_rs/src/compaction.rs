@@ -1,7 +1,7 @@
-//! Small segments and prompt files become few large ones.
+//! Merges small segments and prompt files into few large ones.
 //!
-//! Here it is decided which, and their rows are put one after another; `pool` writes and commits. Samples
-//! keep ids and values, so what is read and what is drawn stays the same. Rules: FORMAT.md, "A compaction".
+//! This module chooses the files and concatenates their rows. `pool` writes and commits. Samples keep ids and values,
+//! so reads and draws do not change. Rules: FORMAT.md, "A compaction".
 #![expect(
     clippy::indexing_slicing,
     reason = "positions are the pool's own, or were checked at the door"
@@ -10,34 +10,34 @@
 use std::ops::Range;
 
 use crate::columns::{NumberArrays, column};
-use crate::datafile::FileEntry;
+use crate::encoding::FileEntry;
 use crate::error::Result;
 use crate::format::{prompts_name, segment_name};
 use crate::manifest::{PromptEntry, SegmentEntry};
 use crate::memory::ensure;
 use crate::parts::{Column, Extent, Run, RunPlace, Segment};
-use crate::ranking::sort_scores;
+use crate::runs::sort_scores;
 use crate::segment::{
     PromptRow, SegmentRows, Tokens, encode_prompts, encode_segment, prompt_column, text_position,
 };
 use crate::snapshot::Snapshot;
 
-/// Larger files are not made: their rows are in memory once, and Arrow's offsets are i32.
+/// Size limit of a file: a merge holds all rows in memory, and Arrow's offsets are i32.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// What one step of a compaction makes one file of: positions in the snapshot.
+/// The files that one step merges, as positions in the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Group {
-    /// Of segments.
+    /// Segments.
     Segments(Range<usize>),
-    /// Of prompt files.
+    /// Prompt files.
     Prompts(Range<usize>),
 }
 
-/// The oldest files that are worth making one of, with at most `max_rows` rows.
+/// The oldest files that are worth merging, with at most `max_rows` rows.
 ///
-/// The largest file of a group at least doubles, so that a row is written anew a few times in its life,
-/// however often pools are compacted. The same snapshot gives the same group.
+/// The largest file of a group at least doubles, so that a row is rewritten only a few times however often a pool is
+/// compacted. The same snapshot gives the same group.
 pub fn plan(snapshot: &Snapshot, max_rows: u64) -> Option<Group> {
     let segments = snapshot.segments.iter().map(|segment| Candidate {
         rows: segment.entry.count,
@@ -54,11 +54,11 @@ pub fn plan(snapshot: &Snapshot, max_rows: u64) -> Option<Group> {
         .or_else(|| choose(&prompts.collect::<Vec<_>>(), max_rows).map(Group::Prompts))
 }
 
-/// A file that may become part of another one.
+/// A candidate for a merge.
 struct Candidate<L> {
     rows: u64,
     bytes: u64,
-    /// Only like ones become one.
+    /// Only files of the same kind are merged.
     like: L,
 }
 
@@ -84,7 +84,7 @@ fn choose<L: PartialEq>(files: &[Candidate<L>], max_rows: u64) -> Option<Range<u
     None
 }
 
-/// The score columns that are still read from a segment: others were scored anew, into files of their own.
+/// The score columns that are still read from a segment. The others were re-scored into files of their own.
 fn placed_scores<'a>(snapshot: &'a Snapshot, entry: &SegmentEntry) -> Vec<&'a str> {
     let is_read = |column: &&Column| {
         let at = column.extents.binary_search_by_key(&entry.first, Extent::first);
@@ -93,9 +93,9 @@ fn placed_scores<'a>(snapshot: &'a Snapshot, entry: &SegmentEntry) -> Vec<&'a st
     snapshot.columns.iter().filter(is_read).map(|column| column.name.as_str()).collect()
 }
 
-/// The bytes of one segment with the rows of several, and what the manifest is to say of it.
+/// Encode one segment with the rows of several: its bytes and its entry for the manifest.
 ///
-/// `first` is the first sample of an append in the first of them; the ones before it are left out.
+/// `first` is the first sample of an append in the first segment. Earlier samples are left out.
 ///
 /// # Errors
 /// `Corrupted`, `Io`, `Memory`.
@@ -163,7 +163,7 @@ pub fn merge_segments(
     Ok((bytes, entry))
 }
 
-/// The bytes of one prompt file with the rows of several, and what the manifest is to say of it.
+/// Encode one prompt file with the rows of several: its bytes and its entry for the manifest.
 ///
 /// # Errors
 /// `Corrupted`, `Io`, `Memory`.
@@ -200,17 +200,17 @@ pub fn merge_prompts(
     Ok((bytes, PromptEntry { first, count: prompts.len() as u32, file }))
 }
 
-/// Refuse a merge of files with so many bytes and rows that memory does not hold.
+/// Refuse a merge that does not fit into memory.
 fn ensure_merge(lengths: impl Iterator<Item = u64>, rows: u64) -> Result<()> {
     let read: u64 = lengths.sum();
-    // What is read, the columns made of it, and the bytes of the new file.
+    // The input, the columns made from it, and the bytes of the new file.
     let bytes = 3 * u128::from(read) + u128::from(rows) * size_of::<PromptRow<'_>>() as u128;
     ensure(bytes, || format!("merging files of {read} bytes"))
 }
 
-/// The runs of a column that are orders in the segments that this one takes the place of.
+/// The runs of a column that are stored in the segments that this one replaces.
 ///
-/// They stay runs, in files of their own: a draw says which run a sample is in, and shall not change.
+/// They stay separate runs, in files of their own, because draws depend on the run of a sample and must not change.
 pub fn runs_within(column: &Column, segment: &SegmentEntry) -> Vec<usize> {
     let ids = segment.first..segment.first + segment.count;
     let is_within = |run: &Run| {

@@ -1,7 +1,7 @@
-//! One data file: a plain Arrow IPC file with a checksum table before its footer.
+//! One open data file: a plain Arrow IPC file with a checksum table before its footer.
 //!
-//! Nothing here knows what the columns mean. A byte leaves this room only after its block matched its
-//! sum, and a slice only after its bounds were checked. Layout: FORMAT.md, "Data files".
+//! This module does not know what the columns mean. It returns bytes only after their block matched its sum, and
+//! slices only after a check of their bounds. Layout: FORMAT.md, "Data files".
 
 use std::ops::Range;
 use std::path::Path;
@@ -9,147 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use arrow_array::{ArrayRef, RecordBatch};
-use arrow_ipc::writer::FileWriter;
-use arrow_schema::{DataType, Field, Schema};
 use bytemuck::Pod;
-use serde::{Deserialize, Serialize};
 
-use crate::checksum::{CheckedBlocks, block_sums, sum64};
+use crate::checksum::{CheckedBlocks, sum64};
+use crate::encoding::{ColumnSpec, FileEntry, Kind, trailing_footer_len};
 use crate::error::{PoolError, Result};
 use crate::format::BLOCK_BYTES;
 use crate::mapping::Region;
 use crate::storage::Storage;
-
-/// What the manifest knows of a data file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileEntry {
-    /// Name with its directory, of the form that `manifest` has checked.
-    pub name: String,
-    /// Length of the file.
-    pub length: u64,
-    /// Where the checksum table begins.
-    pub tail: u64,
-    /// xxh3-64 of the bytes from `tail` on.
-    #[serde(with = "hex_u64")]
-    pub sum: u64,
-}
-
-mod hex_u64 {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-    pub(super) fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format!("{value:016x}"))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-        u64::from_str_radix(&String::deserialize(deserializer)?, 16).map_err(D::Error::custom)
-    }
-}
-
-/// Type of a column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Fixed-width numbers.
-    U8,
-    /// 16-bit signed.
-    I16,
-    /// 16-bit unsigned.
-    U16,
-    /// 32-bit unsigned.
-    U32,
-    /// 64-bit unsigned.
-    U64,
-    /// 32-bit float.
-    F32,
-    /// Lists of 16-bit token ids.
-    ListU16,
-    /// Lists of 32-bit token ids.
-    ListU32,
-    /// Text.
-    Text,
-    /// 16 bytes.
-    Bytes16,
-}
-
-impl Kind {
-    /// The Arrow type of it.
-    pub fn data_type(self) -> DataType {
-        let list = |of| DataType::List(Arc::new(Field::new("item", of, false)));
-        match self {
-            Self::U8 => DataType::UInt8,
-            Self::I16 => DataType::Int16,
-            Self::U16 => DataType::UInt16,
-            Self::U32 => DataType::UInt32,
-            Self::U64 => DataType::UInt64,
-            Self::F32 => DataType::Float32,
-            Self::ListU16 => list(DataType::UInt16),
-            Self::ListU32 => list(DataType::UInt32),
-            Self::Text => DataType::Utf8,
-            Self::Bytes16 => DataType::FixedSizeBinary(16),
-        }
-    }
-
-    /// Bytes of a value, or of an item of a value.
-    fn width(self) -> usize {
-        match self {
-            Self::U8 | Self::Text => 1,
-            Self::I16 | Self::U16 | Self::ListU16 => 2,
-            Self::U32 | Self::F32 | Self::ListU32 => 4,
-            Self::U64 => 8,
-            Self::Bytes16 => 16,
-        }
-    }
-
-    fn has_offsets(self) -> bool {
-        matches!(self, Self::ListU16 | Self::ListU32 | Self::Text)
-    }
-}
-
-/// Name and type of a column.
-pub type ColumnSpec = (String, Kind);
-
-/// The bytes of a data file with these columns, and what the manifest is to say of it.
-///
-/// # Panics
-/// If the arrays do not have the types and lengths of `columns`: the caller made them from checked input.
-pub fn encode(name: String, columns: &[ColumnSpec], arrays: Vec<ArrayRef>) -> (Vec<u8>, FileEntry) {
-    let fields: Vec<Field> =
-        columns.iter().map(|(name, kind)| Field::new(name, kind.data_type(), false)).collect();
-    let schema = Arc::new(Schema::new(fields));
-    let payload: usize = arrays.iter().map(arrow_array::Array::get_array_memory_size).sum();
-    let bytes = Vec::with_capacity(payload + payload / 256 + 16 * 1024);
-    let arrow = (|| {
-        let batch = RecordBatch::try_new(schema.clone(), arrays)?;
-        let mut writer = FileWriter::try_new(bytes, &schema)?;
-        writer.write(&batch)?;
-        writer.finish()?;
-        writer.into_inner()
-    })();
-    let mut bytes = arrow.expect("arrays match their schema, and memory takes every write");
-
-    let footer_start = bytes.len() - 10 - trailing_footer_len(&bytes);
-    let footer = bytes.split_off(footer_start);
-    bytes.resize(footer_start.next_multiple_of(8), 0);
-    let tail = bytes.len();
-    let sums: Vec<u64> = block_sums(&bytes).collect();
-    bytes.extend_from_slice(bytemuck::cast_slice(&sums));
-    bytes.extend_from_slice(&footer);
-    let entry = FileEntry {
-        name,
-        length: bytes.len() as u64,
-        tail: tail as u64,
-        sum: sum64(bytes.get(tail..).unwrap_or_default()),
-    };
-    (bytes, entry)
-}
-
-/// The footer's length, which stands before the closing magic of an Arrow file.
-fn trailing_footer_len(bytes: &[u8]) -> usize {
-    let end: Option<&[u8; 10]> = bytes.last_chunk();
-    end.map_or(0, |&[a, b, c, d, ..]| u32::from_le_bytes([a, b, c, d]) as usize)
-}
 
 /// Where a column lies in its file.
 #[derive(Debug, Clone)]
@@ -164,10 +31,10 @@ struct Layout {
     values: Range<usize>,
 }
 
-/// Whether reading `len` bytes since `begin` took so long that they were not in memory. A wrong guess costs
-/// a little time and nothing else: asking the system for what is in memory takes as long as reading it.
+/// Guess from the time since `begin` whether reading `len` bytes needed the disk. A wrong guess costs only a little
+/// time. Asking the system which pages are in memory would take as long as reading them.
 fn came_from_disk(begin: Instant, len: usize) -> bool {
-    /// A page in memory takes a microsecond to map and to sum, a fast disk's thirty.
+    /// Mapping and checking a page takes a microsecond from memory, and thirty from a fast disk.
     const SLOWEST_PAGE: Duration = Duration::from_micros(2);
     const FASTEST_DISK: Duration = Duration::from_micros(15);
     begin.elapsed() > FASTEST_DISK + SLOWEST_PAGE * (len / BLOCK_BYTES) as u32
@@ -181,7 +48,7 @@ pub struct DataFile {
     tail: usize,
     sums: Range<usize>,
     checked: CheckedBlocks,
-    /// Whether something of it had to come from the disk: then more will, and is asked for ahead.
+    /// Whether a read needed the disk. If so, later reads are requested ahead.
     is_cold: AtomicBool,
     rows: usize,
     columns: Vec<Layout>,
@@ -191,7 +58,7 @@ impl DataFile {
     /// Open the file of `entry`, which must have exactly `columns` and `rows` rows.
     ///
     /// # Errors
-    /// `Corrupted` if length, tail sum or structure are not what was committed; `Io`.
+    /// `Corrupted` if length, checksum of the tail or structure differ from the commit; `Io`.
     pub fn open(
         storage: &dyn Storage,
         entry: &FileEntry,
@@ -255,7 +122,7 @@ impl DataFile {
             footer.schema().and_then(|s| s.fields()).ok_or_else(|| wrong("it has no schema"))?;
         if fields.len() != specs.len()
             || fields.iter().zip(specs).any(|(field, (name, kind))| {
-                field.name() != Some(name.as_str()) || field.type_type() != arrow_type(*kind)
+                field.name() != Some(name.as_str()) || field.type_type() != kind.arrow_type()
             })
         {
             return Err(wrong("the columns"));
@@ -324,10 +191,10 @@ impl DataFile {
     }
 }
 
-/// Reading. Where columns and rows lie was checked when the file was opened.
+/// Reading. The positions of columns and rows were checked when the file was opened.
 #[expect(clippy::indexing_slicing, reason = "a row costs nanoseconds, and its bounds are asserted")]
 impl DataFile {
-    /// Checked bytes; `range` lies before the tail.
+    /// Checked bytes. `range` must end before the tail.
     #[inline(always)]
     fn bytes(&self, range: Range<usize>) -> Result<&[u8]> {
         if !self.checked.covers(&range) {
@@ -397,7 +264,7 @@ impl DataFile {
         Ok(self.values::<T>(column, row..row + 1)?[0])
     }
 
-    /// Where a row's items lie among the items of a column with offsets.
+    /// The span of a row's items among all items of a column with offsets.
     ///
     /// # Errors
     /// `Corrupted`.
@@ -421,7 +288,7 @@ impl DataFile {
         self.damaged(at, format!("offsets {} .. {} are no span", pair[0], pair[1]))
     }
 
-    /// The items of a span that came from [`DataFile::span`].
+    /// The items of a span from [`DataFile::span`].
     ///
     /// # Errors
     /// `Corrupted`.
@@ -439,7 +306,7 @@ impl DataFile {
         Ok(bytemuck::cast_slice(self.bytes(range)?))
     }
 
-    /// Some items of a column, if it has them and their blocks have been checked already.
+    /// Some items of a column, if they exist and their blocks have already been checked.
     ///
     /// # Panics
     /// If `T` is not the items' type.
@@ -468,7 +335,7 @@ impl DataFile {
             .map_err(|_| self.damaged(at, "a text is not UTF-8"))
     }
 
-    /// Ask the processor for a row's value or offsets, which will soon be read.
+    /// Prefetch a row's value or offsets.
     #[inline(always)]
     pub fn prefetch_row(&self, column: usize, row: usize) {
         let layout = &self.columns[column];
@@ -485,7 +352,7 @@ impl DataFile {
         }
     }
 
-    /// Ask the processor for the first items of a span, and the system if this process has not seen them.
+    /// Prefetch the first items of a span. Ask the system for them if this process has not read them before.
     #[inline(always)]
     pub fn prefetch_items(&self, column: usize, span: &Range<usize>) {
         let layout = &self.columns[column];
@@ -502,7 +369,7 @@ impl DataFile {
         }
     }
 
-    /// Check every block that was not checked before, and report each that is wrong.
+    /// Check every block that was not checked before, and report each damaged one.
     pub fn check_all(&self, mut report: impl FnMut(PoolError)) {
         self.region.will_be_read_through();
         for start in (0..self.tail).step_by(BLOCK_BYTES) {
@@ -513,31 +380,21 @@ impl DataFile {
     }
 }
 
-fn arrow_type(kind: Kind) -> arrow_ipc::Type {
-    match kind {
-        Kind::U8 | Kind::I16 | Kind::U16 | Kind::U32 | Kind::U64 => arrow_ipc::Type::Int,
-        Kind::F32 => arrow_ipc::Type::FloatingPoint,
-        Kind::ListU16 | Kind::ListU32 => arrow_ipc::Type::List,
-        Kind::Text => arrow_ipc::Type::Utf8,
-        Kind::Bytes16 => arrow_ipc::Type::FixedSizeBinary,
-    }
-}
-
-/// A data file that is opened when it is first needed.
+/// A data file that is opened on first use.
 #[derive(Debug)]
 pub struct LazyFile {
-    /// What the manifest says of it.
+    /// Its entry in the manifest.
     pub entry: FileEntry,
     opened: OnceLock<Arc<DataFile>>,
 }
 
 impl LazyFile {
-    /// Not opened yet.
+    /// A file that is not open yet.
     pub fn new(entry: FileEntry) -> Self {
         Self { entry, opened: OnceLock::new() }
     }
 
-    /// Use what another handle of the same file has opened.
+    /// Share the open file of another handle, if it has one.
     pub fn adopt(&self, other: &Self) {
         if self.entry == other.entry
             && let Some(file) = other.opened.get()
@@ -546,7 +403,7 @@ impl LazyFile {
         }
     }
 
-    /// The file, opened if need be. A file that cannot be opened is tried again next time.
+    /// The file, opened if necessary. If opening fails, the next call tries again.
     ///
     /// # Errors
     /// As [`DataFile::open`].
@@ -573,6 +430,7 @@ impl LazyFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encoding::encode;
     use crate::storage::FileStorage;
     use arrow_array::{ArrayRef, StringArray, UInt32Array};
 

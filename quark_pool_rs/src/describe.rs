@@ -7,7 +7,7 @@ use crate::parts::{Column, Extent};
 use crate::snapshot::Snapshot;
 use crate::threads::parallel;
 
-/// What a snapshot holds.
+/// Counts and statistics of a snapshot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Description {
     /// Ids are below this.
@@ -24,7 +24,7 @@ pub struct Description {
     pub columns: Vec<ColumnDescription>,
 }
 
-/// What a score column holds.
+/// Statistics of a score column.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ColumnDescription {
     /// Its name.
@@ -35,13 +35,13 @@ pub struct ColumnDescription {
     pub unscored: u64,
     /// Sorted runs.
     pub num_runs: u64,
-    /// 1 for the first scores of the name; re-scoring counts up.
+    /// 1 for the first scores under this name; each re-scoring adds 1.
     pub version: u32,
-    /// What made the scores if they came after their samples; else empty.
+    /// Describes the scorer, if the scores were added after their samples; else empty.
     pub source: String,
     /// NaN when nothing is scored.
     pub mean: f64,
-    /// Of the scores as a whole population; NaN when nothing is scored.
+    /// Population standard deviation; NaN if nothing is scored.
     pub std: f64,
     /// NaN when nothing is scored.
     pub min: f32,
@@ -49,7 +49,7 @@ pub struct ColumnDescription {
     pub max: f32,
 }
 
-/// Count and measure a snapshot; one pass over its scores.
+/// Describe a snapshot, with one pass over its scores.
 ///
 /// # Errors
 /// `Corrupted`, `Io`.
@@ -69,7 +69,7 @@ pub fn describe(snapshot: &Snapshot) -> Result<Description> {
 }
 
 fn describe_column(snapshot: &Snapshot, column: &Column) -> Result<ColumnDescription> {
-    // Sums per extent in id order, so that the mean does not depend on the number of threads.
+    // Add per extent in id order, so that the mean does not depend on the number of threads.
     let part = |extent: &Extent| {
         let scores = extent.scores(&snapshot.home, 0..extent.count())?;
         let scored = scores.iter().copied().filter(|score| !score.is_nan());
@@ -78,7 +78,7 @@ fn describe_column(snapshot: &Snapshot, column: &Column) -> Result<ColumnDescrip
             .fold((0.0, f32::INFINITY, f32::NEG_INFINITY), |(sum, min, max), score| {
                 (sum + f64::from(score), score.min(min), score.max(max))
             });
-        // Squares around the extent's own mean: nothing is lost where the scores are far from 0.
+        // Squares around the extent's mean, which keeps precision if the scores are far from 0.
         let mean = sums.0 / extent.entry.scored.max(1) as f64;
         let squares: f64 = scored.map(|score| (f64::from(score) - mean).powi(2)).sum();
         Ok((sums, extent.entry.scored as f64, mean, squares))

@@ -1,11 +1,11 @@
-//! Every way in which the pool can refuse.
+//! All errors of the pool.
 //!
-//! A variant is a thing that a caller would do differently. Our own mistakes are panics, not values.
+//! Each variant is a case that a caller would handle differently. Our own mistakes are panics.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What went wrong, in a sentence with the numbers in it.
+/// An error, described in a sentence with its numbers.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
@@ -102,9 +102,9 @@ pub enum PoolError {
     /// The operating system refused.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was tried, a verb.
+        /// The action, as a verb.
         action: &'static str,
-        /// On what.
+        /// The path that it concerned.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -122,7 +122,7 @@ fn unknown_sample(id: u64, num_removed: u64, num_samples: u64) -> String {
     }
 }
 
-/// The result of everything here.
+/// The result type of this crate.
 pub type Result<T, E = PoolError> = std::result::Result<T, E>;
 
 impl PoolError {
@@ -136,7 +136,7 @@ impl PoolError {
         Self::Corrupted { file: file.into(), offset, what: what.into() }
     }
 
-    /// For `map_err` on system calls; what stands in another thing's place is damage.
+    /// For `map_err` on system calls. A wrong kind of file in the pool is damage.
     pub fn io(action: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> Self {
         move |source| match Misplaced::of(&source) {
             Some(misplaced) => {
@@ -147,7 +147,7 @@ impl PoolError {
     }
 }
 
-/// What stands in a pool where something else belongs. Its [`io::Error`] is an `InvalidInput`.
+/// A wrong kind of entry in a pool, such as a link in place of a file. Its [`io::Error`] is an `InvalidInput`.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct Misplaced {

@@ -9,7 +9,8 @@ use crate::error::{PoolError, Result};
 use crate::format::{
     HEAD, MANIFEST_DIR, PROMPT_DIR, PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR, log_name,
 };
-use crate::manifest::{Kind, State, encode_head, encode_record};
+use crate::log::{Kind, encode_head, encode_record};
+use crate::manifest::State;
 use crate::snapshot::Snapshot;
 use crate::storage::{Output, Storage, publish_directory};
 use crate::writer::to_json;

@@ -18,13 +18,15 @@
 //! aging  bucketing                            newer ones more often | batches of like length
 //! gather  schedule                            padded or packed batches | whose turn a slot is
 //! quantization  selection  ranking            quantiles | cuts of values | cuts of sorted runs
+//! runs                                        samples in sorted order
 //! recovery                                    from a directory to a snapshot
 //! lookup  rows                                samples, prompts and scores by id | columns of some samples
 //! snapshot                                    what a reader sees
 //! parts                                       what that is made of
-//! segment  manifest                           files of columns | records
+//! segment  manifest                           files of columns | payloads of records
 //! columns                                     the table of a sample's columns
-//! datafile                                    an Arrow file with checksums
+//! datafile                                    an open Arrow file with checksums
+//! encoding  log                               bytes of an Arrow file | records and HEAD
 //! storage                                     what the pool asks of a disk
 //! beneath                                     the only file-system room
 //! mapping  checksum  rng  threads             maps | sums | counter-based randomness | what computes together
@@ -42,11 +44,13 @@ pub mod columns;
 pub mod compaction;
 pub mod datafile;
 pub mod describe;
+pub mod encoding;
 pub mod error;
 pub mod fork;
 pub mod format;
 pub mod gather;
 mod interning;
+pub mod log;
 pub mod lookup;
 pub mod manifest;
 pub mod mapping;
@@ -62,6 +66,7 @@ pub mod recovery;
 pub mod retention;
 pub mod rng;
 pub mod rows;
+pub mod runs;
 pub mod sampler;
 mod schedule;
 pub mod segment;

@@ -1,207 +1,17 @@
-//! The published state: records, logs and what they say.
+//! The published state: the payloads of the records in a log.
 //!
-//! Bytes in, values out; no file is touched here. Layout: FORMAT.md, "Manifest" and "HEAD".
+//! This module parses bytes and touches no file. Layout: FORMAT.md, "Manifest".
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use crate::checksum::{Digest256, sha256, sum64};
-use crate::datafile::FileEntry;
-use crate::format::{
-    MAX_PAYLOAD_BYTES, PROMPT_DIR, PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR, is_data_name,
-};
+use crate::encoding::FileEntry;
+use crate::format::{PROMPT_DIR, PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR, is_data_name};
 
-/// Length of a record before its payload.
-pub const HEADER_BYTES: usize = 96;
-const MAGIC: [u8; 8] = *b"\xffQRKMAN\xfe";
-const HEAD_MAGIC: [u8; 8] = *b"QRKHEAD1";
-const HEAD_BYTES: usize = 64;
-
-/// What a record is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Everything at a generation.
-    State = 1,
-    /// What one append added.
-    Commit = 2,
-    /// What became of the scores of samples that were there.
-    Scores = 3,
-    /// What became of snapshots and files that were there.
-    Upkeep = 4,
-}
-
-/// A record whose sums were right.
-#[derive(Debug, Clone, Copy)]
-pub struct Record<'a> {
-    /// Where it begins in its log.
-    pub offset: usize,
-    /// State or commit.
-    pub kind: Kind,
-    /// Generation that it makes.
-    pub generation: u64,
-    /// Digest of the record before.
-    pub previous: Digest256,
-    /// Its own.
-    pub digest: Digest256,
-    /// JSON.
-    pub payload: &'a [u8],
-}
-
-impl Record<'_> {
-    /// Where the record after it begins.
-    pub fn end(&self) -> usize {
-        self.offset + HEADER_BYTES + self.payload.len()
-    }
-}
-
-/// The bytes of a record, and its digest.
-///
-/// # Panics
-/// If the payload is longer than the format allows.
-pub fn encode_record(
-    kind: Kind,
-    generation: u64,
-    previous: &Digest256,
-    payload: &[u8],
-) -> (Vec<u8>, Digest256) {
-    assert!(payload.len() <= MAX_PAYLOAD_BYTES as usize, "a manifest record outgrew its limit");
-    let mut header = [0; HEADER_BYTES];
-    header[..8].copy_from_slice(&MAGIC);
-    header[8..12].copy_from_slice(&(kind as u32).to_le_bytes());
-    header[12..16].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-    header[16..24].copy_from_slice(&generation.to_le_bytes());
-    header[24..56].copy_from_slice(previous);
-    let digest = sha256(&[&header[..56], payload]);
-    header[56..88].copy_from_slice(&digest);
-    let sum = frame_sum(&header, payload);
-    header[88..96].copy_from_slice(&sum);
-    ([&header, payload].concat(), digest)
-}
-
-fn frame_sum(header: &[u8; HEADER_BYTES], payload: &[u8]) -> [u8; 8] {
-    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-    hasher.update(&header[..88]);
-    hasher.update(payload);
-    hasher.digest().to_le_bytes()
-}
-
-/// The record at `offset`, or why there is none.
-///
-/// # Errors
-/// What does not fit, for people.
-pub fn decode_record(log: &[u8], offset: usize) -> Result<Record<'_>, &'static str> {
-    let header: Option<&[u8; HEADER_BYTES]> = log.get(offset..).and_then(<[u8]>::first_chunk);
-    let header = header.ok_or("a record header is cut short")?;
-    if header[..8] != MAGIC {
-        return Err("a record does not begin with the magic bytes");
-    }
-    let payload_len = u32::from_le_bytes(header[12..16].try_into().expect("4 bytes"));
-    if payload_len > MAX_PAYLOAD_BYTES {
-        return Err("a record claims to be longer than the format allows");
-    }
-    let start = offset + HEADER_BYTES;
-    let payload = log.get(start..start + payload_len as usize).ok_or("a record is cut short")?;
-    if frame_sum(header, payload) != header[88..96] {
-        return Err("a record does not match its sum");
-    }
-    let digest: Digest256 = header[56..88].try_into().expect("32 bytes");
-    if sha256(&[&header[..56], payload]) != digest {
-        return Err("a record does not match its digest");
-    }
-    let kind = match u32::from_le_bytes(header[8..12].try_into().expect("4 bytes")) {
-        1 => Kind::State,
-        2 => Kind::Commit,
-        3 => Kind::Scores,
-        4 => Kind::Upkeep,
-        _ => return Err("a record has an unknown kind"),
-    };
-    Ok(Record {
-        offset,
-        kind,
-        generation: u64::from_le_bytes(header[16..24].try_into().expect("8 bytes")),
-        previous: header[24..56].try_into().expect("32 bytes"),
-        digest,
-        payload,
-    })
-}
-
-/// A log, read as far as it is a chain.
-#[derive(Debug)]
-pub struct Chain<'a> {
-    /// A state, then commits of samples or scores without gaps.
-    pub records: Vec<Record<'a>>,
-    /// Why the chain ends before the log does: offset and cause.
-    pub broken: Option<(usize, &'static str)>,
-    /// A whole record of a later generation after the break: where, and which.
-    pub survivor: Option<(usize, u64)>,
-}
-
-/// Read a log as far as it is a chain that begins with the state of `first_generation`.
-pub fn read_chain(log: &[u8], first_generation: u64) -> Chain<'_> {
-    let mut records: Vec<Record<'_>> = Vec::new();
-    let mut offset = 0;
-    let mut broken = None;
-    while offset < log.len() || records.is_empty() {
-        let record = decode_record(log, offset).and_then(|record| {
-            let fits = match records.last() {
-                None => record.kind == Kind::State && record.generation == first_generation,
-                Some(last) => {
-                    record.kind != Kind::State
-                        && record.generation == last.generation + 1
-                        && record.previous == last.digest
-                }
-            };
-            if fits { Ok(record) } else { Err("a record does not follow the one before") }
-        });
-        match record {
-            Ok(record) => {
-                offset = record.end();
-                records.push(record);
-            }
-            Err(cause) => {
-                broken = Some((offset, cause));
-                break;
-            }
-        }
-    }
-    let newest = records.last().map(|r| r.generation);
-    let survivor = broken.and_then(|(at, _)| {
-        let rest = log.get(at + 1..).unwrap_or_default();
-        rest.windows(MAGIC.len())
-            .enumerate()
-            .filter(|(_, window)| *window == MAGIC)
-            .filter_map(|(i, _)| decode_record(log, at + 1 + i).ok())
-            .find(|record| newest.is_none_or(|g| record.generation > g))
-            .map(|record| (record.offset, record.generation))
-    });
-    Chain { records, broken, survivor }
-}
-
-/// The bytes of HEAD.
-pub fn encode_head(generation: u64, digest: &Digest256) -> [u8; HEAD_BYTES] {
-    let mut bytes = [0; HEAD_BYTES];
-    bytes[..8].copy_from_slice(&HEAD_MAGIC);
-    bytes[8..16].copy_from_slice(&generation.to_le_bytes());
-    bytes[16..48].copy_from_slice(digest);
-    let sum = sum64(&bytes[..56]);
-    bytes[56..].copy_from_slice(&sum.to_le_bytes());
-    bytes
-}
-
-/// What HEAD says, if it says anything.
-pub fn decode_head(bytes: &[u8]) -> Option<(u64, Digest256)> {
-    let bytes: &[u8; HEAD_BYTES] = bytes.try_into().ok()?;
-    let valid = bytes[..8] == HEAD_MAGIC && sum64(&bytes[..56]).to_le_bytes() == bytes[56..];
-    valid.then(|| {
-        let generation = u64::from_le_bytes(bytes[8..16].try_into().expect("8 bytes"));
-        (generation, bytes[16..48].try_into().expect("32 bytes"))
-    })
-}
-
-/// A file of one kind. Here alone is decided which names a manifest may list: whoever has a [`FileEntry`] that was
-/// read can use its name as a path in the pool.
+/// A file of one kind. This is the only check of the names in a manifest, so the name of every [`FileEntry`] that
+/// was read is a safe path in the pool.
 fn file_in<'de, D: Deserializer<'de>>(
     directory: &str,
     deserializer: D,
@@ -211,7 +21,7 @@ fn file_in<'de, D: Deserializer<'de>>(
     if is_there && is_data_name(&file.name) {
         return Ok(file);
     }
-    // Bounded, since a stranger chose it.
+    // Shortened, because a stranger may have chosen it.
     let shown: String = file.name.chars().take(100).collect();
     Err(D::Error::custom(format!("a name that no file in {directory} has: {shown:?}")))
 }
@@ -239,7 +49,7 @@ fn score_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<FileE
     Ok(Option::<Scores>::deserialize(deserializer)?.map(|Scores(file)| file))
 }
 
-/// A segment and the append that made it, or the appends whose segments it took the place of.
+/// A segment and the append that it stores, or the appends whose segments were merged into it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SegmentEntry {
@@ -263,7 +73,7 @@ pub struct SegmentEntry {
     pub file: FileEntry,
 }
 
-/// An append whose samples lie in a segment with others.
+/// A further append in a merged segment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AppendEntry {
@@ -314,14 +124,14 @@ pub struct ExtentEntry {
     pub first: u64,
     /// Samples.
     pub count: u64,
-    /// Those of them whose score is not NaN.
+    /// Number of scores that are not NaN.
     pub scored: u64,
-    /// Where the values lie if they came after their samples; else in the segment that begins at `first`.
+    /// The file with the values if they were added after their samples; else they are in the segment at `first`.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "score_file")]
     pub file: Option<FileEntry>,
 }
 
-/// Where a run lies.
+/// Where a run is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum RunSource {
@@ -340,7 +150,7 @@ pub struct RunEntry {
     pub level: u8,
     /// Entries.
     pub entries: u64,
-    /// What the ids in a file of its own are counted from.
+    /// Ids in a file of its own are relative to this.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub first: u64,
     /// Where.
@@ -353,14 +163,14 @@ pub struct RunEntry {
 pub struct ColumnState {
     /// Its name.
     pub name: String,
-    /// 1 for the first; each re-scoring counts up.
+    /// 1 for the first scores under this name; each re-scoring adds 1.
     pub version: u32,
-    /// What made the scores if they came after their samples: one JSON object; else empty.
+    /// Describes the scorer as one JSON object, if the scores were added after their samples; else empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source: String,
     /// By first id.
     pub extents: Vec<Arc<ExtentEntry>>,
-    /// In the order in which they were made.
+    /// In order of creation.
     pub runs: Vec<Arc<RunEntry>>,
 }
 
@@ -368,16 +178,16 @@ pub struct ColumnState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// What the pool was created with.
+    /// The settings that the pool was created with.
     pub pool: PoolSettings,
     /// Hexadecimal digest of the last commit before this state, empty for generation 0.
     pub chain: String,
-    /// The oldest generation that can be shown: where a fork began, or what a collection kept.
+    /// The oldest generation that can be opened: the start of a fork, or the oldest that a collection kept.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub oldest: u64,
     /// Interned sampling settings.
     pub sampling_settings: Vec<Arc<str>>,
-    /// Appends whose samples were removed, those before the first segment, by first id.
+    /// Appends before the first segment, whose samples were removed, by first id.
     #[serde(default, skip_serializing_if = "is_empty")]
     pub removed: Arc<Vec<AppendEntry>>,
     /// By first id.
@@ -386,7 +196,7 @@ pub struct State {
     pub prompts: Vec<Arc<PromptEntry>>,
     /// In order of appearance.
     pub columns: Vec<ColumnState>,
-    /// Columns that are being written and that nobody reads yet.
+    /// Columns that are still being written. No reader sees them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drafts: Vec<ColumnState>,
 }
@@ -405,23 +215,23 @@ fn is_zero(number: &u64) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ScoreChange {
-    /// More scores of a draft; the first of a name begins it.
+    /// More scores of a draft. The first change for a name begins the draft.
     Draft {
-        /// Name of the column that is to come.
+        /// Name of the future column.
         name: String,
-        /// What makes the scores, the same in every change of one draft.
+        /// Describes the scorer. It is the same in every change of one draft.
         source: String,
         /// Follows the draft's last extent.
         extent: ExtentEntry,
-        /// Merges, one after another, after the extent's own run was added.
+        /// Merges to apply in order, after the extent's own run was added.
         merges: Vec<MergeEntry>,
     },
-    /// The draft becomes the column: a new one, or the next version of the one that has its name.
+    /// The draft becomes the column of its name: a new one, or the next version of an existing one.
     Publish {
         /// Name of the draft.
         name: String,
     },
-    /// The draft is given up.
+    /// The draft is discarded.
     Discard {
         /// Name of the draft.
         name: String,
@@ -432,12 +242,12 @@ pub enum ScoreChange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Upkeep {
-    /// Older snapshots are given up.
+    /// Older snapshots expire.
     GiveUp {
         /// The oldest generation that is kept.
         oldest: u64,
     },
-    /// One segment takes the place of several.
+    /// One segment replaces several.
     MergeSegments {
         /// Position of the first of them.
         start: usize,
@@ -445,10 +255,10 @@ pub enum Upkeep {
         end: usize,
         /// Holds the same samples.
         segment: SegmentEntry,
-        /// Of each column whose runs lay in these segments: the merges that make them lie elsewhere.
+        /// For each column with runs in these segments: merges that move the runs to files of their own.
         columns: Vec<ColumnMerges>,
     },
-    /// One prompt file takes the place of several.
+    /// One prompt file replaces several.
     MergePrompts {
         /// Position of the first of them.
         start: usize,
@@ -459,28 +269,28 @@ pub enum Upkeep {
     },
     /// The oldest samples are removed.
     Retain {
-        /// The first sample that stays, which is the first of an append.
+        /// The first sample that stays. It is the first of an append.
         first: u64,
-        /// What is left of the segment that it lies in, where that held older appends, too.
+        /// The rest of its segment, if the segment also held older appends.
         segment: Option<SegmentEntry>,
-        /// Of every column, in their order.
+        /// One for each column, in order.
         columns: Vec<ColumnCut>,
-        /// Of every draft, in their order.
+        /// One for each draft, in order.
         drafts: Vec<ColumnCut>,
     },
 }
 
-/// What is left of a column without its oldest samples.
+/// A column without its oldest samples.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ColumnCut {
     /// The column.
     pub name: String,
-    /// What is left of the extent that the first sample lies in, where that began before it.
+    /// The rest of the extent with the first sample, if the extent began earlier.
     pub extent: Option<ExtentEntry>,
-    /// So many of the oldest runs go.
+    /// Number of oldest runs to remove.
     pub runs: usize,
-    /// What is left of the last of those, where it held samples that stay.
+    /// The rest of the last of these runs, if it held samples that stay.
     pub run: Option<RunEntry>,
 }
 
@@ -506,11 +316,11 @@ pub struct ColumnMerges {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommitScore {
-    /// Name of the column; one that is new comes after the others.
+    /// Name of the column. A new column comes after the others.
     pub name: String,
     /// Samples whose score is not NaN.
     pub scored: u64,
-    /// Merges, one after another, after the append's own run was added.
+    /// Merges to apply in order, after the append's own run was added.
     pub merges: Vec<MergeEntry>,
 }
 
@@ -518,11 +328,11 @@ pub struct CommitScore {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MergeEntry {
-    /// Position of the first run that goes.
+    /// Position of the first run to remove.
     pub start: usize,
-    /// Position after the last run that goes.
+    /// Position after the last run to remove.
     pub end: usize,
-    /// The run that comes to `start`.
+    /// The run to put at `start`.
     pub run: RunEntry,
 }
 
@@ -541,7 +351,7 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// Files that the commit brings.
+    /// The new files of the commit.
     pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
         let prompts = self.prompts.iter().map(|prompts| &prompts.file);
         let runs = self.scores.iter().flat_map(|score| &score.merges).filter_map(merged_file);
@@ -550,7 +360,7 @@ impl Commit {
 }
 
 impl ScoreChange {
-    /// Files that the change brings.
+    /// The new files of the change.
     pub fn files(&self) -> Vec<&FileEntry> {
         match self {
             Self::Draft { extent, merges, .. } => {
@@ -587,67 +397,5 @@ fn run_file(run: &RunEntry) -> Option<&FileEntry> {
     match &run.source {
         RunSource::File(file) => Some(file),
         RunSource::Extent(_) => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn log(payloads: &[&str]) -> Vec<u8> {
-        let (mut bytes, mut digest) = encode_record(Kind::State, 5, &[0; 32], b"{}");
-        for (i, payload) in payloads.iter().enumerate() {
-            let (record, next) =
-                encode_record(Kind::Commit, 6 + i as u64, &digest, payload.as_bytes());
-            bytes.extend(record);
-            digest = next;
-        }
-        bytes
-    }
-
-    #[test]
-    fn a_log_reads_back() {
-        let bytes = log(&["one", "two"]);
-        let chain = read_chain(&bytes, 5);
-        assert_eq!(chain.records.len(), 3);
-        assert_eq!(chain.records[2].payload, b"two");
-        assert!(chain.broken.is_none() && chain.survivor.is_none());
-        assert!(read_chain(&bytes, 4).records.is_empty());
-    }
-
-    #[test]
-    fn a_torn_tail_ends_the_chain_and_leaves_no_survivor() {
-        let bytes = log(&["one", "two"]);
-        let start = read_chain(&bytes, 5).records[2].offset;
-        for len in start + 1..bytes.len() {
-            let chain = read_chain(&bytes[..len], 5);
-            assert_eq!(chain.records.len(), 2);
-            assert_eq!(chain.broken.map(|b| b.0), Some(start));
-            assert!(chain.survivor.is_none());
-        }
-    }
-
-    #[test]
-    fn every_flipped_byte_before_the_last_record_leaves_a_survivor() {
-        let bytes = log(&["one", "two"]);
-        let last = read_chain(&bytes, 5).records[2].offset;
-        for at in 0..last {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= 0x40;
-            let chain = read_chain(&damaged, 5);
-            assert!(chain.records.len() < 3 && chain.survivor.is_some(), "byte {at}");
-        }
-    }
-
-    #[test]
-    fn head_says_its_generation_or_nothing() {
-        let bytes = encode_head(7, &[3; 32]);
-        assert_eq!(decode_head(&bytes), Some((7, [3; 32])));
-        for at in 0..HEAD_BYTES {
-            let mut damaged = bytes;
-            damaged[at] ^= 1;
-            assert_eq!(decode_head(&damaged), None, "byte {at}");
-        }
-        assert_eq!(decode_head(&bytes[..63]), None);
     }
 }

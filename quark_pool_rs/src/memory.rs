@@ -1,16 +1,16 @@
-//! Whether there is memory for what a caller asks for, before it is allocated.
+//! Checks that memory suffices for a request before it is allocated.
 //!
-//! A vector that cannot be had aborts the process. What grows with an argument is asked for here first,
-//! where a refusal is an error, and given back at once.
+//! A failed allocation of a vector aborts the process. Memory whose size depends on an argument is therefore requested
+//! here first, where a refusal is an error, and released at once.
 
 use std::hint::black_box;
 
 use crate::error::{PoolError, Result};
 
-/// Less than this is not asked for: it would cost more than it tells.
+/// Smaller requests are not checked, because the check would take longer than it is worth.
 const SMALL: u128 = 1 << 22;
 
-/// Refuse work that takes more memory than the system gives; `what` names the argument.
+/// Refuse work that needs more memory than the system provides. `what` names the argument.
 ///
 /// # Errors
 /// `Memory`.
@@ -20,7 +20,7 @@ pub(crate) fn ensure(bytes: u128, what: impl FnOnce() -> String) -> Result<()> {
     }
     let mut probe: Vec<u8> = Vec::new();
     let is_had = usize::try_from(bytes).is_ok_and(|len| probe.try_reserve_exact(len).is_ok());
-    // Otherwise the compiler sees that nobody uses the memory, and asks for none.
+    // Otherwise the compiler removes the unused allocation.
     black_box(&mut probe);
     if is_had { Ok(()) } else { Err(PoolError::Memory { what: what(), bytes }) }
 }

@@ -9,7 +9,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::datafile::{DataFile, Kind, LazyFile};
+use crate::datafile::{DataFile, LazyFile};
+use crate::encoding::Kind;
 use crate::error::{PoolError, Result};
 use crate::format::PoolSettings;
 use crate::manifest::{

@@ -1,7 +1,7 @@
-//! The conductor: create, open, append.
+//! Entry points: create, open, append.
 //!
-//! A [`Pool`] shows one [`Snapshot`] at a time and, if it is the writer, moves to the next one with every
-//! append. How a commit is written: `writer`.
+//! A [`Pool`] shows one [`Snapshot`] at a time. A writer moves to the next one with every append. `writer` writes
+//! the commits.
 
 use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
@@ -16,7 +16,8 @@ use crate::format::{
     HEAD, LOCK, MANIFEST_DIR, PROMPT_DIR, PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR,
     check_column_name, check_json_object, is_data_name, log_name, parse_log_name,
 };
-use crate::manifest::{Kind, ScoreChange, Upkeep, encode_head, encode_record};
+use crate::log::{Kind, encode_head, encode_record};
+use crate::manifest::{ScoreChange, Upkeep};
 use crate::parts::{Column, Home};
 use crate::recovery::{needed_since, recover, tidy};
 use crate::retention::Limits;
@@ -27,19 +28,19 @@ use crate::writer::{Transaction, Writer, lock, to_json};
 /// How to open a pool.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OpenOptions<'a> {
-    /// Take the writer's lock; the text says who holds it.
+    /// Take the writer's lock. The text says who holds it.
     pub writer: Option<&'a str>,
     /// Show this generation instead of the newest.
     pub snapshot: Option<u64>,
 }
 
-/// An open pool. Threads may share it: readers do not wait for each other, and only briefly for a commit.
+/// An open pool that threads can share. Readers do not wait for each other, and wait only briefly for a commit.
 pub struct Pool {
     storage: Arc<dyn Storage>,
     shown: RwLock<Shown>,
     writer: Mutex<Option<Writer>>,
     is_writable: bool,
-    /// The one that opened it.
+    /// The process that opened it.
     process: u32,
 }
 
@@ -50,7 +51,7 @@ struct Shown {
 }
 
 impl Pool {
-    /// Make an empty pool and open it for writing.
+    /// Create an empty pool and open it for writing.
     ///
     /// # Errors
     /// `Exists` if anything but the remains of an unfinished creation is there, `Io`.
@@ -62,7 +63,7 @@ impl Pool {
         let root = Path::new("");
         let disk = &*storage;
         let io = |action, path: &str| PoolError::io(action, disk.locate(Path::new(path)));
-        // What an unfinished creation leaves: samples are none of it, even where no log tells of them any more.
+        // An unfinished creation never leaves samples, so samples here are data even if no log lists them.
         let data = [SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR];
         let is_ours = |entry: &Entry| match &*entry.name {
             LOCK => entry.is_file,
@@ -103,7 +104,7 @@ impl Pool {
         let mut log = disk.create(path).map_err(io("create", &name))?;
         log.write_all(&record).map_err(io("write", &name))?;
         log.sync().map_err(io("sync", &name))?;
-        // The pool is there when the name of its log is, so that name comes last.
+        // A pool exists as soon as its log has its name, so the log is named last.
         disk.sync_dir(root).map_err(io("sync", ""))?;
         disk.sync_parent().map_err(io("sync the directory of", ""))?;
         disk.sync_dir(Path::new(MANIFEST_DIR)).map_err(io("sync", MANIFEST_DIR))?;
@@ -121,7 +122,7 @@ impl Pool {
         if options.writer.is_some() && options.snapshot.is_some() {
             return Err(PoolError::invalid("an old snapshot can only be read, not written"));
         }
-        // Decides whether there is a pool at all before a lock file is made.
+        // Checks that there is a pool before a lock file is created.
         let (snapshot, _) = recover(&storage, options.snapshot)?;
         match options.writer {
             None => Ok(Self::new(storage, snapshot, None)),
@@ -150,7 +151,7 @@ impl Pool {
         }
     }
 
-    /// What the handle sees.
+    /// The snapshot that the handle shows.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shown.read().unwrap_or_else(PoisonError::into_inner).snapshot.clone()
     }
@@ -160,7 +161,7 @@ impl Pool {
         self.is_writable
     }
 
-    /// Move a reader to the newest commit, and never back. A writer is always there.
+    /// Move a reader to the newest commit, never back. A writer always shows it.
     ///
     /// # Errors
     /// As [`Pool::open`].
@@ -179,20 +180,20 @@ impl Pool {
         Ok(())
     }
 
-    /// Ids that were appended under `key`, as far as the handle sees; retention may have removed them since.
+    /// Ids that were appended under `key` up to this snapshot. Retention may have removed them since.
     pub fn find(&self, key: &str) -> Option<Range<u64>> {
         let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner);
         shown.keys.get(key).cloned()
     }
 
-    /// Release the lock. Snapshots stay readable; appends are refused.
+    /// Release the lock. Snapshots stay readable, and appends are refused.
     pub fn close(&self) {
         if let Ok(mut writer) = self.lock_writer() {
             *writer = None;
         }
     }
 
-    /// The writer, when no other thread uses it.
+    /// The writer, once no other thread uses it.
     ///
     /// # Errors
     /// `ReadOnly`; `Locked` in a process that was forked from the one that opened the pool.
@@ -201,14 +202,14 @@ impl Pool {
             let what = "the pool was opened for reading: open it with writable=True";
             return Err(PoolError::ReadOnly(what.to_owned()));
         }
-        // Before the lock, which a thread of the parent's may have held when the process forked.
+        // Checked before the lock, because a thread of the parent may have held the lock during the fork.
         if self.process != std::process::id() {
             return Err(PoolError::Locked {
                 holder: format!("by the process {} that this one was forked from", self.process),
             });
         }
         Ok(self.writer.lock().unwrap_or_else(|poison| {
-            // A panic in the middle of an append leaves a state that nobody knows.
+            // A panic in the middle of an append leaves an unknown state.
             let mut guard = poison.into_inner();
             if let Some(writer) = guard.as_mut() {
                 writer.is_poisoned = true;
@@ -217,10 +218,10 @@ impl Pool {
         }))
     }
 
-    /// Commit `batch` and return its ids; when this returns, the samples survive a power cut.
+    /// Commit `batch` and return its ids. When this returns, the samples survive a power cut.
     ///
     /// # Errors
-    /// `Invalid`, `ReadOnly`, `Poisoned`, `Io`, and `Corrupted` if a run or prompt that is needed is.
+    /// `Invalid`, `ReadOnly`, `Poisoned`, `Io`; `Corrupted` if a run or prompt that the append needs is damaged.
     pub fn append(&self, batch: &Batch<'_>) -> Result<Range<u64>> {
         let mut guard = self.lock_writer()?;
         let writer = able_writer(&mut guard)?;
@@ -243,21 +244,21 @@ impl Pool {
     }
 }
 
-/// Scores of samples that are already there.
+/// New scores for existing samples.
 ///
-/// They go to a draft, chunk by chunk, each a durable commit; [`Pool::publish_scores`] makes the draft the
-/// column in one more. Until then every reader sees the scores that were there before.
+/// They go to a draft in chunks, each a durable commit. [`Pool::publish_scores`] turns the draft into the column in
+/// one more commit. Until then every reader sees the old scores.
 impl Pool {
-    /// Ids below this have scores in the draft of a column; None where there is no draft.
+    /// Ids below this have scores in the draft of a column; None without a draft.
     pub fn draft_end(&self, name: &str) -> Option<u64> {
         let snapshot = self.snapshot();
         let draft = snapshot.drafts.iter().find(|draft| draft.name == name)?;
         Some(snapshot.draft_end(Some(draft)))
     }
 
-    /// Commit more scores of a draft: those of the samples from `first` on, where the draft ends.
+    /// Commit more scores of a draft, for the samples from `first` on. `first` is the end of the draft.
     ///
-    /// `source` says what makes the scores, as one JSON object; it is the same for all of a draft.
+    /// `source` describes the scorer as one JSON object. It must not change within a draft.
     ///
     /// # Errors
     /// As [`Pool::append`].
@@ -286,10 +287,10 @@ impl Pool {
         })
     }
 
-    /// Make a complete draft the column of its name.
+    /// Turn a complete draft into the column of its name.
     ///
     /// # Errors
-    /// As [`Pool::append`]; `Invalid` where the draft does not cover every sample.
+    /// As [`Pool::append`]; `Invalid` if the draft does not cover every sample.
     pub fn publish_scores(&self, name: &str) -> Result<()> {
         self.change_scores(|_, snapshot| {
             let draft = snapshot.drafts.iter().find(|draft| draft.name == name);
@@ -304,10 +305,10 @@ impl Pool {
         })
     }
 
-    /// Give a draft up.
+    /// Discard a draft.
     ///
     /// # Errors
-    /// As [`Pool::append`]; `Invalid` where there is no such draft.
+    /// As [`Pool::append`]; `Invalid` if there is no such draft.
     pub fn discard_scores(&self, name: &str) -> Result<()> {
         self.change_scores(|_, snapshot| {
             if !snapshot.drafts.iter().any(|draft| draft.name == name) {
@@ -345,26 +346,26 @@ fn able_writer<'w>(guard: &'w mut MutexGuard<'_, Option<Writer>>) -> Result<&'w 
     }
 }
 
-/// What a collection removed, or would.
+/// Result of a collection, or of its dry run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Collected {
-    /// The oldest generation that can be shown now.
+    /// The oldest generation that can still be opened.
     pub oldest: u64,
-    /// Files.
+    /// Number of files removed.
     pub files: u64,
-    /// Their bytes; those that a fork or an open map still holds come back when that lets go.
+    /// Size of these files in bytes. A fork or an open map can keep the space in use.
     pub bytes: u64,
 }
 
-/// Upkeep: giving up old snapshots, and making one file of many.
+/// Maintenance: expires old snapshots, merges files, and removes old samples.
 impl Pool {
     /// Keep the newest `keep` snapshots, and remove the logs and data files that none of them needs.
     ///
-    /// Giving up is a commit of its own, and counts among the kept ones. Where there are no more snapshots
-    /// than that already, only leftovers are removed. With `dry_run` nothing is changed.
+    /// Expiring snapshots is a commit of its own and counts among the kept ones. If there are no more than `keep`
+    /// snapshots, only leftover files are removed. With `dry_run` nothing is changed.
     ///
     /// # Errors
-    /// As [`Pool::append`]; `Corrupted`, with nothing removed, where a log does not say what is needed.
+    /// As [`Pool::append`]; `Corrupted`, with nothing removed, if a damaged log does not show which files are needed.
     pub fn collect(&self, keep: u64, dry_run: bool) -> Result<Collected> {
         if keep == 0 {
             return Err(PoolError::invalid("keep is 0; the newest snapshot always stays"));
@@ -375,8 +376,8 @@ impl Pool {
         let newest = snapshot.generation;
         let is_due = newest - snapshot.oldest >= keep;
         let oldest = if is_due { newest + 2 - keep } else { snapshot.oldest };
-        // Before anything changes: if a log cannot be read, all stays as it is. The commit to come shows
-        // the files that the newest one does.
+        // Reads the logs before anything changes. If one cannot be read, nothing is removed. The commit that
+        // follows lists the same files as the newest one.
         needed_since(&self.storage, oldest.min(newest), newest)?;
         drop(snapshot);
         if is_due && !dry_run {
@@ -385,20 +386,20 @@ impl Pool {
         let newest = self.snapshot().generation;
         let (mut starts, files) = needed_since(&self.storage, oldest.min(newest), newest)?;
         if oldest > newest {
-            // A dry run: all logs would make room for a new one.
+            // In a dry run, count all logs: a new one would replace them.
             starts.clear();
         }
         sweep(&*self.storage, &starts, &files, dry_run, oldest)
     }
 
-    /// Say which snapshot is the oldest, durably, and begin a log that does without the others.
+    /// Record durably which snapshot is the oldest, and begin a log without the older ones.
     fn give_up(&self, writer: &mut Writer, oldest: u64) -> Result<()> {
         let snapshot = self.snapshot();
         self.keep_up(Transaction::within_log(writer, &snapshot), Upkeep::GiveUp { oldest })?;
         writer.begin_log(&self.snapshot())
     }
 
-    /// Commit upkeep.
+    /// Commit a maintenance record.
     fn keep_up(&self, transaction: Transaction<'_>, upkeep: Upkeep) -> Result<()> {
         let digest = transaction.publish(Kind::Upkeep, &upkeep)?;
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
@@ -408,13 +409,13 @@ impl Pool {
         Ok(())
     }
 
-    /// Make one file of the oldest small ones, if there are any, in one commit; whether there were.
+    /// Merge the oldest small files into one, in one commit. Returns whether there were any.
     ///
-    /// Nothing that is read changes. Calling it until it returns false leaves few files; the ones that they
-    /// took the place of stay for older snapshots until a collection.
+    /// Readers see the same data. Call this until it returns false to leave few files. The merged files remain for
+    /// older snapshots until a collection removes them.
     ///
     /// # Errors
-    /// As [`Pool::append`]; `Corrupted` where a file that is to be read is.
+    /// As [`Pool::append`]; `Corrupted` if a file to merge is damaged.
     pub fn compact_once(&self, max_rows: u64) -> Result<bool> {
         let mut guard = self.lock_writer()?;
         let writer = able_writer(&mut guard)?;
@@ -426,13 +427,13 @@ impl Pool {
         Ok(true)
     }
 
-    /// Remove the oldest appends, as many as the limits say, in one commit; the newest always stays.
+    /// Remove the oldest appends that exceed the limits, in one commit. The newest append always stays.
     ///
-    /// Older snapshots go on showing them, and their files stay until those are given up. With `dry_run`, or
-    /// where nothing has to go, nothing is changed.
+    /// Older snapshots still show them, and their files stay until those snapshots expire. With `dry_run`, or if no
+    /// append exceeds a limit, nothing is changed.
     ///
     /// # Errors
-    /// As [`Pool::append`]; `Invalid` for limits that are none; `Corrupted` where a file that is to be read is.
+    /// As [`Pool::append`]; `Invalid` for limits out of range; `Corrupted` if a file to rewrite is damaged.
     pub fn retain(&self, limits: &Limits, dry_run: bool) -> Result<Retained> {
         limits.check()?;
         let mut guard = self.lock_writer()?;
@@ -454,14 +455,14 @@ impl Pool {
     }
 }
 
-/// What a retention removed, or would.
+/// Result of a retention, or of its dry run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retained {
-    /// The oldest sample that is left.
+    /// The oldest remaining sample.
     pub first: u64,
-    /// Appends that went.
+    /// Number of appends removed.
     pub appends: u64,
-    /// Their samples.
+    /// Number of their samples.
     pub samples: u64,
 }
 
@@ -472,8 +473,8 @@ impl Shown {
     }
 }
 
-/// Remove all logs but `starts` and all data files but `files`. The snapshots that needed them are given up
-/// durably, and what is interrupted here the next collection goes on with.
+/// Remove all logs except `starts` and all data files except `files`. The snapshots that needed them have expired
+/// durably. After an interruption, the next collection continues.
 fn sweep(
     storage: &dyn Storage,
     starts: &[u64],

@@ -1,21 +1,21 @@
-//! The same loop, compiled for what this processor has.
+//! Loops compiled for several instruction sets.
 //!
-//! A build runs on every processor of its architecture; loops over thousands of equal steps gain several
-//! times from the vector instructions that most have. Which ones there are is asked when the loop is run.
+//! A build runs on every processor of its architecture. Long loops run several times faster with the vector
+//! instructions that most processors have. The instruction set is detected when a loop runs.
 #![cfg_attr(
     target_arch = "x86_64",
     expect(unsafe_code, reason = "calling what was compiled for more than the baseline is unsafe")
 )]
 
-/// A loop. What it calls has to be inlined, or is compiled for the baseline only.
+/// A loop. Functions that it calls must be inlined. Otherwise they are compiled for the baseline only.
 pub(crate) trait Kernel {
     /// What it computes.
     type Output;
-    /// Compute it; to be marked `#[inline(always)]`.
+    /// Run the loop. Mark it `#[inline(always)]`.
     fn run(self) -> Self::Output;
 }
 
-/// Run a loop with the widest vectors that there are.
+/// Run a loop with the widest vectors of this processor.
 #[inline]
 pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]

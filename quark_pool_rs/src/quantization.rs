@@ -1,8 +1,7 @@
-//! The quantiles of a ranking: who is in which, how many, and from which score on.
+//! The quantiles of a ranking: their members, sizes and lowest scores.
 //!
-//! A ranking is by a score column, of which sorted runs exist, or by values that are made when they are
-//! needed (a combination of columns, a part of the samples, ranks within a prompt). Rules:
-//! `quark/pool/base.py`.
+//! A ranking is by a score column, which has sorted runs, or by values that are computed on demand (a combination of
+//! columns, a part of the samples, ranks within a prompt). Rules: `quark/pool/base.py`.
 #![expect(
     clippy::indexing_slicing,
     reason = "positions are the pool's own, or were checked at the door"
@@ -18,33 +17,32 @@ use crate::format::RUN_DIR;
 use crate::memory::ensure;
 use crate::parts::{Column, Extent};
 use crate::processor::{self, Kernel};
-use crate::ranking::{
-    Cut, LazyView, Piece, Quantile, RemainderRule, Runs, TieRule, key_score, score_key,
-};
+use crate::ranking::{Cut, Piece, Quantile, RemainderRule, Runs, TieRule};
+use crate::runs::{LazyView, key_score, score_key};
 use crate::selection::{count_ranked, cut_values, label_in_groups};
 use crate::snapshot::Snapshot;
 use crate::threads::parallel;
 
-/// Scores that are labelled at a time; their keys stay in the nearest cache.
+/// Number of scores that are labeled at a time. Their keys stay in the first-level cache.
 const CHUNK: usize = 1024;
-/// Scores that are compared with the cuts at once.
+/// Number of scores that are compared with the cuts at once.
 const LANES: usize = 32;
-/// With more cuts a binary search is faster than counting.
+/// With more cuts than this, a binary search is faster than counting.
 const MAX_VECTOR_CUTS: usize = 24;
 
-/// The order of keys in signed numbers, which more processors compare many at a time.
+/// Keys as signed numbers, for which more processors have vector comparisons.
 #[inline]
 fn signed_key(key: u32) -> i32 {
     (key ^ 1 << 31) as i32
 }
 
-/// What a ranking ranks by.
+/// The values of a ranking.
 enum Source {
-    /// A score column, by its runs.
+    /// A score column, from its runs.
     Column(usize),
-    /// [N] values of its own.
+    /// [N] computed values.
     Values(Vec<f32>),
-    /// The same, and [N] labels that no cut tells.
+    /// [N] computed values with [N] labels that do not follow from cuts.
     Labelled(Vec<f32>, Vec<i16>),
 }
 
@@ -55,7 +53,7 @@ pub type Place = (i16, u64);
 pub struct Quantization {
     snapshot: Arc<Snapshot>,
     source: Source,
-    /// Between quantile k and k + 1, lowest first.
+    /// The boundaries between quantile k and k + 1, lowest first.
     cuts: Vec<Cut>,
     quantiles: Vec<Quantile>,
 }
@@ -85,9 +83,9 @@ impl Quantization {
         Ok(Self { snapshot, source: Source::Column(column), cuts, quantiles })
     }
 
-    /// Rank by values that are no column: [N] in id order, NaN for what is not to be ranked.
+    /// Rank by computed values: [N] in id order, NaN for samples that are not ranked.
     ///
-    /// Holds 8 bytes for each ranked sample besides the values, and at most 12 more while it cuts them.
+    /// Needs 8 bytes for each ranked sample besides the values, and at most 12 more while cutting.
     ///
     /// # Errors
     /// `Invalid`, `Memory`.
@@ -112,8 +110,8 @@ impl Quantization {
         Ok(quantization)
     }
 
-    /// Rank each sample among those of its own prompt: of n samples the one with r worse ones gets the
-    /// quantile floor((r + 1/2) K / n), so that a prompt with few samples does not favour an end.
+    /// Rank each sample among those of its own prompt. Of n samples, the one with r worse ones gets the quantile
+    /// floor((r + 1/2) K / n), so that a prompt with few samples favors neither end.
     ///
     /// `values` as in [`Self::of_values`].
     ///
@@ -137,9 +135,9 @@ impl Quantization {
         Ok(Self { snapshot, source: Source::Labelled(values, labels), cuts: Vec::new(), quantiles })
     }
 
-    /// The same quantiles with some of their samples: those outside keep no label and are not drawn.
+    /// The same quantiles with some of their samples. The others lose their label and are not drawn.
     ///
-    /// `is_kept` is [N] in id order. The cuts are not made again.
+    /// `is_kept` is [N] in id order. The cuts stay the same.
     ///
     /// # Errors
     /// `Invalid`, `Corrupted`, `Io`.
@@ -166,7 +164,7 @@ impl Quantization {
         Ok(Self { snapshot, source: Source::Labelled(values, labels), cuts: Vec::new(), quantiles })
     }
 
-    /// Where the slices of quantiles lie; ranked values have none.
+    /// The runs with the slices of quantiles; computed values have none.
     fn runs(&self) -> Option<Runs<'_>> {
         match self.source {
             Source::Column(column) => Some(Runs::new(&self.snapshot, column)),
@@ -174,7 +172,7 @@ impl Quantization {
         }
     }
 
-    /// [N] values that are no column.
+    /// [N] computed values.
     fn values(&self) -> &[f32] {
         match &self.source {
             Source::Column(_) => &[],
@@ -182,7 +180,7 @@ impl Quantization {
         }
     }
 
-    /// What is ranked.
+    /// The ranked snapshot.
     pub fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
     }
@@ -192,7 +190,7 @@ impl Quantization {
         self.quantiles.iter().map(Quantile::len).collect()
     }
 
-    /// Samples without a score; not those that were removed.
+    /// Number of samples without a score; removed samples do not count.
     pub fn num_unranked(&self) -> u64 {
         let ranked: u64 = self.quantiles.iter().map(Quantile::len).sum();
         self.snapshot.num_samples - self.snapshot.num_removed - ranked
@@ -222,13 +220,13 @@ impl Quantization {
         self.quantiles.iter().map(bound).collect()
     }
 
-    /// The id at each place and its score; all three have the same length.
+    /// The id and score at each place. All three slices have the same length.
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
     pub fn samples_at(&self, places: &[Place], ids: &mut [u64], scores: &mut [f32]) -> Result<()> {
         let runs = self.runs();
-        // In stages, so that the lines of the second are on their way.
+        // In stages, so that the reads of the second stage are prefetched.
         let mut entries = Vec::with_capacity(places.len());
         for &(quantile, index) in places {
             let quantile = &self.quantiles[quantile as usize];
@@ -248,7 +246,7 @@ impl Quantization {
                 Piece::Slice { run, start } => {
                     let view = view(runs.as_ref(), *run);
                     match view.entry(start + offset)? {
-                        // Both zeros have one key; the sign is with the score.
+                        // 0.0 and -0.0 have the same key. The score has the sign.
                         Some((key, known)) if key == score_key(0.0) => *id = known,
                         Some((key, known)) => {
                             (*id, *score) = (known, key_score(key));
@@ -261,7 +259,7 @@ impl Quantization {
             }
             unread.push(i);
         }
-        // They come from runs, so that one that is not there is damage.
+        // These ids come from runs, so an unknown id is damage.
         if let Some(wrong) = ids.iter().find(|&&id| self.snapshot.check_id(id).is_err()) {
             let what = format!("a sorted run names sample {wrong}, which is not there");
             return Err(PoolError::corrupted(RUN_DIR, 0, what));
@@ -348,8 +346,8 @@ impl Quantization {
         parallel(|| parts.into_par_iter().try_for_each(label))
     }
 
-    /// Labels of scores with consecutive ids: plain loops that a compiler turns into vector instructions, and
-    /// a second look at the few scores that equal a cut's.
+    /// Labels of scores with consecutive ids: loops that the compiler vectorizes, then a second check of the few scores
+    /// that equal a cut's.
     fn label_chunk(&self, scores: &[f32], first: u64, labels: &mut [i16]) {
         let tie_seed = self.snapshot.home.settings.tie_seed;
         let mut bounds = [0; MAX_VECTOR_CUTS];
@@ -450,13 +448,13 @@ fn count_block(
     let (mut keys, mut counts) = ([0; LANES], [0; LANES]);
     for ((key, count), &score) in keys.iter_mut().zip(&mut counts).zip(scores) {
         *key = signed_key(score_key(score));
-        // However many cuts are counted, it stays below -1.
+        // Stays below -1 for any number of cuts.
         *count = if score.is_nan() { i32::MIN } else { 0 };
     }
     for &bound in bounds {
         for ((count, tie), &key) in counts.iter_mut().zip(&mut *ties).zip(&keys) {
             *count += i32::from(key > bound);
-            // All ones, as vectors are compared.
+            // All bits set, as vector comparisons return.
             *tie |= -i32::from(key == bound);
         }
     }
@@ -481,7 +479,7 @@ fn check_number(num_quantiles: u64) -> Result<()> {
     Ok(())
 }
 
-/// Refuse to rank so many values where memory does not hold their labels, orders and members.
+/// Refuse to rank values if their labels, orders and members do not fit into memory.
 fn ensure_ranking(count: usize) -> Result<()> {
     ensure(24 * count as u128, || format!("ranking {count} samples"))
 }
@@ -497,7 +495,7 @@ fn check_length(snapshot: &Snapshot, values: &[f32]) -> Result<()> {
     Ok(())
 }
 
-/// How many of `total` ranked samples lie above each cut, lowest cut first.
+/// How many of `total` ranked samples are above each cut, lowest cut first.
 fn above(total: u64, num_quantiles: u64, remainder: RemainderRule) -> impl Iterator<Item = u64> {
     (1..num_quantiles).map(move |k| match remainder {
         RemainderRule::Spread => {
@@ -507,7 +505,7 @@ fn above(total: u64, num_quantiles: u64, remainder: RemainderRule) -> impl Itera
     })
 }
 
-/// Who is in which quantile, by age.
+/// The members of each quantile, by age.
 fn members(labels: &[i16], values: &[f32], num_quantiles: u64) -> Vec<Quantile> {
     let ranked = || (0_u64..).zip(labels).filter(|&(_, &label)| label >= 0);
     let mut counts = vec![0; num_quantiles as usize];

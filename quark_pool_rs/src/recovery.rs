@@ -1,7 +1,7 @@
-//! From a directory to a snapshot, and what a writer tidies before it writes.
+//! From a directory to a snapshot, and the cleanup before a writer writes.
 //!
-//! [`recover`] only reads; it decides between a torn tail, which a crash leaves, and damage, which it
-//! never hides. [`tidy`] writes, and may itself be interrupted anywhere. Rules: FORMAT.md, "Recovery".
+//! [`recover`] only reads. It distinguishes a torn tail, which a crash leaves, from damage, which it always reports.
+//! [`tidy`] writes, and may be interrupted anywhere. Rules: FORMAT.md, "Recovery".
 
 use std::collections::HashSet;
 use std::io;
@@ -9,15 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::checksum::{Digest256, hex};
-use crate::datafile::FileEntry;
+use crate::encoding::FileEntry;
 use crate::error::{PoolError, Result};
 use crate::format::{
     FORMAT_VERSION, HEAD, MANIFEST_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR, SEGMENT_DIR, is_data_name,
     log_name, parse_log_name,
 };
-use crate::manifest::{
-    Chain, Commit, Kind, Record, ScoreChange, State, Upkeep, decode_head, encode_head, read_chain,
-};
+use crate::log::{Chain, Kind, Record, decode_head, encode_head, read_chain};
+use crate::manifest::{Commit, ScoreChange, State, Upkeep};
 use crate::parts::Home;
 use crate::snapshot::Snapshot;
 use crate::storage::{Output, Storage};
@@ -33,14 +32,14 @@ pub struct LogEnd {
     pub state_bytes: u64,
     /// Digest of its last record.
     pub digest: Digest256,
-    /// Whether it holds nothing but what was acknowledged, as far as HEAD can say. Else its end may be torn,
-    /// or was read from memory after a sync that failed, which no later sync makes durable.
+    /// Whether it holds only acknowledged records, as far as HEAD can tell. Otherwise its end may be torn, or was read
+    /// from memory after a failed sync, which no later sync makes durable.
     pub is_acknowledged: bool,
     /// Newer logs without a valid first record.
     pub stale_logs: Vec<String>,
 }
 
-/// A log that was read, with the place it came from.
+/// A log that was read, with its origin.
 struct Log {
     name: String,
     first: u64,
@@ -55,8 +54,8 @@ pub fn recover(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot,
     read_settled(&**storage, || recover_once(storage, at), Result::is_ok)
 }
 
-/// What `read` says; once more where that is not fine and there are other logs now: a writer that gives
-/// snapshots up removes what only they need while we read.
+/// The result of `read`. If it fails and the logs have changed meanwhile, read again: a writer that expires
+/// snapshots may remove their files while we read.
 pub(crate) fn read_settled<T>(
     storage: &dyn Storage,
     read: impl Fn() -> T,
@@ -73,10 +72,10 @@ pub(crate) fn read_settled<T>(
 }
 
 fn recover_once(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot, LogEnd)> {
-    // HEAD first: what is read after it cannot be older.
+    // Read HEAD first, so that everything read later is at least as new.
     let head = match storage.read(Path::new(HEAD)) {
         Ok(bytes) => decode_head(&bytes),
-        // In a root that is no directory neither is a log, which says that there is no pool.
+        // If the root is not a directory, there is no log either, which means that there is no pool.
         Err(error)
             if matches!(
                 error.kind(),
@@ -141,7 +140,7 @@ fn recover_once(storage: &Arc<dyn Storage>, at: Option<u64>) -> Result<(Snapshot
                 format!("{what}, but generation {generation} was acknowledged"),
             ))
         }
-        // A creation that did not finish is no pool.
+        // An unfinished creation is not a pool.
         (None, _) => Err(PoolError::NotFound { path: storage.locate(Path::new("")) }),
     }
 }
@@ -181,7 +180,7 @@ fn refuse_survivor(log: &Log, chain: &Chain<'_>) -> Result<()> {
     }
 }
 
-/// HEAD is a lower bound of what was acknowledged, and names the digest that it had.
+/// HEAD is a lower bound of the acknowledged commits, with the digest of its commit.
 fn check_head(head: Option<(u64, Digest256)>, log: &Log, chain: &Chain<'_>) -> Result<()> {
     let Some((generation, digest)) = head else { return Ok(()) };
     let last = chain.records.last().expect("a chain that is used is not empty");
@@ -203,7 +202,7 @@ fn check_head(head: Option<(u64, Digest256)>, log: &Log, chain: &Chain<'_>) -> R
     }
 }
 
-/// Digest of the generation that a record makes: a later state only repeats the commit before it.
+/// Digest of the generation that a record creates. A later state only repeats the previous commit.
 fn commit_digest(record: &Record<'_>) -> Digest256 {
     let repeats = record.kind == Kind::State && record.generation > 0;
     if repeats { record.previous } else { record.digest }
@@ -223,7 +222,7 @@ fn older(storage: &Arc<dyn Storage>, starts: &[u64], at: u64) -> Result<Snapshot
 /// The logs that snapshots from `oldest` on need, and the names of all data files that these list.
 ///
 /// # Errors
-/// `Corrupted` where anything between is not as it was written: nobody knows then what is needed. `Io`.
+/// `Corrupted` if any of these logs is damaged, because the needed files are then unknown; `Io`.
 pub fn needed_since(
     storage: &Arc<dyn Storage>,
     oldest: u64,
@@ -264,7 +263,7 @@ pub fn needed_since(
                         serde_json::from_slice(record.payload).map_err(unparsed)?;
                     files.extend(upkeep.files().into_iter().map(name));
                 }
-                // Repeats what is there.
+                // Repeats the known state.
                 Kind::State => {}
             }
         }
@@ -326,7 +325,7 @@ fn replay(
 }
 
 fn parse_state(record: &Record<'_>, log: &str) -> Result<State> {
-    /// The part that every version has.
+    /// The fields that every version has.
     #[derive(serde::Deserialize)]
     struct Versioned {
         pool: Version,
@@ -354,17 +353,17 @@ fn parse_state(record: &Record<'_>, log: &str) -> Result<State> {
     Ok(state)
 }
 
-/// Make what [`recover`] found the durable state, and remove what it ignored. The caller holds the lock.
+/// Make the state that [`recover`] found durable, and remove what it ignored. The caller holds the lock.
 ///
 /// # Errors
-/// `Io`; the pool can then be opened again.
+/// `Io`. The pool can be opened again afterwards.
 pub fn tidy(storage: &dyn Storage, snapshot: &Snapshot, end: &LogEnd) -> Result<()> {
     let io = |action, path: &Path| PoolError::io(action, storage.locate(path));
     for name in &end.stale_logs {
         let path = Path::new(name);
         storage.remove(path).map_err(io("remove", path))?;
     }
-    // A creation that was interrupted may have a log but not all directories.
+    // An interrupted creation may have a log but not all directories.
     for directory in [SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR] {
         let path = Path::new(directory);
         storage.create_dir(path).map_err(io("create", path))?;
@@ -382,7 +381,7 @@ pub fn tidy(storage: &dyn Storage, snapshot: &Snapshot, end: &LogEnd) -> Result<
         for entry in storage.list(path).map_err(io("list", path))? {
             let name = format!("{directory}/{}", entry.name);
             if entry.is_file && is_unfinished(&name, snapshot.generation) {
-                // What cannot be removed is only in the way, and only on disk.
+                // A file that cannot be removed only wastes disk space.
                 let _ = storage.remove(Path::new(&name));
             }
         }
@@ -390,19 +389,19 @@ pub fn tidy(storage: &dyn Storage, snapshot: &Snapshot, end: &LogEnd) -> Result<
     Ok(())
 }
 
-/// The valid part of a log, durable under another name and ready to take the log's place.
+/// The valid part of a log, durable under another name and ready to replace the log.
 pub(crate) struct LogCopy {
-    /// Of the copy, under whatever name it has.
+    /// Writes to the copy, whatever its name is.
     pub(crate) output: Box<dyn Output>,
     name: String,
     log: String,
 }
 
 impl LogCopy {
-    /// Put the copy in the place of its log; durable once the directory was synced.
+    /// Replace the log with the copy. This is durable once the directory is synced.
     ///
     /// # Errors
-    /// `Io`; nobody knows then which of the two is there after a crash.
+    /// `Io`. Either of the two may be there after a crash.
     pub(crate) fn replace(self, storage: &dyn Storage) -> Result<Box<dyn Output>> {
         let (fresh, log) = (Path::new(&self.name), Path::new(&self.log));
         storage.rename(fresh, log).map_err(PoolError::io("rename", storage.locate(fresh)))?;
@@ -410,15 +409,15 @@ impl LogCopy {
     }
 }
 
-/// Write the valid part of a log anew, beside it.
+/// Write a copy of the valid part of a log, beside it.
 ///
 /// # Errors
-/// `Io`; the log is as it was.
+/// `Io`. The log is unchanged.
 pub(crate) fn copy_log(storage: &dyn Storage, end: &LogEnd) -> Result<LogCopy> {
     let io = |action, path: &Path| PoolError::io(action, storage.locate(path));
     let (log, name) = (Path::new(&end.name), format!("{}.new", end.name));
     let fresh = Path::new(&name);
-    // What an earlier attempt left must be gone for good, or the renaming to come could be of that.
+    // Remove leftovers of an earlier attempt durably. Otherwise a later rename could publish them.
     if storage.remove(fresh).is_ok() {
         let directory = Path::new(MANIFEST_DIR);
         storage.sync_dir(directory).map_err(io("sync", directory))?;

@@ -1,26 +1,25 @@
-//! Which of the oldest appends go, by number of samples, number of rounds, or round.
+//! Chooses the oldest appends to remove, by number of samples, number of rounds, or round.
 //!
-//! Only the decision: it knows appends as ids and rounds; `pool` writes and commits. Rules: FORMAT.md, "A
-//! retention".
+//! This module only decides, from ids and rounds. `pool` writes and commits. Rules: FORMAT.md, "A retention".
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::error::{PoolError, Result};
 
-/// What a pool may keep. Whole appends go, oldest first; where there are several limits, as many as any asks for.
+/// Limits on a pool. Whole appends are removed, oldest first, until all limits hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Samples.
+    /// Maximum number of samples.
     pub max_samples: Option<u64>,
-    /// Rounds that have samples, the newest ones.
+    /// Maximum number of rounds that have samples, counted from the newest.
     pub max_rounds: Option<u64>,
-    /// Rounds below this go.
+    /// Rounds below this are removed.
     pub before_round: Option<u32>,
 }
 
 impl Limits {
-    /// Refuse what is no limit.
+    /// Refuse limits out of range.
     ///
     /// # Errors
     /// `Invalid`.
@@ -41,9 +40,9 @@ impl Limits {
         }
     }
 
-    /// How many of `appends`, ids and round of each by first id, go. The newest always stays.
+    /// How many of `appends` (ids and round, by first id) to remove. The newest always stays.
     ///
-    /// Where rounds did not come in order, an append that is to stay keeps all that came after it.
+    /// If rounds are not in order, an append that stays also keeps all later ones.
     pub fn num_gone(&self, appends: &[(Range<u64>, u32)]) -> usize {
         let Some(((newest, _), older)) = appends.split_last() else { return 0 };
         let by_samples = |max: u64| older.partition_point(|(ids, _)| newest.end - ids.start > max);

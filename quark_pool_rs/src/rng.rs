@@ -1,4 +1,4 @@
-//! Counter-based randomness: a number is a pure function of a seed and a place, so nothing has a state.
+//! Counter-based randomness: a number is a pure function of a seed and a position, without state.
 #![expect(
     clippy::indexing_slicing,
     reason = "positions are the pool's own, or were checked at the door"
@@ -6,7 +6,7 @@
 
 use crate::processor::{self, Kernel};
 
-/// A bijective scrambler of 64 bits (the finalizer of splitmix64).
+/// A bijection of 64 bits (the finalizer of splitmix64).
 #[inline]
 pub fn mix64(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,13 +26,13 @@ fn mix_seed(seed: u64) -> u64 {
     mix64(seed.wrapping_add(0x9e37_79b9_7f4a_7c15))
 }
 
-/// A number below `n` from 64 random bits, every one as likely as can be.
+/// A number below `n` from 64 random bits, as uniform as possible.
 #[inline]
 pub fn below(bits: u64, n: u64) -> u64 {
     ((u128::from(bits) * u128::from(n)) >> 64) as u64
 }
 
-/// Halves of fewer bits have too few functions to choose from: some places would be likelier than others.
+/// With fewer bits, the halves have too few functions to choose from, and some positions would be more likely.
 const MIN_BITS: u32 = 6;
 
 /// A keyed permutation of `0 .. n` without an array of that length.
@@ -42,7 +42,7 @@ const MIN_BITS: u32 = 6;
 #[derive(Debug, Clone, Copy)]
 pub struct Permutation {
     n: u64,
-    /// One for each round, mixed.
+    /// One key for each round, mixed.
     keys: [u64; 6],
     low_bits: u32,
     low_mask: u64,
@@ -50,7 +50,7 @@ pub struct Permutation {
 }
 
 impl Permutation {
-    /// Of `0 .. n`.
+    /// A permutation of `0 .. n`.
     pub fn new(n: u64, key: u64) -> Self {
         let bits = (u64::BITS - n.saturating_sub(1).leading_zeros()).max(MIN_BITS);
         let low_bits = bits / 2;
@@ -63,7 +63,7 @@ impl Permutation {
         }
     }
 
-    /// Where `i < n` goes.
+    /// The position of `i < n`.
     #[inline(always)]
     pub fn apply(&self, i: u64) -> u64 {
         debug_assert!(i < self.n);
@@ -76,13 +76,13 @@ impl Permutation {
         }
     }
 
-    /// Where each of `first ..` goes, `out.len()` of them, which are below n.
+    /// The positions of `out.len()` consecutive numbers from `first` on, all below n.
     pub fn apply_each(&self, first: u64, out: &mut [u64]) {
         for (out, i) in out.iter_mut().zip(first..) {
             *out = i;
         }
         processor::run(Scramble { permutation: self, values: out });
-        // Those that fell outside go on, side by side.
+        // Numbers outside the range continue, together.
         let is_outside = |values: &[u64], at: &u32| values[*at as usize] >= self.n;
         let mut outside: Vec<u32> =
             (0..out.len() as u32).filter(|at| is_outside(out, at)).collect();
@@ -101,7 +101,7 @@ impl Permutation {
     #[inline(always)]
     fn scramble(&self, x: u64) -> u64 {
         let (mut low, mut high) = (x & self.low_mask, x >> self.low_bits);
-        // Rounds change the halves in turn, each under the other, so that they may differ in width.
+        // Rounds change the halves in turn, each keyed by the other, so their widths may differ.
         for [even, odd] in self.keys.as_chunks().0 {
             low ^= mix64(even ^ high) & self.low_mask;
             high ^= mix64(odd ^ low) & self.high_mask;

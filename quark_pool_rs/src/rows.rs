@@ -1,6 +1,6 @@
-//! Columns of some samples, for a reader of tables: checked, copied, and handed over as one Arrow file.
+//! Columns of some samples, checked and copied into one Arrow file.
 //!
-//! What is handed over was copied from the bytes that were checked, so no file is opened a second time.
+//! The values are copied from the checked bytes, so no file is opened a second time.
 #![expect(
     clippy::indexing_slicing,
     reason = "positions are the pool's own, or were checked at the door"
@@ -17,7 +17,8 @@ use arrow_ipc::writer::FileWriter;
 use arrow_schema::{Field, Schema};
 use bytemuck::Pod;
 
-use crate::datafile::{DataFile, Kind};
+use crate::datafile::DataFile;
+use crate::encoding::Kind;
 use crate::error::{PoolError, Result};
 use crate::memory::ensure;
 use crate::segment::segment_columns;
@@ -48,7 +49,7 @@ pub fn rows(snapshot: &Snapshot, spans: &[Range<u64>], names: &[String]) -> Resu
         arrays.push(array(&parts, position, known[position].1)?);
     }
     let size: usize = arrays.iter().map(Array::get_array_memory_size).sum();
-    // The file, and the copy that the reader owns.
+    // The file, and the copy for the reader.
     ensure(2 * size as u128, || format!("reading {} rows", row_count(&parts)))?;
     let fields: Vec<Field> = names
         .iter()
@@ -67,7 +68,7 @@ pub fn rows(snapshot: &Snapshot, spans: &[Range<u64>], names: &[String]) -> Resu
     Ok(arrow.expect("arrays match their schema, and memory takes every write"))
 }
 
-/// Where samples lie, file by file.
+/// The rows of samples, file by file.
 fn parts<'a>(snapshot: &'a Snapshot, spans: &[Range<u64>]) -> Result<Vec<Part<'a>>> {
     let mut parts = Vec::with_capacity(spans.len());
     for span in spans {
@@ -129,7 +130,7 @@ fn texts(parts: &[Part<'_>], column: usize) -> Result<ArrayRef> {
     let (offsets, bytes) = items::<u8>(parts, column)?;
     match LargeStringArray::try_new(offsets, Buffer::from_vec(bytes), None) {
         Ok(texts) => Ok(Arc::new(texts)),
-        // One of them is no text: the row's own reader names file and place.
+        // One of them is not UTF-8. Reading the row reports file and offset.
         Err(error) => {
             for part in parts {
                 for row in part.rows.clone() {
@@ -156,7 +157,7 @@ fn items<T: Pod>(parts: &[Part<'_>], column: usize) -> Result<(OffsetBuffer<i64>
     let mut values = Vec::with_capacity(end);
     for part in parts {
         if let Some(last) = part.rows.clone().next_back() {
-            // Offsets are shared by neighbors, so the items of a part lie one after another.
+            // Neighbors share offsets, so the items of a part are contiguous.
             let first = part.file.span(column, part.rows.start)?.start;
             let span = first..part.file.span(column, last)?.end;
             values.extend_from_slice(part.file.items(column, span)?);

@@ -1,7 +1,7 @@
-//! Which samples a minibatch holds: a pure function of (quantization, settings, step).
+//! Chooses the samples of a minibatch: a pure function of (quantization, settings, step).
 //!
-//! Batch `step` takes the slots `step * B .. (step + 1) * B` of an endless sequence, so it can be drawn
-//! without the ones before it. Rules: `quark/pool/base.py`.
+//! Batch `step` takes the slots `step * B .. (step + 1) * B` of an endless sequence, so it can be drawn without the
+//! earlier ones. Rules: `quark/pool/base.py`.
 #![expect(
     clippy::indexing_slicing,
     reason = "positions are the pool's own, or were checked at the door"
@@ -30,26 +30,26 @@ pub enum SamplingMode {
     Shuffle,
 }
 
-/// What a sampler is told; see `quark/pool/base.py`.
+/// Settings of a sampler; see `quark/pool/base.py`.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// B, of all processes together.
+    /// B, over all processes.
     pub batch_size: usize,
-    /// Of everything random.
+    /// Seed of all randomness.
     pub seed: u64,
     /// How quantiles are chosen.
     pub mode: SamplingMode,
-    /// These alone; None takes all.
+    /// Draw from these quantiles only; None for all.
     pub quantiles: Option<Vec<i64>>,
-    /// Which of the processes that share a batch.
+    /// Rank among the processes that share a batch.
     pub rank: usize,
-    /// How many there are.
+    /// Number of these processes.
     pub world_size: usize,
-    /// By age in rounds behind the newest of the quantile, 2^20 for the newest; None draws all alike.
+    /// Weights by age in rounds relative to the newest of the quantile, 2^20 for the newest; None for equal weights.
     pub weights: Option<Vec<u32>>,
-    /// How often a sample is drawn at most.
+    /// Maximum number of times that a sample is drawn.
     pub max_uses: Option<u64>,
-    /// Batches among which samples are dealt by length; 1 leaves them where they are.
+    /// Bucket by length across this many batches; 1 turns it off.
     pub bucket_window: usize,
 }
 
@@ -105,10 +105,10 @@ impl Settings {
     }
 }
 
-/// What a slot takes while it is drawn, scored and dealt.
+/// Memory of a slot while it is drawn, scored and bucketed.
 const BYTES_PER_SLOT: u128 = 256;
 
-/// Streams of randomness that must not meet.
+/// Separate streams of randomness.
 #[derive(Clone, Copy)]
 enum Stream {
     Stratified = 1,
@@ -125,28 +125,28 @@ pub struct Sampler {
     settings: Settings,
     /// Label and size of the non-empty quantiles, ascending.
     strata: Vec<(i16, u64)>,
-    /// Samples in the strata up to and with each.
+    /// Cumulative number of samples, each stratum included.
     ends: Vec<u64>,
-    /// What is walked: each stratum, or all of them as one.
+    /// The sequences to walk: each stratum, or all of them as one.
     walks: Vec<Walk>,
     schedule: Schedule,
-    /// The members of each stratum, where age decides.
+    /// The members of each stratum, if draws depend on age.
     aged: Vec<Aged>,
-    /// The window that was dealt last, and its draws.
+    /// The last bucketed window and its draws.
     dealt: Mutex<Option<Dealt>>,
 }
 
 /// Number of a window, its draws.
 type Dealt = (u64, Arc<[Draw]>);
 
-/// What a batch holds, [B] each.
+/// The samples of a batch, [B] each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Drawn {
     /// Samples.
     pub ids: Vec<u64>,
-    /// Theirs, 0 lowest.
+    /// Their quantiles, 0 lowest.
     pub quantiles: Vec<i16>,
-    /// What they were ranked by.
+    /// The values that they were ranked by.
     pub scores: Vec<f32>,
 }
 
@@ -201,7 +201,7 @@ impl Sampler {
         &self.quantization
     }
 
-    /// How many batches there are until too few samples are left for one; None without end.
+    /// Number of batches until the samples are used up; None without a limit.
     pub fn num_batches(&self) -> Option<u128> {
         self.schedule.num_slots().map(|slots| slots / self.settings.batch_size as u128)
     }
@@ -231,7 +231,7 @@ impl Sampler {
         self.drawn(first..first + batch_size as u128, rank, world_size)
     }
 
-    /// The draws of a window, dealt by length.
+    /// The draws of a window, bucketed by length.
     fn window(&self, number: u64) -> Result<Arc<[Draw]>> {
         let kept = self.dealt.lock().expect("no panic while it is held").clone();
         if let Some((of, draws)) = kept

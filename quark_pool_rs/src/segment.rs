@@ -14,7 +14,8 @@ use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field};
 
 use crate::columns::{COLUMNS, NumberArrays, num_columns};
-use crate::datafile::{ColumnSpec, DataFile, FileEntry, Kind, encode};
+use crate::datafile::DataFile;
+use crate::encoding::{ColumnSpec, FileEntry, Kind, encode};
 use crate::error::Result;
 use crate::format::PoolSettings;
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::ranking::{Cut, Tie, TieRule, score_key, tie_hash};
+use crate::ranking::{Cut, Tie, TieRule};
+use crate::runs::{score_key, tie_hash};
 use crate::threads::parallel;
 
 /// Values that one task reads at a time.

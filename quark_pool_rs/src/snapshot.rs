@@ -12,7 +12,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::checksum::{Digest256, hex};
-use crate::datafile::{FileEntry, LazyFile};
+use crate::datafile::LazyFile;
+use crate::encoding::FileEntry;
 use crate::error::Result;
 use crate::manifest::{
     AppendEntry, ColumnCut, ColumnMerges, ColumnState, Commit, ExtentEntry, PromptEntry, RunSource,

@@ -1,7 +1,7 @@
-//! The disk as the pool sees it; how its files are reached is told in `beneath`.
+//! The disk operations that the pool needs. `beneath` performs them on a directory.
 //!
-//! [`Storage`] has just the operations whose order the commit argument of FORMAT.md speaks of, so that a
-//! fake disk can cut the power between any two of them. Paths are relative to the storage's root.
+//! [`Storage`] has only the operations whose order matters for the proof in FORMAT.md, so that a fake disk can cut
+//! the power between any two of them. Paths are relative to the root of the storage.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
@@ -16,12 +16,12 @@ pub trait Output: Send {
     /// Append `bytes`.
     ///
     /// # Errors
-    /// The system's; some of the bytes may have arrived.
+    /// The system's. Some of the bytes may have been written.
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Make bytes and length durable.
     ///
     /// # Errors
-    /// The system's; after one nothing is known about the file.
+    /// The system's. The content of the file is unknown afterwards.
     fn sync(&mut self) -> io::Result<()>;
     /// Cut the file to `len` bytes.
     ///
@@ -33,7 +33,7 @@ pub trait Output: Send {
     /// # Errors
     /// The system's.
     fn seal(&mut self) -> io::Result<()>;
-    /// Whether the file has another name, too, under which what is written here is seen.
+    /// Whether the file has another name, under which writes to it are visible.
     ///
     /// # Errors
     /// The system's.
@@ -58,12 +58,12 @@ pub trait Lock: Send + Sync {}
 pub trait Storage: Send + Sync {
     /// Where this is, for messages.
     fn locate(&self, path: &Path) -> PathBuf;
-    /// Make one directory; it may be there. Whether it was not.
+    /// Create a directory, unless it exists. Returns whether it was created.
     ///
     /// # Errors
     /// `InvalidInput` for a link in its place, or the system's.
     fn create_dir(&self, path: &Path) -> io::Result<bool>;
-    /// Make a file that must not be there.
+    /// Create a file that must not exist.
     ///
     /// # Errors
     /// `AlreadyExists`, or the system's.
@@ -73,18 +73,18 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// `NotFound`, `InvalidInput` for what is not a plain file, or the system's.
     fn append(&self, path: &Path) -> io::Result<Box<dyn Output>>;
-    /// Write over the beginning of a file, not durably. One that is not there is made, and one that has another
-    /// name, too, is replaced.
+    /// Overwrite the beginning of a file, not durably. The file is created if it does not exist, and replaced if it has
+    /// another name.
     ///
     /// # Errors
     /// `InvalidInput` for what is not a plain file, or the system's.
     fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
-    /// A whole plain file.
+    /// The content of a plain file.
     ///
     /// # Errors
     /// `NotFound`, `InvalidInput` for what is not a plain file, or the system's.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
-    /// A whole plain file that never changes again.
+    /// The content of a plain file that never changes again.
     ///
     /// # Errors
     /// As [`Storage::read`].
@@ -94,8 +94,8 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// As [`Storage::read`].
     fn file_len(&self, path: &Path) -> io::Result<u64>;
-    /// The entries of a directory, sorted by name (a name that is not UTF-8 comes with replacement
-    /// characters, so opening it fails).
+    /// The entries of a directory, sorted by name. A name that is not UTF-8 has replacement characters, so opening it
+    /// fails.
     ///
     /// # Errors
     /// `NotFound`, or the system's.
@@ -115,15 +115,16 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The system's.
     fn sync_parent(&self) -> io::Result<()>;
-    /// Give a file or directory another name.
+    /// Rename a file or directory.
     ///
     /// # Errors
     /// The system's.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Give a file that never changes again a second name; `original` is as [`Storage::locate`] says.
+    /// Add a second name to a file that never changes again. `original` is a path from [`Storage::locate`].
     ///
     /// # Errors
-    /// `InvalidInput` for what is not a plain file. The system's: not every file system has links, and none has them across devices.
+    /// `InvalidInput` for what is not a plain file; else the system's. Not every file system has hard links, and none has
+    /// them across devices.
     fn link(&self, original: &Path, path: &Path) -> io::Result<()>;
     /// Remove a file's name.
     ///
@@ -135,7 +136,7 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The system's.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
-    /// Take the writer's lock and leave `message` in it. A file that has another name, too, is replaced first.
+    /// Take the writer's lock and write `message` to its file. A lock file that has another name is replaced first.
     ///
     /// # Errors
     /// `WouldBlock`, with the holder's message, if another holds it; `InvalidInput` for what is not a plain
@@ -143,19 +144,19 @@ pub trait Storage: Send + Sync {
     fn lock(&self, path: &Path, message: &str) -> io::Result<Box<dyn Lock>>;
 }
 
-/// A directory of the file system. No link beneath it is followed.
+/// A directory of the file system. Links beneath it are never followed.
 #[derive(Debug)]
 pub struct FileStorage {
     root: Beneath,
 }
 
 impl FileStorage {
-    /// `root` need not exist yet, and may be reached through links.
+    /// `root` need not exist yet. The path to it may contain links.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: Beneath::new(root.into()) }
     }
 
-    /// Put a file in the place of another. It has its name only when it is whole: a process may die in between.
+    /// Replace a file. The new file gets the name only when it is complete, because the process may die in between.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let fresh = path.with_extension("new");
         let _ = self.root.remove(&fresh);
@@ -202,7 +203,7 @@ struct FileLock {
 }
 
 impl FileLock {
-    /// Lock an open file, or say what its holder has left in it.
+    /// Lock an open file, or return the message of its holder.
     fn take(file: File) -> io::Result<Self> {
         match file.try_lock() {
             Ok(()) => Ok(Self { file, process: std::process::id() }),
@@ -220,8 +221,8 @@ impl Lock for FileLock {}
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // A child that was forked since has the file open, too, so that closing it here would release nothing; and
-        // the child's own copy must not release what is still held here.
+        // A forked child also has the file open. Closing it here would therefore not release the lock, and closing the
+        // child's copy must not release a lock that is still held here.
         if self.process == std::process::id() {
             let _ = self.file.unlock();
         }
@@ -311,21 +312,21 @@ impl Storage for FileStorage {
         loop {
             match self.root.create(path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                // Opened below, whoever made it.
+                // Opened below, regardless of who created it.
                 _ => {}
             }
             let mut held = FileLock::take(self.root.open(path, Access::Write)?)?;
             if !self.root.is_at(path, &held.file)? {
-                // Its holder put another file in its place, as here, and let go.
+                // Its holder replaced the file, as this code does, and released it.
                 continue;
             }
             if is_shared(&held.file)? && !is_replaced {
-                // The other name is that of the lock of a copy, or of a file that nobody meant.
+                // The other name belongs to the lock of a copy of the pool, or to an unrelated file.
                 self.replace(path, &[])?;
                 is_replaced = true;
                 continue;
             }
-            // What is in the file is only a message for people, so losing it is no error.
+            // The content is only a message for people. Losing it is not an error.
             let _ = held.file.set_len(0).and_then(|()| held.file.write_all(message.as_bytes()));
             return Ok(Box::new(held));
         }
@@ -334,8 +335,8 @@ impl Storage for FileStorage {
 
 /// Publish a finished directory under its final name: sync everything in it, rename, sync the parent.
 ///
-/// When this returns, `finished` survives a power cut with everything that was in `staged`. Both paths
-/// must lie on one file system.
+/// When this returns, `finished` survives a power cut with the whole content of `staged`. Both paths must be on the
+/// same file system.
 ///
 /// # Errors
 /// `NotFound`, `Exists`, `Invalid` for something that is neither file nor directory, `Io`.
@@ -392,7 +393,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let storage = FileStorage::new(folder.path());
         let head = Path::new("HEAD");
-        // What a process left that died between making the file and writing it.
+        // Left over from a process that died between creating and writing the file.
         drop(storage.create(Path::new("HEAD.new")).unwrap());
         assert!(storage.read(head).is_err());
         for bytes in [b"first", b"again"] {

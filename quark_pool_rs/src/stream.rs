@@ -1,7 +1,7 @@
-//! The next minibatches, prepared by a thread while the caller works on this one.
+//! Minibatches that a thread prepares while the caller works on the current one.
 //!
-//! The thread runs at most `depth` batches ahead and sleeps where it may not. It ends with the last batch,
-//! at the first error, and when the stream is dropped, which waits for it.
+//! The thread prepares at most `depth` batches ahead and sleeps otherwise. It ends after the last batch, at the first
+//! error, and when the stream is dropped, which waits for it.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -11,11 +11,11 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::error::{PoolError, Result};
 
-/// Values that a thread makes ahead, in order.
+/// Values that a thread prepares ahead, in order.
 pub struct Stream<T: Send + 'static> {
     /// None after the last one.
     thread: Option<Thread<T>>,
-    /// Only the process that made the thread has it.
+    /// The thread exists only in the process that started it.
     process: u32,
 }
 
@@ -27,16 +27,16 @@ struct Thread<T> {
 type Outcome<T> = std::thread::Result<Result<T>>;
 
 impl<T: Send + 'static> Stream<T> {
-    /// `make` of each step in turn, at most `depth` of them ahead, at least one.
+    /// Call `make` for each step in order, at most `depth` (at least one) ahead.
     ///
     /// # Errors
-    /// `Io` where the system has no thread left.
+    /// `Io` if the system cannot start a thread.
     pub fn new(
         steps: Range<u64>,
         depth: usize,
         make: impl Fn(u64) -> Result<T> + Send + 'static,
     ) -> Result<Self> {
-        // One more is in the making while the channel is full.
+        // One more value is prepared while the channel is full.
         let (sender, values) = sync_channel(depth.max(1) - 1);
         let work = move || {
             for step in steps {
@@ -55,7 +55,7 @@ impl<T: Send + 'static> Stream<T> {
     /// The next value, or None after the last one or an error.
     ///
     /// # Errors
-    /// `Forked` in a child of the process that made the stream; whatever `make` says.
+    /// `Forked` in a child of the process that created the stream; the errors of `make`.
     ///
     /// # Panics
     /// If `make` did.
@@ -85,13 +85,13 @@ impl<T: Send + 'static> Stream<T> {
     pub fn close(&mut self) {
         let Some(Thread { values, handle }) = self.thread.take() else { return };
         if self.process != process::id() {
-            // The thread stayed in the parent, and its locks may have been held when the process forked.
+            // The thread stayed in the parent, and it may have held locks during the fork.
             std::mem::forget((values, handle));
             return;
         }
-        // Its next send fails, the one that it may be waiting in included.
+        // Its next send fails, also one that it is blocked in.
         drop(values);
-        // It sends its panics as values.
+        // The thread sends panics as values.
         let _ = handle.join();
     }
 }

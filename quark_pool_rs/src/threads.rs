@@ -1,16 +1,16 @@
-//! The threads of this process that compute together.
+//! The thread pool of this process.
 //!
-//! Those that rayon starts by itself are missing in a process that was forked, where whoever needs them waits for
-//! ever; and trainers fork, to load data. So the threads are those of the process that asks.
+//! A forked child lacks the threads that rayon started by itself, so parallel work in it would wait forever. Trainers
+//! fork to load data. Each process therefore starts threads of its own.
 
 use std::sync::{Mutex, PoisonError};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// The process that started the threads, and they.
+/// The process that started the threads, and the threads.
 static THREADS: Mutex<Option<(u32, &'static ThreadPool)>> = Mutex::new(None);
 
-/// Compute on all of them: for everything that rayon makes parallel.
+/// Run on these threads. All parallel work of rayon goes through here.
 ///
 /// # Panics
 /// If the system lets no thread start.
@@ -25,7 +25,7 @@ fn of_this_process() -> &'static ThreadPool {
         Some((owner, known)) if owner == process => known,
         _ => {
             let started = ThreadPoolBuilder::new().thread_name(|i| format!("quark-pool-{i}"));
-            // Never dropped: a fork would wait for threads that it does not have.
+            // Never dropped, because a forked child would wait for threads that it does not have.
             let started: &'static ThreadPool =
                 Box::leak(Box::new(started.build().expect("the system lets threads start")));
             *threads = Some((process, started));

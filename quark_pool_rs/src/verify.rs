@@ -1,4 +1,4 @@
-//! Read every byte of a pool and say everything that is wrong.
+//! Reads every byte of a pool and reports all damage.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -6,18 +6,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::columns::column;
-use crate::datafile::{ColumnSpec, DataFile, FileEntry};
+use crate::datafile::DataFile;
+use crate::encoding::{ColumnSpec, FileEntry};
 use crate::error::{PoolError, Result};
 use crate::format::{
     HEAD, LOCK, MANIFEST_DIR, PROMPT_DIR, PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR, log_name,
 };
+use crate::log::{Chain, Kind, Record, decode_head, read_chain};
 use crate::manifest::{
-    Chain, ColumnCut, ColumnState, Commit, ExtentEntry, Kind, MergeEntry, PromptEntry, Record,
-    RunEntry, RunSource, ScoreChange, SegmentEntry, State, Upkeep, decode_head, read_chain,
+    ColumnCut, ColumnState, Commit, ExtentEntry, MergeEntry, PromptEntry, RunEntry, RunSource,
+    ScoreChange, SegmentEntry, State, Upkeep,
 };
 use crate::parts::{Column, PromptTable, RunPlace, Segment};
-use crate::ranking::{OwnRun, merge_runs, score_key, tie_hash};
 use crate::recovery::{log_starts, read_settled, recover};
+use crate::runs::{OwnRun, merge_runs, score_key, tie_hash};
 use crate::segment::{
     Tokens, prompt_column, prompt_columns, run_columns, score_columns, segment_columns,
     text_position,
@@ -25,25 +27,25 @@ use crate::segment::{
 use crate::snapshot::Snapshot;
 use crate::storage::Storage;
 
-/// What an offline check found.
+/// Result of an offline check.
 #[derive(Debug)]
 pub struct Report {
     /// Newest generation, if the pool opens.
     pub generation: Option<u64>,
-    /// Samples in it; not those that were removed.
+    /// Number of samples, without removed ones.
     pub num_samples: u64,
     /// Files that were read, logs included.
     pub num_files: u64,
     /// Bytes that were read.
     pub num_bytes: u64,
-    /// Everything that is wrong.
+    /// All problems found.
     pub problems: Vec<PoolError>,
 }
 
 /// Check a pool without changing it.
 ///
 /// # Errors
-/// `NotFound` if there is no pool, `Io` if that cannot be told; everything else is in the report.
+/// `NotFound` if there is no pool, `Io` if that could not be determined. All else is in the report.
 pub fn verify(storage: &Arc<dyn Storage>) -> Result<Report> {
     let is_sound =
         |report: &Result<Report>| report.as_ref().is_ok_and(|report| report.problems.is_empty());
@@ -62,7 +64,7 @@ fn verify_once(storage: &Arc<dyn Storage>) -> Result<Report> {
     let recovered = recover(storage, None);
     let oldest = recovered.as_ref().map_or(0, |(snapshot, _)| snapshot.oldest);
     let mut superseded = match check_logs(&**storage, oldest, &mut report) {
-        // Said above.
+        // Already reported above.
         Err(PoolError::Corrupted { .. }) => Vec::new(),
         result => result?,
     };
@@ -78,7 +80,7 @@ fn verify_once(storage: &Arc<dyn Storage>) -> Result<Report> {
         Ok((first, _)) => {
             collect_state(&first.to_state(), &mut superseded);
         }
-        // Given up since: nobody needs it.
+        // Expired meanwhile, so it is not needed.
         Err(PoolError::UnknownSnapshot { .. }) => {}
         Err(error) => report.problems.push(error),
     }
@@ -119,13 +121,13 @@ fn count(file: &FileEntry, report: &mut Report) {
     report.num_bytes += file.length;
 }
 
-/// What stands where a pool has its directories and the two files that are written in place.
+/// Check that a pool's directories and its two files that are written in place are what they should be.
 fn check_places(storage: &dyn Storage, report: &mut Report) -> Result<()> {
     let io = |action, path| PoolError::io(action, storage.locate(path));
     for directory in [MANIFEST_DIR, SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR].map(Path::new) {
         match storage.list(directory).map_err(io("list", directory)) {
             Ok(_) => {}
-            // An interrupted creation leaves some out.
+            // An interrupted creation may lack some.
             Err(PoolError::Io { source, .. })
                 if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
             Err(problem @ PoolError::Corrupted { .. }) => report.problems.push(problem),
@@ -154,7 +156,7 @@ type Named = (FileEntry, u64, Vec<ColumnSpec>);
 /// Every record of every log that a snapshot needs; returns all merged runs and files of scores that they name.
 fn check_logs(storage: &dyn Storage, oldest: u64, report: &mut Report) -> Result<Vec<Named>> {
     let mut starts = log_starts(storage)?;
-    // What is before that is left over from a collection that did not finish.
+    // Older logs are left over from an unfinished collection.
     starts.drain(..starts.partition_point(|&first| first <= oldest).saturating_sub(1));
     let mut named = Vec::new();
     let mut previous: Option<(u64, [u8; 32])> = None;
@@ -221,7 +223,7 @@ fn collect_named(
 ) {
     let mut settings = None;
     for (at, record) in chain.records.iter().enumerate() {
-        // Every log begins with a state, which says how the pool's files look.
+        // Every log begins with a state, which has the pool's settings.
         if at > 0 && record.generation <= oldest {
             continue;
         }
@@ -392,7 +394,7 @@ fn check_segment(snapshot: &Snapshot, segment: &Segment, report: &mut Report) {
     }
 }
 
-/// The files of a column's scores that came after their samples.
+/// The files with scores that were added after their samples.
 fn check_scores(
     snapshot: &Snapshot,
     column: &Column,

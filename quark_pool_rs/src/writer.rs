@@ -1,6 +1,6 @@
-//! The hand that writes: data files, then the record that lists them, each made durable before the next.
+//! Writes commits: data files, then the record that lists them, each durable before the next.
 //!
-//! The order of the steps of an append is the commit argument of FORMAT.md; do not change one without the other.
+//! FORMAT.md proves that an append is atomic from the order of its steps. Do not change one without the other.
 #![expect(
     clippy::indexing_slicing,
     reason = "positions are the pool's own, or were checked at the door"
@@ -12,7 +12,7 @@ use crate::batch::Batch;
 use crate::checksum::Digest256;
 use crate::columns::{Found, NumberArrays};
 use crate::compaction::{Group, merge_prompts, merge_segments, runs_within};
-use crate::datafile::FileEntry;
+use crate::encoding::FileEntry;
 use crate::error::{PoolError, Result};
 use crate::format::{
     HEAD, LOCK, MANIFEST_DIR, MAX_PAYLOAD_BYTES, MIN_LOG_BYTES, PROMPT_DIR, RUN_DIR, SCORE_DIR,
@@ -20,23 +20,24 @@ use crate::format::{
     segment_name,
 };
 use crate::interning::KnownPrompts;
+use crate::log::{Kind, encode_head, encode_record};
 use crate::manifest::{
-    ColumnCut, ColumnMerges, Commit, CommitScore, ExtentEntry, Kind, MergeEntry, PromptEntry,
-    RunEntry, RunSource, ScoreChange, SegmentEntry, Upkeep, encode_head, encode_record,
+    ColumnCut, ColumnMerges, Commit, CommitScore, ExtentEntry, MergeEntry, PromptEntry, RunEntry,
+    RunSource, ScoreChange, SegmentEntry, Upkeep,
 };
 use crate::memory::ensure;
 use crate::parts::{Column, RunPlace};
-use crate::ranking::{OwnRun, merge_runs, plan_merge, sort_scores};
 use crate::recovery::{LogEnd, copy_log};
+use crate::runs::{OwnRun, merge_runs, plan_merge, sort_scores};
 use crate::segment::{SegmentRows, encode_prompts, encode_run, encode_scores, encode_segment};
 use crate::snapshot::Snapshot;
 use crate::storage::{Lock, Output, Storage};
 
-/// Who holds the lock, and the end of the log.
+/// The holder of the lock, and the end of the log.
 pub(crate) struct Writer {
     log: Box<dyn Output>,
     end: LogEnd,
-    /// Nobody knows what the disk holds: the pool is to be opened anew.
+    /// The content of the disk is unknown after a failed sync. The pool has to be reopened.
     pub(crate) is_poisoned: bool,
     /// Read at the first append.
     prompts: Option<KnownPrompts>,
@@ -44,10 +45,10 @@ pub(crate) struct Writer {
     _lock: Box<dyn Lock>,
 }
 
-/// What an append published: the commit, its digest, and hash and id of each new prompt.
+/// The result of an append: the commit, its digest, and hash and id of each new prompt.
 pub(crate) type Published = (Commit, Digest256, Vec<([u8; 16], u32)>);
 
-/// One commit in the making. Its new files are removed again if it ends without being published.
+/// One commit in progress. Its new files are removed if it ends without being published.
 pub(crate) struct Transaction<'a> {
     writer: &'a mut Writer,
     snapshot: &'a Snapshot,
@@ -57,19 +58,19 @@ pub(crate) struct Transaction<'a> {
 
 impl Drop for Transaction<'_> {
     fn drop(&mut self) {
-        // Where nobody knows what the disk holds, a record may name the files.
+        // After a failed sync, a record on disk may name the files.
         if self.writer.is_poisoned || std::thread::panicking() {
             return;
         }
         for name in &self.files {
-            // What stays is unlisted and goes when the pool is next opened for writing.
+            // Files left behind are not listed, and are removed when the pool is next opened for writing.
             let _ = self.snapshot.storage().remove(Path::new(name));
         }
     }
 }
 
 impl Writer {
-    /// For a log that was recovered and tidied under the lock.
+    /// A writer for a log that was recovered and cleaned up under the lock.
     ///
     /// # Errors
     /// `Io`.
@@ -79,7 +80,7 @@ impl Writer {
         Ok(Self { log, end, is_poisoned: false, prompts: None, _lock: lock })
     }
 
-    /// Know prompts that were committed.
+    /// Remember prompts that were committed.
     pub(crate) fn learn(&mut self, new: Vec<([u8; 16], u32)>) {
         if let Some(prompts) = &mut self.prompts {
             prompts.add(new);
@@ -101,7 +102,7 @@ impl Writer {
         result
     }
 
-    /// Append the record and make it durable.
+    /// Append the record and sync it.
     fn publish(
         &mut self,
         storage: &dyn Storage,
@@ -122,12 +123,12 @@ impl Writer {
         self.poison_on_error(synced)?;
         self.end.valid_bytes += record.len() as u64;
         self.end.digest = digest;
-        // HEAD is only a lower bound: the commit is durable without it.
+        // HEAD is only a lower bound. The commit is durable without it.
         let _ = storage.overwrite(Path::new(HEAD), &encode_head(generation, &digest));
         Ok(digest)
     }
 
-    /// Have a log that no copy of the pool shares: a record that is written here must not come to be there.
+    /// Make sure that no copy of the pool shares the log. Otherwise a record written here would appear in the copy.
     fn own_log(&mut self, storage: &dyn Storage) -> Result<()> {
         let log = storage.locate(Path::new(&self.end.name));
         if !self.log.is_shared().map_err(PoolError::io("look at", log))? {
@@ -139,7 +140,7 @@ impl Writer {
         self.sync_directories(storage, &[MANIFEST_DIR])
     }
 
-    /// Begin a new log where the old one costs more to read than the state.
+    /// Begin a new log if the old one takes longer to read than the state.
     fn begin_log_if_due(&mut self, snapshot: &Snapshot) -> Result<()> {
         if self.end.valid_bytes > MIN_LOG_BYTES.max(3 * self.end.state_bytes) {
             self.begin_log(snapshot)?;
@@ -155,7 +156,7 @@ impl Writer {
         let payload = to_json(&snapshot.to_state())?;
         let (record, digest) =
             encode_record(Kind::State, snapshot.generation, &snapshot.digest, &payload);
-        // One that an earlier attempt left.
+        // Left over from an earlier attempt.
         let _ = storage.remove(path);
         let mut log = storage.create(path).map_err(io("create"))?;
         if let Err(error) = log.write_all(&record) {
@@ -180,7 +181,7 @@ impl Writer {
 }
 
 impl<'a> Transaction<'a> {
-    /// After which the pool shows more than `snapshot`. A new log is begun first if it is due.
+    /// A transaction on top of `snapshot`. Begins a new log first if one is due.
     ///
     /// # Errors
     /// As `Pool::append`.
@@ -189,7 +190,7 @@ impl<'a> Transaction<'a> {
         Ok(Self::within_log(writer, snapshot))
     }
 
-    /// The same in the log that there is.
+    /// A transaction in the current log.
     pub(crate) fn within_log(writer: &'a mut Writer, snapshot: &'a Snapshot) -> Self {
         Self { writer, snapshot, files: Vec::new() }
     }
@@ -227,12 +228,12 @@ impl<'a> Transaction<'a> {
         if first.checked_add(batch.prompt_index.len() as u64).is_none_or(|end| end > 1 << 62) {
             return Err(PoolError::invalid("the pool is full"));
         }
-        // The columns, the bytes of the files, and the orders of the scores.
+        // Memory for the columns, the bytes of the files, and the orders of the scores.
         ensure(3 * batch.num_bytes(), || {
             format!("an append of {} samples", batch.prompt_index.len())
         })?;
 
-        // Prompts: the ones that the pool has keep their id.
+        // Prompts. Those that the pool already has keep their id.
         let known = match self.writer.prompts.take() {
             Some(known) => known,
             None => KnownPrompts::read(snapshot)?,
@@ -248,7 +249,7 @@ impl<'a> Transaction<'a> {
             Some(PromptEntry { first: snapshot.num_prompts, count, file })
         };
 
-        // The segment, with the order of its own scores.
+        // The segment, with the order of its scores.
         let known = snapshot.sampling_settings.iter().position(|s| **s == *batch.settings);
         let ranked: Vec<_> = batch
             .scores
@@ -274,7 +275,7 @@ impl<'a> Transaction<'a> {
         self.write_file(&file, &bytes)?;
         drop(bytes);
 
-        // Runs: where a tier is full, its runs become one of the next tier.
+        // Runs. If a tier is full, its runs are merged into one run of the next tier.
         let mut scores = Vec::with_capacity(ranked.len());
         for (name, values, (order, scored)) in &ranked {
             let own = OwnRun { first, scores: values, order: &order[..*scored] };
@@ -317,7 +318,7 @@ impl<'a> Transaction<'a> {
         Ok((commit, digest, new_prompts.map(|(prompt, id)| (prompt.hash, id)).collect()))
     }
 
-    /// Write the file that takes the place of a group, and the runs whose place it takes.
+    /// Write the file that replaces a group, and the runs that lay in the group.
     pub(crate) fn write_group(&mut self, group: Group) -> Result<Upkeep> {
         let snapshot = self.snapshot;
         let generation = snapshot.generation + 1;
@@ -340,7 +341,7 @@ impl<'a> Transaction<'a> {
                         let run = &column.runs[at..=at];
                         let first = run[0].first();
                         let (keys, ids) = merge_runs(snapshot, run, OwnRun::NONE)?;
-                        // The place among the runs makes the name the only one of its generation.
+                        // The position among the runs makes the name unique within its generation.
                         let name = run_name(number, at as u8, generation);
                         let level = run[0].entry.level;
                         let run = self.write_run(name, level, first, (keys, ids))?;
@@ -358,7 +359,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Write what is left of the files that hold samples before `first` and others, too.
+    /// Write the remaining rows of files that hold samples on both sides of `first`.
     pub(crate) fn write_retention(&mut self, first: u64) -> Result<Upkeep> {
         let snapshot = self.snapshot;
         let at = snapshot.segments.partition_point(|s| s.entry.first <= first) - 1;
@@ -379,15 +380,15 @@ impl<'a> Transaction<'a> {
         let directories: Vec<_> = directories.collect();
         self.sync_directories(&directories)?;
         let upkeep = Upkeep::Retain { first, segment, columns, drafts };
-        // Tried before it becomes a record: it counts on numbers that the manifest says of the files.
+        // Applied before it becomes a record, because it relies on numbers in the manifest that may be wrong.
         let tried = snapshot.clone().apply_upkeep(upkeep.clone(), [0; 32]);
         tried.map_err(|what| PoolError::corrupted(MANIFEST_DIR, 0, what))?;
         Ok(upkeep)
     }
 
-    /// Write what is left of a column's extent and run that hold samples on both sides of `first`.
+    /// Write the remaining rows of a column's extent and run that hold samples on both sides of `first`.
     ///
-    /// Runs hold the samples of one stretch of extents after another, so that the counts tell which are cut.
+    /// Runs cover consecutive ranges of extents, so the counts show which ones are cut.
     fn cut_column(&mut self, column: &Column, number: usize, first: u64) -> Result<ColumnCut> {
         let snapshot = self.snapshot;
         let generation = snapshot.generation + 1;
@@ -416,7 +417,7 @@ impl<'a> Transaction<'a> {
             before += run.entry.entries;
             runs += 1;
         }
-        // Without a score that goes, too, an order is that of another extent now.
+        // Even if no score is removed, an order belongs to a different extent now.
         let is_cut = |place: &RunPlace| match place {
             RunPlace::Extent(extent) => extent.first() < first,
             RunPlace::Merged(_) => before < num_gone,
@@ -442,7 +443,7 @@ impl<'a> Transaction<'a> {
         Ok(ColumnCut { name: column.name.clone(), extent, runs, run })
     }
 
-    /// Write the file of a draft's next scores, and the runs that it makes due.
+    /// Write the file with a draft's next scores, and the runs that are due afterwards.
     pub(crate) fn write_scores(
         &mut self,
         name: &str,
@@ -461,7 +462,7 @@ impl<'a> Transaction<'a> {
         let own = OwnRun { first, scores, order: &ranked };
         let number = snapshot.drafts.iter().position(|draft| draft.name == name);
         let merges = match number {
-            // Only part of a file's name, which the generation makes unique.
+            // Only part of a file name. The generation makes the name unique.
             Some(at) => {
                 let number = snapshot.columns.len() + at;
                 self.merge_tiers(&snapshot.drafts[at], number, own)?
@@ -481,7 +482,7 @@ impl<'a> Transaction<'a> {
         Ok(ScoreChange::Draft { name, source, extent, merges })
     }
 
-    /// Write the file of a merged run of samples from `first` on.
+    /// Write the file of a merged run whose samples begin at `first`.
     fn write_run(
         &mut self,
         name: String,
@@ -501,14 +502,14 @@ impl<'a> Transaction<'a> {
     /// Write and sync a new data file.
     fn write_file(&mut self, entry: &FileEntry, bytes: &[u8]) -> Result<()> {
         if !is_data_name(&entry.name) {
-            // Four digits number a column, and nothing that a reader would refuse may be committed.
+            // A column number has four digits. Never commit a name that a reader would refuse.
             return Err(PoolError::invalid("the pool is full: it has 2^16 score columns"));
         }
         let path = Path::new(&entry.name);
         let storage = self.snapshot.storage();
         let io = |action| PoolError::io(action, storage.locate(path));
         let mut output = match storage.create(path) {
-            // Left by an append that failed and could not clean up.
+            // Left over from an append that failed and could not clean up.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 storage.remove(path).and_then(|()| storage.create(path))
             }
@@ -521,7 +522,7 @@ impl<'a> Transaction<'a> {
         self.writer.poison_on_error(synced)
     }
 
-    /// Where a tier of a column is full with the new run, its runs become one of the next tier.
+    /// If the new run fills a tier of a column, merge the tier into one run of the next tier.
     fn merge_tiers(
         &mut self,
         column: &Column,
@@ -538,7 +539,7 @@ impl<'a> Transaction<'a> {
             return Ok(merges);
         }
         levels.push((0, own.first));
-        // A cascade merges everything once: only its last step is carried out.
+        // Only the last step of a cascade is executed. It merges everything at once.
         let mut due = None;
         while let Some((range, level)) = plan_merge(&levels, own.end()) {
             let first = levels[range.start].1;
@@ -571,7 +572,7 @@ pub(crate) fn lock(storage: &dyn Storage, holder: &str) -> Result<Box<dyn Lock>>
 /// The payload of a record.
 ///
 /// # Errors
-/// `Invalid` where no record holds it.
+/// `Invalid` if the payload is too large for a record.
 pub(crate) fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
     let payload = serde_json::to_vec(value)
         .expect("manifest values have string keys and no unserializable part");

@@ -18,9 +18,10 @@ use quark_pool_rs::format::FORMAT_VERSION;
 use quark_pool_rs::gather::gather;
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::quantization::Quantization;
-use quark_pool_rs::ranking::{RemainderRule, TieRule, tie_hash};
+use quark_pool_rs::ranking::{RemainderRule, TieRule};
 use quark_pool_rs::retention::Limits;
 use quark_pool_rs::rng::mix64;
+use quark_pool_rs::runs::tie_hash;
 use quark_pool_rs::sampler::{Drawn, Sampler, SamplingMode, Settings};
 use quark_pool_rs::verify::verify;
 

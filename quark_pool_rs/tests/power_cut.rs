@@ -11,7 +11,7 @@ use common::disk::{Disk, Fault};
 use common::{Content, Owned, Step, create, goals, history, reader, retained, writer};
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
-use quark_pool_rs::manifest::{decode_head, read_chain};
+use quark_pool_rs::log::{decode_head, read_chain};
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::storage::publish_directory;

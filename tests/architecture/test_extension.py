@@ -120,7 +120,7 @@ def test_what_the_extension_answers_with_shows_its_attributes() -> None:
     extension = pytest.importorskip("quark._pool_rs", reason="the Rust extension is not built")
     [column] = [column for column in extension.SAMPLE_COLUMNS if column.name == "finish"]
     assert repr(column) == (
-        "SampleColumn(name='finish', dtype='uint8', given='finish_reasons', shown='finish_reason', since=1)"
+        "SampleColumn(name='finish', dtype='uint8', given='finish_reasons', shown='finish_reason', since=1, blank=0)"
     )
     with pytest.raises(AttributeError):
         column.name = "other"

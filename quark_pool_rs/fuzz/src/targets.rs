@@ -14,7 +14,7 @@ use quark_pool_rs::describe::describe;
 use quark_pool_rs::error::{PoolError, Result};
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::gather::gather;
-use quark_pool_rs::manifest::{Kind, decode_head, encode_record, read_chain};
+use quark_pool_rs::log::{Kind, decode_head, encode_record, read_chain};
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::quantization::Quantization;
 use quark_pool_rs::ranking::{RemainderRule, TieRule};

@@ -15,7 +15,7 @@ use pyo3::types::PyDict;
 use super::records::Filled;
 use crate::batch::Batch;
 use crate::columns::{COLUMNS, Given, Numbers, SampleColumn};
-use crate::datafile::Kind;
+use crate::encoding::Kind;
 use crate::error::Result;
 use crate::gather::{ListsMut, Padding, TokensMut, check_room, locate};
 use crate::snapshot::Snapshot;

@@ -16,7 +16,7 @@ use pyo3::types::{PyBytes, PyDict, PyRange};
 
 use super::batch::{BatchArrays, BufferArrays};
 use super::errors::detached;
-use super::records::{self, to_object};
+use super::records;
 use super::sampler::{PySampler, SamplerSettings};
 use crate::columns::{COLUMNS, SampleColumn, Value};
 use crate::describe::{ColumnDescription, describe};
@@ -246,7 +246,7 @@ impl PyPool {
                 dict.set_item("completion_text", sample.completion_text)?;
                 dict.set_item("settings", &*sample.settings)?;
                 for (name, value) in sample.numbers.shown() {
-                    dict.set_item(name, to_object(py, value)?)?;
+                    dict.set_item(name, value)?;
                 }
                 let scores = PyDict::new(py);
                 for (name, score) in sample.scores {

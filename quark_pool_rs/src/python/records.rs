@@ -4,7 +4,7 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 
 use crate::columns::{COLUMNS, Value};
-use crate::datafile::Kind;
+use crate::encoding::Kind;
 use crate::error::PoolError;
 use crate::gather;
 use crate::parts::Column;
@@ -82,6 +82,8 @@ record! {
         given: Option<&'static str>,
         shown: Option<&'static str>,
         since: u32,
+        /// The value that stands for a missing one.
+        blank: Value,
     }
 }
 
@@ -94,6 +96,7 @@ impl SampleColumn {
             given: column.given,
             shown: column.shown,
             since: column.since,
+            blank: column.blank,
         })
     }
 }
@@ -111,16 +114,21 @@ fn dtype(kind: Kind) -> Option<&'static str> {
     }
 }
 
-/// A number for Python.
-pub(super) fn to_object(py: Python<'_>, value: Value) -> PyResult<Bound<'_, PyAny>> {
-    Ok(match value {
-        Value::U8(number) => number.into_pyobject(py)?.into_any(),
-        Value::I16(number) => number.into_pyobject(py)?.into_any(),
-        Value::U16(number) => number.into_pyobject(py)?.into_any(),
-        Value::U32(number) => number.into_pyobject(py)?.into_any(),
-        Value::U64(number) => number.into_pyobject(py)?.into_any(),
-        Value::F32(number) => number.into_pyobject(py)?.into_any(),
-    })
+impl<'py> IntoPyObject<'py> for Value {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
+        Ok(match self {
+            Self::U8(number) => number.into_pyobject(py)?.into_any(),
+            Self::I16(number) => number.into_pyobject(py)?.into_any(),
+            Self::U16(number) => number.into_pyobject(py)?.into_any(),
+            Self::U32(number) => number.into_pyobject(py)?.into_any(),
+            Self::U64(number) => number.into_pyobject(py)?.into_any(),
+            Self::F32(number) => number.into_pyobject(py)?.into_any(),
+        })
+    }
 }
 
 record! {

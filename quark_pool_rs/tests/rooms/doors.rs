@@ -12,7 +12,7 @@ use quark_pool_rs::columns::{COLUMNS, Given, column};
 use quark_pool_rs::error::{PoolError, Result};
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::format::PoolSettings;
-use quark_pool_rs::manifest::{Kind, decode_record, encode_record};
+use quark_pool_rs::log::{Kind, decode_record, encode_record};
 use quark_pool_rs::mapping::Region;
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::storage::{Entry, Lock, Output, Storage};

@@ -7,8 +7,9 @@ use quark_pool_rs::describe::describe;
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::pool::Pool;
 use quark_pool_rs::quantization::Quantization;
-use quark_pool_rs::ranking::{RemainderRule, TieRule, key_score, score_key, tie_hash};
+use quark_pool_rs::ranking::{RemainderRule, TieRule};
 use quark_pool_rs::rng::mix64;
+use quark_pool_rs::runs::{key_score, score_key, tie_hash};
 use quark_pool_rs::snapshot::Snapshot;
 
 use crate::common::disk::Disk;

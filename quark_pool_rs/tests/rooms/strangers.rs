@@ -8,7 +8,7 @@ use std::sync::Arc;
 use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::format::segment_name;
-use quark_pool_rs::manifest::{Kind, encode_head, encode_record, read_chain};
+use quark_pool_rs::log::{Kind, encode_head, encode_record, read_chain};
 use quark_pool_rs::parts::Home;
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::rng::mix64;
