@@ -41,6 +41,9 @@ class Prompt:
     token_ids: tuple[int, ...]
     """Base-vocabulary ids; never a reward token."""
     metadata: Mapping[str, Json] = field(default_factory=dict)
+    """The other fields of its row. Rewards can ask for them, and the pool stores them."""
+    place: str = field(default="", compare=False)
+    """File and line that it comes from, for error messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

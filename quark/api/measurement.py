@@ -24,6 +24,7 @@ from quark.rewards.base import RewardFunction
 from quark.run_directory import RunDirectory
 from quark.training.factories import (
     Rewards,
+    check_fields,
     frozen_reference,
     held_out_sampling,
     make_evaluator,
@@ -88,12 +89,14 @@ class Measurement:
             tell(
                 "no checkpoint has this model's adapters: measuring it with them merged, which rounds"
             )
+        rewards = make_rewards(config, reward, explores=False)
+        check_fields(rewards, evaluation=chosen)
         return cls(
             config=config,
             policy=policy,
             reference=reference,
             prompts=chosen,
-            rewards=make_rewards(config, reward, explores=False),
+            rewards=rewards,
             device=source.device,
             autocast=make_autocast(config.run.precision, source.device),
             tell=tell,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from quark.rewards.config import RewardConfig
     from quark.rewards.held_out_report import HeldOutReport
     from quark.rewards.linear_training import TrainReport
+    from quark.types import Json
 
 app = typer.Typer(help="Train your own scorer; check any reward.", no_args_is_help=True)
 
@@ -258,7 +260,10 @@ def check(
     ],
     samples: Annotated[
         Path | None,
-        typer.Option(help="JSONL with `prompt` and `completion`. Default: a few built-in samples."),
+        typer.Option(
+            help="JSONL with `prompt`, `completion` and the fields that the reward asks for. Default: a few built-in "
+            "samples."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -297,16 +302,30 @@ def check(
         prints_to_stderr,
         prose,
     )
+    from quark.errors import DataError
     from quark.rewards.build import build_reward
     from quark.rewards.checking import check_reward
+    from quark.rewards.fields import fields_asked, require_fields
 
     config = reward_config(reward, set_ or ())
     with prints_to_stderr():
-        report = check_reward(
-            build_reward(config),
-            None if samples is None else _read_samples(samples),
-            batch_size=config.batch_size,
-        )
+        function = build_reward(config)
+        if samples is None:
+            if required := fields_asked(function).required:
+                raise DataError(
+                    f"the reward {function.name} asks for {', '.join(sorted(required))}, which the built-in samples do "
+                    "not have: give some that do, by --samples FILE.jsonl"
+                )
+            report = check_reward(function, batch_size=config.batch_size)
+        else:
+            read = _read_samples(samples)
+            require_fields(function, [(sample.place, sample.fields) for sample in read])
+            report = check_reward(
+                function,
+                [(sample.prompt, sample.completion) for sample in read],
+                rows=[sample.fields for sample in read],
+                batch_size=config.batch_size,
+            )
     is_usable = not report.is_constant and report.num_failed < report.num_samples
     if as_json:
         fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
@@ -358,15 +377,24 @@ def reward_config(name: str, overrides: Sequence[str]) -> RewardConfig:
         raise ConfigError("\n".join(misfit.expected for misfit in misfits(err))) from err
 
 
-def _read_samples(path: Path) -> list[tuple[str, str]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    place: str
+    prompt: str
+    completion: str
+    fields: Mapping[str, Json]
+
+
+def _read_samples(path: Path) -> list[_Sample]:
     from quark.bounded_files import parse_json
     from quark.data.prompt_rows import text_lines
     from quark.errors import DataError
 
-    pairs = []
+    samples = []
     for number, line in text_lines(path):
         try:
             row = parse_json(line)
+            fields = {key: row[key] for key in row.keys() - {"prompt", "completion"}}
             prompt, completion = row.get("prompt", ""), row["completion"]
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise DataError(
@@ -374,7 +402,9 @@ def _read_samples(path: Path) -> list[tuple[str, str]]:
             ) from err
         if not isinstance(prompt, str) or not isinstance(completion, str):
             raise DataError(f"{path}:{number}: `prompt` and `completion` must be texts")
-        pairs.append((prompt, completion))
-    if not pairs:
+        samples.append(
+            _Sample(place=f"{path}:{number}", prompt=prompt, completion=completion, fields=fields)
+        )
+    if not samples:
         raise DataError(f"{path} has no samples")
-    return pairs
+    return samples

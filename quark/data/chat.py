@@ -51,8 +51,8 @@ def messages_in(value: Json, place: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def stored_messages(messages: Sequence[Message]) -> str:
-    """Messages as the metadata of a prompt hold them: one JSON text."""
+def text_of_messages(messages: Sequence[Message]) -> str:
+    """Messages as one JSON text, the same for the same messages."""
     return json.dumps([dict(message) for message in messages], ensure_ascii=False)
 
 

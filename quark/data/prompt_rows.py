@@ -5,6 +5,7 @@ A bad row is an error that names the file, the line and the reason. Nothing is s
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import re
@@ -16,7 +17,7 @@ from typing import TypeAlias
 from quark.assets import asset_path
 from quark.bounded_files import lines_of, parquet_frames, parse_json
 from quark.csv_files import csv_rows
-from quark.data.chat import MESSAGES_KEY, TOOLS_KEY, Message, messages_in, stored_messages
+from quark.data.chat import MESSAGES_KEY, TOOLS_KEY, Message, messages_in, text_of_messages
 from quark.data.hub_files import hub_file, is_on_hub
 from quark.errors import DataError
 from quark.types import Json
@@ -24,7 +25,8 @@ from quark.types import Json
 _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_PROMPT_BYTES = 1 << 20
 """Size of one prompt in UTF-8. A tokenizer needs about a hundred times that in memory."""
-
+MAX_FIELDS_BYTES = 1 << 20
+"""Size of a row's other fields as JSON, which is what a pool stores of a prompt."""
 
 PROMPT_FIELD = "prompt"
 """The column that is read by default."""
@@ -43,6 +45,7 @@ class PromptRow:
     text: str
     split: str | None
     metadata: Mapping[str, Json]
+    """The other fields, without ``split`` and without values that JSON does not have."""
     messages: tuple[Message, ...] = ()
     """The messages of a conversation; ``text`` is then their JSON."""
     tools: Json = None
@@ -170,11 +173,15 @@ def _read_csv(
         place = f"{path}: row {number}"
         if isinstance(row, str):
             raise DataError(f"{place}: {row}")
-        record = {
+        numbers = {
             name: value if name in (field, "split") else _number_or_text(value)
             for name, value in row.items()
         }
-        if fits(record) and not (skips_blank and _is_blank(record.get(field))):
+        # Texts such as 007 and 1.50 are answers, too, and a number would not be what the file says.
+        record = {
+            name: value if str(value) == row[name] else row[name] for name, value in numbers.items()
+        }
+        if fits(numbers) and not (skips_blank and _is_blank(record.get(field))):
             yield _record_row(place, record, field)
 
 
@@ -238,31 +245,67 @@ def _record_row(place: str, record: Mapping[str, Json], field: str) -> PromptRow
     messages: tuple[Message, ...] = ()
     if isinstance(value, list):
         messages = messages_in(value, place)
-        value = stored_messages(messages)
+        value = text_of_messages(messages)
     if isinstance(value, Mapping):
         value = value.get("text")
     if not isinstance(value, str):
         raise DataError(f"{place}: {field!r} is {repr(value)[:40]}, not a text")
     split = record.get("split")
     metadata = {
-        key: None if isinstance(item, float) and not math.isfinite(item) else item
+        key: _without_nan(item)
         for key, item in record.items()
-        if key not in (field, "split") and isinstance(item, str | int | float | bool | None)
-    }  # a number that is not finite means a missing value, which JSON cannot represent
+        if key not in (field, "split") and _is_plain(item)
+    }
+    if messages:
+        metadata[MESSAGES_KEY] = [dict(message) for message in messages]
+    _check_fields(metadata, place)
+    row = _row(place, value, split if isinstance(split, str) else None, metadata)
+    return replace(row, messages=messages, tools=record.get(TOOLS_KEY)) if messages else row
+
+
+def _check_fields(metadata: Mapping[str, Json], place: str) -> None:
+    """Check that a pool can store the other fields of a row.
+
+    Raises:
+        DataError: one has a value that JSON cannot represent, or they are too large.
+    """
     for key, item in metadata.items():
         if not (_is_json(key) and _is_json(item)):
             raise DataError(
                 f"{place}: {key!a} is {str(item)[:40]!a}, which JSON cannot represent and a pool cannot store: leave it out"
             )
-    split = split if isinstance(split, str) else None
-    if not messages:
-        return _row(place, value, split, metadata)
-    row = _row(place, value, split, metadata | {MESSAGES_KEY: value})
-    return replace(row, messages=messages, tools=record.get(TOOLS_KEY))
+    if (num_bytes := len(json.dumps(metadata))) > MAX_FIELDS_BYTES:
+        largest = max(metadata, key=lambda key: len(json.dumps(metadata[key])))
+        raise DataError(
+            f"{place}: the fields beside the prompt have {num_bytes:,} bytes as JSON, the most is {MAX_FIELDS_BYTES:,}: "
+            f"leave some out. The largest is {largest!a}"
+        )
+
+
+def _is_plain(item: object) -> bool:
+    """Whether JSON has values of this kind. Dates and bytes, for example, are none."""
+    if isinstance(item, Mapping):
+        return all(isinstance(key, str) and _is_plain(part) for key, part in item.items())
+    if isinstance(item, list | tuple):
+        return all(map(_is_plain, item))
+    return isinstance(item, str | int | float | bool | None)
+
+
+def _without_nan(item: Json) -> Json:
+    """A number that is not finite means a missing value, which JSON cannot represent."""
+    if isinstance(item, Mapping):
+        return {key: _without_nan(part) for key, part in item.items()}
+    if isinstance(item, list | tuple):
+        return [_without_nan(part) for part in item]
+    return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
 def _is_json(item: Json) -> bool:
-    """Whether a plain value fits every JSON: a number that a float can hold, a text without lone surrogates."""
+    """Whether a value fits every JSON: numbers that a float can hold, texts without lone surrogates."""
+    if isinstance(item, Mapping):
+        return all(_is_json(key) and _is_json(part) for key, part in item.items())
+    if isinstance(item, list):
+        return all(map(_is_json, item))
     try:
         if isinstance(item, int | float):
             return math.isfinite(item)

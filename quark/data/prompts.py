@@ -251,13 +251,15 @@ class _Tokens:
         self.most = config.max_tokens if room is None else min(config.max_tokens, room)
         """Tokens of the longest prompt."""
         self.is_limited_by_the_model = self.most < config.max_tokens
-        self._ids: dict[str, list[int]] = {}
+        self._ids: dict[tuple[str, bool, str], list[int]] = {}
 
     def of(self, row: PromptRow) -> list[int]:
         """All ids of a row."""
-        if row.text not in self._ids:
-            self._ids[row.text] = self._encoded(row, row.messages)
-        return self._ids[row.text]
+        # Tools are rendered, too, and a plain text may look like messages.
+        key = (row.text, bool(row.messages), repr(row.tools))
+        if key not in self._ids:
+            self._ids[key] = self._encoded(row, row.messages)
+        return self._ids[key]
 
     def shortened(self, row: PromptRow) -> list[int] | None:
         """At most ``most`` ids of a row; None for a conversation whose last turn is longer."""
@@ -328,7 +330,13 @@ def _prompts(
             ids = shortened
             text = tokens.text(ids)
         prompts.append(
-            Prompt(index=len(prompts), text=text, token_ids=tuple(ids), metadata=row.metadata)
+            Prompt(
+                index=len(prompts),
+                text=text,
+                token_ids=tuple(ids),
+                metadata=row.metadata,
+                place=row.place,
+            )
         )
     most = f"{tokens.most} token" + ("" if tokens.most == 1 else "s")
     why = ", which the model's context leaves" if tokens.is_limited_by_the_model else ""

@@ -159,11 +159,12 @@ class Evaluator:
         """The figures of completions from ``sample``, including those from ``likelihoods``."""
         texts = [c.text for c in completions]
         prompts = [c.prompt.text for c in completions]
-        outcome = score(self._reward, prompts, texts, on_error="nan", retries=self._retries)
-        judged = {
-            name: score(judge, prompts, texts, on_error="nan", retries=self._retries)
-            for name, judge in self._judges.items()
-        }
+        rows = [c.prompt.metadata for c in completions]
+        outcome, *others = (
+            score(scorer, prompts, texts, on_error="nan", retries=self._retries, rows=rows)
+            for scorer in (self._reward, *self._judges.values())
+        )
+        judged = dict(zip(self._judges, others, strict=True))
         rewards = outcome.scores
         metrics: dict[str, float] = {
             "reward_mean": _mean(rewards),

@@ -46,7 +46,7 @@ from quark.pool.info import (
 )
 from quark.pool.native_batch import BatchArrays
 from quark.pool.origin import Origin, reads
-from quark.pool.rescore import Decoder, Rescored, Scorer, rescore
+from quark.pool.rescore import Decoder, Rescored, RowScorer, Scorer, rescore
 from quark.pool.sample_columns import NUMBER_COLUMNS
 from quark.pool.sampling import (
     NativeQuantization,
@@ -385,8 +385,9 @@ class NativePool:
     def rescore(
         self,
         name: str,
-        scorer: Scorer,
+        scorer: Scorer | RowScorer,
         *,
+        with_metadata: bool = False,
         source: Mapping[str, Json] | None = None,
         chunk_size: int = RESCORING_CHUNK,
         decode: Decoder | None = None,
@@ -398,6 +399,7 @@ class NativePool:
             self,
             name,
             scorer,
+            with_metadata=with_metadata,
             source=source,
             chunk_size=chunk_size,
             decode=decode,

@@ -22,6 +22,9 @@ from quark.types import Json
 Scorer: TypeAlias = Callable[[Sequence[str], Sequence[str]], ArrayLike]
 """Maps prompts (N texts) and completions (N texts) to scores [N]. Higher is better, NaN = not scored."""
 
+RowScorer: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str]], ArrayLike]
+"""A ``Scorer`` that also gets the prompts' metadata (N texts of JSON objects)."""
+
 Decoder: TypeAlias = Callable[[Sequence[NDArray[np.uint32]]], Sequence[str]]
 """Maps token ids of completions to their texts."""
 
@@ -40,8 +43,9 @@ class Rescored:
 def rescore(
     pool: SamplePool,
     name: str,
-    scorer: Scorer,
+    scorer: Scorer | RowScorer,
     *,
+    with_metadata: bool = False,
     source: Mapping[str, Json] | None = None,
     chunk_size: int = RESCORING_CHUNK,
     decode: Decoder | None = None,
@@ -57,6 +61,7 @@ def rescore(
         pool: a pool that is open for writing.
         name: a new column, or an existing one to replace.
         scorer: called with at most ``chunk_size`` samples at a time, in id order.
+        with_metadata: whether the scorer is a ``RowScorer``.
         source: describes the scorer. It is stored with the column and shown by ``pool.info()``. A draft can only
             be continued with the same source.
         chunk_size: samples per commit.
@@ -101,7 +106,8 @@ def rescore(
                 )
             texts = list(decode([sample.completion_tokens for sample in samples]))
         completions = [text or "" for text in texts]
-        returned = scorer([s.prompt_text for s in samples], completions)
+        metadata = ([s.prompt_metadata for s in samples],) if with_metadata else ()
+        returned = scorer([s.prompt_text for s in samples], completions, *metadata)
         try:
             with np.errstate(over="raise"):
                 scores = np.asarray(returned, dtype=np.float32)

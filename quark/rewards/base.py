@@ -1,4 +1,4 @@
-"""The interface of a reward: texts in, scores out.
+"""The interface of a reward: texts in, scores out. ``quark.rewards.fields`` adds what the prompts' rows know.
 
 Higher is better. None or NaN means "not scored": it is stored as NaN, counted and shown, never dropped.
 """

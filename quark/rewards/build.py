@@ -10,6 +10,7 @@ from quark.assets import asset_path
 from quark.errors import ConfigError, RewardError
 from quark.rewards.base import RewardFunction
 from quark.rewards.config import GIVEN_PREFIX, RewardConfig
+from quark.rewards.fields import FieldsAsked, call_with, fields_asked
 from quark.types import Json
 
 
@@ -165,11 +166,16 @@ class Complement:
         """Of the reward inside, and that it is one minus it."""
         return {**reward_provenance(self._reward), "complement": True}
 
+    @property
+    def fields_asked(self) -> FieldsAsked:
+        """Of the reward inside."""
+        return fields_asked(self._reward)
+
     def __call__(
-        self, *, prompts: Sequence[str], completions: Sequence[str]
+        self, *, prompts: Sequence[str], completions: Sequence[str], **fields: Sequence[Json]
     ) -> Sequence[float | None]:
         """One minus each score; None stays None."""
-        scores = self._reward(prompts=prompts, completions=completions)
+        scores = call_with(self._reward, prompts, completions, fields)
         return [None if score is None else 1.0 - float(score) for score in scores]
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from quark.errors import RewardError
+from quark.rewards.fields import FieldsAsked, fields_of_function
 from quark.rewards.raised_at import raised_at
 from quark.rewards.source_files import hashes, source_files
 from quark.types import Json
@@ -27,8 +28,8 @@ from quark.types import Json
 class CallableReward:
     """Calls ``function(prompts=..., completions=...)`` and returns the result unchecked.
 
-    ``function`` may also be an object whose ``__call__`` takes these two, or a class without required
-    arguments, of which one such object is made. An ``async`` function runs in an event loop of its own.
+    Further parameters are fields of the prompts' rows (``quark.rewards.fields``). ``function`` may also be an object
+    whose ``__call__`` takes these, or a class without required arguments, of which one such object is made. An ``async`` function runs in an event loop of its own.
     """
 
     def __init__(self, reference: str) -> None:
@@ -63,6 +64,8 @@ class CallableReward:
                     f"{raised_at(err, getattr(module, '__file__', None))}"
                 ) from err
         self._function = checked(target, reference)
+        self.fields_asked: FieldsAsked = fields_of_function(target)
+        """Fields of the prompts' rows that the function asks for."""
         self._reference = reference
         file = getattr(module, "__file__", None)
         self.path: Path | None = Path(file).resolve() if file else None
@@ -93,10 +96,10 @@ class CallableReward:
         }
 
     def __call__(
-        self, *, prompts: Sequence[str], completions: Sequence[str]
+        self, *, prompts: Sequence[str], completions: Sequence[str], **fields: Sequence[Json]
     ) -> Sequence[float | None]:
         """Call the function once with the whole batch; if it is asynchronous, run it to its end."""
-        scores = self._function(prompts=prompts, completions=completions)
+        scores = self._function(prompts=prompts, completions=completions, **fields)
         return awaited(scores) if inspect.iscoroutine(scores) else scores
 
 
@@ -147,7 +150,9 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def checked(target: object, reference: str) -> Callable[..., Sequence[float | None]]:
-    """``target``, if it can be called with ``prompts`` and ``completions``; ``reference`` names it in the error.
+    """``target``, if it can be called with ``prompts``, ``completions`` and the fields that it asks for.
+
+    ``reference`` names it in the error.
 
     Raises:
         RewardError: It cannot.
@@ -155,7 +160,8 @@ def checked(target: object, reference: str) -> Callable[..., Sequence[float | No
     if not callable(target):
         raise RewardError(f"{reference} is {type(target).__name__}, not a function")
     try:
-        inspect.signature(target).bind(prompts=[], completions=[])
+        fields = dict.fromkeys(fields_of_function(target).required)
+        inspect.signature(target).bind(prompts=[], completions=[], **fields)
     except TypeError as err:
         raise RewardError(
             f"{reference} cannot be called as function(prompts=..., completions=...): {err}"

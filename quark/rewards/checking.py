@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from quark.rewards.base import RewardFunction
 from quark.rewards.scoring import score
+from quark.types import Json
 
 SAMPLES: tuple[tuple[str, str], ...] = (
     ("the battery", " lasts all day and charges fast."),
@@ -67,12 +68,15 @@ def check_reward(
     reward: RewardFunction,
     samples: Sequence[tuple[str, str]] | None = None,
     *,
+    rows: Sequence[Mapping[str, Json]] | None = None,
     batch_size: int = 1024,
 ) -> RewardReport:
     """Call ``reward`` twice on (prompt, completion) pairs, by default ``SAMPLES``, and judge the results.
 
+    ``rows`` are the other fields of each pair, for a reward that asks for some of them.
+
     Raises:
-        RewardError: The results cannot be scores (wrong length or types), or the reward raised.
+        RewardError: A row lacks a field that the reward requires. The results cannot be scores (wrong length or types), or the reward raised.
         ValueError: There are no samples.
     """
     pairs = SAMPLES if samples is None else samples
@@ -80,9 +84,9 @@ def check_reward(
         raise ValueError("no samples to check the reward with")
     prompts = [prompt for prompt, _ in pairs]
     completions = [completion for _, completion in pairs]
-    first = score(reward, prompts, completions, batch_size=batch_size)
+    first = score(reward, prompts, completions, batch_size=batch_size, rows=rows)
     started = time.perf_counter()
-    second = score(reward, prompts, completions, batch_size=batch_size)
+    second = score(reward, prompts, completions, batch_size=batch_size, rows=rows)
     seconds = time.perf_counter() - started
 
     scored = ~np.isnan(first.scores)

@@ -10,13 +10,14 @@ from quark.errors import RewardError
 from quark.rewards.callable import awaited, checked
 from quark.rewards.code_identity import code_content
 from quark.rewards.config import GIVEN_PREFIX
+from quark.rewards.fields import FieldsAsked, fields_of_function
 from quark.types import Json
 
 
 class GivenReward:
     """Calls an object as ``object(prompts=..., completions=...)`` and returns the result unchecked.
 
-    Of a class, one object is made, without arguments. An ``async`` function runs in an event loop of its own.
+    Further parameters are fields of the prompts' rows (``quark.rewards.fields``). Of a class, one object is made, without arguments. An ``async`` function runs in an event loop of its own.
     """
 
     def __init__(self, target: object) -> None:
@@ -34,6 +35,8 @@ class GivenReward:
                     f"{name}() failed: {type(err).__name__}: {err}. Pass an object instead of the class"
                 ) from err
         self._function = checked(target, f"the reward {name}")
+        self.fields_asked: FieldsAsked = fields_of_function(target)
+        """Fields of the prompts' rows that the object asks for."""
         self._name = name
         self._details: Mapping[str, Json] = getattr(target, "provenance", {})
         self.files: Mapping[str, str] = {} if self._details else code_content(target)
@@ -56,10 +59,10 @@ class GivenReward:
         return {**said, "files": dict(self.files)} if self.files else said
 
     def __call__(
-        self, *, prompts: Sequence[str], completions: Sequence[str]
+        self, *, prompts: Sequence[str], completions: Sequence[str], **fields: Sequence[Json]
     ) -> Sequence[float | None]:
         """Call the object once with the whole batch; if it is asynchronous, run it to its end."""
-        scores = self._function(prompts=prompts, completions=completions)
+        scores = self._function(prompts=prompts, completions=completions, **fields)
         return awaited(scores) if inspect.iscoroutine(scores) else scores
 
 

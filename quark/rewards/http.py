@@ -1,6 +1,6 @@
 """A reward behind HTTP: a batch of texts out, a batch of scores back.
 
-Request (POST, JSON): ``{"prompts": [...], "completions": [...]}``. Response: ``{"scores": [...]}``, a number or
+Request (POST, JSON): ``{"prompts": [...], "completions": [...]}``, and a list for each of ``fields``. Response: ``{"scores": [...]}``, a number or
 null per completion. ``quark.http_client`` defines retries, the maximum size of an answer, and how a key is sent.
 """
 
@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from pydantic import field_validator
+
 from quark.errors import RewardError
 from quark.http_client import HttpSettings, JsonClient
+from quark.rewards.fields import TEXTS, FieldsAsked
 from quark.types import Json
 
 _RETRIES = 4
@@ -19,6 +22,16 @@ _TIMEOUT_S = 30.0
 
 class HttpConfig(HttpSettings):
     """The server that returns scores."""
+
+    fields: tuple[str, ...] = ()
+    """Fields of the prompts' rows that are sent along, each as a list under its name, such as ``["answer"]``."""
+
+    @field_validator("fields")
+    @classmethod
+    def _fields_are_others(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := [name for name in fields if name in TEXTS]:
+            raise ValueError(f"{taken[0]} is sent anyway, and a field cannot take its name")
+        return fields
 
 
 class HttpReward:
@@ -49,14 +62,19 @@ class HttpReward:
             retries=_RETRIES if retries is None else retries,
             timeout_s=_TIMEOUT_S if timeout_s is None else timeout_s,
         )
+        self.fields_asked: Final = FieldsAsked(
+            required=frozenset(config.fields), way_out="take it out of reward.http.fields"
+        )
+        """Fields of the prompts' rows that are sent."""
 
     @property
     def provenance(self) -> Mapping[str, Json]:
         """The origin of the scores."""
-        return {"url": self._client.url}
+        names = sorted(self.fields_asked.required)
+        return {"url": self._client.url} | ({"fields": [*names]} if names else {})
 
     def __call__(
-        self, *, prompts: Sequence[str], completions: Sequence[str]
+        self, *, prompts: Sequence[str], completions: Sequence[str], **fields: Sequence[Json]
     ) -> Sequence[float | None]:
         """Score one batch.
 
@@ -64,7 +82,10 @@ class HttpReward:
             RewardError: The server refused, did not return scores, or did not answer in
                 ``1 + retries`` attempts.
         """
-        answer = self._client.post({"prompts": list(prompts), "completions": list(completions)})
+        texts = {"prompts": list(prompts), "completions": list(completions)}
+        answer = self._client.post(
+            {**texts, **{name: list(values) for name, values in fields.items()}}
+        )
         value = self._client.json(answer)
         scores = value.get("scores") if isinstance(value, dict) else None
         if not isinstance(scores, list):

@@ -9,9 +9,10 @@ scores, counted.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 
 from quark.errors import RewardError
 from quark.rewards.base import RewardFunction
+from quark.rewards.fields import Fields, call_with, fields_asked
 from quark.rewards.raised_at import raised_at
+from quark.types import Json
 
 OnError = Literal["fail", "nan"]
 
@@ -59,6 +62,7 @@ def score(
     batch_size: int = 1024,
     retries: int = 0,
     backoff_s: float = BACKOFF_S,
+    rows: Sequence[Mapping[str, Json]] | None = None,
 ) -> ScoreOutcome:
     """Score completions in batches of at most ``batch_size``.
 
@@ -73,17 +77,21 @@ def score(
         retries: how often a batch that raised is retried. A ``RewardError`` is final: it
             says that trying again is of no use, or was done.
         backoff_s: wait before the first retry, in seconds.
+        rows: the other fields of each prompt's row, for a reward that asks for some of them; None if there are none.
 
     Raises:
-        RewardError: The reward returned something that cannot be scores; names the function, the index
+        RewardError: A row has no value for a field that the reward requires. The reward returned something that cannot be scores; names the function, the index
             and the value. Or it raised, and ``on_error`` is ``"fail"``; with ``"nan"`` the completions of
             that batch count as failed instead.
-        ValueError: There are not as many prompts as completions, or ``batch_size`` is not positive.
+        ValueError: There are not as many prompts or rows as completions, or ``batch_size`` is not positive.
     """
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions")
+    if rows is not None and len(rows) != len(completions):
+        raise ValueError(f"{len(rows)} rows for {len(completions)} completions")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    fields = _fields(reward, [{}] * len(completions) if rows is None else rows)
     scores = np.full(len(completions), np.nan, dtype=np.float32)
     num_nonfinite = num_retried = 0
     messages: list[str] = []
@@ -104,6 +112,7 @@ def score(
                 reward,
                 prompts[start : start + batch_size],
                 part,
+                {name: values[start : start + batch_size] for name, values in fields.items()},
                 start=start,
                 retries=retries,
                 backoff_s=backoff_s,
@@ -139,6 +148,7 @@ def _call(
     reward: RewardFunction,
     prompts: Sequence[str],
     completions: Sequence[str],
+    fields: Fields,
     *,
     start: int,
     retries: int,
@@ -149,7 +159,7 @@ def _call(
     attempt = 0
     while True:
         try:
-            return reward(prompts=list(prompts), completions=list(completions))
+            return call_with(reward, list(prompts), list(completions), copy.deepcopy(fields))
         except (Exception, SystemExit) as err:  # a reward that calls exit() must not end the run
             message = (
                 f"reward {reward.name!r} raised on completions {start} to {start + len(completions) - 1}: "
@@ -161,6 +171,18 @@ def _call(
         on_retry(message)
         time.sleep(min(backoff_s * 2.0**attempt, MAX_BACKOFF_S))
         attempt += 1
+
+
+def _fields(
+    reward: RewardFunction, rows: Sequence[Mapping[str, Json]]
+) -> Mapping[str, Sequence[Json]]:
+    asked = fields_asked(reward)
+    for index, row in enumerate(rows):
+        if (name := asked.lacking(row)) is not None:
+            raise RewardError(
+                f"the reward {reward.name!r} asks for the field {name!r}, and the row of prompt {index} has no value for it"
+            )
+    return asked.columns(rows)
 
 
 def _file_of(reward: RewardFunction) -> str | None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from quark.errors import RewardError
 from quark.rewards.base import RewardFunction
+from quark.rewards.fields import FieldsAsked, call_with, fields_asked
 from quark.types import Json
 
 MAX_ABANDONED = 4
@@ -43,8 +44,13 @@ class TimeLimited:
         details: Mapping[str, Json] = getattr(self._reward, "provenance", {})
         return details
 
+    @property
+    def fields_asked(self) -> FieldsAsked:
+        """Of the wrapped reward."""
+        return fields_asked(self._reward)
+
     def __call__(
-        self, *, prompts: Sequence[str], completions: Sequence[str]
+        self, *, prompts: Sequence[str], completions: Sequence[str], **fields: Sequence[Json]
     ) -> Sequence[float | None]:
         """Score one batch.
 
@@ -63,7 +69,7 @@ class TimeLimited:
 
         def call() -> None:
             try:
-                returned.append(self._reward(prompts=prompts, completions=completions))
+                returned.append(call_with(self._reward, prompts, completions, fields))
             except BaseException as error:
                 raised.append(error)
 

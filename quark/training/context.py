@@ -23,6 +23,7 @@ from quark.run_identity import RunIdentity
 from quark.training.events import TrainingListener
 from quark.training.factories import (
     Rewards,
+    check_fields,
     make_reference,
     make_rewards,
     prompts_of,
@@ -122,6 +123,9 @@ def load_context(
     for note in check.notes:
         listener.on_message(f"{config.model.name}: {note}", level="warning")
     prompts = prompts_of(config)
+    processes.from_main_process(
+        lambda: check_fields(rewards, train=prompts.train, evaluation=prompts.evaluation)
+    )
     for note in prompts.notes:
         listener.on_message(note, level="warning")
     if fresh:

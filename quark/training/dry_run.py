@@ -10,6 +10,7 @@ from quark.models.check.kept import checked
 from quark.rewards.scoring import score
 from quark.training.events import Progress, TrainingListener
 from quark.training.factories import (
+    check_fields,
     make_reference,
     make_rewards,
     prompts_of,
@@ -60,6 +61,7 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
     check.require(config.model.name)
     original = make_reference(config, policy, device).causal
     prompts = prompts_of(config)
+    check_fields(rewards, train=prompts.train, evaluation=prompts.evaluation)
     shown: list[Prompt] = list(prompts.train[:3])
     generator = TransformersGenerator(
         original, policy.tokenizer, policy.reward_tokens, config.sampling, device
@@ -74,6 +76,7 @@ def dry_run(loaded: LoadedConfig, *, listener: TrainingListener) -> DryRun:
         [c.text for c in completions],
         on_error=config.reward.on_error,
         retries=config.reward.retries or 0,
+        rows=[c.prompt.metadata for c in completions],
     )
     tokens = policy.reward_tokens
     best, best_ids = (tokens.texts[-1], (tokens.best,)) if tokens.are_placed else ("", ())

@@ -26,6 +26,7 @@ from quark.reference.build import ReferenceName, build_reference, reference_name
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_judges, build_reward
 from quark.rewards.ensemble import EnsembleReward
+from quark.rewards.fields import require_fields
 from quark.run_directory import RunDirectory
 from quark.training.loop.critic_hook import KeptCritic
 from quark.training.loop.hooks import WeightHooks
@@ -79,6 +80,21 @@ def make_rewards(
         },
         extra_columns=members | further if explores else {},
     )
+
+
+def check_fields(
+    rewards: Rewards, *, train: Sequence[Prompt] = (), evaluation: Sequence[Prompt] = ()
+) -> None:
+    """Check that the prompts have the fields that the scorers of their completions require.
+
+    Raises:
+        DataError: one has not.
+    """
+    rows = [[(p.place, p.metadata) for p in prompts] for prompts in (train, evaluation)]
+    for reward in (rewards.reward, *rewards.extra_columns.values()):
+        require_fields(reward, rows[0])
+    for reward in (rewards.reward, *rewards.judges.values()):
+        require_fields(reward, rows[1])
 
 
 def use_threads(config: RunConfig) -> None:

@@ -39,7 +39,7 @@ def test_the_model_sees_what_its_template_renders(template, field, tmp_path):
         tokenizer,
     )
     for prompt in (*found.train, *found.evaluation):
-        messages = json.loads(prompt.metadata["messages"])
+        messages = prompt.metadata["messages"]
         expected = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True
         ).input_ids
@@ -58,6 +58,20 @@ def test_tools_and_arguments_reach_the_template(tmp_path):
     texts = [prompt.text for prompt in (*found.train, *found.evaluation)]
     assert all("</think>" in text for text in texts)
     assert sum("look_up" in text for text in texts) == 1
+
+
+def test_two_rows_that_differ_in_their_tools_have_their_own_tokens(tmp_path):
+    tokenizer = chat_tokenizer(TEMPLATES["Qwen 3"])
+    tools = [[{"type": "function", "function": {"name": name}}] for name in ("look_up", "add")]
+    rows = [{"messages": MESSAGES, "tools": tool} for tool in (None, *tools)]
+    rows.append({"messages": MESSAGES[:1], "split": "eval"})
+    found = load(tmp_path, rows, tokenizer)
+    texts = [prompt.text for prompt in found.train]
+    assert [["look_up" in text, "add" in text] for text in texts] == [
+        [False, False],
+        [True, False],
+        [False, True],
+    ]
 
 
 def test_an_over_long_conversation_loses_its_oldest_turns_and_never_its_header(tmp_path):

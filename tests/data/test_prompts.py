@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from datetime import date
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -332,6 +333,39 @@ def test_metadata_is_what_a_pool_can_keep(tmp_path: Path) -> None:
         unfit = write(tmp_path, f'{{"prompt": "a", "n": {value}}}\n', f"{number}.jsonl")
         with pytest.raises(DataError, match=r"jsonl:1: 'n' is .* leave it out"):
             load(unfit)
+
+
+def test_lists_and_objects_of_a_row_are_kept_and_dates_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.parquet"
+    columns = {
+        "prompt": ["a", "b"],
+        "answers": [["x", "y"], None],
+        "truth": [{"style": "rule", "score": float("inf")}] * 2,
+        "day": [date(2026, 1, 2)] * 2,
+    }
+    pl.DataFrame(columns).write_parquet(path)
+    prompts = load(path)
+    found = {p.text: dict(p.metadata) for p in prompts.train + prompts.evaluation}
+    truth = {"style": "rule", "score": None}
+    assert found == {
+        "a": {"answers": ["x", "y"], "truth": truth},
+        "b": {"answers": None, "truth": truth},
+    }
+
+
+def test_fields_that_a_pool_does_not_store_are_refused_at_once(tmp_path: Path) -> None:
+    row = {"prompt": "a", "small": "x", "large": ["y" * 1000] * 1100}
+    path = write(tmp_path, json.dumps({"prompt": "b"}) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"jsonl:2: .* the most is 1,048,576.* largest is 'large'"):
+        load(path)
+
+
+def test_answers_of_a_csv_file_stay_as_they_are_written(tmp_path: Path) -> None:
+    path = write(tmp_path, "prompt,answer\na,007\nb,1.50\nc,12\nd,0.5\n", "prompts.csv")
+    prompts = load(path)
+    found = {p.text: p.metadata["answer"] for p in prompts.train + prompts.evaluation}
+    assert found == {"a": "007", "b": "1.50", "c": 12, "d": 0.5}
+    assert len(load(path, where="answer >= 1.5", num_evaluation=1).train) == 2
 
 
 def test_prompts_of_a_csv_file(tmp_path: Path) -> None:

@@ -98,6 +98,24 @@ def test_texts_go_out_as_json_and_scores_come_back():
         assert "Authorization" not in said.requests[0][0]
 
 
+def test_fields_of_the_rows_go_out_where_they_are_named():
+    rows = [{"answer": "x", "secret": 1}, {"answer": ["y"]}]
+    with reward_on(lengths, fields=("answer",)) as (reward, said):
+        outcome = score(reward, ["a", "b"], ["x", "yz"], rows=rows)
+        assert outcome.scores.tolist() == [1, 2]
+        assert said.requests[0][1] == {
+            "prompts": ["a", "b"],
+            "completions": ["x", "yz"],
+            "answer": ["x", ["y"]],
+        }
+        assert reward.provenance["fields"] == ["answer"]
+        with pytest.raises(RewardError, match="asks for the field 'answer'"):
+            score(reward, ["a"], ["x"])
+        assert len(said.requests) == 1
+    with pytest.raises(ValidationError, match="prompts is sent anyway"):
+        HttpConfig(fields=("prompts",))
+
+
 def test_null_is_not_scored():
     with reward_on((200, {}, '{"scores": [null, 2.5]}')) as (reward, _):
         outcome = score(reward, ["a", "b"], ["x", "y"])

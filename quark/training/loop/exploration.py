@@ -336,6 +336,7 @@ class Explorer:
     def _ask_rewards(self, completions: Sequence[Completion]) -> dict[str, ScoreOutcome]:
         prompts = [c.prompt.text for c in completions]
         texts = [c.text for c in completions]
+        rows = [c.prompt.metadata for c in completions]
         batch_size = self._reward_config.batch_size
         retries = self._reward_config.retries or 0
         outcomes = {
@@ -346,11 +347,18 @@ class Explorer:
                 on_error=self._reward_config.on_error,
                 batch_size=batch_size,
                 retries=retries,
+                rows=rows,
             )
         }
         for name, extra in self._extra_rewards.items():
             outcomes[name] = score(
-                extra, prompts, texts, on_error="nan", batch_size=batch_size, retries=retries
+                extra,
+                prompts,
+                texts,
+                on_error="nan",
+                batch_size=batch_size,
+                retries=retries,
+                rows=rows,
             )
         return outcomes
 

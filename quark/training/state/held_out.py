@@ -104,7 +104,15 @@ def read_held_out(run: RunDirectory, *, vocab_size: int | None = None) -> HeldOu
                 f"{str(max(ids))[:20]}, and the model has {vocab_size:,} tokens. Give the prompts to evaluate on by "
                 "--prompts"
             )
-        prompts.append(Prompt(index=index, text=text, token_ids=tuple(ids), metadata=metadata))
+        prompts.append(
+            Prompt(
+                index=index,
+                text=text,
+                token_ids=tuple(ids),
+                metadata=metadata,
+                place=f"{run.held_out}:{index + 1}",
+            )
+        )
     if not prompts:
         raise RunDirectoryError(
             f"{run.held_out} is empty: give the prompts to evaluate on by --prompts"
