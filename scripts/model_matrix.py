@@ -213,6 +213,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- |"
     for row in sorted(rows, key=lambda row: row.family):
         cells = (row.plain, row.adapters, row.chat, row.padding, row.cache)
+        if row.plain != "yes":  # nothing else was found out
+            cells = (row.plain.partition(". ")[0], "", "", "", "")
         yield f"| {row.family} | " + " | ".join(_cell(text) for text in cells) + " |"
 
 

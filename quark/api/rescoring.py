@@ -19,6 +19,8 @@ from quark.rewards.scoring import score
 from quark.types import Json
 
 _ROWS_AT_ONCE = 65536
+_MERGED = "merged"
+"""Stands for a message whose figures differ from chunk to chunk."""
 
 
 def rescore(
@@ -71,6 +73,9 @@ def rescore(
             if message not in warned:
                 warned.add(message)
                 on_warning(message)
+        if outcome.merged_message is not None and _MERGED not in warned:
+            warned.add(_MERGED)
+            on_warning(outcome.merged_message)
         return outcome.scores
 
     return pool.rescore(

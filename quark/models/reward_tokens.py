@@ -110,7 +110,13 @@ def add_reward_tokens(
     if head is not None and not tied:
         rows["head"] = _draw(head, base_vocab_size, num_quantiles, std_scale, generator)
     if ids[-1] >= num_rows:
-        model.resize_token_embeddings(ids[-1] + 1, mean_resizing=False)
+        try:
+            model.resize_token_embeddings(ids[-1] + 1, mean_resizing=False)
+        except Exception as err:  # code of a model's own family
+            raise ModelError(
+                f"{type(model).__name__} cannot resize its vocabulary to {ids[-1] + 1} for the reward tokens "
+                f"({type(err).__name__}: {err}). model.reward_tokens = false trains without them"
+            ) from err
 
     embedding, head = _matrices(model)
     expected = max(num_rows, ids[-1] + 1)

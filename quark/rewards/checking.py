@@ -100,6 +100,8 @@ def check_reward(
     is_repeatable = bool(np.array_equal(first.scores, second.scores, equal_nan=True))
 
     warnings = list(first.messages)
+    if first.merged_message is not None:
+        warnings.append(first.merged_message)
     if first.num_failed:
         warnings.append(f"{first.num_failed} of {len(pairs)} samples were not scored")
     if is_constant:

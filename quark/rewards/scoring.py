@@ -35,6 +35,9 @@ MAX_BACKOFF_S = 30.0
 _MAX_MESSAGES = 5
 _SHOWN = 80
 _LARGEST = float(np.finfo(np.float32).max)
+_SAME = 1e-13
+"""Relative difference of two scores that differ by rounding only."""
+_MERGED_SHARE_SAID = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,27 @@ class ScoreOutcome:
     """Calls that were repeated because the previous one raised."""
     messages: Sequence[str]
     """The first few different reasons, for people."""
+    num_merged: int = 0
+    """Completions whose score differs from another's, but no longer as float32."""
+    merged: tuple[float, float] | None = None
+    """Two such scores, as the reward returned them."""
+
+    @property
+    def merged_message(self) -> str | None:
+        """What to say of ``num_merged``; None where it is a small share."""
+        return merged_message(self.num_merged, len(self.scores) - self.num_failed, self.merged)
+
+
+def merged_message(
+    num_merged: int, num_scored: int, pair: tuple[float, float] | None
+) -> str | None:
+    """That so many scores tie because they are stored as float32; ``pair`` is an example."""
+    if pair is None or num_merged < _MERGED_SHARE_SAID * num_scored:
+        return None
+    return (
+        f"{num_merged / num_scored:.0%} of the scores tie with others that differ from them, such as {pair[0]!r} and {pair[1]!r}: they "
+        "are stored as float32, which has about 7 digits. Subtract what they have in common in the reward"
+    )
 
 
 def score(
@@ -93,6 +117,7 @@ def score(
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     fields = _fields(reward, [{}] * len(completions) if rows is None else rows)
     scores = np.full(len(completions), np.nan, dtype=np.float32)
+    exact = np.full(len(completions), np.nan)
     num_nonfinite = num_retried = 0
     messages: list[str] = []
 
@@ -129,19 +154,37 @@ def score(
             if number is None:
                 note(f"reward {reward.name!r} returned None, for example for completion {index}")
             elif math.isfinite(number):
-                scores[index] = number
+                scores[index] = exact[index] = number
             else:
                 num_nonfinite += 1
                 note(
                     f"reward {reward.name!r} returned {number}, for example for completion {index}"
                 )
+    num_merged, merged = _merged(exact, scores)
     return ScoreOutcome(
         scores=scores,
         num_failed=int(np.isnan(scores).sum()),
         num_nonfinite=num_nonfinite,
         num_retried=num_retried,
         messages=tuple(messages),
+        num_merged=num_merged,
+        merged=merged,
     )
+
+
+def _merged(
+    exact: NDArray[np.float64], scores: NDArray[np.float32]
+) -> tuple[int, tuple[float, float] | None]:
+    """How many scores float32 no longer tells from others, and two of them."""
+    values = np.unique(exact[~np.isnan(exact)])
+    below, above = values[:-1], values[1:]
+    is_lost = below.astype(np.float32) == above.astype(np.float32)
+    is_lost &= above - below > _SAME * np.maximum(np.abs(below), np.abs(above))
+    if not is_lost.any():
+        return 0, None
+    first = int(is_lost.argmax())
+    pair = (float(below[first]), float(above[first]))
+    return int(np.isin(scores, below[is_lost].astype(np.float32)).sum()), pair
 
 
 def _call(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from quark.errors import ModelError
 from quark.models.config import ModelConfig
@@ -70,6 +71,19 @@ def test_each_text_is_one_token_and_vanishes_in_decoding():
     assert ids[1] == tokens.ids[1]
     assert len(ids) == 3
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ab"
+
+
+def test_a_family_whose_own_code_cannot_resize_is_refused_with_the_way_on():
+    class Stiff(LlamaForCausalLM):
+        def _init_weights(self, module):
+            raise AttributeError("no attribute 'embeddings'")
+
+    model = tiny_llama()
+    model.__class__ = Stiff
+    with pytest.raises(
+        ModelError, match=r"Stiff cannot resize .*'embeddings'.*reward_tokens = false"
+    ):
+        add_reward_tokens(model, byte_tokenizer(), 3, seed=0, std_scale=1.0)
 
 
 def test_a_model_that_has_reward_tokens_is_refused():

@@ -115,6 +115,32 @@ def test_what_is_returned_is_shown_on_one_line():
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "num_merged"),
+    [
+        ([1e9, 1e9 + 0.001, 1e9 + 0.002], 3),
+        ([1e9, 1e9 + 0.001, 0.5], 2),
+        ([0.1 + 0.2, 0.3, 0.5], 0),  # the same number, rounded in two ways
+        ([1.0, 1.0, 2.0], 0),
+        (np.array([1e9, 1e9 + 0.001, 0.5], np.float32), 0),
+        ([None, math.nan, 1e39], 0),
+    ],
+)
+def test_scores_that_float32_does_not_tell_apart_are_counted(value, num_merged):
+    outcome = outcome_of(value)
+    assert outcome.num_merged == num_merged
+    assert (outcome.merged_message is not None) == bool(num_merged)
+    if num_merged == 2:
+        assert "67% of the scores tie" in outcome.merged_message
+        assert "such as 1000000000.0 and 1000000000.001" in outcome.merged_message
+
+
+def test_a_small_share_of_such_scores_is_not_worth_a_word():
+    scores = [float(number) for number in range(500)]
+    outcome = score(Returning(lambda p, c: [*scores, 1e9, 1e9 + 0.001]), ["p"] * 502, ["c"] * 502)
+    assert (outcome.num_merged, outcome.merged_message) == (2, None)
+
+
 def test_an_array_of_booleans_raises():
     with pytest.raises(RewardError, match="bool True for completion 0"):
         outcome_of(np.array([True, False, True]))

@@ -161,6 +161,20 @@ def test_the_state_carries_over() -> None:
     ]
 
 
+def test_quantiles_that_too_few_completions_of_a_prompt_leave_empty_are_told_once() -> None:
+    alerts = Alerts(AlertsSection())
+
+    def kinds_of(counts: list[int], most: int) -> list[str]:
+        found = alerts.check_quantiles(np.array(counts), most_of_a_prompt=most)
+        return [alert.kind for alert in found]
+
+    assert kinds_of([3, 0, 4], 3) == []  # by ties
+    assert kinds_of([9, 0, 4], 2) == ["empty_quantile"]
+    assert kinds_of([9, 0, 5], 2) == []
+    assert kinds_of([9, 1, 5], 3) == []
+    assert kinds_of([9, 0, 5], 2) == ["empty_quantile"]
+
+
 def test_the_gap_knows_its_noise_and_leaves_out_what_is_not_scored() -> None:
     chance = np.random.default_rng(0)
     best = chance.normal(1.0, 1.0, 400).astype(np.float32)
@@ -203,3 +217,36 @@ def test_an_alert_stops_where_asked_and_the_rest_of_the_run_is_the_same(
         train(config, tmp_path / "run", overrides=stopping)
     assert train(config, tmp_path / "run", overrides=stopping).rounds == NUM_ROUNDS
     assert fingerprint_of(tmp_path / "run") == fingerprint_of(tmp_path / "whole")
+
+
+def test_what_is_wrong_with_the_first_scores_is_told_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    """Scores that are constant as float32, and quantiles that one completion for each prompt cannot fill."""
+    config = write_inputs(tmp_path)
+    reward = tmp_path / "tiny_reward.py"
+    reward.write_text(
+        "def huge(prompts, completions):\n    return [1e9 + 0.001 * len(text) for text in completions]\n"
+    )
+    overrides = (
+        f"reward.name={reward}:huge",
+        "pool.per_prompt=true",
+        "run.num_rounds=2",
+        "run.steps_per_round=1",
+        "run.prompts_first_round=7",
+        "run.prompts_per_round=7",
+    )
+    listener = Listener()
+    train(config, tmp_path / "run", overrides=overrides, listener=listener)
+    told = {
+        about: [message for message in listener.messages if about in message]
+        for about in ("stored as float32", "the reward is constant", "no sample is in quantile")
+    }
+    assert {about: len(messages) for about, messages in told.items()} == dict.fromkeys(told, 1)
+    assert "of the scores tie with others" in told["stored as float32"][0]
+    assert "run.completions_per_prompt to 3" in told["no sample is in quantile"][0]
+    first_step = next(
+        number for number, row in enumerate(rows_of(tmp_path / "run")) if row["event"] == "step"
+    )
+    before = [row for row in rows_of(tmp_path / "run")[:first_step] if row["event"] == "alert"]
+    assert [row["kind"] for row in before] == ["constant_reward", "empty_quantile"]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from quark.config.load import load_config
 from quark.errors import ConfigError
+from quark.pool.native import NativePool
+from quark.run_directory import RunDirectory
 from quark.training.factories import prompts_of
 from tests.tiny import save_tiny
+from tests.training.tiny_run import Listener, train, write_inputs
 
 
 def config_of(tmp_path, **settings):
@@ -35,6 +40,30 @@ def test_one_prompt_of_ten_thousand_tokens_stops_no_run(tmp_path):
     skipped = prompts_of(config_of(tmp_path, **{"prompts.over_long": "skip"}))
     assert len(skipped.train) + len(skipped.evaluation) == 20
     assert any("1 prompt left out: over 48 tokens" in note for note in skipped.notes)
+
+
+def test_a_run_with_such_a_prompt_among_a_thousand_goes_on_with_one_line_about_it(tmp_path):
+    config = write_inputs(tmp_path)
+    rows = [{"prompt": f"say {number}"} for number in range(1000)] + [{"prompt": "long " * 2000}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    listener = Listener()
+    overrides = (
+        "prompts.max_tokens=20000",
+        "run.num_rounds=1",
+        "run.steps_per_round=1",
+        "run.prompts_first_round=1001",
+        "run.chunk_size=256",
+        "sampling.batch_size=256",
+        "sampling.max_new_tokens=1",
+    )
+    result = train(config, tmp_path / "run", overrides=overrides, listener=listener)
+    assert not result.interrupted
+    with NativePool.open(RunDirectory(tmp_path / "run").pool) as pool:
+        lengths = [len(sample.prompt_tokens) for sample in pool.samples(range(len(pool)))]
+    assert sorted(lengths)[-2:] == [7, 63]
+    assert [m for m in listener.messages if "63 tokens" in m] == [
+        "warning: 1 prompt cut to the last 63 tokens, which the model's context leaves"
+    ]
 
 
 def test_a_completion_that_fills_the_context_is_refused(tmp_path):

@@ -114,6 +114,26 @@ class Alerts:
         )
         return self._begun({alert.kind: alert})
 
+    def check_quantiles(self, counts: NDArray[np.int64], *, most_of_a_prompt: int) -> list[Alert]:
+        """Whether a quantile is empty because no prompt has enough samples, where each prompt is ranked for itself.
+
+        Args:
+            counts: [K] samples of each quantile.
+            most_of_a_prompt: samples of the prompt that has the most.
+        """
+        empty = [str(quantile) for quantile in np.flatnonzero(counts == 0)]
+        alert = Alert(
+            kind="empty_quantile",
+            text=f"no sample is in {'quantile' if len(empty) == 1 else 'quantiles'} {', '.join(empty)}, whose reward "
+            f"{'token learns' if len(empty) == 1 else 'tokens learn'} nothing: pool.per_prompt ranks each prompt for "
+            f"itself, and no prompt has more than {most_of_a_prompt} scored samples for pool.num_quantiles = "
+            f"{len(counts)}. Set run.completions_per_prompt to {len(counts)} or more, or lower pool.num_quantiles",
+            value=float(len(empty)),
+            bound=0.0,
+        )
+        is_begun = bool(empty) and most_of_a_prompt < len(counts)
+        return self._begun({alert.kind: alert if is_begun else None})
+
     def _begun(self, measured: Mapping[str, Alert | None]) -> list[Alert]:
         """What is wrong now and was not before; keeps what is."""
         begun = [

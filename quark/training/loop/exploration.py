@@ -57,6 +57,10 @@ class Exploration:
     """Freshly scored samples that lack a further score, by its column; without those that lack none."""
     messages: tuple[str, ...]
     """What failed scores said, without repetition."""
+    num_merged: int
+    """Freshly scored samples whose reward float32 does not tell from another one."""
+    merged: tuple[float, float] | None
+    """Two such rewards."""
     seconds_scoring: float
     """How long the run waited for scores; less than they took where scoring overlaps."""
     spans: tuple[ChunkSpans, ...]
@@ -267,6 +271,8 @@ class Explorer:
         done.generated += len(ids)
         done.failed += outcomes[REWARD_COLUMN].num_failed
         done.retried += outcomes[REWARD_COLUMN].num_retried
+        done.merged_count += outcomes[REWARD_COLUMN].num_merged
+        done.merged = done.merged or outcomes[REWARD_COLUMN].merged
         done.failed_extra += Counter(
             {n: o.num_failed for n, o in outcomes.items() if n != REWARD_COLUMN}
         )
@@ -465,6 +471,8 @@ class _Done:
     retried: int = 0
     failed_extra: Counter[str] = field(default_factory=Counter)
     messages: dict[str, None] = field(default_factory=dict)
+    merged_count: int = 0
+    merged: tuple[float, float] | None = None
     seconds_scoring: float = 0.0
     spans: list[ChunkSpans] = field(default_factory=list)
 
@@ -483,6 +491,8 @@ class _Done:
             num_retried=self.retried,
             num_failed_extra=self.failed_extra,
             messages=tuple(self.messages),
+            num_merged=self.merged_count,
+            merged=self.merged,
             seconds_scoring=self.seconds_scoring,
             spans=tuple(self.spans),
             is_complete=is_complete,

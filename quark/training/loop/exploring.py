@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from quark.config.schema import PoolSection, RunSection
 from quark.generation.base import Generator
 from quark.pool.native import NativePool
+from quark.rewards.scoring import merged_message
 from quark.training.loop.exploration import Exploration, Explorer
 from quark.training.loop.frozen_standards import FrozenStandards
 from quark.training.loop.journal import Journal
@@ -109,6 +110,11 @@ class Exploring:
             journal.warn(
                 f"{which}: {exploration.num_failed} of {generated} samples got no score and are kept unranked ({detail})"
             )
+        merged = merged_message(
+            exploration.num_merged, generated - exploration.num_failed, exploration.merged
+        )
+        if merged is not None:
+            journal.warn_once("merged scores", f"{which}: {merged}")
         for name, num_failed in exploration.num_failed_extra.items():
             journal.warn(
                 f"{which}: {num_failed} of {generated} samples got no score {name!r} ({detail})"

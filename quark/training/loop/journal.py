@@ -36,6 +36,7 @@ class Journal:
         self.position = position
         self.num_rounds = num_rounds
         self._started = time.monotonic()
+        self._warned: set[str] = set()
 
     @property
     def round(self) -> int:
@@ -81,6 +82,12 @@ class Journal:
     def warn(self, text: str) -> None:
         """Send the listener a warning; nothing is logged."""
         self._listener.on_message(text, level="warning")
+
+    def warn_once(self, about: str, text: str) -> None:
+        """Send the first warning about something, and none of the later ones."""
+        if about not in self._warned:
+            self._warned.add(about)
+            self.warn(text)
 
     def alert(self, alert: Alert) -> None:
         """Write an alert down and tell it."""

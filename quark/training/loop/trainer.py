@@ -17,6 +17,8 @@ import dataclasses
 import time
 from collections.abc import Mapping
 
+import numpy as np
+
 from quark.errors import CheckpointError, TrainingError
 from quark.evaluation.evaluator import Evaluation
 from quark.pool.columns import REWARD_COLUMN
@@ -145,7 +147,7 @@ class Trainer:
         explored = time.monotonic()
         samples = self._exploring.rank(exploration)
         self._learns_from = samples.pool.snapshot.generation
-        alerts = self._check_first_rewards(samples)
+        alerts = self._check_first_rewards(samples) + self._check_quantiles(samples)
         if here.step_in_round == 0 and not here.fresh:
             here.fresh = meter.fresh(
                 samples.pool, samples.quantization, samples.new, bounds=here.previous_bounds
@@ -208,6 +210,15 @@ class Trainer:
             return []
         rewards = samples.pool.scores(REWARD_COLUMN)[samples.new.start : samples.new.stop]
         return self._tell(self._alerts.check_first_rewards(rewards))
+
+    def _check_quantiles(self, samples: RoundSamples) -> list[Alert]:
+        """Tell of quantiles that are empty because each prompt is ranked for itself, and return it."""
+        if not self._exploring.ranking.per_prompt:
+            return []
+        counts = samples.quantization.counts
+        prompts = samples.pool.column("prompt_id")[samples.quantization.labels() >= 0]
+        most = int(np.unique(prompts, return_counts=True)[1].max())
+        return self._tell(self._alerts.check_quantiles(counts, most_of_a_prompt=most))
 
     def _check_alerts(self, metrics: Mapping[str, object], gap: ControlGap | None) -> list[Alert]:
         """Tell what has begun to be wrong, and return it."""
