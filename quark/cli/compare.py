@@ -75,7 +75,7 @@ def compare(
 ) -> None:
     """Measure several models on the same prompts and show paired differences from the first.
 
-    A run answers under its best reward token, or under that of @QUANTILE (best, none or a number).
+    A run answers from its best quantile, or from @QUANTILE (best, none or a number).
     All models are sampled with the same settings and random numbers. Intervals are 95 % bootstraps over
     prompts; differences resample the same prompts for both models.
 

@@ -70,7 +70,7 @@ def evaluate(
     guidance: Annotated[
         float | None,
         typer.Option(
-            min=0.0, help="Strength of guidance away from the worst token. Default: the run's."
+            min=0.0, help="Strength of guidance away from the worst quantile. Default: the run's."
         ),
     ] = None,
     seed: Annotated[
@@ -90,8 +90,8 @@ def evaluate(
 ) -> None:
     """Measure a model on held-out prompts: reward, KL, perplexity, diversity, control curve.
 
-    The first row is the original model without a token; the others are the trained model under each
-    reward token. A model without a run is measured on the embedded prompts, or on --prompts.
+    The first row is the original model without a token; each of the others is the trained model
+    asked for one quantile. A model without a run is measured on the embedded prompts, or on --prompts.
     --json and --markdown have every figure with its 95 % interval over prompts.
 
     **Examples**

@@ -24,7 +24,7 @@ def frontier(
         str | None,
         typer.Option(
             metavar="G,G,...",
-            help="Strengths of guidance to measure under the best token. Default: 0,0.25,0.5,1,2 by tokens, "
+            help="Strengths of guidance to measure from the best quantile. Default: 0,0.25,0.5,1,2 by tokens, "
             "0,1,2,3,4,6 by the critic.",
         ),
     ] = None,

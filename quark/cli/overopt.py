@@ -69,7 +69,7 @@ def overopt(
     console = make_console()
     for curve, title in (
         (found.best_of_n, f"best of n, {found.num_prompts} prompts"),
-        (found.training, "checkpoints, under the best token"),
+        (found.training, "checkpoints, from the best quantile"),
     ):
         if curve is None:
             continue

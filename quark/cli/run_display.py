@@ -336,7 +336,7 @@ def print_result(console: Console, result: TrainingResult) -> None:
     console.print()
     console.print(heading("Result"))
     reward = change("reward_mean", result.reward_before, result.reward_after, digits=3)
-    reward.append("   (held-out prompts, best reward token)")
+    reward.append("   (held-out prompts, best quantile)")
     rows: list[tuple[str, RenderableType]] = [("reward", reward)]
     rows += [
         (

@@ -102,7 +102,7 @@ def reward_by_round(data: RunData) -> Chart | None:
 
     def draw(axes: Axes) -> None:
         _line(axes, data.rounds, "round", "reward_mean", BLUE, "new samples", marker="o")
-        _line(axes, best, "round", "reward_mean", TEAL, "held-out, best token", marker="s")
+        _line(axes, best, "round", "reward_mean", TEAL, "held-out, best quantile", marker="s")
         baseline = figure(data.baseline, "reward_mean")
         if math.isfinite(baseline):
             axes.axhline(
@@ -150,10 +150,10 @@ def control_curve(data: RunData) -> Chart | None:
         axes.axhline(0, color=_MUTED, linewidth=0.8)
         axes.grid(visible=False, axis="x")
         ends = f" (0 worst, {num - 1} best)" if num > 1 else ""
-        axes.set_xlabel("reward token given" + ends)
+        axes.set_xlabel("quantile asked for" + ends)
         axes.set_ylabel("mean reward")
 
-    return _svg("control", "Mean reward by reward token: the control curve", draw)
+    return _svg("control", "Mean reward by quantile: the control curve", draw)
 
 
 def reward_against_drift(data: RunData) -> Chart | None:
@@ -181,7 +181,7 @@ def reward_against_drift(data: RunData) -> Chart | None:
             fmt="-o",
             color=TEAL,
             capsize=3,
-            label="best token",
+            label="best quantile",
         )
         for point in curve:
             axes.annotate(
@@ -309,7 +309,7 @@ def perplexity_by_round(data: RunData) -> Chart | None:
         return None
 
     def draw(axes: Axes) -> None:
-        _line(axes, rows, "round", "perplexity_reference", BLUE, "best token", marker="s")
+        _line(axes, rows, "round", "perplexity_reference", BLUE, "best quantile", marker="s")
         baseline = figure(data.baseline, "perplexity_reference")
         if math.isfinite(baseline):
             axes.axhline(
@@ -337,7 +337,7 @@ def control_gap_by_round(data: RunData) -> Chart | None:
         axes.set_xlabel("round, from 0")
         axes.set_ylabel("difference in mean reward")
 
-    return _svg("gap", "Control gap by round: reward under the best token minus the lowest", draw)
+    return _svg("gap", "Control gap by round: reward of the best quantile minus the lowest", draw)
 
 
 def length_by_round(data: RunData) -> Chart | None:
@@ -349,7 +349,7 @@ def length_by_round(data: RunData) -> Chart | None:
 
     def draw(axes: Axes) -> None:
         _line(axes, data.rounds, "round", key, BLUE, "new samples", marker="o")
-        _line(axes, best, "round", key, TEAL, "held-out, best token", marker="s")
+        _line(axes, best, "round", key, TEAL, "held-out, best quantile", marker="s")
         _from_zero(axes)
         _whole_numbers(axes)
         axes.set_xlabel("round, from 0")

@@ -136,7 +136,7 @@ def _results(data: RunData, summary: Summary) -> Iterator[str]:
             if summary.num_prompts
             else "held-out prompts"
         )
-        yield f"On {prompts}, of the original model and under the best reward token (± is the 95 % interval):"
+        yield f"On {prompts}, of the original model and from the best quantile (± is the 95 % interval):"
         yield ""
         rows = [
             (_cell(c.label), _estimate(c.before), _estimate(c.after)) for c in summary.comparisons

@@ -61,7 +61,7 @@ class Overopt:
         if len(golds) > 1 and max(golds[:-1]) > golds[-1]:
             better = self.conditioning[golds.index(max(golds))].quantile
             said.append(
-                f"the gold reward is higher under reward token {better} than under the best one: the best token asks "
+                f"the gold reward is higher from quantile {better} than from the best one: the best quantile asks "
                 "for what fools the reward"
             )
         if self.best_guidance is not None:

@@ -74,7 +74,7 @@ def _draw_conditioning(axes: Axes, found: Overopt) -> None:
         tokens, [each.proxy for each in found.conditioning], "--o", color=_ORANGE, label="proxy"
     )
     axes.set_xticks(tokens)
-    axes.set_xlabel("reward token")
+    axes.set_xlabel("quantile")
     axes.set_ylabel("reward")
     axes.set_title("conditioning")
     axes.legend(fontsize=8)

@@ -165,7 +165,7 @@ def _headlines(data: RunData) -> list[Headline]:
         Headline(
             name="Reward",
             value=f"{number(before, 2)} → {number(after, 2)}",
-            note="held-out prompts: original model → best reward token",
+            note="held-out prompts: original model → best quantile",
             is_good=is_better("reward_mean", before, after),
         ),
         Headline(

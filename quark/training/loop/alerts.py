@@ -285,9 +285,9 @@ class Alerts:
             is_flat = False  # it has been told why
         flat = Alert(
             kind="control_curve_flat",
-            text=f"after {self._num_gaps} evaluations the best reward token gives no clearly better reward "
+            text=f"after {self._num_gaps} evaluations the best quantile gives no clearly better reward "
             f"than the lowest (difference {gap.value:.3f}, chance alone gives ±{gap.error:.3f}): the model "
-            "does not learn what the tokens mean",
+            "does not learn what the quantiles mean",
             value=gap.value,
             bound=NOISE * gap.error,
         )
@@ -296,8 +296,8 @@ class Alerts:
             bound = section.control_gap_below * had_been
             collapsed = Alert(
                 kind="control_curve_collapsed",
-                text=f"the best reward token gives a reward only {gap.value:.3f} above the lowest, where it "
-                f"had been {had_been:.3f}: the model stops obeying the tokens",
+                text=f"the best quantile gives a reward only {gap.value:.3f} above the lowest, where it "
+                f"had been {had_been:.3f}: the model stops telling them apart",
                 value=gap.value,
                 bound=bound,
             )

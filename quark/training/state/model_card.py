@@ -32,7 +32,7 @@ def card_section(config: RunConfig, result: TrainingResult) -> str:
         "## The run",
         "",
         f"Trained from `{config.model.name}` on the reward `{config.reward.name}`: {result.rounds} rounds, "
-        f"{result.samples} samples. On held-out prompts, under the best reward token:",
+        f"{result.samples} samples. On held-out prompts, from the best quantile:",
         "",
         "| | original | this model |",
         "| --- | --- | --- |",
