@@ -11,8 +11,8 @@ TRL is no dependency of quark. Give the folder it is installed in:
     pip install --target trl --no-deps trl datasets xxhash dill multiprocess
     python benches/frontier.py --trl trl --json points.json --picture frontier.png
 
-`--quick` takes one seed, up to 512 samples, no sweep and no sums of terms. A critic's strengths of guidance are four
-times those of tokens. `--tune` measures on 128 of the training
+`--quick` takes one seed, up to 512 samples, three of quark's objectives, three strengths and no sweep. A critic's
+strengths of guidance are four times those of tokens. `--tune` measures on 128 of the training
 prompts instead, and trains on the others: settings are chosen there. `--contender "NAME: key=value ..."` adds a run of
 quark with other settings.
 
@@ -35,7 +35,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from reward_drift.contenders import BUDGETS, GUIDANCE, NEWEST_ROUND, QUARK, RAFT, Contender, peers
+from reward_drift.contenders import (
+    BUDGETS,
+    GUIDANCE,
+    NEWEST_ROUND,
+    QUARK,
+    QUICK,
+    QUICK_GUIDANCE,
+    RAFT,
+    Contender,
+    peers,
+)
 from reward_drift.picture import draw
 from reward_drift.runs import child
 from reward_drift.tables import swept, tables
@@ -71,7 +81,7 @@ def contenders(arguments: argparse.Namespace) -> list[Contender]:
     """Who takes part."""
     has_trl = arguments.trl is not None or importlib.util.find_spec("trl") is not None
     found = [
-        *(QUARK[:3] if arguments.quick else QUARK),
+        *(c for c in QUARK if not arguments.quick or c.method in QUICK),
         *(() if arguments.quick else NEWEST_ROUND),
         RAFT,
     ]
@@ -99,7 +109,7 @@ def main() -> int:
     parser.add_argument(
         "--base", metavar="'KEY=VALUE ...'", help="quark settings of all: another task"
     )
-    parser.add_argument("--guidance", type=float, nargs="+", default=list(GUIDANCE))
+    parser.add_argument("--guidance", type=float, nargs="+", default=None)
     parser.add_argument("--only", nargs="+", help="methods whose names contain one of these")
     parser.add_argument("--contender", action="append", metavar="NAME: KEY=VALUE ...")
     parser.add_argument("--json", type=Path, help="where the points go, as a list")
@@ -114,6 +124,7 @@ def main() -> int:
         return 0
     seeds = arguments.seeds or ([0] if arguments.quick else [0, 1, 2, 3, 4])
     budgets = arguments.budgets or [b for b in BUDGETS if not arguments.quick or b <= 512]
+    guidance = arguments.guidance or (QUICK_GUIDANCE if arguments.quick else GUIDANCE)
     points: list[Point] = []
     for file in arguments.from_json or ():
         points += [Point(**record) for record in json.loads(file.read_text())]
@@ -124,7 +135,7 @@ def main() -> int:
                 contender=contender,
                 seed=seed,
                 budgets=tuple(together),
-                guidance=tuple(contender.guidance_scale * g for g in arguments.guidance),
+                guidance=tuple(contender.guidance_scale * g for g in guidance),
                 base=tuple((arguments.base or "").split()),
                 is_tuning=arguments.tune,
             )

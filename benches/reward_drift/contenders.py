@@ -10,6 +10,7 @@ BUDGETS = (256, 512, 1024, 2048, 4096)
 DRIFTS = (2.0, 3.0, 3.5, 4.0, 5.0, 6.0)
 """Nats per completion at which rewards are compared."""
 GUIDANCE = (0.0, 0.1, 0.25, 0.5, 1.0)
+QUICK_GUIDANCE = (0.0, 0.5, 1.0)
 TOKENS = 16
 NUM_PROMPTS = 128
 """Held-out prompts, each answered twice."""
@@ -119,6 +120,7 @@ QUARK = (
         settings=(*CONTRAST, "objective.lm_coef=0.1"),
     ),
 )
+QUICK = ("quark contrast", "quark likelihood", "quark critic alone")
 NEWEST_ROUND = (
     Contender(method="quark critic alone, newest round", settings=(*CRITIC, *NEWEST)),
     Contender(method="quark contrast, newest round", settings=(*CONTRAST, *NEWEST)),

@@ -116,5 +116,5 @@ def test_the_advice_names_the_checkpoint_to_keep() -> None:
 def test_a_best_token_that_fools_the_reward_is_told() -> None:
     assert len(found([0.1, 0.2, 0.3, 0.4], tokens=[0.0, 0.3, 0.5]).advice) == 1
     said = found([0.1, 0.2, 0.3, 0.4], tokens=[0.0, 0.5, 0.3]).advice[1]
-    assert "higher under reward token 1" in said
+    assert "higher from quantile 1" in said
     assert "conditioning" in picture(found([0.1, 0.2, 0.3, 0.4], tokens=[0.0, 0.5]))

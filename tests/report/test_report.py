@@ -388,4 +388,4 @@ def test_few_steps_and_a_single_token_are_labelled_as_such(run: Path) -> None:
     assert steps is not None
     assert tokens is not None
     assert not {"0.25", "1.25", "1.75"} & set(re.findall(r">([^<>]+)</text>", steps.svg))
-    assert "reward token given</text>" in tokens.svg
+    assert "quantile asked for</text>" in tokens.svg
