@@ -90,7 +90,7 @@ class PoolInfo:
     """Number of samples that ``retain`` removed. Their ids are below this."""
     num_prompts: int
     num_segments: int
-    """Number of segment files: one for each append, fewer after a compaction."""
+    """Number of segment files: one for each append, fewer after merges."""
     num_bytes: int
     """Size of all live data files in bytes."""
     score_columns: tuple[ScoreColumnInfo, ...]

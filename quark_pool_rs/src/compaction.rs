@@ -1,7 +1,8 @@
 //! Merges small segments and prompt files into few large ones.
 //!
 //! This module chooses the files and concatenates their rows. `pool` writes and commits. Samples keep ids and values,
-//! so reads and draws do not change. Rules: FORMAT.md, "A compaction".
+//! so reads and draws do not change. A compaction merges what it can. An append merges a few files where there are too
+//! many. Rules: FORMAT.md, "A compaction" and "Small files".
 #![expect(
     clippy::indexing_slicing,
     reason = "positions are the pool's own, or were checked at the door"
@@ -24,6 +25,10 @@ use crate::snapshot::Snapshot;
 
 /// Size limit of a file: a merge holds all rows in memory, and Arrow's offsets are i32.
 const MAX_BYTES: u64 = 1 << 30;
+/// Size limit of a file that an append merges: the append waits for it.
+const MAX_BYTES_OF_APPEND: u64 = 1 << 27;
+/// Small files of a kind that a pool has at most after an append.
+pub(crate) const MAX_SMALL_FILES: usize = 256;
 
 /// The files that one step merges, as positions in the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,19 +44,46 @@ pub enum Group {
 /// The largest file of a group at least doubles, so that a row is rewritten only a few times however often a pool is
 /// compacted. The same snapshot gives the same group.
 pub fn plan(snapshot: &Snapshot, max_rows: u64) -> Option<Group> {
+    choose(&segments(snapshot), max_rows, MAX_BYTES)
+        .map(Group::Segments)
+        .or_else(|| choose(&prompt_files(snapshot), max_rows, MAX_BYTES).map(Group::Prompts))
+}
+
+/// The files that an append merges: none while there are at most `max_small` small ones of each kind.
+///
+/// The same snapshot gives the same group.
+pub(crate) fn due(snapshot: &Snapshot, max_small: usize) -> Option<Group> {
+    let is_small = |file: &FileEntry| file.length <= MAX_BYTES_OF_APPEND / 2;
+    let segments_are_due =
+        snapshot.segments.iter().filter(|s| is_small(&s.entry.file)).nth(max_small).is_some();
+    let prompts_are_due =
+        snapshot.prompts.iter().filter(|p| is_small(&p.entry.file)).nth(max_small).is_some();
+    let chosen =
+        |is_due, files: &dyn Fn() -> Option<Range<usize>>| if is_due { files() } else { None };
+    chosen(segments_are_due, &|| choose_few(&segments(snapshot), max_small))
+        .map(Group::Segments)
+        .or_else(|| {
+            chosen(prompts_are_due, &|| choose_few(&prompt_files(snapshot), max_small))
+                .map(Group::Prompts)
+        })
+}
+
+fn segments(snapshot: &Snapshot) -> Vec<Candidate<Vec<&str>>> {
     let segments = snapshot.segments.iter().map(|segment| Candidate {
         rows: segment.entry.count,
         bytes: segment.entry.file.length,
         like: placed_scores(snapshot, &segment.entry),
     });
+    segments.collect()
+}
+
+fn prompt_files(snapshot: &Snapshot) -> Vec<Candidate<()>> {
     let prompts = snapshot.prompts.iter().map(|table| Candidate {
         rows: u64::from(table.entry.count),
         bytes: table.entry.file.length,
         like: (),
     });
-    choose(&segments.collect::<Vec<_>>(), max_rows)
-        .map(Group::Segments)
-        .or_else(|| choose(&prompts.collect::<Vec<_>>(), max_rows).map(Group::Prompts))
+    prompts.collect()
 }
 
 /// A candidate for a merge.
@@ -62,14 +94,19 @@ struct Candidate<L> {
     like: L,
 }
 
-fn choose<L: PartialEq>(files: &[Candidate<L>], max_rows: u64) -> Option<Range<usize>> {
+/// The oldest stretch of files that are alike, as long as the limits allow, with twice the rows of its largest file.
+fn choose<L: PartialEq>(
+    files: &[Candidate<L>],
+    max_rows: u64,
+    max_bytes: u64,
+) -> Option<Range<usize>> {
     let mut start = 0;
     while start < files.len() {
         let (mut rows, mut bytes, mut largest, mut end) = (0, 0, 0, start);
         while let Some(file) = files.get(end)
             && file.like == files[start].like
             && rows + file.rows <= max_rows
-            && bytes + file.bytes <= MAX_BYTES
+            && bytes + file.bytes <= max_bytes
         {
             rows += file.rows;
             bytes += file.bytes;
@@ -82,6 +119,21 @@ fn choose<L: PartialEq>(files: &[Candidate<L>], max_rows: u64) -> Option<Range<u
         start += 1;
     }
     None
+}
+
+/// The oldest stretch of an eighth of `max_small` files that are alike and of similar size, so that a row goes through
+/// few merges. A stretch of any length where there is none.
+fn choose_few<L: PartialEq>(files: &[Candidate<L>], max_small: usize) -> Option<Range<usize>> {
+    let num = (max_small / 8).max(2);
+    let windows = files.windows(num).position(|window| {
+        let rows: u64 = window.iter().map(|file| file.rows).sum();
+        let bytes: u64 = window.iter().map(|file| file.bytes).sum();
+        let largest = window.iter().map(|file| file.rows).max().unwrap_or(0);
+        let are_alike = window.iter().all(|file| file.like == window[0].like);
+        // The mean is at least half of the largest.
+        are_alike && bytes <= MAX_BYTES_OF_APPEND && 2 * rows >= num as u64 * largest
+    });
+    windows.map(|start| start..start + num).or_else(|| choose(files, u64::MAX, MAX_BYTES_OF_APPEND))
 }
 
 /// The score columns that are still read from a segment. The others were re-scored into files of their own.
@@ -227,7 +279,7 @@ mod tests {
     fn chosen(rows: &[u64], max_rows: u64) -> Option<Range<usize>> {
         let files: Vec<_> =
             rows.iter().map(|&rows| Candidate { rows, bytes: 0, like: () }).collect();
-        choose(&files, max_rows)
+        choose(&files, max_rows, MAX_BYTES)
     }
 
     #[test]
@@ -252,5 +304,45 @@ mod tests {
             }
         }
         assert!(written <= 4096 * 13 && files.len() <= 13, "{written} rows, {files:?}");
+    }
+
+    /// Files after so many appends of these rows and bytes, and the rows that merges wrote.
+    fn grown(appends: u64, bytes: u64, rows: impl Fn(u64) -> u64) -> (Vec<Candidate<()>>, u64) {
+        let (mut files, mut written) = (Vec::new(), 0);
+        for at in 0..appends {
+            let rows = rows(at);
+            files.push(Candidate { rows, bytes: bytes * rows, like: () });
+            let is_small = |file: &&Candidate<()>| file.bytes <= MAX_BYTES_OF_APPEND / 2;
+            while files.iter().filter(is_small).count() > MAX_SMALL_FILES
+                && let Some(range) = choose_few(&files, MAX_SMALL_FILES)
+            {
+                let merged = files[range.clone()].iter();
+                let (rows, bytes) = merged.fold((0, 0), |(r, b), f| (r + f.rows, b + f.bytes));
+                written += rows;
+                files.splice(range, [Candidate { rows, bytes, like: () }]);
+            }
+        }
+        (files, written)
+    }
+
+    #[test]
+    fn appends_leave_few_files_and_write_a_row_anew_a_few_times() {
+        let few = MAX_SMALL_FILES;
+        let (files, written) = grown(200_000, 90, |_| 100);
+        assert!(files.len() <= few + 30, "{}", files.len());
+        assert!(written <= 3 * 200_000 * 100, "{written}");
+        // Sizes that differ by up to a thousandfold.
+        let (files, written) = grown(20_000, 90, |at| 1 + at.wrapping_mul(0x9e37_79b9) % 1_000);
+        assert!(files.len() <= few + 30, "{}", files.len());
+        assert!(written <= 3 * 20_000 * 500, "{written}");
+        // Growing and falling.
+        for rows in [|at: u64| 1 + at % 4_000, |at: u64| 4_000 - at % 4_000] {
+            let (files, written) = grown(12_000, 90, rows);
+            assert!(files.len() <= few + 30, "{}", files.len());
+            assert!(written <= 2 * 12_000 * 2_000, "{written}");
+        }
+        // Large files are left alone.
+        let (files, written) = grown(400, 1, |_| MAX_BYTES_OF_APPEND / 2 + 1);
+        assert_eq!((files.len(), written), (400, 0));
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::batch::Batch;
-use crate::compaction::plan;
+use crate::compaction::{Group, MAX_SMALL_FILES, due, plan};
 use crate::error::{PoolError, Result};
 use crate::format::{
     HEAD, LOCK, MANIFEST_DIR, PROMPT_DIR, PoolSettings, RUN_DIR, SCORE_DIR, SEGMENT_DIR,
@@ -42,6 +42,7 @@ pub struct Pool {
     is_writable: bool,
     /// The process that opened it.
     process: u32,
+    max_small_files: usize,
 }
 
 struct Shown {
@@ -146,9 +147,17 @@ impl Pool {
             storage,
             is_writable: writer.is_some(),
             process: std::process::id(),
+            max_small_files: MAX_SMALL_FILES,
             shown: RwLock::new(Shown::new(snapshot)),
             writer: Mutex::new(writer),
         }
+    }
+
+    /// Merge small segments or prompt files where an append leaves more of them than `max`, instead of 256.
+    #[must_use]
+    pub fn with_max_small_files(mut self, max: usize) -> Self {
+        self.max_small_files = max;
+        self
     }
 
     /// The snapshot that the handle shows.
@@ -220,6 +229,8 @@ impl Pool {
 
     /// Commit `batch` and return its ids. When this returns, the samples survive a power cut.
     ///
+    /// Where there are more than 256 small segments or prompt files, some are merged in further commits.
+    ///
     /// # Errors
     /// `Invalid`, `ReadOnly`, `Poisoned`, `Io`; `Corrupted` if a run or prompt that the append needs is damaged.
     pub fn append(&self, batch: &Batch<'_>) -> Result<Range<u64>> {
@@ -239,7 +250,9 @@ impl Pool {
         Arc::make_mut(&mut shown.snapshot)
             .apply(commit, digest)
             .expect("our own commit follows our own snapshot");
+        drop(shown);
         writer.learn(new_prompts);
+        self.merge_small_files(writer);
         Ok(ids)
     }
 }
@@ -421,10 +434,26 @@ impl Pool {
         let writer = able_writer(&mut guard)?;
         let snapshot = self.snapshot();
         let Some(group) = plan(&snapshot, max_rows) else { return Ok(false) };
-        let mut transaction = Transaction::begin(writer, &snapshot)?;
-        let upkeep = transaction.write_group(group)?;
-        self.keep_up(transaction, upkeep)?;
+        self.merge(writer, &snapshot, group)?;
         Ok(true)
+    }
+
+    fn merge(&self, writer: &mut Writer, snapshot: &Snapshot, group: Group) -> Result<()> {
+        let mut transaction = Transaction::begin(writer, snapshot)?;
+        let upkeep = transaction.write_group(group)?;
+        self.keep_up(transaction, upkeep)
+    }
+
+    /// Merge small files if an append has made too many.
+    ///
+    /// The append is durable, so it does not fail if this does. The files then stay as they are until the pool is
+    /// opened for writing again.
+    fn merge_small_files(&self, writer: &mut Writer) {
+        while writer.merges_small_files {
+            let snapshot = self.snapshot();
+            let Some(group) = due(&snapshot, self.max_small_files) else { return };
+            writer.merges_small_files = self.merge(writer, &snapshot, group).is_ok();
+        }
     }
 
     /// Remove the oldest appends that exceed the limits, in one commit. The newest append always stays.

@@ -39,6 +39,8 @@ pub(crate) struct Writer {
     end: LogEnd,
     /// The content of the disk is unknown after a failed sync. The pool has to be reopened.
     pub(crate) is_poisoned: bool,
+    /// Whether appends merge small files. Off after a merge has failed.
+    pub(crate) merges_small_files: bool,
     /// Read at the first append.
     prompts: Option<KnownPrompts>,
     // Last, so that it is released after everything else.
@@ -77,7 +79,14 @@ impl Writer {
     pub(crate) fn new(storage: &dyn Storage, lock: Box<dyn Lock>, end: LogEnd) -> Result<Self> {
         let path = Path::new(&end.name);
         let log = storage.append(path).map_err(PoolError::io("open", storage.locate(path)))?;
-        Ok(Self { log, end, is_poisoned: false, prompts: None, _lock: lock })
+        Ok(Self {
+            log,
+            end,
+            is_poisoned: false,
+            merges_small_files: true,
+            prompts: None,
+            _lock: lock,
+        })
     }
 
     /// Remember prompts that were committed.

@@ -413,6 +413,53 @@ fn a_compaction_goes_on_where_a_failing_operation_stopped_it() {
 }
 
 #[test]
+fn an_append_stands_where_the_merge_after_it_fails() {
+    let merging = |disk: &Disk| create(&disk.storage()).unwrap().with_max_small_files(3);
+    let disk = Disk::default();
+    let pool = merging(&disk);
+    let begin = disk.num_calls();
+    for batch in batches() {
+        batch.append(&pool).unwrap();
+    }
+    let end = disk.num_calls();
+    let snapshot = pool.snapshot();
+    assert!(snapshot.segments.len() <= 3 && snapshot.prompts.len() <= 3);
+    let mut num_failed = 0;
+    for &fault in faults() {
+        for from_then_on in [false, true] {
+            for at in begin + 1..=end {
+                let what = format!("{fault:?} at {at}, from then on: {from_then_on}");
+                let disk = Disk::default();
+                let pool = merging(&disk);
+                disk.set_fault(at, from_then_on, fault);
+                let mut acknowledged = 0;
+                for batch in batches() {
+                    // In order: an append that failed ends the workload.
+                    if batch.append(&pool).is_err() {
+                        break;
+                    }
+                    acknowledged += 1;
+                }
+                disk.clear_fault();
+                let is_whole = acknowledged == batches().len();
+                num_failed += usize::from(is_whole && pool.snapshot().segments.len() > 3);
+                let there = &batches()[..acknowledged];
+                assert!(check_content(&pool.snapshot(), there).unwrap(), "{what}: the handle");
+                pool.close();
+                assert!(!disk.retried_a_failed_sync(), "{what}: a failed sync was trusted");
+                let pool = writer(&disk.storage()).unwrap().with_max_small_files(3);
+                for batch in batches() {
+                    batch.append(&pool).unwrap();
+                }
+                assert!(check_content(&pool.snapshot(), &batches()).unwrap(), "{what}: reopened");
+                assert!(verify(&disk.storage()).unwrap().problems.is_empty(), "{what}");
+            }
+        }
+    }
+    assert!(num_failed > 5, "only {num_failed} merges failed");
+}
+
+#[test]
 fn what_the_system_refuses_is_not_said_to_be_missing() {
     let prepared = || {
         let disk = Disk::default();

@@ -22,7 +22,7 @@ struct Workload {
     disk: Disk,
     /// Operations until the creation was acknowledged.
     created: usize,
-    /// Per step: operations until it was acknowledged.
+    /// Per step: operations until it was acknowledged. Steps of one call share the number.
     acked: Vec<usize>,
     steps: Vec<Step>,
 }
@@ -86,6 +86,28 @@ fn run_beside(steps: Vec<Step>, mutant: Option<Mutant>, before: impl Fn(&Disk, u
     Workload { disk, created, acked, steps }
 }
 
+/// Appends to a pool that merges more than two small files of a kind. A merge is a step of its own.
+fn run_merging(mutant: Option<Mutant>) -> Workload {
+    let disk = Disk::default();
+    if let Some(mutant) = mutant {
+        mutant.infect(&disk);
+    }
+    let pool = create(&disk.storage()).unwrap().with_max_small_files(2);
+    let created = disk.num_ops();
+    let mut workload = Workload { disk, created, acked: Vec::new(), steps: Vec::new() };
+    for number in 0..7 {
+        let before = pool.snapshot().generation;
+        let append = Step::Append(Owned::numbered(number, 2));
+        append.apply(&pool).unwrap();
+        let num_merges = (pool.snapshot().generation - before - 1) as usize;
+        workload.steps.push(append);
+        workload.steps.extend(std::iter::repeat_n(Step::Compact(0), num_merges));
+        workload.acked.resize(workload.steps.len(), workload.disk.num_ops());
+    }
+    pool.close();
+    workload
+}
+
 /// Which pending effects are lost: all combinations of a few, else the telling ones and some at random.
 fn losses(pending: &[(usize, usize)], seed: u64) -> Vec<HashSet<(usize, usize)>> {
     let pick = |bits: &dyn Fn(usize) -> bool| -> HashSet<_> {
@@ -120,8 +142,12 @@ impl Workload {
         };
         let snapshot = pool.snapshot();
         let found = snapshot.generation as usize;
-        if found < acked || found > acked + 1 {
-            return Err(format!("{acked} steps were acknowledged, {found} are there"));
+        let next = self.acked.get(acked);
+        let begun = acked + self.acked.iter().filter(|&at| Some(at) == next).count();
+        if found < acked || found > begun {
+            return Err(format!(
+                "{acked} steps were acknowledged, {begun} begun, {found} are there"
+            ));
         }
         let mut content = Content::after(&self.steps[..found]);
         match content.is_in(&snapshot) {
@@ -276,6 +302,19 @@ fn what_was_acknowledged_survives_every_power_cut() {
     let (images, wrong) = workload.enumerate(true);
     assert_eq!(wrong, None);
     assert!(images > 5_000, "only {images} images");
+}
+
+#[test]
+fn appends_that_merge_small_files_survive_every_power_cut() {
+    let workload = run_merging(None);
+    let merges = |workload: &Workload| {
+        workload.steps.iter().filter(|step| matches!(step, Step::Compact(_))).count()
+    };
+    assert!(merges(&workload) > 4, "{} merges", merges(&workload));
+    assert_eq!(workload.enumerate(true).1, None);
+    let mutants = ["segments", "prompts"]
+        .map(|directory| [false, true].map(|of| Mutant::without(directory, of)));
+    assert_caught(mutants.as_flattened(), |mutant| run_merging(Some(mutant)).enumerate(false).1);
 }
 
 #[test]

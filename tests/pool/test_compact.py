@@ -65,6 +65,18 @@ def test_files_have_at_most_as_many_samples(tmp_path: Path) -> None:
         pool.compact(max_samples=0)
 
 
+def test_appends_merge_small_files(tmp_path: Path) -> None:
+    pool, spec = filled(tmp_path / "pool", 300)
+    info = pool.info()
+    assert 200 < info.num_segments <= 256, "an append merges only what is too much"
+    assert pool.snapshot.generation > 300
+    assert_same(pool, spec)
+    for number in (0, 40, 299):
+        assert pool.append(batch(number)) == spec.find(f"run/{number}"), "keys are still known"
+    assert len(NativePool.open(tmp_path / "pool", snapshot=100)) == 700
+    assert NativePool.verify(tmp_path / "pool").is_sound
+
+
 def test_samples_that_were_scored_anew_are_compacted_apart(tmp_path: Path) -> None:
     pool, spec = filled(tmp_path / "pool", 6)
     scores = np.arange(len(pool), dtype=np.float32)

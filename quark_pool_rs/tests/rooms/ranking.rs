@@ -5,15 +5,17 @@ use std::sync::Arc;
 use quark_pool_rs::columns::column;
 use quark_pool_rs::describe::describe;
 use quark_pool_rs::error::PoolError;
-use quark_pool_rs::pool::Pool;
+use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::quantization::Quantization;
 use quark_pool_rs::ranking::{RemainderRule, TieRule};
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::runs::{key_score, score_key, tie_hash};
+use quark_pool_rs::sampler::{Sampler, SamplingMode, Settings};
 use quark_pool_rs::snapshot::Snapshot;
+use quark_pool_rs::verify::verify;
 
 use crate::common::disk::Disk;
-use crate::common::{Owned, SOURCE, TIE_SEED, create, reader};
+use crate::common::{Owned, SOURCE, TIE_SEED, create, reader, writer};
 
 const TIES: [TieRule; 3] = [TieRule::Hash, TieRule::OlderFirst, TieRule::Together];
 const REMAINDERS: [RemainderRule; 2] = [RemainderRule::Spread, RemainderRule::Lowest];
@@ -172,6 +174,42 @@ fn runs_of_all_tiers_rank_as_comparing_all_samples_does() {
     pool.publish_scores("reward").unwrap();
     assert!(levels(&pool.snapshot()).contains(&2));
     check_all(&pool.snapshot(), &scores);
+}
+
+#[test]
+fn appends_merge_small_files_and_nothing_else_changes() {
+    let (merging, plain) = (Disk::default(), Disk::default());
+    let pool = create(&merging.storage()).unwrap().with_max_small_files(16);
+    let scores = appended(&pool, 300);
+    let other = create(&plain.storage()).unwrap().with_max_small_files(usize::MAX);
+    let _ = appended(&other, 300);
+    let (found, expected) = (pool.snapshot(), other.snapshot());
+    assert!(found.segments.len() <= 16, "{}", found.segments.len());
+    assert!(found.prompts.len() <= 16, "{}", found.prompts.len());
+    assert_eq!(expected.segments.len(), 300);
+    check_all(&found, &scores);
+
+    // The same draws, since runs hold the same samples.
+    let draws = |snapshot: &Arc<Snapshot>| {
+        let (ties, remainder) = (TieRule::Hash, RemainderRule::Spread);
+        let cut = Quantization::new(snapshot.clone(), "reward", 3, ties, remainder).unwrap();
+        let settings = Settings::new(32, 7, SamplingMode::Stratified);
+        let sampler = Sampler::new(Arc::new(cut), settings).unwrap();
+        (0..20).map(|step| sampler.draw(step).unwrap().ids).collect::<Vec<_>>()
+    };
+    assert_eq!(draws(&found), draws(&expected));
+
+    // Keys, earlier snapshots, and what a reader finds.
+    for (append, ids) in expected.appends() {
+        assert_eq!(pool.find(&append.key), Some(ids));
+    }
+    let options = OpenOptions { writer: None, snapshot: Some(20) };
+    let then = Pool::open(merging.storage(), options).unwrap().snapshot();
+    check_all(&then, &scores[..then.num_samples as usize]);
+    pool.close();
+    let again = writer(&merging.storage()).unwrap();
+    check_all(&again.snapshot(), &scores);
+    assert!(verify(&merging.storage()).unwrap().problems.is_empty());
 }
 
 #[test]
