@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::format::{prompts_name, segment_name};
 use crate::manifest::{PromptEntry, SegmentEntry};
 use crate::memory::ensure;
-use crate::parts::{Column, Extent, Run, RunPlace, Segment};
+use crate::parts::{Column, Extent, Run, RunLocation, Segment};
 use crate::runs::sort_scores;
 use crate::segment::{
     PromptRow, SegmentRows, Tokens, encode_prompts, encode_segment, prompt_column, text_position,
@@ -157,13 +157,13 @@ pub fn merge_segments(
     first: u64,
     generation: u64,
 ) -> Result<(Vec<u8>, SegmentEntry)> {
-    let settings = &snapshot.home.settings;
+    let settings = &snapshot.context.settings;
     let segments = &snapshot.segments[range];
     let skipped = |segment: &Segment| first.saturating_sub(segment.entry.first) as usize;
     let rows = |segment: &Segment| skipped(segment)..segment.entry.count as usize;
     let count = segments.iter().map(|segment| rows(segment).len() as u64).sum();
     ensure_merge(segments.iter().map(|segment| segment.entry.file.length), count)?;
-    let files = segments.iter().map(|s| s.open(&snapshot.home)).collect::<Result<Vec<_>>>()?;
+    let files = segments.iter().map(|s| s.open(&snapshot.context)).collect::<Result<Vec<_>>>()?;
 
     let (mut tokens, mut offsets, mut texts) = (Vec::new(), vec![0], Vec::new());
     for (file, segment) in files.iter().zip(segments) {
@@ -184,7 +184,7 @@ pub fn merge_segments(
         for segment in segments {
             let at = column.extents.partition_point(|e| e.first() < segment.entry.first);
             let extent = &column.extents[at];
-            values.extend_from_slice(extent.scores(&snapshot.home, rows(segment))?);
+            values.extend_from_slice(extent.scores(&snapshot.context, rows(segment))?);
         }
         let (order, _) = sort_scores(&values, first, settings.tie_seed);
         scores.push((name, values, order));
@@ -224,14 +224,14 @@ pub fn merge_prompts(
     range: Range<usize>,
     generation: u64,
 ) -> Result<(Vec<u8>, PromptEntry)> {
-    let settings = &snapshot.home.settings;
+    let settings = &snapshot.context.settings;
     let tables = &snapshot.prompts[range];
     let first = tables[0].entry.first;
     let count = tables.iter().map(|table| u64::from(table.entry.count)).sum();
     ensure_merge(tables.iter().map(|table| table.entry.file.length), count)?;
     let mut rows = Vec::new();
     for table in tables {
-        let file = table.open(&snapshot.home)?;
+        let file = table.open(&snapshot.context)?;
         let hashes: &[[u8; 16]] = file.values(prompt_column::HASH, 0..file.rows())?;
         for (row, &hash) in hashes.iter().enumerate() {
             let prompt = first + rows.len() as u32;
@@ -266,7 +266,7 @@ fn ensure_merge(lengths: impl Iterator<Item = u64>, rows: u64) -> Result<()> {
 pub fn runs_within(column: &Column, segment: &SegmentEntry) -> Vec<usize> {
     let ids = segment.first..segment.first + segment.count;
     let is_within = |run: &Run| {
-        let RunPlace::Extent(extent) = &run.place else { return false };
+        let RunLocation::Extent(extent) = &run.location else { return false };
         extent.is_in_segment() && ids.contains(&extent.first())
     };
     (0..column.runs.len()).filter(|&at| is_within(&column.runs[at])).collect()

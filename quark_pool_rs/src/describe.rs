@@ -71,7 +71,7 @@ pub fn describe(snapshot: &Snapshot) -> Result<Description> {
 fn describe_column(snapshot: &Snapshot, column: &Column) -> Result<ColumnDescription> {
     // Add per extent in id order, so that the mean does not depend on the number of threads.
     let part = |extent: &Extent| {
-        let scores = extent.scores(&snapshot.home, 0..extent.count())?;
+        let scores = extent.scores(&snapshot.context, 0..extent.count())?;
         let scored = scores.iter().copied().filter(|score| !score.is_nan());
         let sums = scored
             .clone()

@@ -75,7 +75,7 @@ pub struct TokenLists<'a> {
 impl<'a> TokenLists<'a> {
     /// Those of some rows, which were prefetched.
     fn find(snapshot: &Snapshot, rows: &[(&'a DataFile, usize)], column: usize) -> Result<Self> {
-        let is_narrow = snapshot.home.settings.token_bytes == 2;
+        let is_narrow = snapshot.context.settings.token_bytes == 2;
         let places = Vec::with_capacity(rows.len());
         let mut lists = Self { places, column, is_narrow, width: 0, total: 0 };
         for &(file, row) in rows {
@@ -238,14 +238,14 @@ const BYTES_PER_PLACE: u128 = 128;
 /// # Errors
 /// `UnknownSample`, `Corrupted`, `Io`.
 pub fn locate<'a>(snapshot: &'a Snapshot, ids: &[u64]) -> Result<Located<'a>> {
-    let home = &snapshot.home;
+    let context = &snapshot.context;
     let finder = snapshot.finder();
     ensure(ids.len() as u128 * BYTES_PER_PLACE, || format!("a batch of {} samples", ids.len()))?;
     let mut rows = Vec::with_capacity(ids.len());
     for &id in ids {
         snapshot.check_id(id)?;
         let (segment, row) = finder.locate(id);
-        let file = segment.open(home)?;
+        let file = segment.open(context)?;
         file.prefetch_row(column::COMPLETION, row);
         file.prefetch_row(column::PROMPT, row);
         rows.push((file, row));
@@ -254,7 +254,7 @@ pub fn locate<'a>(snapshot: &'a Snapshot, ids: &[u64]) -> Result<Located<'a>> {
     for entry in &mut rows {
         let (segment, row) = *entry;
         let (table, row) = snapshot.locate_prompt(segment.value(column::PROMPT, row)?)?;
-        let file = table.open(home)?;
+        let file = table.open(context)?;
         file.prefetch_row(prompt_column::TOKENS, row);
         *entry = (file, row);
     }
@@ -272,7 +272,7 @@ pub fn completion_lengths(snapshot: &Snapshot, ids: &[u64]) -> Result<Vec<u32>> 
     for &id in ids {
         snapshot.check_id(id)?;
         let (segment, row) = finder.locate(id);
-        let file = segment.open(&snapshot.home)?;
+        let file = segment.open(&snapshot.context)?;
         file.prefetch_row(column::COMPLETION, row);
         rows.push((file, row));
     }

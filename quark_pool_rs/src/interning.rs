@@ -24,7 +24,7 @@ impl KnownPrompts {
     pub(crate) fn read(snapshot: &Snapshot) -> Result<Self> {
         let mut ids = ByHash::default();
         for table in &snapshot.prompts {
-            let file = table.open(&snapshot.home)?;
+            let file = table.open(&snapshot.context)?;
             let hashes: &[[u8; 16]] = file.values(prompt_column::HASH, 0..file.rows())?;
             // By what is there, not by what the manifest says is there.
             ids.reserve(hashes.len());
@@ -127,9 +127,9 @@ fn hash_prompt(tokens: &[u32], text: &str, metadata: &str, bytes: &mut Vec<u8>) 
 /// Two prompts may share a hash, so content decides.
 fn is_same_prompt(snapshot: &Snapshot, id: u32, prompt: &PromptRow<'_>) -> Result<bool> {
     let (table, row) = snapshot.locate_prompt(id)?;
-    let file = table.open(&snapshot.home)?;
+    let file = table.open(&snapshot.context)?;
     let span = file.span(prompt_column::TOKENS, row)?;
-    let token_bytes = snapshot.home.settings.token_bytes;
+    let token_bytes = snapshot.context.settings.token_bytes;
     let is_same = match Tokens::read(file, prompt_column::TOKENS, token_bytes, span)? {
         Tokens::Narrow(ids) => {
             ids.len() == prompt.tokens.len()

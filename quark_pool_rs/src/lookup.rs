@@ -68,9 +68,9 @@ impl Snapshot {
     /// `Corrupted`, `Io`.
     pub fn prompt_tokens(&self, prompt: u32) -> Result<Tokens<'_>> {
         let (table, row) = self.locate_prompt(prompt)?;
-        let file = table.open(&self.home)?;
+        let file = table.open(&self.context)?;
         let span = file.span(prompt_column::TOKENS, row)?;
-        Tokens::read(file, prompt_column::TOKENS, self.home.settings.token_bytes, span)
+        Tokens::read(file, prompt_column::TOKENS, self.context.settings.token_bytes, span)
     }
 
     /// A score column.
@@ -93,7 +93,7 @@ impl Snapshot {
     /// # Errors
     /// `Corrupted`, `Io`.
     pub fn copy_column<T: Pod + Send + Sync>(&self, column: usize, out: &mut [T]) -> Result<()> {
-        if !COLUMNS[column].is_in(&self.home.settings) {
+        if !COLUMNS[column].is_in(&self.context.settings) {
             return Ok(());
         }
         let mut rest = &mut out[self.num_removed as usize..];
@@ -105,7 +105,7 @@ impl Snapshot {
         }
         let copy = |(segment, part): (&Arc<Segment>, &mut [T])| {
             let rows = 0..part.len();
-            part.copy_from_slice(segment.open(&self.home)?.values(column, rows)?);
+            part.copy_from_slice(segment.open(&self.context)?.values(column, rows)?);
             Ok(())
         };
         parallel(|| parts.into_par_iter().try_for_each(copy))
@@ -120,7 +120,7 @@ impl Snapshot {
         for extent in &column.extents {
             let at = extent.first() as usize;
             out[at..at + extent.count()]
-                .copy_from_slice(extent.scores(&self.home, 0..extent.count())?);
+                .copy_from_slice(extent.scores(&self.context, 0..extent.count())?);
         }
         Ok(())
     }
@@ -139,7 +139,7 @@ impl Snapshot {
             self.check_id(id)?;
             let extent = finder.extent(column, id);
             if let Some(extent) = extent {
-                extent.prefetch_score(&self.home, (id - extent.first()) as usize)?;
+                extent.prefetch_score(&self.context, (id - extent.first()) as usize)?;
             }
             places.push((extent, id));
         }
@@ -148,7 +148,7 @@ impl Snapshot {
                 None => f32::NAN,
                 Some(extent) => {
                     let row = (id - extent.first()) as usize;
-                    extent.scores(&self.home, row..row + 1)?[0]
+                    extent.scores(&self.context, row..row + 1)?[0]
                 }
             };
         }
@@ -172,12 +172,12 @@ impl Snapshot {
     /// The memory of a sample with all its columns.
     fn sample_bytes(&self, id: u64) -> Result<u128> {
         self.check_id(id)?;
-        let settings = &self.home.settings;
+        let settings = &self.context.settings;
         let (segment, row) = self.locate(id);
-        let file = segment.open(&self.home)?;
+        let file = segment.open(&self.context)?;
         let (table, prompt_row) =
             self.locate_prompt(SampleNumbers::read(file, row, settings)?.prompt)?;
-        let prompts = table.open(&self.home)?;
+        let prompts = table.open(&self.context)?;
         let mut tokens = file.span(column::COMPLETION, row)?.len();
         tokens += prompts.span(prompt_column::TOKENS, prompt_row)?.len();
         let mut bytes = size_of::<Sample>() + tokens * size_of::<u32>();
@@ -199,12 +199,12 @@ impl Snapshot {
     /// `UnknownSample`, `Corrupted`, `Io`.
     pub fn sample(&self, id: u64) -> Result<Sample> {
         self.check_id(id)?;
-        let settings = &self.home.settings;
+        let settings = &self.context.settings;
         let (segment, row) = self.locate(id);
-        let file = segment.open(&self.home)?;
+        let file = segment.open(&self.context)?;
         let numbers = SampleNumbers::read(file, row, settings)?;
         let (table, prompt_row) = self.locate_prompt(numbers.prompt)?;
-        let prompts = table.open(&self.home)?;
+        let prompts = table.open(&self.context)?;
         let span = file.span(column::COMPLETION, row)?;
         let sampling = numbers.settings;
         let sampling = self.sampling_settings.get(sampling as usize).ok_or_else(|| {
@@ -228,7 +228,7 @@ impl Snapshot {
                 .filter_map(|c| self.finder().extent(c, id).map(|extent| (c, extent)))
                 .map(|(c, extent)| {
                     let row = (id - extent.first()) as usize;
-                    Ok((c.name.clone(), extent.scores(&self.home, row..row + 1)?[0]))
+                    Ok((c.name.clone(), extent.scores(&self.context, row..row + 1)?[0]))
                 })
                 .collect::<Result<_>>()?,
         })

@@ -20,16 +20,16 @@ use crate::segment::{prompt_columns, run_columns, score_columns, score_position,
 use crate::storage::Storage;
 
 /// The disk and the settings, which all snapshots of a pool share.
-pub struct Home {
+pub struct Context {
     /// The disk.
     pub storage: Arc<dyn Storage>,
     /// What the pool was created with.
     pub settings: PoolSettings,
 }
 
-impl std::fmt::Debug for Home {
+impl std::fmt::Debug for Context {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Home").field("settings", &self.settings).finish_non_exhaustive()
+        formatter.debug_struct("Context").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
@@ -51,9 +51,9 @@ impl Segment {
     /// # Errors
     /// `Corrupted`, `Io`.
     #[inline(always)]
-    pub fn open(&self, home: &Home) -> Result<&DataFile> {
-        let columns = || segment_columns(&home.settings, &self.entry.scores, self.entry.count);
-        self.file.get(&*home.storage, columns, self.entry.count)
+    pub fn open(&self, context: &Context) -> Result<&DataFile> {
+        let columns = || segment_columns(&context.settings, &self.entry.scores, self.entry.count);
+        self.file.get(&*context.storage, columns, self.entry.count)
     }
 }
 
@@ -75,9 +75,9 @@ impl PromptTable {
     /// # Errors
     /// `Corrupted`, `Io`.
     #[inline(always)]
-    pub fn open(&self, home: &Home) -> Result<&DataFile> {
-        let columns = || prompt_columns(home.settings.token_bytes);
-        self.file.get(&*home.storage, columns, u64::from(self.entry.count))
+    pub fn open(&self, context: &Context) -> Result<&DataFile> {
+        let columns = || prompt_columns(context.settings.token_bytes);
+        self.file.get(&*context.storage, columns, u64::from(self.entry.count))
     }
 }
 
@@ -86,11 +86,11 @@ impl PromptTable {
 pub struct Extent {
     /// From the manifest.
     pub entry: Arc<ExtentEntry>,
-    pub(crate) place: ExtentPlace,
+    pub(crate) location: ExtentLocation,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) enum ExtentPlace {
+pub(crate) enum ExtentLocation {
     /// In the segment of the samples, at this position among its score columns.
     Segment(Arc<Segment>, usize),
     /// In a file of its own.
@@ -115,14 +115,14 @@ impl Extent {
 
     /// The file, opened if need be, and the position of the scores in it; their order is the next one.
     #[inline(always)]
-    fn open(&self, home: &Home) -> Result<(&DataFile, usize)> {
-        Ok(match &self.place {
-            ExtentPlace::Segment(segment, index) => {
-                (segment.open(home)?, score_position(&home.settings, *index))
+    fn open(&self, context: &Context) -> Result<(&DataFile, usize)> {
+        Ok(match &self.location {
+            ExtentLocation::Segment(segment, index) => {
+                (segment.open(context)?, score_position(&context.settings, *index))
             }
-            ExtentPlace::File(file) => {
-                let columns = || score_columns(&home.settings, self.entry.count);
-                (file.get(&*home.storage, columns, self.entry.count)?, 0)
+            ExtentLocation::File(file) => {
+                let columns = || score_columns(&context.settings, self.entry.count);
+                (file.get(&*context.storage, columns, self.entry.count)?, 0)
             }
         })
     }
@@ -132,8 +132,8 @@ impl Extent {
     /// # Errors
     /// `Corrupted`, `Io`.
     #[inline(always)]
-    pub fn scores<'a>(&'a self, home: &Home, rows: Range<usize>) -> Result<&'a [f32]> {
-        let (file, position) = self.open(home)?;
+    pub fn scores<'a>(&'a self, context: &Context, rows: Range<usize>) -> Result<&'a [f32]> {
+        let (file, position) = self.open(context)?;
         file.values(position, rows)
     }
 
@@ -142,8 +142,8 @@ impl Extent {
     /// # Errors
     /// `Corrupted`, `Io`.
     #[inline(always)]
-    pub fn prefetch_score(&self, home: &Home, row: usize) -> Result<()> {
-        let (file, position) = self.open(home)?;
+    pub fn prefetch_score(&self, context: &Context, row: usize) -> Result<()> {
+        let (file, position) = self.open(context)?;
         file.prefetch_row(position, row);
         Ok(())
     }
@@ -153,8 +153,8 @@ impl Extent {
     /// # Errors
     /// `Corrupted`, `Io`.
     #[inline(always)]
-    pub fn prefetch_order(&self, home: &Home, rank: usize) -> Result<()> {
-        let (file, position) = self.open(home)?;
+    pub fn prefetch_order(&self, context: &Context, rank: usize) -> Result<()> {
+        let (file, position) = self.open(context)?;
         file.prefetch_row(position + 1, rank);
         Ok(())
     }
@@ -164,8 +164,8 @@ impl Extent {
     /// # Errors
     /// `Corrupted`, `Io`; `Corrupted` if there is no such row.
     #[inline(always)]
-    pub fn row(&self, home: &Home, rank: usize) -> Result<usize> {
-        let (file, position) = self.open(home)?;
+    pub fn row(&self, context: &Context, rank: usize) -> Result<usize> {
+        let (file, position) = self.open(context)?;
         let row = if file.kind(position + 1) == Kind::U16 {
             usize::from(file.value::<u16>(position + 1, rank)?)
         } else {
@@ -178,8 +178,8 @@ impl Extent {
     ///
     /// # Errors
     /// `Corrupted`, `Io`; `Corrupted` if there is no such row.
-    pub fn order(&self, home: &Home, ranks: Range<usize>) -> Result<Vec<u32>> {
-        let (file, position) = self.open(home)?;
+    pub fn order(&self, context: &Context, ranks: Range<usize>) -> Result<Vec<u32>> {
+        let (file, position) = self.open(context)?;
         let order: Vec<u32> = if file.kind(position + 1) == Kind::U16 {
             file.values::<u16>(position + 1, ranks)?.iter().map(|&row| u32::from(row)).collect()
         } else {
@@ -199,14 +199,14 @@ impl Extent {
 
     /// Whether the scores lie in the segment of their samples.
     pub fn is_in_segment(&self) -> bool {
-        matches!(self.place, ExtentPlace::Segment(..))
+        matches!(self.location, ExtentLocation::Segment(..))
     }
 
     /// The file's name, for messages.
     pub fn file_name(&self) -> &str {
-        match &self.place {
-            ExtentPlace::Segment(segment, _) => &segment.entry.file.name,
-            ExtentPlace::File(file) => &file.entry.name,
+        match &self.location {
+            ExtentLocation::Segment(segment, _) => &segment.entry.file.name,
+            ExtentLocation::File(file) => &file.entry.name,
         }
     }
 
@@ -214,8 +214,9 @@ impl Extent {
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    pub fn own_file(&self, home: &Home) -> Option<Result<&DataFile>> {
-        matches!(self.place, ExtentPlace::File(_)).then(|| self.open(home).map(|(file, _)| file))
+    pub fn own_file(&self, context: &Context) -> Option<Result<&DataFile>> {
+        matches!(self.location, ExtentLocation::File(_))
+            .then(|| self.open(context).map(|(file, _)| file))
     }
 }
 
@@ -225,12 +226,12 @@ pub struct Run {
     /// From the manifest.
     pub entry: Arc<RunEntry>,
     /// Where it lies.
-    pub place: RunPlace,
+    pub location: RunLocation,
 }
 
 /// Where a run lies.
 #[derive(Debug)]
-pub enum RunPlace {
+pub enum RunLocation {
     /// In the order column of an extent.
     Extent(Extent),
     /// In a file of its own.
@@ -243,15 +244,15 @@ impl Run {
     /// # Errors
     /// `Corrupted`, `Io`.
     #[inline(always)]
-    pub fn open_merged<'a>(&self, home: &Home, file: &'a LazyFile) -> Result<&'a DataFile> {
-        file.get(&*home.storage, || run_columns(&home.settings), self.entry.entries)
+    pub fn open_merged<'a>(&self, context: &Context, file: &'a LazyFile) -> Result<&'a DataFile> {
+        file.get(&*context.storage, || run_columns(&context.settings), self.entry.entries)
     }
 
     /// Its samples have no smaller ids.
     pub fn first(&self) -> u64 {
-        match &self.place {
-            RunPlace::Extent(extent) => extent.first(),
-            RunPlace::Merged(_) => self.entry.first,
+        match &self.location {
+            RunLocation::Extent(extent) => extent.first(),
+            RunLocation::Merged(_) => self.entry.first,
         }
     }
 }
@@ -303,11 +304,11 @@ impl Column {
     }
 
     pub(crate) fn run(&self, entry: Arc<RunEntry>) -> Result<Arc<Run>, String> {
-        let place = match &entry.source {
+        let location = match &entry.source {
             RunSource::File(_) if entry.first > self.end() => {
                 return Err("a run that begins beyond its column".to_owned());
             }
-            RunSource::File(file) => RunPlace::Merged(LazyFile::new(file.clone())),
+            RunSource::File(file) => RunLocation::Merged(LazyFile::new(file.clone())),
             RunSource::Extent(first) => {
                 let at = self.extents.binary_search_by_key(first, Extent::first);
                 let extent =
@@ -315,10 +316,10 @@ impl Column {
                 if extent.entry.scored != entry.entries {
                     return Err("a run that does not fit its extent".to_owned());
                 }
-                RunPlace::Extent(extent)
+                RunLocation::Extent(extent)
             }
         };
-        Ok(Arc::new(Run { entry, place }))
+        Ok(Arc::new(Run { entry, location }))
     }
 
     /// Add an extent with its own run, then carry out the merges.
@@ -374,9 +375,9 @@ impl Column {
         self.scored = self.extents.iter().map(|extent| extent.entry.scored).sum();
         let run = run.map(|run| self.run(Arc::new(run))).transpose()?;
         self.runs.splice(..num_runs, run);
-        let is_gone = |run: &Arc<Run>| match &run.place {
-            RunPlace::Extent(extent) => extent.first() < first,
-            RunPlace::Merged(_) => false,
+        let is_gone = |run: &Arc<Run>| match &run.location {
+            RunLocation::Extent(extent) => extent.first() < first,
+            RunLocation::Merged(_) => false,
         };
         let ranked: u64 = self.runs.iter().map(|run| run.entry.entries).sum();
         if ranked != self.scored || self.runs.iter().any(is_gone) {
@@ -387,13 +388,13 @@ impl Column {
 
     /// Files that hold nothing but scores or runs.
     pub(crate) fn own_files(&self) -> impl Iterator<Item = &LazyFile> {
-        let scores = self.extents.iter().filter_map(|extent| match &extent.place {
-            ExtentPlace::File(file) => Some(&**file),
-            ExtentPlace::Segment(..) => None,
+        let scores = self.extents.iter().filter_map(|extent| match &extent.location {
+            ExtentLocation::File(file) => Some(&**file),
+            ExtentLocation::Segment(..) => None,
         });
-        let runs = self.runs.iter().filter_map(|run| match &run.place {
-            RunPlace::Merged(file) => Some(file),
-            RunPlace::Extent(_) => None,
+        let runs = self.runs.iter().filter_map(|run| match &run.location {
+            RunLocation::Merged(file) => Some(file),
+            RunLocation::Extent(_) => None,
         });
         scores.chain(runs)
     }

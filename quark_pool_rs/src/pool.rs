@@ -18,7 +18,7 @@ use crate::format::{
 };
 use crate::log::{Kind, encode_head, encode_record};
 use crate::manifest::{ScoreChange, Upkeep};
-use crate::parts::{Column, Home};
+use crate::parts::{Column, Context};
 use crate::recovery::{needed_since, recover, tidy};
 use crate::retention::Limits;
 use crate::snapshot::Snapshot;
@@ -96,8 +96,8 @@ impl Pool {
         for directory in [MANIFEST_DIR, SEGMENT_DIR, PROMPT_DIR, RUN_DIR, SCORE_DIR] {
             disk.create_dir(Path::new(directory)).map_err(io("create", directory))?;
         }
-        let home = Arc::new(Home { storage: storage.clone(), settings: settings.clone() });
-        let payload = to_json(&Snapshot::empty(home.clone(), [0; 32]).to_state())?;
+        let context = Arc::new(Context { storage: storage.clone(), settings: settings.clone() });
+        let payload = to_json(&Snapshot::empty(context.clone(), [0; 32]).to_state())?;
         let (record, digest) = encode_record(Kind::State, 0, &[0; 32], &payload);
         let name = log_name(0);
         let path = Path::new(&name);
@@ -240,7 +240,7 @@ impl Pool {
             return Ok(ids);
         }
         let snapshot = self.snapshot();
-        batch.check(&snapshot.home.settings)?;
+        batch.check(&snapshot.context.settings)?;
         let (commit, digest, new_prompts) = Transaction::begin(writer, &snapshot)?.append(batch)?;
         let ids = commit.segment.first..commit.segment.first + commit.segment.count;
         drop(snapshot);

@@ -47,7 +47,7 @@ enum Source {
 }
 
 /// A quantile and an index in it, below the quantile's count.
-pub type Place = (i16, u64);
+pub type Position = (i16, u64);
 
 /// The ranking of one snapshot, cut into quantiles.
 pub struct Quantization {
@@ -102,7 +102,7 @@ impl Quantization {
         values[..snapshot.num_removed as usize].fill(f32::NAN);
         let total = count_ranked(&values);
         let above: Vec<u64> = above(total, num_quantiles, remainder).collect();
-        let cuts = cut_values(&values, snapshot.home.settings.tie_seed, &above, ties);
+        let cuts = cut_values(&values, snapshot.context.settings.tie_seed, &above, ties);
         let source = Source::Values(values);
         let mut quantization = Self { snapshot, source, cuts, quantiles: Vec::new() };
         let labels = quantization.labels()?;
@@ -129,7 +129,7 @@ impl Quantization {
         values[..snapshot.num_removed as usize].fill(f32::NAN);
         let mut prompts = vec![0_u32; values.len()];
         snapshot.copy_column(column::PROMPT, &mut prompts)?;
-        let tie_seed = snapshot.home.settings.tie_seed;
+        let tie_seed = snapshot.context.settings.tie_seed;
         let labels = label_in_groups(&values, &prompts, num_quantiles, tie_seed, ties);
         let quantiles = members(&labels, &values, num_quantiles);
         Ok(Self { snapshot, source: Source::Labelled(values, labels), cuts: Vec::new(), quantiles })
@@ -220,15 +220,20 @@ impl Quantization {
         self.quantiles.iter().map(bound).collect()
     }
 
-    /// The id and score at each place. All three slices have the same length.
+    /// The id and score at each position. All three slices have the same length.
     ///
     /// # Errors
     /// `Corrupted`, `Io`.
-    pub fn samples_at(&self, places: &[Place], ids: &mut [u64], scores: &mut [f32]) -> Result<()> {
+    pub fn samples_at(
+        &self,
+        positions: &[Position],
+        ids: &mut [u64],
+        scores: &mut [f32],
+    ) -> Result<()> {
         let runs = self.runs();
         // In stages, so that the reads of the second stage are prefetched.
-        let mut entries = Vec::with_capacity(places.len());
-        for &(quantile, index) in places {
+        let mut entries = Vec::with_capacity(positions.len());
+        for &(quantile, index) in positions {
             let quantile = &self.quantiles[quantile as usize];
             let at = quantile.ends.partition_point(|&end| end <= index);
             let before = if at == 0 { 0 } else { quantile.ends[at - 1] };
@@ -336,7 +341,7 @@ impl Quantization {
         }
         rest.fill(-1);
         let label = |(extent, part): (&Extent, &mut [i16])| {
-            let scores = extent.scores(&self.snapshot.home, 0..extent.count())?;
+            let scores = extent.scores(&self.snapshot.context, 0..extent.count())?;
             let chunks = part.chunks_mut(CHUNK).zip(scores.chunks(CHUNK));
             for ((labels, scores), first) in chunks.zip((extent.first()..).step_by(CHUNK)) {
                 self.label_chunk(scores, first, labels);
@@ -349,7 +354,7 @@ impl Quantization {
     /// Labels of scores with consecutive ids: loops that the compiler vectorizes, then a second check of the few scores
     /// that equal a cut's.
     fn label_chunk(&self, scores: &[f32], first: u64, labels: &mut [i16]) {
-        let tie_seed = self.snapshot.home.settings.tie_seed;
+        let tie_seed = self.snapshot.context.settings.tie_seed;
         let mut bounds = [0; MAX_VECTOR_CUTS];
         let Some(bounds) = bounds.get_mut(..self.cuts.len()) else {
             for ((label, &score), id) in labels.iter_mut().zip(scores).zip(first..) {
@@ -381,7 +386,7 @@ impl Quantization {
             }
             return Ok(());
         }
-        let tie_seed = self.snapshot.home.settings.tie_seed;
+        let tie_seed = self.snapshot.context.settings.tie_seed;
         let mut scores = vec![0.0; ids.len()];
         self.scores_of(ids, &mut scores)?;
         for ((out, &score), &id) in out.iter_mut().zip(&scores).zip(ids) {

@@ -141,8 +141,8 @@ impl<'a> Runs<'a> {
     pub(crate) fn new(snapshot: &'a Snapshot, column: usize) -> Self {
         let runs = snapshot.columns[column].runs.iter();
         Self {
-            views: runs.map(|run| LazyView::new(&snapshot.home, run)).collect(),
-            tie_seed: snapshot.home.settings.tie_seed,
+            views: runs.map(|run| LazyView::new(&snapshot.context, run)).collect(),
+            tie_seed: snapshot.context.settings.tie_seed,
         }
     }
 

@@ -17,7 +17,7 @@ use crate::format::{
 };
 use crate::log::{Chain, Kind, Record, decode_head, encode_head, read_chain};
 use crate::manifest::{Commit, ScoreChange, State, Upkeep};
-use crate::parts::Home;
+use crate::parts::Context;
 use crate::snapshot::Snapshot;
 use crate::storage::{Output, Storage};
 
@@ -294,8 +294,8 @@ fn replay(
     if state.chain != expected {
         return Err(wrong(first, "a state does not name the commit before it".to_owned()));
     }
-    let home = Arc::new(Home { storage: storage.clone(), settings: state.pool.clone() });
-    let mut snapshot = Snapshot::from_state(home, first.generation, commit_digest(first), state)
+    let context = Arc::new(Context { storage: storage.clone(), settings: state.pool.clone() });
+    let mut snapshot = Snapshot::from_state(context, first.generation, commit_digest(first), state)
         .map_err(|what| wrong(first, what))?;
     for record in records.iter().skip(1) {
         if record.generation > at {

@@ -39,7 +39,7 @@ struct Part<'a> {
 /// If Arrow refuses arrays of equal lengths.
 pub fn rows(snapshot: &Snapshot, spans: &[Range<u64>], names: &[String]) -> Result<Vec<u8>> {
     let parts = parts(snapshot, spans)?;
-    let known = segment_columns(&snapshot.home.settings, &[], 0);
+    let known = segment_columns(&snapshot.context.settings, &[], 0);
     let mut arrays = Vec::with_capacity(names.len());
     for name in names {
         let position = known
@@ -77,7 +77,7 @@ fn parts<'a>(snapshot: &'a Snapshot, spans: &[Range<u64>]) -> Result<Vec<Part<'a
             snapshot.check_id(id)?;
             snapshot.check_id(span.end - 1)?;
             let (segment, row) = snapshot.locate(id);
-            let file = segment.open(&snapshot.home)?;
+            let file = segment.open(&snapshot.context)?;
             let count = (file.rows() - row).min((span.end - id) as usize);
             parts.push(Part { file, rows: row..row + count });
             id += count as u64;

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::parts::{Home, Run, RunPlace};
+use crate::parts::{Context, Run, RunLocation};
 use crate::rng::hash;
 use crate::segment::{MAX_RUN_SPAN, run_column};
 use crate::snapshot::Snapshot;
@@ -129,13 +129,13 @@ impl OwnRun<'_> {
 /// A run whose blocks are checked as they are touched.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LazyView<'a> {
-    home: &'a Home,
+    context: &'a Context,
     run: &'a Run,
 }
 
 impl<'a> LazyView<'a> {
-    pub(crate) fn new(home: &'a Home, run: &'a Run) -> Self {
-        Self { home, run }
+    pub(crate) fn new(context: &'a Context, run: &'a Run) -> Self {
+        Self { context, run }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -144,14 +144,14 @@ impl<'a> LazyView<'a> {
 
     #[inline]
     pub(crate) fn key(&self, at: usize) -> Result<u32> {
-        match &self.run.place {
-            RunPlace::Extent(extent) => {
-                let row = extent.row(self.home, at)?;
-                Ok(score_key(extent.scores(self.home, row..row + 1)?[0]))
+        match &self.run.location {
+            RunLocation::Extent(extent) => {
+                let row = extent.row(self.context, at)?;
+                Ok(score_key(extent.scores(self.context, row..row + 1)?[0]))
             }
-            RunPlace::Merged(file) => {
-                let file = self.run.open_merged(self.home, file)?;
-                if self.home.settings.has_compact_orders() {
+            RunLocation::Merged(file) => {
+                let file = self.run.open_merged(self.context, file)?;
+                if self.context.settings.has_compact_orders() {
                     Ok(self.entry_of(file.value(run_column::ENTRY, at)?).0)
                 } else {
                     file.value(run_column::KEY, at)
@@ -162,11 +162,13 @@ impl<'a> LazyView<'a> {
 
     #[inline]
     pub(crate) fn id(&self, at: usize) -> Result<u64> {
-        match &self.run.place {
-            RunPlace::Extent(extent) => Ok(extent.first() + extent.row(self.home, at)? as u64),
-            RunPlace::Merged(file) => {
-                let file = self.run.open_merged(self.home, file)?;
-                if self.home.settings.has_compact_orders() {
+        match &self.run.location {
+            RunLocation::Extent(extent) => {
+                Ok(extent.first() + extent.row(self.context, at)? as u64)
+            }
+            RunLocation::Merged(file) => {
+                let file = self.run.open_merged(self.context, file)?;
+                if self.context.settings.has_compact_orders() {
                     Ok(self.entry_of(file.value(run_column::ENTRY, at)?).1)
                 } else {
                     file.value(run_column::ID, at)
@@ -178,9 +180,9 @@ impl<'a> LazyView<'a> {
     /// Key and id, if one read gives both.
     #[inline]
     pub(crate) fn entry(&self, at: usize) -> Result<Option<(u32, u64)>> {
-        match &self.run.place {
-            RunPlace::Merged(file) if self.home.settings.has_compact_orders() => {
-                let file = self.run.open_merged(self.home, file)?;
+        match &self.run.location {
+            RunLocation::Merged(file) if self.context.settings.has_compact_orders() => {
+                let file = self.run.open_merged(self.context, file)?;
                 Ok(Some(self.entry_of(file.value(run_column::ENTRY, at)?)))
             }
             _ => Ok(None),
@@ -207,39 +209,39 @@ impl<'a> LazyView<'a> {
 
     #[inline]
     fn prefetch(&self, at: usize, column: usize) -> Result<()> {
-        match &self.run.place {
-            RunPlace::Extent(extent) => extent.prefetch_order(self.home, at)?,
-            RunPlace::Merged(file) => {
-                let is_compact = self.home.settings.has_compact_orders();
+        match &self.run.location {
+            RunLocation::Extent(extent) => extent.prefetch_order(self.context, at)?,
+            RunLocation::Merged(file) => {
+                let is_compact = self.context.settings.has_compact_orders();
                 let column = if is_compact { run_column::ENTRY } else { column };
-                self.run.open_merged(self.home, file)?.prefetch_row(column, at);
+                self.run.open_merged(self.context, file)?.prefetch_row(column, at);
             }
         }
         Ok(())
     }
 
-    /// Prefetch what [`Self::key`] reads last, if its place depends on what it reads first.
+    /// Prefetch what [`Self::key`] reads last, if its location depends on what it reads first.
     pub(crate) fn prefetch_key_of_row(&self, at: usize) -> Result<()> {
-        match &self.run.place {
-            RunPlace::Extent(extent) => {
-                extent.prefetch_score(self.home, extent.row(self.home, at)?)
+        match &self.run.location {
+            RunLocation::Extent(extent) => {
+                extent.prefetch_score(self.context, extent.row(self.context, at)?)
             }
-            RunPlace::Merged(_) => Ok(()),
+            RunLocation::Merged(_) => Ok(()),
         }
     }
 
     /// All keys and ids, best first.
     pub(crate) fn entries(&self) -> Result<(Vec<u32>, Vec<u64>)> {
         let len = self.len();
-        match &self.run.place {
-            RunPlace::Extent(extent) => {
-                let order = extent.order(self.home, 0..len)?;
-                let scores = extent.scores(self.home, 0..extent.count())?;
+        match &self.run.location {
+            RunLocation::Extent(extent) => {
+                let order = extent.order(self.context, 0..len)?;
+                let scores = extent.scores(self.context, 0..extent.count())?;
                 Ok(OwnRun { first: extent.first(), scores, order: &order }.entries())
             }
-            RunPlace::Merged(file) => {
-                let file = self.run.open_merged(self.home, file)?;
-                if self.home.settings.has_compact_orders() {
+            RunLocation::Merged(file) => {
+                let file = self.run.open_merged(self.context, file)?;
+                if self.context.settings.has_compact_orders() {
                     let words: &[u64] = file.values(run_column::ENTRY, 0..len)?;
                     return Ok(words.iter().map(|&word| self.entry_of(word)).unzip());
                 }
@@ -261,13 +263,13 @@ pub fn merge_runs(
 ) -> Result<(Vec<u32>, Vec<u64>)> {
     let mut parts = vec![own.entries()];
     for run in runs {
-        parts.push(LazyView::new(&snapshot.home, run).entries()?);
+        parts.push(LazyView::new(&snapshot.context, run).entries()?);
     }
     // Merge the smallest first, so that large runs are copied only a few times.
     loop {
         parts.sort_by_key(|(keys, _)| Reverse(keys.len()));
         match (parts.pop(), parts.pop()) {
-            (Some(a), Some(b)) => parts.push(merge_two(&a, &b, snapshot.home.settings.tie_seed)),
+            (Some(a), Some(b)) => parts.push(merge_two(&a, &b, snapshot.context.settings.tie_seed)),
             (last, _) => return Ok(last.unwrap_or_default()),
         }
     }

@@ -15,7 +15,7 @@ use crate::bucketing::{Draw, deal};
 use crate::error::{PoolError, Result};
 use crate::gather::completion_lengths;
 use crate::memory::ensure;
-use crate::quantization::{Place, Quantization};
+use crate::quantization::{Position, Quantization};
 use crate::rng::{below, hash};
 use crate::schedule::{Schedule, Walk};
 
@@ -264,13 +264,13 @@ impl Sampler {
         if !self.aged.is_empty() {
             return self.scored(self.drawn_by_age(slots, skip, stride));
         }
-        let mut places = self.places(slots);
+        let mut positions = self.positions(slots);
         if stride > 1 {
-            places = places.into_iter().skip(skip).step_by(stride).collect();
+            positions = positions.into_iter().skip(skip).step_by(stride).collect();
         }
-        let (mut ids, mut scores) = (vec![0; places.len()], vec![0.0; places.len()]);
-        self.quantization.samples_at(&places, &mut ids, &mut scores)?;
-        let quantiles = places.into_iter().map(|(quantile, _)| quantile).collect();
+        let (mut ids, mut scores) = (vec![0; positions.len()], vec![0.0; positions.len()]);
+        self.quantization.samples_at(&positions, &mut ids, &mut scores)?;
+        let quantiles = positions.into_iter().map(|(quantile, _)| quantile).collect();
         Ok(Drawn { ids, quantiles, scores })
     }
 
@@ -286,45 +286,45 @@ impl Sampler {
         self.schedule.visit(slots, &self.walks, |steps| {
             let mine =
                 |&(slot, _): &(usize, u64)| slot >= skip && (slot - skip).is_multiple_of(stride);
-            for (slot, place) in steps.slots().filter(mine) {
-                ids[(slot - skip) / stride] = self.aged[steps.stratum].id(steps.epoch, place);
+            for (slot, position) in steps.slots().filter(mine) {
+                ids[(slot - skip) / stride] = self.aged[steps.stratum].id(steps.epoch, position);
                 quantiles[(slot - skip) / stride] = self.strata[steps.stratum].0;
             }
         });
         (ids, quantiles)
     }
 
-    fn places(&self, slots: Range<u128>) -> Vec<Place> {
-        let mut places = vec![(0, 0); (slots.end - slots.start) as usize];
+    fn positions(&self, slots: Range<u128>) -> Vec<Position> {
+        let mut positions = vec![(0, 0); (slots.end - slots.start) as usize];
         match self.settings.mode {
             SamplingMode::Stratified => {
                 self.schedule.visit(slots, &self.walks, |steps| {
                     let (label, _) = self.strata[steps.stratum];
-                    for (slot, place) in steps.slots() {
-                        places[slot] = (label, place);
+                    for (slot, position) in steps.slots() {
+                        positions[slot] = (label, position);
                     }
                 });
             }
             SamplingMode::Shuffle => {
                 self.schedule.visit(slots, &self.walks, |steps| {
-                    for (slot, place) in steps.slots() {
-                        let stratum = self.ends.partition_point(|&end| end <= place);
+                    for (slot, position) in steps.slots() {
+                        let stratum = self.ends.partition_point(|&end| end <= position);
                         let (label, size) = self.strata[stratum];
-                        places[slot] = (label, place - (self.ends[stratum] - size));
+                        positions[slot] = (label, position - (self.ends[stratum] - size));
                     }
                 });
             }
             SamplingMode::Iid => {
                 let quantiles = hash(self.settings.seed, Stream::IidQuantile as u64);
                 let samples = hash(self.settings.seed, Stream::IidSample as u64);
-                for (place, slot) in places.iter_mut().zip(slots) {
+                for (position, slot) in positions.iter_mut().zip(slots) {
                     let stratum = below(hash(quantiles, slot as u64), self.strata.len() as u64);
                     let (label, size) = self.strata[stratum as usize];
-                    *place = (label, below(hash(samples, slot as u64), size));
+                    *position = (label, below(hash(samples, slot as u64), size));
                 }
             }
         }
-        places
+        positions
     }
 }
 

@@ -80,9 +80,9 @@ impl Schedule {
                 let had = turn + u128::from(i < next);
                 let offset = if i < next { i + number - next } else { i - next };
                 let count = len.saturating_sub(offset).div_ceil(number);
-                walks[stratum].visit(had, count, &mut buffer, |epoch, places, done| {
+                walks[stratum].visit(had, count, &mut buffer, |epoch, positions, done| {
                     let first = before + offset + done * number;
-                    visit(Steps { stratum, epoch, places, first, stride: number });
+                    visit(Steps { stratum, epoch, positions, first, stride: number });
                 });
             }
             from = to;
@@ -96,7 +96,7 @@ pub(crate) struct Steps<'a> {
     pub(crate) stratum: usize,
     pub(crate) epoch: u128,
     /// Where the walk is at each step.
-    pub(crate) places: &'a [u64],
+    pub(crate) positions: &'a [u64],
     /// Which of the visited slots the first step is.
     first: usize,
     /// How many slots on the next one is.
@@ -104,9 +104,9 @@ pub(crate) struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    /// Each place, and which of the visited slots it is.
+    /// Each position, and which of the visited slots it is.
     pub(crate) fn slots(&self) -> impl Iterator<Item = (usize, u64)> {
-        (self.first..).step_by(self.stride).zip(self.places.iter().copied())
+        (self.first..).step_by(self.stride).zip(self.positions.iter().copied())
     }
 }
 
@@ -128,7 +128,7 @@ impl Walk {
         self.permutation(turn / size).apply((turn % size) as u64)
     }
 
-    /// Call `visit` with the places of `count` steps after `turn` of them, epoch by epoch, and how many of
+    /// Call `visit` with the positions of `count` steps after `turn` of them, epoch by epoch, and how many of
     /// the steps came before. What `buffer` holds does not matter.
     fn visit(
         self,

@@ -19,14 +19,16 @@ use crate::manifest::{
     AppendEntry, ColumnCut, ColumnMerges, ColumnState, Commit, ExtentEntry, PromptEntry, RunSource,
     ScoreChange, SegmentEntry, State, Upkeep,
 };
-use crate::parts::{Column, Extent, ExtentPlace, Home, PromptTable, Run, RunPlace, Segment};
+use crate::parts::{
+    Column, Context, Extent, ExtentLocation, PromptTable, Run, RunLocation, Segment,
+};
 use crate::storage::Storage;
 
 /// The pool at one commit.
 #[derive(Clone)]
 pub struct Snapshot {
     /// What all snapshots share.
-    pub home: Arc<Home>,
+    pub context: Arc<Context>,
     /// Commits so far.
     pub generation: u64,
     /// Of the generation's record.
@@ -58,9 +60,9 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The empty pool.
-    pub fn empty(home: Arc<Home>, digest: Digest256) -> Self {
+    pub fn empty(context: Arc<Context>, digest: Digest256) -> Self {
         Self {
-            home,
+            context,
             generation: 0,
             digest,
             oldest: 0,
@@ -83,12 +85,13 @@ impl Snapshot {
     /// # Errors
     /// Why the state contradicts itself.
     pub fn from_state(
-        home: Arc<Home>,
+        context: Arc<Context>,
         generation: u64,
         digest: Digest256,
         state: State,
     ) -> Result<Self, String> {
-        let mut snapshot = Self { generation, oldest: state.oldest, ..Self::empty(home, digest) };
+        let mut snapshot =
+            Self { generation, oldest: state.oldest, ..Self::empty(context, digest) };
         snapshot.sampling_settings = state.sampling_settings;
         if let (Some(oldest), Some(newest)) = (state.removed.first(), state.removed.last()) {
             let end = state.segments.first().map_or(0, |segment| segment.first);
@@ -136,7 +139,7 @@ impl Snapshot {
     /// What a state record is to say.
     pub fn to_state(&self) -> State {
         State {
-            pool: self.home.settings.clone(),
+            pool: self.context.settings.clone(),
             chain: if self.generation == 0 { String::new() } else { hex(&self.digest) },
             oldest: self.oldest,
             sampling_settings: self.sampling_settings.clone(),
@@ -365,9 +368,9 @@ impl Snapshot {
             column.ok_or("a merge of an absent column's runs")?.merge(merges)?;
         }
         // The new segment has an order of its own, which no run is.
-        let lies_there = |run: &Arc<Run>| match &run.place {
-            RunPlace::Extent(extent) => extent.is_in_segment() && ids.contains(&extent.first()),
-            RunPlace::Merged(_) => false,
+        let lies_there = |run: &Arc<Run>| match &run.location {
+            RunLocation::Extent(extent) => extent.is_in_segment() && ids.contains(&extent.first()),
+            RunLocation::Merged(_) => false,
         };
         if self.columns.iter().any(|column| column.runs.iter().any(lies_there)) {
             return Err("a run is left in a segment that is gone".to_owned());
@@ -438,7 +441,7 @@ impl Snapshot {
         }
         if let Some(file) = &entry.file {
             let file = Arc::new(LazyFile::new(file.clone()));
-            return Ok(Extent { entry, place: ExtentPlace::File(file) });
+            return Ok(Extent { entry, location: ExtentLocation::File(file) });
         }
         let segment = self
             .first_ids
@@ -454,7 +457,7 @@ impl Snapshot {
         if entry.count != segment.entry.count {
             return Err("an extent that does not fit its segment".to_owned());
         }
-        Ok(Extent { entry, place: ExtentPlace::Segment(segment, index) })
+        Ok(Extent { entry, location: ExtentLocation::Segment(segment, index) })
     }
 
     /// All data files that the snapshot lists, drafts included.
@@ -477,6 +480,6 @@ impl Snapshot {
 
     /// The disk.
     pub fn storage(&self) -> &dyn Storage {
-        &*self.home.storage
+        &*self.context.storage
     }
 }

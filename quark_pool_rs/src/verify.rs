@@ -17,7 +17,7 @@ use crate::manifest::{
     ColumnCut, ColumnState, Commit, ExtentEntry, MergeEntry, PromptEntry, RunEntry, RunSource,
     ScoreChange, SegmentEntry, State, Upkeep,
 };
-use crate::parts::{Column, PromptTable, RunPlace, Segment};
+use crate::parts::{Column, PromptTable, RunLocation, Segment};
 use crate::recovery::{log_starts, read_settled, recover};
 use crate::runs::{OwnRun, merge_runs, score_key, tie_hash};
 use crate::segment::{
@@ -323,7 +323,7 @@ fn collect_merges(merges: &[MergeEntry], settings: &PoolSettings, named: &mut Ve
 fn check_prompts(snapshot: &Snapshot, table: &PromptTable, report: &mut Report) {
     count(&table.entry.file, report);
     let problems = &mut report.problems;
-    let file = match table.open(&snapshot.home) {
+    let file = match table.open(&snapshot.context) {
         Ok(file) => file,
         Err(error) => return problems.push(error),
     };
@@ -350,7 +350,7 @@ fn check_tokens(
     column: usize,
     span: std::ops::Range<usize>,
 ) -> Result<()> {
-    let settings = &snapshot.home.settings;
+    let settings = &snapshot.context.settings;
     let tokens = Tokens::read(file, column, settings.token_bytes, span)?.to_vec();
     match tokens.into_iter().find(|&id| id >= settings.vocab_size) {
         None => Ok(()),
@@ -365,7 +365,7 @@ fn check_tokens(
 fn check_segment(snapshot: &Snapshot, segment: &Segment, report: &mut Report) {
     count(&segment.entry.file, report);
     let problems = &mut report.problems;
-    let file = match segment.open(&snapshot.home) {
+    let file = match segment.open(&snapshot.context) {
         Ok(file) => file,
         Err(error) => return problems.push(error),
     };
@@ -377,8 +377,8 @@ fn check_segment(snapshot: &Snapshot, segment: &Segment, report: &mut Report) {
     for row in 0..file.rows() {
         let result = file.span(column::COMPLETION, row).and_then(|span| {
             check_tokens(snapshot, file, column::COMPLETION, span)?;
-            if snapshot.home.settings.store_text {
-                file.text(text_position(&snapshot.home.settings), row)?;
+            if snapshot.context.settings.store_text {
+                file.text(text_position(&snapshot.context.settings), row)?;
             }
             snapshot.locate_prompt(file.value(column::PROMPT, row)?)?;
             let settings: u32 = file.value(column::SETTINGS, row)?;
@@ -402,7 +402,8 @@ fn check_scores(
     report: &mut Report,
 ) {
     for extent in &column.extents {
-        if let (Some(entry), Some(file)) = (&extent.entry.file, extent.own_file(&snapshot.home)) {
+        if let (Some(entry), Some(file)) = (&extent.entry.file, extent.own_file(&snapshot.context))
+        {
             live.insert(entry.name.clone());
             count(entry, report);
             match file {
@@ -422,12 +423,14 @@ fn check_runs(
     report: &mut Report,
 ) {
     for run in &column.runs {
-        let result = match &run.place {
-            RunPlace::Extent(extent) => check_order(snapshot, extent, run.entry.entries as usize),
-            RunPlace::Merged(file) => {
+        let result = match &run.location {
+            RunLocation::Extent(extent) => {
+                check_order(snapshot, extent, run.entry.entries as usize)
+            }
+            RunLocation::Merged(file) => {
                 live.insert(file.entry.name.clone());
                 count(&file.entry, report);
-                run.open_merged(&snapshot.home, file).and_then(|file| {
+                run.open_merged(&snapshot.context, file).and_then(|file| {
                     file.check_all(|error| report.problems.push(error));
                     check_merged(
                         snapshot,
@@ -445,9 +448,9 @@ fn check_runs(
 }
 
 fn check_order(snapshot: &Snapshot, extent: &crate::parts::Extent, scored: usize) -> Result<()> {
-    let home = &snapshot.home;
-    let order = extent.order(home, 0..extent.count())?;
-    let scores = extent.scores(home, 0..extent.count())?;
+    let context = &snapshot.context;
+    let order = extent.order(context, 0..extent.count())?;
+    let scores = extent.scores(context, 0..extent.count())?;
     let wrong = |what: String| Err(PoolError::corrupted(extent.file_name(), 0, what));
     let mut last = None;
     for (at, &row) in order.iter().enumerate() {
@@ -459,7 +462,7 @@ fn check_order(snapshot: &Snapshot, extent: &crate::parts::Extent, scored: usize
                 "rank {at} of an order is on the wrong side of its {scored} scores"
             ));
         }
-        let tie_seed = home.settings.tie_seed;
+        let tie_seed = context.settings.tie_seed;
         let hash = tie_hash(tie_seed, extent.first() + u64::from(row));
         let rank = if score.is_nan() {
             (u32::MAX, 0, u64::from(row))
@@ -491,7 +494,7 @@ fn check_merged(
         if score.is_nan() || score_key(score) != key {
             return wrong(format!("entry {at} of a run has not the score of sample {id}"));
         }
-        let rank = (!key, tie_hash(snapshot.home.settings.tie_seed, id), id);
+        let rank = (!key, tie_hash(snapshot.context.settings.tie_seed, id), id);
         if last.is_some_and(|last| last >= rank) {
             return wrong(format!("entry {at} of a run is not in order"));
         }

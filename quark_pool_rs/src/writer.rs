@@ -26,7 +26,7 @@ use crate::manifest::{
     RunSource, ScoreChange, SegmentEntry, Upkeep,
 };
 use crate::memory::ensure;
-use crate::parts::{Column, RunPlace};
+use crate::parts::{Column, RunLocation};
 use crate::recovery::{LogEnd, copy_log};
 use crate::runs::{OwnRun, merge_runs, plan_merge, sort_scores};
 use crate::segment::{SegmentRows, encode_prompts, encode_run, encode_scores, encode_segment};
@@ -232,7 +232,7 @@ impl<'a> Transaction<'a> {
     pub(crate) fn append(mut self, batch: &Batch<'_>) -> Result<Published> {
         let snapshot = self.snapshot;
         let generation = snapshot.generation + 1;
-        let settings = &snapshot.home.settings;
+        let settings = &snapshot.context.settings;
         let first = snapshot.num_samples;
         if first.checked_add(batch.prompt_index.len() as u64).is_none_or(|end| end > 1 << 62) {
             return Err(PoolError::invalid("the pool is full"));
@@ -405,14 +405,14 @@ impl<'a> Transaction<'a> {
         let mut num_gone: u64 = column.extents[..gone].iter().map(|e| e.entry.scored).sum();
         let mut extent = None;
         if let Some(old) = column.extents.get(gone).filter(|old| old.first() < first) {
-            let scores = old.scores(&snapshot.home, 0..old.count())?;
+            let scores = old.scores(&snapshot.context, 0..old.count())?;
             let kept = &scores[(first - old.first()) as usize..];
-            let (order, scored) = sort_scores(kept, first, snapshot.home.settings.tie_seed);
+            let (order, scored) = sort_scores(kept, first, snapshot.context.settings.tie_seed);
             num_gone += old.entry.scored - (scored as u64).min(old.entry.scored);
             let mut file = None;
             if !old.is_in_segment() {
                 let name = kept_scores_name(first, number, generation);
-                let (bytes, entry) = encode_scores(name, &snapshot.home.settings, kept, order);
+                let (bytes, entry) = encode_scores(name, &snapshot.context.settings, kept, order);
                 self.write_file(&entry, &bytes)?;
                 file = Some(entry);
             }
@@ -427,19 +427,19 @@ impl<'a> Transaction<'a> {
             runs += 1;
         }
         // Even if no score is removed, an order belongs to a different extent now.
-        let is_cut = |place: &RunPlace| match place {
-            RunPlace::Extent(extent) => extent.first() < first,
-            RunPlace::Merged(_) => before < num_gone,
+        let is_cut = |location: &RunLocation| match location {
+            RunLocation::Extent(extent) => extent.first() < first,
+            RunLocation::Merged(_) => before < num_gone,
         };
         let mut run = None;
-        if let Some(old) = column.runs.get(runs).filter(|run| is_cut(&run.place)) {
+        if let Some(old) = column.runs.get(runs).filter(|run| is_cut(&run.location)) {
             let level = old.entry.level;
-            run = Some(match old.place {
-                RunPlace::Extent(_) => {
+            run = Some(match old.location {
+                RunLocation::Extent(_) => {
                     let entries = before + old.entry.entries - num_gone;
                     RunEntry { level, entries, first: 0, source: RunSource::Extent(first) }
                 }
-                RunPlace::Merged(_) => {
+                RunLocation::Merged(_) => {
                     let (keys, ids) =
                         merge_runs(snapshot, &column.runs[runs..=runs], OwnRun::NONE)?;
                     let kept = keys.into_iter().zip(ids).filter(|&(_, id)| id >= first);
@@ -462,9 +462,9 @@ impl<'a> Transaction<'a> {
     ) -> Result<ScoreChange> {
         let snapshot = self.snapshot;
         let generation = snapshot.generation + 1;
-        let (order, scored) = sort_scores(scores, first, snapshot.home.settings.tie_seed);
+        let (order, scored) = sort_scores(scores, first, snapshot.context.settings.tie_seed);
         let ranked = order[..scored].to_vec();
-        let settings = &snapshot.home.settings;
+        let settings = &snapshot.context.settings;
         let (bytes, file) = encode_scores(scores_name(first, generation), settings, scores, order);
         self.write_file(&file, &bytes)?;
         drop(bytes);
@@ -500,7 +500,7 @@ impl<'a> Transaction<'a> {
         (keys, ids): (Vec<u32>, Vec<u64>),
     ) -> Result<RunEntry> {
         let snapshot = self.snapshot;
-        let settings = &snapshot.home.settings;
+        let settings = &snapshot.context.settings;
         let first = if settings.has_compact_orders() { first } else { 0 };
         let entries = ids.len() as u64;
         let (bytes, file) = encode_run(name, settings, first, keys, ids);

@@ -399,7 +399,7 @@ proptest! {
         let at = shared.len() as u64;
         fork(&original.snapshot(), &*disk.storage(), Path::new("b"), "other").unwrap();
         let second = writer(&disk.below("b")).unwrap();
-        prop_assert_eq!(&second.snapshot().home.settings.uuid, "other");
+        prop_assert_eq!(&second.snapshot().context.settings.uuid, "other");
         let mut sides = [(original, shared.clone(), "a"), (second, shared.clone(), "b")];
         for ((pool, commits, _), more) in sides.iter_mut().zip([numbered(ours, "ours"), numbered(theirs, "theirs")]) {
             for commit in more {

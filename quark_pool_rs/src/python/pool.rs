@@ -159,7 +159,7 @@ impl PyPool {
     /// What the pool was created with.
     #[getter]
     fn settings(&self) -> records::Settings {
-        let settings = self.0.snapshot().home.settings.clone();
+        let settings = self.0.snapshot().context.settings.clone();
         records::Settings {
             uuid: settings.uuid,
             vocab_size: settings.vocab_size,
@@ -172,7 +172,7 @@ impl PyPool {
     /// Version of the pool's format.
     #[getter]
     fn format(&self) -> u32 {
-        self.0.snapshot().home.settings.format
+        self.0.snapshot().context.settings.format
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "extracted from Python")]

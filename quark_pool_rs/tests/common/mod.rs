@@ -96,7 +96,7 @@ impl Owned {
         let completion_texts: Vec<&str> = self.completions.iter().map(|c| c.1.as_str()).collect();
         let scores: Vec<(&str, &[f32])> =
             self.scores.iter().map(|(name, values)| (name.as_str(), values.as_slice())).collect();
-        let settings = pool.snapshot().home.settings.clone();
+        let settings = pool.snapshot().context.settings.clone();
         let sampled = |row| Self::logprob_sampled(row, &settings);
         pool.append(&Batch {
             key: &self.key,
@@ -183,7 +183,9 @@ pub fn check_content_from(
             let is_right = match snapshot.sample(id) {
                 Err(PoolError::UnknownSample { .. }) => id < first,
                 Err(error) => return Err(error),
-                Ok(sample) => id >= first && batch.matches(row, &sample, &snapshot.home.settings),
+                Ok(sample) => {
+                    id >= first && batch.matches(row, &sample, &snapshot.context.settings)
+                }
             };
             if !is_right {
                 return Ok(false);

@@ -257,7 +257,7 @@ fn a_sample_that_is_not_there_is_refused_by_its_number() {
             assert!(error.to_string().starts_with("sample 24 is not in the pool"), "{error}");
         }
         let sample = snapshot.sample(5).unwrap();
-        assert_eq!(sample.completion_text.is_some(), snapshot.home.settings.store_text);
+        assert_eq!(sample.completion_text.is_some(), snapshot.context.settings.store_text);
         let tokens = sample.completion_tokens.into_iter().map(i64::from);
         assert!(tokens.eq(known.completions[5].iter().copied()));
     }

@@ -9,7 +9,7 @@ use quark_pool_rs::error::PoolError;
 use quark_pool_rs::fork::fork;
 use quark_pool_rs::format::segment_name;
 use quark_pool_rs::log::{Kind, encode_head, encode_record, read_chain};
-use quark_pool_rs::parts::Home;
+use quark_pool_rs::parts::Context;
 use quark_pool_rs::pool::{OpenOptions, Pool};
 use quark_pool_rs::rng::mix64;
 use quark_pool_rs::snapshot::Snapshot;
@@ -406,8 +406,8 @@ fn a_fork_removes_only_what_it_made() {
         // Past the check of manifests: a mistake there is to do no harm either.
         let mut state = good.to_state();
         Arc::make_mut(&mut state.segments[1]).file.name = name.to_owned();
-        let home = Arc::new(Home { storage: storage(&root), settings: state.pool.clone() });
-        Snapshot::from_state(home, good.generation, good.digest, state).unwrap()
+        let context = Arc::new(Context { storage: storage(&root), settings: state.pool.clone() });
+        Snapshot::from_state(context, good.generation, good.digest, state).unwrap()
     };
     let before = tree(folder.path(), Path::new(""));
     let absolute = outside.join("victim");
