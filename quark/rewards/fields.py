@@ -45,6 +45,11 @@ class FieldsAsked:
             settings=self.settings | other.settings,
         )
 
+    @property
+    def are_any(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.required or self.optional or self.asks_for_all)
+
     def lacking(self, row: Mapping[str, Json]) -> str | None:
         """A required field that ``row`` has no value for; None if it has all."""
         return next((name for name in sorted(self.required) if row.get(name) is None), None)

@@ -156,6 +156,7 @@ def _open_pool(context: RunContext, given_round: GivenRound | None) -> NativePoo
         context.prompts,
         context.run_id,
         None if given_round is None else functools.partial(_copy_first_round, context, given_round),
+        reads_fields=context.rewards.read_fields,
     )
 
 

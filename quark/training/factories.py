@@ -26,7 +26,7 @@ from quark.reference.build import ReferenceName, build_reference, reference_name
 from quark.rewards.base import RewardFunction
 from quark.rewards.build import build_judges, build_reward
 from quark.rewards.ensemble import EnsembleReward
-from quark.rewards.fields import require_fields
+from quark.rewards.fields import fields_asked, require_fields
 from quark.run_directory import RunDirectory
 from quark.training.loop.critic_hook import KeptCritic
 from quark.training.loop.hooks import WeightHooks
@@ -46,6 +46,12 @@ class Rewards:
     """Further rewards that measure held-out completions, by name."""
     extra_columns: Mapping[str, RewardFunction]
     """Further rewards that score the pool's samples, by score column."""
+
+    @property
+    def read_fields(self) -> bool:
+        """Whether the pool's scores depend on other fields of the prompts' rows."""
+        scorers = (self.reward, *self.extra_columns.values())
+        return any(fields_asked(scorer).are_any for scorer in scorers)
 
 
 def make_rewards(

@@ -83,6 +83,18 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     assert end_of(tmp_path / "run") == end_of(run.path)
 
 
+def test_a_run_is_not_resumed_with_other_answers(config: Path, tmp_path: Path) -> None:
+    train(config, tmp_path / "run", stop_at=9)
+    prompts = config.parent / "prompts.jsonl"
+    before = prompts.read_text()
+    try:
+        prompts.write_text(before.replace('"answer": 17', '"answer": 18'))
+        with pytest.raises(DataError, match="have other fields than when"):
+            train(config, tmp_path / "run")
+    finally:
+        prompts.write_text(before)
+
+
 def test_held_out_completions_are_scored_by_their_rows(config: Path, run: RunDirectory) -> None:
     allowed = [
         config.parent / name for name in ("model", "tiny_reward.py:scored", "tiny_reward.py")

@@ -129,6 +129,14 @@ def are_those_of(run: RunDirectory, prompts: Sequence[Prompt]) -> bool:
         return True
 
 
+def fields_digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of the other fields of the prompts' rows, in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps(dict(prompt.metadata), sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """SHA-256 of the prompts' tokens, in order."""
     digest = hashlib.sha256()

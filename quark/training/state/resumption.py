@@ -23,7 +23,7 @@ from quark.training.processes.process_group import ProcessGroup
 from quark.training.seeds import derive_seed
 from quark.training.state.checkpoint import Checkpoint, Checkpoints
 from quark.training.state.exactness import FROZEN_WEIGHTS, Exactness, differences
-from quark.training.state.held_out import prompts_digest, write_held_out
+from quark.training.state.held_out import fields_digest, prompts_digest, write_held_out
 from quark.training.state.run_state import PoolState
 
 
@@ -35,6 +35,8 @@ def open_shared_pool(
     prompts: PromptSet,
     run_id: str,
     copy_first_round: Callable[[NativePool], None] | None = None,
+    *,
+    reads_fields: bool = False,
 ) -> NativePool:
     """The run's pool, opened for writing in the main process, and then for reading in the others.
 
@@ -46,6 +48,7 @@ def open_shared_pool(
         prompts: of the run.
         run_id: of the run.
         copy_first_round: fills a pool that is made, which appears with these samples or not at all.
+        reads_fields: whether a reward reads fields of the prompts' rows, which then have to be the same ones.
 
     Raises:
         DataError: it was filled from other prompts.
@@ -54,7 +57,10 @@ def open_shared_pool(
     opened: list[NativePool] = []
 
     def open_for_writing() -> None:
-        opened.append(_open_pool(run, config, policy, prompts, run_id, copy_first_round))
+        pool = _open_pool(
+            run, config, policy, prompts, run_id, copy_first_round, reads_fields=reads_fields
+        )
+        opened.append(pool)
 
     processes.from_main_process(open_for_writing)
     if processes.is_main_process:
@@ -127,6 +133,8 @@ def _open_pool(
     prompts: PromptSet,
     run_id: str,
     copy_first_round: Callable[[NativePool], None] | None,
+    *,
+    reads_fields: bool,
 ) -> NativePool:
     """The run's pool, opened for writing.
 
@@ -135,6 +143,7 @@ def _open_pool(
         RunDirectoryError: the held-out prompts cannot be recorded.
     """
     trained, held_out = prompts_digest(prompts.train), prompts_digest(prompts.evaluation)
+    fields = fields_digest([*prompts.train, *prompts.evaluation])
     if not run.pool.exists():
         _record(run, config, prompts)
         create = functools.partial(
@@ -147,6 +156,7 @@ def _open_pool(
                 "run_id": run_id,
                 "prompts": trained,
                 "held_out_prompts": held_out,
+                "fields": fields,
             },
         )
         if copy_first_round is None:
@@ -167,6 +177,12 @@ def _open_pool(
     # A pool of an older quark does not record the held-out prompts.
     if changed is None and known.get("held_out_prompts", held_out) != held_out:
         changed = f"{config.prompts.evaluation_source or config.prompts.source} that are held out"
+    if changed is None and reads_fields and known.get("fields", fields) != fields:
+        pool.close()
+        raise DataError(
+            f"the prompts of {config.prompts.source} have other fields than when {run.path} was started, and a reward "
+            "reads them, so its scores would not be those of one reward: bring them back, or choose another --run-dir"
+        )
     if changed is not None:
         pool.close()
         way_out = "bring them back, or choose another --run-dir"
