@@ -60,7 +60,7 @@ goals: env  ## Measure the reliability goals (GOALS="--rows 1,2 --soak")
 	$(BIN)/python scripts/goals.py $(GOALS)
 
 docs: env  ## Build the documents as a site in target/site; fails at a broken link
-	$(BIN)/uv run --quiet --no-project --with "mkdocs-material>=9.8,<10" python scripts/build_site.py
+	$(BIN)/python scripts/build_site.py
 
 lock: env  ## Write the lock anew, with the newest packages that pyproject.toml allows
 	PATH="$(BIN):$$PATH" $(BIN)/python scripts/lock.py

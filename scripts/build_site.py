@@ -29,7 +29,7 @@ def main() -> None:
         code = build(Path(folder), out)
     if code:
         sys.exit(code)
-    print(out / "index.html")
+    print(f"{out}: read it with python -m http.server --bind 127.0.0.1 --directory {out}")
 
 
 def gather(into: Path) -> None:

