@@ -109,6 +109,7 @@ def add_reward_tokens(
     rows = {"embedding": _draw(embedding, base_vocab_size, num_quantiles, std_scale, generator)}
     if head is not None and not tied:
         rows["head"] = _draw(head, base_vocab_size, num_quantiles, std_scale, generator)
+    rows_before = {name: p.shape[:1] for name, p in model.named_parameters()}
     if ids[-1] >= num_rows:
         try:
             model.resize_token_embeddings(ids[-1] + 1, mean_resizing=False)
@@ -132,6 +133,12 @@ def add_reward_tokens(
             bias = getattr(model.get_output_embeddings(), "bias", None)
             if isinstance(bias, Tensor):
                 bias[ids[0] : ids[-1] + 1] = bias[:base_vocab_size].mean()
+        for name, matrix in model.named_parameters():
+            # Gemma 3n has further vectors for each token, whose new rows transformers draws without a seed.
+            is_other = matrix is not embedding and matrix is not head and matrix.ndim == 2
+            if is_other and matrix.shape[:1] != rows_before.get(name):
+                drawn = _draw(matrix, base_vocab_size, num_quantiles, std_scale, generator)
+                matrix[ids[0] : ids[-1] + 1] = drawn.to(matrix)
     return RewardTokens(ids=ids, texts=texts, base_vocab_size=base_vocab_size)
 
 

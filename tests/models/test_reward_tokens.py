@@ -7,6 +7,7 @@ from transformers import LlamaForCausalLM
 from quark.errors import ModelError
 from quark.models.config import ModelConfig
 from quark.models.reward_tokens import add_reward_tokens, begin_from_words
+from scripts.model_families import small_model
 from tests.tiny import VOCAB_SIZE, byte_tokenizer, tiny_gpt2, tiny_llama
 
 
@@ -71,6 +72,19 @@ def test_each_text_is_one_token_and_vanishes_in_decoding():
     assert ids[1] == tokens.ids[1]
     assert len(ids) == 3
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ab"
+
+
+def test_everything_that_a_model_has_for_each_token_is_drawn_by_the_seed():
+    """Gemma 3n has a second table, with vectors for each layer."""
+    models = [small_model("gemma3n_text") for _ in range(2)]
+    for number, model in enumerate(models):
+        torch.manual_seed(number)
+        add_reward_tokens(model, byte_tokenizer(), 3, seed=7)
+    one, other = (dict(model.named_parameters()) for model in models)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    table = one["model.embed_tokens_per_layer.weight"]
+    assert table.isfinite().all()
+    assert not torch.equal(table[-1], table[-2])
 
 
 def test_a_family_whose_own_code_cannot_resize_is_refused_with_the_way_on():
