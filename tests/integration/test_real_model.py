@@ -105,6 +105,7 @@ def test_smollm2_learns_with_reward_tokens(tmp_path: Path) -> None:
             "optimizer.batch_size": 6,
             "optimizer.micro_batch_size": 3,
             "optimizer.warmup_steps": 1,
+            "checkpoint.every_rounds": 2,  # one of 1.6 GB instead of two
         },
     )
     assert 0.0 < result["kl_policy_to_reference"] < 5.0
