@@ -51,7 +51,7 @@ class RunSection(Settings):
     """Prompts explored with the original model before the first step; prompts repeat if there are
     fewer."""
     prompts_per_round: int = Field(512, ge=1)
-    """Prompts explored under the best token before each later round."""
+    """Prompts explored from the best quantile before each later round."""
     completions_per_prompt: int = Field(1, ge=1)
     """Completions sampled for each prompt."""
     chunk_size: int = Field(512, ge=1)
@@ -278,7 +278,7 @@ class AlertsSection(Settings):
     stop: bool = False
     """Write a checkpoint and end the run at the first alert of a round; otherwise alerts only warn."""
     kl_above: float = Field(2.0, ge=0.0)
-    """KL(sampled || original) in nats per token: under the best token on held-out prompts, or
+    """KL(sampled || original) in nats per token: of the best quantile on held-out prompts, or
     KL(policy || original) over the round's steps if there was no evaluation. 0 turns this alert
     off, and also those of the ``..._below`` keys."""
     failed_share_above: float = Field(0.05, ge=0.0, le=1.0)
@@ -286,7 +286,7 @@ class AlertsSection(Settings):
     distinct_2_below: float = Field(0.5, ge=0.0, le=1.0)
     """Distinct-2 of the held-out completions, as a share of the original model's."""
     control_gap_below: float = Field(0.1, ge=0.0, lt=1.0)
-    """Reward under the best token minus that under the lowest, as a share of its largest value so
+    """Reward of the best quantile minus that of the lowest, as a share of its largest value so
     far."""
     flat_evaluations: int = Field(4, ge=0)
     """Number of evaluations by which that difference should have been clearly above zero once, and

@@ -12,7 +12,7 @@ class EvaluationConfig(Settings):
     """Measurements on held-out prompts."""
 
     every_rounds: int = Field(1, ge=1)
-    """Evaluate under the best token after this many rounds (always after the last)."""
+    """Evaluate the best quantile after this many rounds (always after the last)."""
     completions_per_prompt: int = Field(1, ge=1)
     """Completions of each prompt; expected-maximum and probability metrics need several."""
     judges: tuple[RewardName, ...] = ()

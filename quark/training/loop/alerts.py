@@ -39,7 +39,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlGap:
-    """Mean reward under the best token minus that under the lowest."""
+    """Mean reward of the best quantile minus that of the lowest."""
 
     value: float
     error: float
