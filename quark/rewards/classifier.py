@@ -101,6 +101,8 @@ class ClassifierReward:
                 model, found = AutoModelForSequenceClassification.from_pretrained(
                     config.model,
                     revision=revision,
+                    # Not on the branch as it is now.
+                    adapter_kwargs={"revision": revision},
                     use_safetensors=True,
                     dtype=torch.float32,
                     local_files_only=is_local,

@@ -24,7 +24,8 @@ from tests.goals.processes import start
 PERIOD = 17
 APPENDS = 12
 """A period: twelve appends, a draft of new scores in two parts, its publication, a step of a compaction, a collection."""
-GENERATIONS_PER_POOL = 25 * PERIOD
+GENERATIONS_PER_POOL = 15 * PERIOD
+"""Fewer appends than would let the pool merge prompt files by itself: that is a generation, too."""
 KEPT = 4
 
 

@@ -78,6 +78,10 @@ COLUMNS = st.sampled_from([("reward",), ("reward", "judge"), ("judge",)])
 NUM_QUANTILES = st.one_of(st.integers(1, 8), st.integers(1, 200))
 
 
+def merge(pool: SamplePool) -> None:
+    """What a merge of small files changes in a pool as it is read."""
+
+
 class TwoPools(RuleBasedStateMachine):
     """A pool on disk, a model of it, and a reader that may lag behind."""
 
@@ -112,6 +116,8 @@ class TwoPools(RuleBasedStateMachine):
         assert self.pool.append(batch) == self.model.append(batch)
         self.batches.append(batch)
         self.commits.append(lambda pool: pool.append(batch))
+        # An append merges small files where there are too many, each time in a commit of its own.
+        self.commits += [merge] * (self.pool.snapshot.generation - len(self.commits))
 
     @rule(scores=SCORES, columns=COLUMNS, content=st.integers(0, 2**32 - 1))
     def append(self, scores: list[float], columns: tuple[str, ...], content: int) -> None:
@@ -295,7 +301,9 @@ class TwoPools(RuleBasedStateMachine):
 
     @invariant()
     def sees_every_commit(self) -> None:
-        assert self.pool.snapshot.generation == self.model.snapshot.generation
+        assert self.pool.snapshot.generation == len(self.commits)
+        num_merges = sum(commit is merge for commit in self.commits)
+        assert self.model.snapshot.generation == len(self.commits) - num_merges
         assert len(self.pool) == len(self.model)
         assert self.reader.snapshot.generation == self.reader_generation
         for name in ("reward", "judge"):
