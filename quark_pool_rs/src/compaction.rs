@@ -53,19 +53,18 @@ pub fn plan(snapshot: &Snapshot, max_rows: u64) -> Option<Group> {
 ///
 /// The same snapshot gives the same group.
 pub(crate) fn due(snapshot: &Snapshot, max_small: usize) -> Option<Group> {
-    let is_small = |file: &FileEntry| file.length <= MAX_BYTES_OF_APPEND / 2;
-    let segments_are_due =
-        snapshot.segments.iter().filter(|s| is_small(&s.entry.file)).nth(max_small).is_some();
-    let prompts_are_due =
-        snapshot.prompts.iter().filter(|p| is_small(&p.entry.file)).nth(max_small).is_some();
-    let chosen =
-        |is_due, files: &dyn Fn() -> Option<Range<usize>>| if is_due { files() } else { None };
-    chosen(segments_are_due, &|| choose_few(&segments(snapshot), max_small))
-        .map(Group::Segments)
-        .or_else(|| {
-            chosen(prompts_are_due, &|| choose_few(&prompt_files(snapshot), max_small))
-                .map(Group::Prompts)
-        })
+    let are_too_many = |lengths: &mut dyn Iterator<Item = u64>| {
+        lengths.filter(|&length| length <= MAX_BYTES_OF_APPEND / 2).nth(max_small).is_some()
+    };
+    if are_too_many(&mut snapshot.segments.iter().map(|segment| segment.entry.file.length))
+        && let Some(range) = choose_few(&segments(snapshot), max_small)
+    {
+        return Some(Group::Segments(range));
+    }
+    if are_too_many(&mut snapshot.prompts.iter().map(|table| table.entry.file.length)) {
+        return choose_few(&prompt_files(snapshot), max_small).map(Group::Prompts);
+    }
+    None
 }
 
 fn segments(snapshot: &Snapshot) -> Vec<Candidate<Vec<&str>>> {
