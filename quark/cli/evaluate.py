@@ -200,7 +200,7 @@ def _table(evaluations: list[Evaluation], num_quantiles: int, judges: tuple[str,
     from quark.cli.console import foreign, grid, number, prose
 
     titles = [title for title, _, _ in _COLUMNS]
-    table = grid("token", *titles, *judges, right=range(1, 1 + len(titles) + len(judges)))
+    table = grid("quantile", *titles, *judges, right=range(1, 1 + len(titles) + len(judges)))
     for evaluation in evaluations:
         quantile = evaluation.quantile
         if quantile is None:

@@ -130,7 +130,7 @@ def _table(
 
     titles = ("guidance", "reward", "drift", *judges)
     table = grid(
-        "token", *titles, "perplexity", "distinct-2", "length", right=range(1, 7 + len(judges))
+        "quantile", *titles, "perplexity", "distinct-2", "length", right=range(1, 7 + len(judges))
     )
     for point in points:
         name = "original" if point.quantile is None else str(point.quantile)

@@ -169,7 +169,7 @@ def _frontier(points: Sequence[Point], num_prompts: int) -> Iterator[str]:
         )
         for point in points
     ]
-    yield from _table(("token", "guidance", "reward", "drift", "distinct-2"), rows)
+    yield from _table(("quantile", "guidance", "reward", "drift", "distinct-2"), rows)
     yield ""
 
 

@@ -21,11 +21,12 @@ from quark.models.check.trials import check_policy
 from quark.models.config import ModelConfig
 from quark.models.loading import load_policy, load_saved_policy
 from quark.models.reward_tokens import REWARD_TOKENS_FILE
-from quark.models.token_critic import CRITIC_FILE
+from quark.models.token_critic import CRITIC_FILE, TokenCritic
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
+from quark.training.loop.critic import weakness_of
 from quark.types import Prompt
-from tests.cli.commands import quark
+from tests.cli.commands import TINY_RUN, quark
 from tests.training.launching import launch
 from tests.training.tiny_run import NEEDS_SHARDING, end_of, rows_of, train, write_inputs
 
@@ -226,3 +227,37 @@ def test_fit_learns_tokens_from_its_pool(config: Path, frozen_run: Path) -> None
     model = config.parent / "model"
     outcome = quark("fit", frozen_run, "--model", model, "--steps", "1", "--held-out", "0.4")
     assert "rank corr." in outcome.out, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("explained", "is_last_round", "said"),
+    [
+        (0.0, False, "do not explain their rewards"),
+        (0.05, True, "explains 5% of how 512 samples rank"),
+        (0.05, False, None),
+        (0.24, True, None),
+    ],
+)
+def test_a_critic_that_explains_little_is_said_to(explained, is_last_round, said):
+    critic = TokenCritic(scores=torch.zeros(4), explained=explained, num_samples=512)
+    found = weakness_of(critic, is_last_round=is_last_round)
+    assert found is None if said is None else said in found
+
+
+def test_a_run_says_that_its_critic_explains_little(tmp_path: Path) -> None:
+    """By a reward that no token predicts."""
+    (tmp_path / "reward.py").write_text(
+        "import zlib\n"
+        "def score(*, prompts, completions):\n"
+        "    return [zlib.crc32(text.encode()) % 1000 for text in completions]\n"
+    )
+    settings = {
+        "model.name": "embedded:reviews",
+        "prompts.source": "embedded:reviews",
+        "reward.name": f"{tmp_path / 'reward.py'}:score",
+    }
+    chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    done = quark("train", "critic", "--run-dir", tmp_path / "run", *TINY_RUN, *chosen)
+    assert done.code == 0, done.err
+    said = " ".join((done.out + done.err).split())
+    assert "do not explain their rewards" in said or "changes the reward little" in said

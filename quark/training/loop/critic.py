@@ -20,6 +20,8 @@ from quark.pool.scope import Score, scores_by
 
 MOST_SAMPLES = 1 << 15
 """Samples that a critic is fitted on, the newest: more would hardly change it, and they are held in memory."""
+WEAK = 0.1
+"""A critic that explains less of the rewards' ranks at the end of a run hardly moves them."""
 _BLOCK = 1 << 16
 """Vectors that are worked on at a time."""
 
@@ -68,6 +70,22 @@ def fit_critic(
         explained=found.explained,
         num_samples=found.num_samples,
     )
+
+
+def weakness_of(critic: TokenCritic, *, is_last_round: bool) -> str | None:
+    """Why guidance by a critic has little effect, and what may help; None if it has some, or may still get it."""
+    if critic.explained == 0.0:
+        return (
+            f"the tokens of {critic.num_samples:,} samples do not explain their rewards, so the critic does not guide. "
+            "More samples may change that"
+        )
+    if is_last_round and critic.explained < WEAK:
+        return (
+            f"the critic explains {critic.explained:.0%} of how {critic.num_samples:,} samples rank, so guidance changes "
+            "the reward little: more samples or a larger sampling.guidance may help. "
+            "A reward that single tokens do not predict needs trained weights, as in the preset own"
+        )
+    return None
 
 
 def token_vectors(model: PreTrainedModel, base_vocab_size: int) -> Tensor:

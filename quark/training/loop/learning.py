@@ -12,6 +12,7 @@ from quark.evaluation.information import LabelledSamples
 from quark.models.policy import Policy
 from quark.objectives.base import Objective
 from quark.training.loop.brake import is_due, take_note
+from quark.training.loop.critic import weakness_of
 from quark.training.loop.draws import round_sampler
 from quark.training.loop.hooks import WeightHooks
 from quark.training.loop.information import InformationMeter
@@ -69,11 +70,10 @@ class Learning:
                 explained=critic.explained,
                 num_samples=critic.num_samples,
             )
-            if critic.explained == 0.0 and self.config.sampling.guide == "critic":
-                journal.say(
-                    f"round {here.round}: the tokens of {critic.num_samples:,} samples do not explain their rewards, so "
-                    "the critic does not guide. More samples may change that"
-                )
+            is_last = here.round == self.config.run.num_rounds - 1
+            weakness = weakness_of(critic, is_last_round=is_last)
+            if weakness is not None and self.config.sampling.guide == "critic":
+                journal.say(f"round {here.round}: {weakness}")
         if not self.config.trains_weights:
             here.count_idle_steps(self.config.run.steps_per_round)
             return
