@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
-    from quark.pool.base import Quantization
     from quark.pool.native import NativePool
     from quark.pool.ranking import RankingRules
     from quark.pool.statistics import HistogramBin, RoundMean, ScoreStatistics
@@ -57,7 +56,14 @@ NumQuantiles = Annotated[
     ),
 ]
 
-ScoreColumn = Annotated[str, typer.Option("--score", help="Score column to rank by.")]
+ScoreColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--score",
+        help=f"Score column to rank by. Default: what the run ranks by, or {REWARD_COLUMN}.",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -147,7 +153,7 @@ def head(
     ] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Samples to show.")] = 10,
     num_quantiles: NumQuantiles = None,
-    score: ScoreColumn = REWARD_COLUMN,
+    score: ScoreColumn = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show samples: the first ones, the best or worst ones, or those of one quantile.
@@ -163,6 +169,7 @@ def head(
     import numpy as np
 
     from quark.cli.console import completed, foreign, grid, make_console, number, print_json, prose
+    from quark.pool.recorded_ranking import rank_by_recorded
 
     if best and worst:
         raise typer.BadParameter("--best and --worst exclude each other")
@@ -171,9 +178,9 @@ def head(
         raise typer.BadParameter(f"--quantile {quantile} is not in 0 .. {rules.num_quantiles - 1}")
     with opened(path, snapshot) as pool:
         scores, labels = np.empty(0, np.float32), np.full(len(pool), -1)
-        if best or worst or quantile is not None or is_ranked_by(pool, score):
-            scores = column(pool, score)
-            labels = ranked(pool, rules).labels()
+        if best or worst or quantile is not None or has_ranking(pool, rules):
+            scores = ranking_values(pool, rules)
+            labels = rank_by_recorded(pool, rules).labels()
         ids = np.arange(pool.num_removed, len(pool))
         if quantile is not None:
             ids = np.flatnonzero(labels == quantile)
@@ -202,9 +209,8 @@ def head(
             }
         )
         return
-    table = grid(
-        "id", "round", "quantile", score, "prompt", "completion", right=(0, 1, 2, 3), wide=(4, 5)
-    )
+    names = ("id", "round", "quantile", ranking_name(rules), "prompt", "completion")
+    table = grid(*names, right=(0, 1, 2, 3), wide=(4, 5))
     table.columns[5].ratio = 2
     for sample in samples:
         label, text = int(labels[sample.id]), sample.completion_text
@@ -212,7 +218,7 @@ def head(
             prose(str(sample.id), "dim"),
             prose(str(sample.round), "dim"),
             prose("–" if label < 0 else str(label)),
-            prose(number(sample.scores.get(score, math.nan))),
+            prose(number(float(scores[sample.id]) if len(scores) else math.nan)),
             foreign(sample.prompt_text, limit=200, style="dim"),
             foreign("") if text is None else completed(text, limit=400),
         )
@@ -223,7 +229,7 @@ def head(
 def stats(
     path: PoolPath,
     num_quantiles: NumQuantiles = None,
-    score: ScoreColumn = REWARD_COLUMN,
+    score: ScoreColumn = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show the scores: spread, ties, histogram, quantile cuts, means by round.
@@ -262,7 +268,7 @@ class _Figures:
             "samples": self.num_samples,
             "removed": self.num_removed,
             "columns": {name: _plain(column) for name, column in self.columns.items()},
-            "score": self.rules.score if self.is_ranked else None,
+            "score": ranking_name(self.rules) if self.is_ranked else None,
             "quantile_counts": self.counts,
             "quantile_lower_bounds": self.lower_bounds,
             "tie_share": self.tie_share,
@@ -280,17 +286,18 @@ class _Figures:
 def _figures(path: Path, rules: RankingRules) -> _Figures:
     import numpy as np
 
+    from quark.pool.recorded_ranking import rank_by_recorded
     from quark.pool.statistics import describe, histogram, round_means
 
     with opened(path) as pool:
         removed = pool.num_removed
-        is_ranked = is_ranked_by(pool, rules.score)
+        is_ranked = has_ranking(pool, rules)
         scores = (
-            column(pool, rules.score)[removed:]
+            ranking_values(pool, rules)[removed:]
             if is_ranked
             else np.full(len(pool) - removed, np.nan, np.float32)
         )
-        cuts = ranked(pool, rules) if is_ranked else None
+        cuts = rank_by_recorded(pool, rules) if is_ranked else None
         return _Figures(
             rules=rules,
             is_ranked=is_ranked,
@@ -326,7 +333,7 @@ def _show(figures: _Figures) -> None:
     if figures.is_ranked:
         _show_ranking(figures, console)
     else:
-        text = f"no score {figures.rules.score}: --score NAME ranks by another"
+        text = f"no score {ranking_name(figures.rules)}: --score NAME ranks by another"
         console.print(prose(text, "yellow"))
     console.print()
     _show_rounds(figures.rounds, console)
@@ -336,7 +343,7 @@ def _show_ranking(figures: _Figures, console: Console) -> None:
     """Histogram and quantiles."""
     from quark.cli.console import bar, count, grid, heading, number, prose
 
-    score = figures.rules.score
+    score = ranking_name(figures.rules)
     most = max((each.num_samples for each in figures.bins), default=0)
     console.print(heading(f"Histogram of {score}"))
     lines = grid("from", "to", "samples", "", right=(0, 1, 2))
@@ -422,31 +429,34 @@ app.command("gc")(pool_gc.gc)
 def run_rules(path: Path) -> RankingRules:
     """The ranking rules of the run at ``path``, or of the run whose pool it is; the defaults without a run."""
     from quark.pool.ranking import RankingRules
+    from quark.pool.recorded_ranking import recorded_rules
     from quark.report.load import read_config
     from quark.run_directory import RunDirectory
 
     run = RunDirectory.around(path)
-    return RankingRules.recorded(read_config(run.config)) if run.is_run() else RankingRules()
-
-
-def asked_rules(path: Path, num_quantiles: int | None, score: str) -> RankingRules:
-    """``run_rules``, overridden by the command line."""
-    rules = run_rules(path)
-    return dataclasses.replace(
-        rules, num_quantiles=num_quantiles or rules.num_quantiles, score=score
+    return (
+        recorded_rules(read_config(run.config), run.standards) if run.is_run() else RankingRules()
     )
 
 
-def ranked(pool: NativePool, rules: RankingRules) -> Quantization:
-    """The ranking by a run's rules. Raises ConfigError if they are invalid."""
-    from quark.errors import ConfigError
+def asked_rules(path: Path, num_quantiles: int | None, score: str | None) -> RankingRules:
+    """``run_rules``, overridden by the command line."""
+    rules = run_rules(path)
+    if score is not None:
+        rules = dataclasses.replace(rules, score=score, ensemble=None)
+    return dataclasses.replace(rules, num_quantiles=num_quantiles or rules.num_quantiles)
 
-    try:
-        return rules.quantize(pool)
-    except (ValueError, TypeError) as err:
-        raise ConfigError(
-            f"the run's config.toml does not say how its pool is ranked: {err}"
-        ) from err
+
+def ranking_name(rules: RankingRules) -> str:
+    """What to call the values that these rules rank by."""
+    return rules.score if rules.ensemble is None else "ensemble"
+
+
+def ranking_values(pool: NativePool, rules: RankingRules) -> NDArray[np.float32]:
+    """[N] what the rules rank by. Raises ConfigError with the names of the existing columns."""
+    for name in (rules.score,) if rules.ensemble is None else rules.ensemble.columns:
+        column(pool, name)
+    return rules.values(pool)
 
 
 def column(pool: NativePool, name: str) -> NDArray[np.float32]:
@@ -459,12 +469,12 @@ def column(pool: NativePool, name: str) -> NDArray[np.float32]:
     return pool.scores(name)
 
 
-def is_ranked_by(pool: NativePool, score: str) -> bool:
-    """Whether to rank by a column: always, except by the default column if the pool lacks it.
+def has_ranking(pool: NativePool, rules: RankingRules) -> bool:
+    """Whether to rank: always, except by the default column if the pool lacks it.
 
     A pool may have other scores, or none.
     """
-    return score != REWARD_COLUMN or score in pool.score_columns
+    return ranking_name(rules) != REWARD_COLUMN or REWARD_COLUMN in pool.score_columns
 
 
 def _plain(statistics: ScoreStatistics) -> dict[str, float]:

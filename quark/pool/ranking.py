@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quark.pool.base import Quantization, RemainderRule, SamplePool, TieRule
 from quark.pool.columns import REWARD_COLUMN
 from quark.pool.combiners import Ensemble
@@ -52,6 +55,15 @@ class RankingRules:
         names = {field.name for field in fields(cls)} - {"score", "ensemble"}
         return cls(**{name: given[name] for name in names & given.keys()})
 
+    @property
+    def ranks_by(self) -> str | Ensemble:
+        """The score column, or the combination of several."""
+        return self.score if self.ensemble is None else self.ensemble
+
+    def values(self, pool: SamplePool) -> NDArray[np.float32]:
+        """[N] what the samples are ranked by, in id order; NaN where a sample has no score. Raises KeyError."""
+        return scores_by(pool, self.ranks_by)
+
     def quantize(self, pool: SamplePool) -> Quantization:
         """Rank the pool's snapshot by these rules and cut the ranking.
 
@@ -69,7 +81,7 @@ class RankingRules:
         )
         return pool.quantize(
             self.num_quantiles,
-            score=self.score if self.ensemble is None else self.ensemble,
+            score=self.ranks_by,
             scope=scope,
             ties=self.ties,
             remainder=self.remainder,
@@ -83,5 +95,4 @@ class RankingRules:
             quantization: what ``quantize`` returned for it.
         """
         prompt_ids = pool.column("prompt_id") if self.per_prompt else None
-        values = scores_by(pool, self.score if self.ensemble is None else self.ensemble)
-        return tie_share(values, quantization.labels(), prompt_ids)
+        return tie_share(self.values(pool), quantization.labels(), prompt_ids)

@@ -23,7 +23,7 @@ from quark.evaluation.frontier_file import FrontierFile
 from quark.pool.base import Sample, SamplePool
 from quark.pool.columns import REWARD_COLUMN
 from quark.pool.ranking import RankingRules
-from quark.pool.standards import recorded_ensemble
+from quark.pool.recorded_ranking import recorded_rules
 from quark.pool.writer_lock import has_writer
 from quark.run_directory import RunDirectory
 from quark.run_identity import RunIdentity
@@ -162,9 +162,7 @@ def load_run(path: Path) -> RunData:
         directory=directory,
         identity=identity,
         config=config,
-        rules=replace(
-            RankingRules.recorded(config), ensemble=recorded_ensemble(config, directory.standards)
-        ),
+        rules=recorded_rules(config, directory.standards),
         runs=tuple(by_event.get("run", ())),
         steps=_last_of_each(by_event.get("step", []), "step"),
         rounds=rounds,

@@ -319,7 +319,7 @@ def check_tokens(
     if len(others) * 2 > len(tried):
         raise DataError(
             f"the pool holds {whose} tokens: {model} reads {len(others)} of {len(tried)} completions as another text than "
-            "the one that is stored beside them. {way_out[0].upper()}{way_out[1:]} the model that wrote them"
+            f"the one that is stored beside them. {way_out[0].upper()}{way_out[1:]} the model that wrote them"
         )
 
 

@@ -13,14 +13,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from quark.config.load import load_config
 from quark.errors import ConfigError, QuarkError
 from quark.pool.columns import REWARD_COLUMN
-from quark.pool.defaults import NUM_QUANTILES
 from quark.pool.native import NativePool
+from quark.pool.ranking import RankingRules
+from quark.pool.recorded_ranking import rank_by_recorded, recorded_rules
 from quark.pool.scope import Scope
 from quark.printable import printable
-from quark.report.load import figure, read_metrics
+from quark.report.load import figure, read_config, read_metrics
 from quark.report.overview import runs_in
 from quark.run_directory import RunDirectory
 from quark.training.explain import explain
@@ -49,11 +49,12 @@ class Source:
         """
         return self.path if self.run is None else self.run.own(self.run.pool)
 
-    def num_quantiles(self) -> int:
-        """K of the run, or the default."""
+    def rules(self) -> RankingRules:
+        """How the run ranks its pool, or the defaults."""
         if self.run is None:
-            return NUM_QUANTILES
-        return load_config(self.run.own(self.run.config)).config.pool.num_quantiles
+            return RankingRules()
+        config = read_config(self.run.own(self.run.config))
+        return recorded_rules(config, self.run.standards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,7 @@ class Answers:
             {
                 "name": printable(str(source.path)),
                 "kind": "pool" if source.run is None else "run",
-                "quantiles": source.num_quantiles(),
+                "quantiles": source.rules().num_quantiles,
             }
             for source in self._sources
         ]
@@ -178,7 +179,7 @@ class Answers:
             first = pool.num_removed
             fits = np.ones(len(pool), dtype=bool)
             fits[:first] = False
-            labels = self._quantiles(index, pool, source.num_quantiles())
+            labels = self._quantiles(index, pool, source.rules())
             if wanted.round is not None:
                 fits &= pool.column("round") == wanted.round
             if wanted.quantile is not None:
@@ -257,14 +258,14 @@ class Answers:
             ],
         }
 
-    def _quantiles(self, index: int, pool: NativePool, num_quantiles: int) -> NDArray[np.int16]:
+    def _quantiles(self, index: int, pool: NativePool, rules: RankingRules) -> NDArray[np.int16]:
         """[N] the quantile of each sample; kept until the pool changes."""
         if REWARD_COLUMN not in pool.score_columns:
             return np.full(len(pool), -1, np.int16)
         key = (index, pool.snapshot.generation)
         if key not in self._labels:
             self._labels = {k: v for k, v in self._labels.items() if k[0] != index}
-            self._labels[key] = pool.quantize(num_quantiles).labels().astype(np.int16)
+            self._labels[key] = rank_by_recorded(pool, rules).labels().astype(np.int16)
         return self._labels[key]
 
 

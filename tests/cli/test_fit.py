@@ -141,7 +141,8 @@ def test_a_model_of_the_same_size_and_other_words_is_refused(pool: Path, tmp_pat
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     outcome = quark("fit", pool, "--model", model, *FEW)
     assert outcome.code == 3, outcome.err
-    assert "completions as another text" in outcome.err
+    assert "completions as another text than the one that is stored beside them" in outcome.err
+    assert "Give --model the model that wrote them" in " ".join(outcome.err.split())
 
 
 def test_samples_without_a_token_are_an_error_that_names_the_pool(
