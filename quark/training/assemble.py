@@ -35,7 +35,7 @@ from quark.training.rooms import (
     open_log,
 )
 from quark.training.state.checkpoint import Checkpoint, Checkpoints, verify
-from quark.training.state.entry import enter, record
+from quark.training.state.entry import enter, leave, record
 from quark.training.state.exactness import Exactness
 from quark.training.state.given_round import GivenRound
 from quark.training.state.resumption import find_checkpoint, open_shared_pool
@@ -82,6 +82,7 @@ def assemble(
     exactness = Exactness(require_exact, listener)
     exactness.check_device(choose_device(config.run.device))
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
+    is_new = not run.is_run()
     given_round = None if from_pool is None else GivenRound.of(from_pool, run)
 
     def checked_and_entered() -> dict[str, Json]:
@@ -101,15 +102,20 @@ def assemble(
 
     identity = RunIdentity.of_json(processes.from_main_process(checked_and_entered))
     listener.on_progress(Progress(phase="loading", round=0, done=0, total=1))
-    context = load_context(
-        loaded,
-        run,
-        identity,
-        processes=processes,
-        listener=listener,
-        fresh=fresh,
-        reward=given.reward,
-    )
+    try:
+        context = load_context(
+            loaded,
+            run,
+            identity,
+            processes=processes,
+            listener=listener,
+            fresh=fresh,
+            reward=given.reward,
+        )
+    except BaseException:
+        if is_new and processes.is_main_process:
+            leave(run, identity)
+        raise
     serving = make_serving(context)
     pool = _open_pool(context, given_round)
     try:

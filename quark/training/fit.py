@@ -27,6 +27,7 @@ from quark.evaluation.information import (
     information_of_each,
     interval_over_groups,
 )
+from quark.models.check.kept import checked
 from quark.models.policy import Policy
 from quark.objectives.quark import QuarkObjective
 from quark.pool.base import Quantization
@@ -173,8 +174,7 @@ def fit(
     quantization, num_train, held_out = _parts(pool, config, score)
     device = choose_device(config.run.device)
     use_threads(config)
-    policy = untrained_policy(config, device)
-    check_tokens(pool, policy, config.model.name)
+    policy = _policy(config, device, pool, on_message)
     if is_rate_chosen:
         optimizer = config.optimizer.model_copy(update={"learning_rate": suited_rate(policy)})
         config = config.model_copy(update={"optimizer": optimizer})
@@ -321,6 +321,19 @@ def check_tokens(
             f"the pool holds {whose} tokens: {model} reads {len(others)} of {len(tried)} completions as another text than "
             f"the one that is stored beside them. {way_out[0].upper()}{way_out[1:]} the model that wrote them"
         )
+
+
+def _policy(
+    config: RunConfig, device: torch.device, pool: NativePool, on_message: Callable[[str], None]
+) -> Policy:
+    """The model to train. Raises DataError, ModelError if it does not fit the pool or fails a check."""
+    policy = untrained_policy(config, device)
+    check_tokens(pool, policy, config.model.name)
+    check = checked(config.model, policy)
+    check.require(config.model.name)
+    for note in check.notes:
+        on_message(f"{config.model.name}: {note}")
+    return policy
 
 
 def _parts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,17 @@ def test_a_model_of_the_same_size_and_other_words_is_refused(pool: Path, tmp_pat
     assert outcome.code == 3, outcome.err
     assert "completions as another text than the one that is stored beside them" in outcome.err
     assert "Give --model the model that wrote them" in " ".join(outcome.err.split())
+
+
+def test_a_model_that_fails_its_check_is_refused(pool: Path, tmp_path: Path) -> None:
+    from quark.assets import asset_path
+
+    model = shutil.copytree(asset_path("models", "reviews"), tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    outcome = quark("fit", pool, "--model", model, *FEW, "--out", tmp_path / "fitted")
+    assert outcome.code == 3, outcome.err
+    assert "fails the check 'steering'" in " ".join(outcome.err.split())
+    assert not (tmp_path / "fitted").exists()
 
 
 def test_samples_without_a_token_are_an_error_that_names_the_pool(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import quark
 from quark.config.load import load_config
+from quark.errors import ModelError
 from quark.pool.native import NativePool
 from quark.run_directory import RunDirectory
 from quark.run_identity import RunIdentity
 from quark.training.state import entry
 from quark.training.state.exactness import Exactness
+from tests.api.small import PROMPTS, SMALL
+from tests.models.test_chat_templates import chat_tokenizer
+from tests.tiny import save_tiny, tiny_llama
 
 
 class Silent:
@@ -55,3 +61,36 @@ def test_a_run_that_makes_way_takes_only_its_own_along(run: RunDirectory) -> Non
     entry.clear(run, load_config("demo"), identity)
     assert names(run) == ["config.toml", "model.photos", "model.png", "model.pt", "run.json"]
     assert RunIdentity.read(run).run_id == identity.run_id
+
+
+@pytest.mark.parametrize("is_given", [False, True], ids=["named", "given"])
+def test_a_start_with_a_model_that_is_refused_leaves_nothing(
+    tmp_path: Path, *, is_given: bool
+) -> None:
+    model, tokenizer = tiny_llama(258), chat_tokenizer("{{ raise_exception('no') }}")
+    save_tiny(tmp_path / "model", model)
+    tokenizer.save_pretrained(tmp_path / "model")
+    path = tmp_path / "runs" / "run"
+    with pytest.raises(ModelError, match="fails the check 'steering'"):
+        quark.train(
+            None,
+            model=(model, tokenizer) if is_given else tmp_path / "model",
+            prompts=PROMPTS,
+            reward="length",
+            run_dir=path,
+            **SMALL,
+        )
+    assert not path.exists()
+
+
+def test_only_what_a_new_run_wrote_is_taken_back(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    identity = enter(run, fresh=False)
+    entry.leave(run, replace(identity, run_id="another process"))
+    assert names(run) == ["config.toml", "run.json"]
+    (run.path / "notes").write_text("mine")
+    entry.leave(run, identity)
+    assert names(run) == ["config.toml", "notes", "run.json"]
+    (run.path / "notes").unlink()
+    entry.leave(run, identity)
+    assert not run.path.exists()

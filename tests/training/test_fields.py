@@ -139,7 +139,7 @@ def test_a_row_without_the_field_stops_the_start(
         dry_run(loaded, listener=Listener())
     with pytest.raises(DataError, match=reason):
         train(loaded, tmp_path / "run")
-    assert not RunDirectory(tmp_path / "run").pool.exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_function_of_python_asks_for_a_column(tmp_path: Path) -> None:

@@ -105,6 +105,21 @@ def enter(
     return identity
 
 
+def leave(run: RunDirectory, identity: RunIdentity) -> None:
+    """Delete what ``enter`` and ``Given.keep`` wrote for a new run whose inputs could not be loaded.
+
+    Does nothing where the directory holds anything else, or the run of another process.
+    """
+    with contextlib.suppress(RunDirectoryError, OSError):
+        if RunIdentity.read(run).run_id != identity.run_id or run.pool.exists():
+            return
+        if set(run.path.iterdir()) <= {run.config, run.identity, run.given}:
+            shutil.rmtree(run.given, ignore_errors=True)
+            run.config.unlink(missing_ok=True)
+            run.identity.unlink()
+            run.path.rmdir()
+
+
 def _check_clearable(run: RunDirectory, *, force: bool) -> None:
     """Raise RunDirectoryError or PoolLockedError if a run may not be deleted."""
     if not force:
