@@ -1,4 +1,4 @@
-"""What a file of quark says, taken for what it is meant to be: its version, and the JSON values in it.
+"""The format version of quark's files, and checked access to their JSON values.
 
 A file without a version is of the first one, and a newer one is refused. The readers of values raise ValueError for
 another kind of value, with the beginning of it.

@@ -1,4 +1,4 @@
-"""JSON over HTTP with patience: the one client that talks to somebody's server.
+"""The HTTP client for JSON servers, with retries.
 
 Overload, server errors and lost connections are tried again with exponential back-off and jitter, or after
 what ``Retry-After`` says; any other answer than a success is an error at once. An answer has a largest size,
@@ -58,7 +58,7 @@ class HttpSettings(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a server said, whole."""
+    """A server's complete response."""
 
     status: int
     retry_after: str | None

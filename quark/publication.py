@@ -1,11 +1,11 @@
-"""How a file or a folder of quark takes its place: written beside it, synced, renamed, and the rename synced.
+"""Publishes files and folders atomically: stage, sync, rename, sync the directory.
 
 Every function here guarantees:
 
 - A reader sees the old content or the new content, whole, even after a crash or a power cut. On return the new content
   is durable. A folder that replaces another one is missing between two renames; see ``publishing_directory``.
 - Nothing is written through a link. A link at the target is replaced by the file.
-- Permissions are the umask's, unless a caller asks for fewer.
+- Permissions follow the umask, unless a caller asks for fewer.
 - A writer that fails removes what it staged. What a killed one leaves is named ``TARGET.partial-…`` and counts as nothing:
   the next publication of the same target removes it a day later, and ``clear_left_overs`` at once.
 - An ``OSError`` names the target, never the staged file. ``quark.refusals.way_on`` says how to go on after it.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _STALE_S = 86_400.0
-"""Age in seconds from which nobody is still writing a staged file."""
+"""Age in seconds after which a staged file counts as abandoned."""
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 _SYNC_IS_UNKNOWN = frozenset({errno.EINVAL, errno.ENOTSUP})
 """How file systems refuse to sync a folder that never need it."""
@@ -123,9 +123,8 @@ def publishing_directory(final: Path, *, is_replacing: bool = False) -> Iterator
 
     Args:
         final: the target. Its parent exists.
-        is_replacing: whether a folder that is there makes way. At each moment it is whole, as ``final`` or, while the two
-            change places, as ``NAME.previous``; a writer killed then leaves it there, and the next one brings it back.
-            Only for a target with one writer at a time.
+        is_replacing: whether to replace an existing folder. While the two are swapped, the old one is
+            ``NAME.previous``; after a crash, the next writer restores it. Only for a target with one writer at a time.
 
     Raises:
         FileExistsError: ``final`` exists and is not to be replaced.
@@ -250,7 +249,7 @@ def left_overs(final: Path) -> list[Path]:
 
 
 def clear_left_overs(final: Path) -> None:
-    """Remove what killed writers of ``final`` left. Only for whoever alone writes ``final``."""
+    """Remove files left by killed writers. Call only as the sole writer of ``final``."""
     for path in left_overs(final):
         _remove(path)
 

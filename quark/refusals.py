@@ -1,4 +1,4 @@
-"""What the system refused, and what lets the same command go on: advice follows the cause, not an error's class."""
+"""Advice for errors of the operating system, chosen by cause."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def way_on(error: BaseException) -> str:
 
 
 def says_nothing_of_the_bytes(error: OSError) -> bool:
-    """Whether a file could not be read for a reason that leaves it as good as it was."""
+    """Whether the error says nothing about the file's contents."""
     return error.errno in _SAYS_NOTHING

@@ -50,7 +50,7 @@ class RunIdentity:
     scored_by: Mapping[str, Files] | None = None
     """By score column, what its scores were made with; None before a reward was loaded."""
     reward_sha256: str | None = None
-    """Of the reward's one file, in a run of before imported modules were known; ``scored_by`` is None then."""
+    """Hash of the reward's only file, in runs made before imported modules were recorded; ``scored_by`` is None then."""
     first_round: FirstRound | None = None
     """None for a run that explored its first round."""
 

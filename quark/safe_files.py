@@ -79,7 +79,7 @@ def check_tree(path: Path, root: Path) -> None:
         except FileNotFoundError:  # not there, or a dangling link that stays within
             continue
         if stat.S_ISDIR(mode):
-            # What a link within the root leads to is checked where it lies, or is nobody's to read.
+            # Do not follow links to folders: a target inside the root is visited on its own.
             pending += () if is_link else entry.iterdir()
         elif not stat.S_ISREG(mode):
             raise _not_plain(entry)

@@ -58,7 +58,7 @@ def _encodable(value: Any) -> Any:
     return value
 
 
-LONGEST = ("training", "cli", "goals", "selftest", "pool")
+LONGEST = ("integration", "training", "cli", "goals", "selftest", "pool")
 """Folders whose files take the longest, in the order in which they start."""
 
 

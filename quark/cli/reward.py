@@ -103,7 +103,7 @@ def train_scorer(
     ] = None,
     ensemble: Annotated[
         int | None,
-        typer.Option(min=1, help="Train so many scorers, each on its own bootstrap sample."),
+        typer.Option(min=1, help="Number of scorers to train, each on its own bootstrap sample."),
     ] = None,
     label_noise: Annotated[
         float,

@@ -31,7 +31,7 @@ from quark.settings import Settings
 
 _DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 DEFAULT_INIT_WEIGHT = 0.3
-"""Weight of the original model in the average at a reset, where nobody says another."""
+"""Default weight of the original model in the average at a reset."""
 
 
 class RunSection(Settings):

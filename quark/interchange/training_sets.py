@@ -237,7 +237,7 @@ def _best(rows: pl.DataFrame, rules: SetRules) -> pl.DataFrame:
 
 
 def _at_most(rows: pl.DataFrame, rules: SetRules, *, best_first: bool) -> pl.DataFrame:
-    """At most so many of each prompt, the most telling ones."""
+    """At most ``rules.max_per_prompt`` rows of each prompt, those with the most extreme scores."""
     if rules.max_per_prompt is None:
         return rows
     ordered = rows.sort(["score", "id"], descending=[best_first, False])

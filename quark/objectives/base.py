@@ -1,4 +1,4 @@
-"""What an objective is: the learner knows this and no implementation."""
+"""The protocol of an objective. The learner uses only this."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Objective(Protocol):
 
     @property
     def tilt_strength(self) -> float | None:
-        """Of the best token's tilt, if the objective wants one (``take_tilt``); None if not."""
+        """Strength of the tilt toward the best token (``take_tilt``); None if the objective uses no tilt."""
         return None
 
     def take_tilt(self, tilt: TokenTilt) -> None:  # noqa: ARG002 - most want none

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 NUM_QUANTILES = 5
-"""K where nobody says another number."""
+"""Default number of quantiles."""
 MAX_QUANTILES = 2**15 - 1
 """Labels are int16."""
 RESCORING_CHUNK = 8192

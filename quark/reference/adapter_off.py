@@ -40,7 +40,7 @@ class _AdapterOffModel(CausalModel):
     """Runs with the adapters off, and leaves them on."""
 
     def __init__(self, policy: Policy, adapter: Adapter) -> None:
-        # The very modules that the policy runs, wherever their weights are: there is nothing to be found out again.
+        # These are the policy's own modules, so no check has to be repeated.
         vars(self).update(vars(policy.causal))
         self._adapter = adapter
 

@@ -29,11 +29,11 @@ class ReferencePolicy(Protocol):
         ...
 
     def prepare(self, sample_ids: Sequence[int]) -> None:  # noqa: ARG002 - most need no preparation
-        """Be told which samples of the pool the next training step learns from, by all processes together."""
+        """Receive the ids of the samples of the next training step. All processes call this together."""
         return
 
     def gathered(self) -> AbstractContextManager[None]:
-        """Within: this process can run it without the others. To be entered and left by all of them together."""
+        """Within the context, this process can run the reference alone. All processes enter and leave it together."""
         return nullcontext()
 
     def sequence_logprobs(

@@ -73,7 +73,7 @@ NO_FIELDS = FieldsAsked()
 
 
 def fields_asked(reward: RewardFunction) -> FieldsAsked:
-    """What ``reward`` says that it asks for; nothing if it says nothing."""
+    """The fields that ``reward`` declares; none by default."""
     asked = getattr(reward, "fields_asked", NO_FIELDS)
     return asked if isinstance(asked, FieldsAsked) else NO_FIELDS
 

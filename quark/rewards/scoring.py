@@ -68,7 +68,7 @@ class ScoreOutcome:
 def merged_message(
     num_merged: int, num_scored: int, pair: tuple[float, float] | None
 ) -> str | None:
-    """That so many scores tie because they are stored as float32; ``pair`` is an example."""
+    """A warning that many scores tie because they are stored as float32; ``pair`` is an example."""
     if pair is None or num_merged < _MERGED_SHARE_SAID * num_scored:
         return None
     return (

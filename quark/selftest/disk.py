@@ -23,7 +23,7 @@ _NETWORK = frozenset(
 """File systems of another machine, or of the host of a virtual one."""
 _NUM_SYNCS = 30
 _INSTANT_SYNC_S = 20e-6
-"""No disk that remembers is that fast: a sync is a command to the device and its answer."""
+"""No persistent disk syncs faster than this: a sync is a command to the device and its answer."""
 _PAGE = 4096
 
 
@@ -66,7 +66,7 @@ def parse_mounts(lines: list[str], folder: Path) -> FileSystem:
 
 
 def warnings_of(file_system: FileSystem, sync: Latency | None) -> list[str]:
-    """What makes a disk a bad place for a pool although nothing failed.
+    """Warnings about a disk that passed all checks.
 
     Args:
         file_system: where it would lie.

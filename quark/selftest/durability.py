@@ -1,7 +1,6 @@
 """The whole examination of one folder's disk: ``quark selftest --durability``.
 
-What it cannot show: that the disk keeps, when the power goes, what it said it had synced. Only pulling the
-plug shows that. The pool's own behavior at a power cut is tested on a simulated disk, at every write.
+It cannot show that the disk keeps synced data after a power cut. Only pulling the plug does. The pool's own behavior at a power cut is tested on a simulated disk, at every write.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class DurabilityReport:
     append: Latency | None
     """One durable append of some 30 short samples."""
     warnings: tuple[str, ...]
-    """What nothing failed for and is a reason not to keep pools here."""
+    """Reasons not to keep pools here although every check passed."""
     seconds: float
 
     @property

@@ -108,7 +108,9 @@ def test_two_processes_learn_what_one_does(
     assert moved > 50 * WEIGHTS_WITHIN
 
 
-def test_all_processes_hold_the_same_weights_and_only_the_lead_speaks(together: Ended) -> None:
+def test_all_processes_hold_the_same_weights_and_only_the_main_process_speaks(
+    together: Ended,
+) -> None:
     assert together.weights[0] is not None
     assert together.weights[0] == together.weights[1]
     assert json.loads(together.out[0])["rounds"] == NUM_ROUNDS
@@ -151,7 +153,7 @@ def test_a_process_that_ends_ends_the_run(config: Path, tmp_path: Path, mishap: 
     assert train(config, tmp_path / "run").rounds == NUM_ROUNDS
 
 
-def test_a_reward_that_fails_in_the_lead_ends_all(config: Path, tmp_path: Path) -> None:
+def test_a_reward_that_fails_in_the_main_process_ends_all(config: Path, tmp_path: Path) -> None:
     reward = tmp_path / "failing.py"
     reward.write_text("def fail(prompts, completions):\n    raise RuntimeError('out of order')\n")
     ended = launch(config, tmp_path / "run", f"reward.name={reward}:fail")

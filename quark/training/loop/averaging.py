@@ -5,7 +5,7 @@
                     average <- original model
 
 A reset falls between two rounds (Noukhovitch et al. 2023). The average as a reference is the synchronization of
-TR-DPO (Gorbatovski et al. 2024), which mixes a share of the policy into the reference every so many steps.
+TR-DPO (Gorbatovski et al. 2024), which mixes a share of the policy into the reference at a fixed interval of steps.
 """
 
 from __future__ import annotations

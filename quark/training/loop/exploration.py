@@ -194,8 +194,8 @@ class Explorer:
             try:
                 completions = self._generate(generator, part, round, chunk, quantile)
             except Exception:
-                # What was generated before is not to be lost by it. Several processes cannot: the others
-                # do not know of the failure, and would take this exchange for theirs.
+                # Commit the chunk that was generated before. Several processes cannot: the others do not
+                # know of the failure and would take this exchange for theirs.
                 if waiting is not None and self._processes.size == 1:
                     commit(waiting)
                 raise
@@ -243,7 +243,7 @@ class Explorer:
     def _begin_scoring(
         self, completions: Sequence[Completion], done: _Done
     ) -> Callable[[], _Scored]:
-        """What gives the scores; in the main process they are being asked for already where scoring overlaps."""
+        """A call that returns the scores. Where scoring overlaps, it already runs in a thread of the main process."""
 
         def ask() -> _Scored:
             begin = done.elapsed()

@@ -29,9 +29,9 @@ def count_skipped_step(
     if position.skipped_in_a_row > max_skipped_steps:
         raise TrainingError(
             f"{position.skipped_in_a_row} steps in a row had a loss or gradient that is not finite "
-            f"(the last: loss {loss}, gradient norm {grad_norm}). The last checkpoint is good: the same "
-            "command goes on from it, with more patience by optimizer.max_skipped_steps; another "
-            "optimizer.learning_rate needs another run"
+            f"(the last: loss {loss}, gradient norm {grad_norm}). To resume from the last checkpoint and "
+            "tolerate more such steps, raise optimizer.max_skipped_steps. A different "
+            "optimizer.learning_rate requires a new run"
         )
     return f"step {position.step} is skipped: loss {loss}, gradient norm {grad_norm}"
 

@@ -1,4 +1,4 @@
-"""What may change or pass on the weights beside the optimizer: called by the loop at fixed points."""
+"""Hooks: the points at which code other than the optimizer may change or publish the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says as it goes: rows of the metric log, messages and progress, each with the place where it was said."""
+"""Metric rows, messages and progress of a run, each with its round and step."""
 
 from __future__ import annotations
 

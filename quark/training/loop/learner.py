@@ -277,7 +277,7 @@ class Learner:
                 derive_seed(self._seed, "dropout", position.step, self._processes.rank)
             ):
                 outputs = [self._backward(part, num_sequences, num_tokens) for part in parts]
-                # Fewer sequences than the others have passes: it goes along, and adds nothing.
+                # This process has fewer sequences than passes. The extra passes have weight zero and keep collectives aligned.
                 for _ in range(num_passes - len(parts)):
                     self._backward(parts[0], num_sequences, num_tokens, share=0.0)
                 return outputs

@@ -1,4 +1,4 @@
-"""What a run comes to: the figures before and after, and the answers side by side."""
+"""The result of a run: figures before and after, and completions side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told of a round: figures of the samples that it brought, and a few of these samples."""
+"""Figures and sample completions of one round."""
 
 from __future__ import annotations
 

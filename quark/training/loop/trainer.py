@@ -7,8 +7,8 @@
         learn     M steps of the conditioned loss on minibatches of the pool
         evaluate  on held-out prompts, then checkpoint
 
-What a run is at any moment: the newest checkpoint, plus the chunks that the pool has beyond it. Both are
-durable, so a run that is killed goes on from there, and nothing that was generated is generated again.
+The state of a run is the newest checkpoint plus the chunks committed after it. Both are durable, so a killed run
+continues from there and generates nothing twice.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Trainer:
         if self._resume_from is not None:
             self._restore(self._resume_from)
         here = self._position
-        # What a killed process left would take the room that the next checkpoint needs.
+        # Unfinished checkpoints of a killed process could fill the disk before the next checkpoint.
         if self._processes.is_main_process:
             self._outputs.checkpoints.prune()
         if here.baseline is None and not self._should_stop():
@@ -205,7 +205,7 @@ class Trainer:
     # Report
 
     def _check_first_rewards(self, samples: RoundSamples) -> list[Alert]:
-        """Tell what is wrong with the first rewards of all, and return it."""
+        """Report problems with the first rewards and return the alerts."""
         if self._position.round:
             return []
         rewards = samples.pool.scores(REWARD_COLUMN)[samples.new.start : samples.new.stop]
