@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -338,6 +340,24 @@ def test_a_checkpoint_of_before_verifies_and_tells_what_it_needs(tmp_path: Path)
     assert oldest_snapshot_needed(run) == 4
     (path / "state.json").write_text("{")
     assert oldest_snapshot_needed(run) is None
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE])
+def test_a_checkpoint_that_cannot_be_opened_now_is_not_skipped(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`quark pool gc` would remove the snapshot that it needs."""
+    run = RunDirectory(tmp_path)
+    save(run, 10, STATE)
+
+    def refusing(*_: object, **__: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("quark.training.state.run_state.read_bytes", refusing)
+    with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
+        oldest_snapshot_needed(run)
+    monkeypatch.undo()
+    assert oldest_snapshot_needed(run) == 4
 
 
 def test_a_checkpoint_of_a_newer_quark_is_neither_skipped_nor_removed(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from quark.formats import (
     truth_in,
     whole_in,
 )
+from quark.refusals import says_nothing_of_the_bytes, way_on
 from quark.run_directory import RunDirectory
 from quark.safe_files import read_bytes
 from quark.training.position import Answer, Baseline, Position
@@ -167,6 +168,7 @@ def oldest_snapshot_needed(run: RunDirectory) -> int | None:
     Raises:
         UnsafeFileError: a link leads from the checkpoints out of the run directory.
         NewerStateError: a newer quark wrote a checkpoint.
+        CheckpointError: a checkpoint cannot be opened now, which says nothing of what it needs.
     """
     generations = []
     for path in run.own(run.checkpoints).glob(f"step-*/{FILE_NAME}"):
@@ -180,8 +182,11 @@ def oldest_snapshot_needed(run: RunDirectory) -> int | None:
                 generations += [] if learns_from is None else [whole_in(learns_from)]
         except NewerStateError:
             raise
-        except CheckpointError:  # a checkpoint that cannot be read cannot be resumed from either
-            continue
+        except CheckpointError as err:
+            cause = err.__cause__
+            if isinstance(cause, OSError) and says_nothing_of_the_bytes(cause):
+                raise CheckpointError(f"{path} cannot be read: {cause}; {way_on(cause)}") from cause
+            # A damaged checkpoint cannot be resumed from either.
     return min(generations, default=None)
 
 
