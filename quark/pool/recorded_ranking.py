@@ -1,4 +1,4 @@
-"""How a run ranks its pool, as its files say it: for everything that shows a run and does not train it."""
+"""Reads the ranking rules of a run from its files, for reports, commands and the local page."""
 
 from __future__ import annotations
 

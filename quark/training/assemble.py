@@ -82,7 +82,7 @@ def assemble(
     exactness = Exactness(require_exact, listener)
     exactness.check_device(choose_device(config.run.device))
     run = RunDirectory(run_dir if run_dir is not None else Path("runs") / loaded.name)
-    is_new = not run.is_run()
+    is_new, had_folder = not run.is_run(), run.path.exists()
     given_round = None if from_pool is None else GivenRound.of(from_pool, run)
 
     def checked_and_entered() -> dict[str, Json]:
@@ -114,7 +114,7 @@ def assemble(
         )
     except BaseException:
         if is_new and processes.is_main_process:
-            leave(run, identity)
+            leave(run, identity, keeps_folder=had_folder)
         raise
     serving = make_serving(context)
     pool = _open_pool(context, given_round)

@@ -86,11 +86,13 @@ def test_a_start_with_a_model_that_is_refused_leaves_nothing(
 def test_only_what_a_new_run_wrote_is_taken_back(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     identity = enter(run, fresh=False)
-    entry.leave(run, replace(identity, run_id="another process"))
+    entry.leave(run, replace(identity, run_id="another process"), keeps_folder=False)
     assert names(run) == ["config.toml", "run.json"]
     (run.path / "notes").write_text("mine")
-    entry.leave(run, identity)
+    entry.leave(run, identity, keeps_folder=False)
     assert names(run) == ["config.toml", "notes", "run.json"]
     (run.path / "notes").unlink()
-    entry.leave(run, identity)
+    entry.leave(run, identity, keeps_folder=True)
+    assert names(run) == []
+    entry.leave(run, enter(run, fresh=False), keeps_folder=False)
     assert not run.path.exists()

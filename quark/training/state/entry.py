@@ -105,10 +105,11 @@ def enter(
     return identity
 
 
-def leave(run: RunDirectory, identity: RunIdentity) -> None:
+def leave(run: RunDirectory, identity: RunIdentity, *, keeps_folder: bool) -> None:
     """Delete what ``enter`` and ``Given.keep`` wrote for a new run whose inputs could not be loaded.
 
-    Does nothing where the directory holds anything else, or the run of another process.
+    Does nothing where the directory holds anything else, or the run of another process. ``keeps_folder`` says that the
+    directory was there before.
     """
     with contextlib.suppress(RunDirectoryError, OSError):
         if RunIdentity.read(run).run_id != identity.run_id or run.pool.exists():
@@ -117,7 +118,8 @@ def leave(run: RunDirectory, identity: RunIdentity) -> None:
             shutil.rmtree(run.given, ignore_errors=True)
             run.config.unlink(missing_ok=True)
             run.identity.unlink()
-            run.path.rmdir()
+            if not keeps_folder:
+                run.path.rmdir()
 
 
 def _check_clearable(run: RunDirectory, *, force: bool) -> None:
